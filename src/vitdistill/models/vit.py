@@ -1,0 +1,81 @@
+"""The VisionTransformer family of timm: ViT, DeiT (with and without distillation token), DeiT3, CLIP, MAE, registers."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vitdistill.errors import UserError
+from vitdistill.models.backbone import Backbone, FusedQKVReader, QKVReader, SaliencyKind
+from vitdistill.tokens.saliency import attention_received, cls_attention
+from vitdistill.types import BackboneOutput, Capture, TokenGrid
+
+
+class ViT(Backbone):
+    """Adapter over `timm.models.vision_transformer.VisionTransformer` and its subclasses.
+
+    What differs within the family is decided by the network itself: whether prefix tokens have positions (DeiT3:
+    no), a norm before the blocks (CLIP), mean pooling over the kept patches with `fc_norm` (MAE fine-tuned),
+    LayerScale, register tokens, two heads (distilled DeiT).
+    """
+
+    net: VisionTransformer
+
+    def __init__(self, net: VisionTransformer) -> None:
+        if getattr(net, "dynamic_img_size", False):
+            raise UserError(
+                "A backbone with dynamic image size has no fixed patch grid",
+                remedy="Build it with a fixed img_size and dynamic_img_size=False",
+            )
+        super().__init__(net)
+
+    @property
+    def grid(self) -> TokenGrid:
+        height, width = self.net.patch_embed.grid_size
+        return TokenGrid(1, int(height), int(width))
+
+    @property
+    def prefix(self) -> int:
+        return int(self.net.num_prefix_tokens)
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.net.blocks  # type: ignore[return-value]
+
+    def embed(self, images: Float[Tensor, "b ch height width"]) -> Float[Tensor, "b m d"]:
+        return self.net._pos_embed(self.net.patch_embed(images))
+
+    def run_blocks(self, tokens: Float[Tensor, "b m d"], capture: Capture, hidden: dict[int, Tensor]) -> Tensor:
+        wanted = {self.block_index(block) for block in capture.hidden}
+        only_qkv = {self.block_index(block) for block in capture.qkv} - wanted
+        last = self.depth - 1 if capture.logits else max(wanted | only_qkv, default=-1)
+
+        tokens = self.net.norm_pre(self.net.patch_drop(tokens))
+        for index, block in enumerate(self.blocks[: last + 1]):
+            if index == last and not capture.logits and last in only_qkv and type(block) is Block:
+                block.attn.qkv(block.norm1(tokens))  # read by a hook; nothing behind it is wanted
+            elif self.net.grad_checkpointing and self.training:
+                tokens = checkpoint(block, tokens, use_reentrant=False)
+            else:
+                tokens = self.run_block(index, tokens, capture=capture)
+            if index in wanted:
+                hidden[index] = tokens
+        return tokens
+
+    def head(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = self.net.norm(tokens)
+        return tokens, self.net.forward_head(tokens)
+
+    def read_qkv(self, block: int) -> QKVReader:
+        return FusedQKVReader(self.blocks[block].attn)
+
+    def saliency(
+        self, output: BackboneOutput, block: int = -1, kind: SaliencyKind = "cls"
+    ) -> Float[Tensor, "b n"]:
+        q, k, _ = output.qkv[self.block_index(block)]
+        # Distilled DeiT: the first prefix token is the class token in every member of the family.
+        if kind == "cls" and self.net.cls_token is not None:
+            return cls_attention(q[:, :, 0], k, prefix=self.prefix)
+        return attention_received(q, k, prefix=self.prefix)

@@ -1,0 +1,16 @@
+"""Carrying patch scores from one grid to another."""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from vitdistill.types import TokenGrid
+
+
+def transfer(scores: Float[Tensor, "b n"], source: TokenGrid, target: TokenGrid) -> Float[Tensor, "b n2"]:
+    """Bilinear interpolation of scores between patch grids (MaskedKD, footnote 1 and App. C); equal grids pass through."""
+    if source == target:
+        return scores
+    planes = scores.reshape(-1, source.t, source.h, source.w)
+    moved = F.interpolate(planes, size=(target.h, target.w), mode="bilinear", align_corners=False)
+    return moved.flatten(1)

@@ -1,0 +1,96 @@
+"""The words that everything else speaks: token grids, captures, step outputs.
+
+Shape legend, used in every jaxtyping annotation of the package:
+
+    b  batch            n  patches of a grid        m  tokens, prefix tokens included
+    k  kept patches     h  attention heads          d  channels (of a head where q, k, v are meant)
+    c  classes          p  prefix tokens (class, distillation, register)
+
+Patch coordinates: outside `models/`, patches are numbered 0..N-1 of a `TokenGrid`, row by row, frame by frame;
+prefix tokens are never counted. A selection is an integer tensor of shape (b, k) in these coordinates.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class TokenGrid(NamedTuple):
+    """Patches of one input: `t` time steps (1 for images) x `h` rows x `w` columns."""
+
+    t: int
+    h: int
+    w: int
+
+    @property
+    def count(self) -> int:
+        """Number of patches N."""
+        return self.t * self.h * self.w
+
+    def __str__(self) -> str:
+        return f"{self.h}x{self.w}" if self.t == 1 else f"{self.t}x{self.h}x{self.w}"
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What a backbone pass should hand out besides logits. Blocks are counted from 0, negative from the end.
+
+    Attributes:
+        qkv: blocks whose queries, keys and values are wanted.
+        hidden: blocks whose output (before any final norm) is wanted.
+        logits: False stops the pass after the last block that `qkv` or `hidden` asks for; what lies behind it is
+            not computed (in a block only asked for q, k, v, nothing after them is used).
+    """
+
+    qkv: tuple[int, ...] = ()
+    hidden: tuple[int, ...] = ()
+    logits: bool = True
+
+
+NOTHING = Capture()
+
+
+class QKV(NamedTuple):
+    """Queries, keys and values of one block, prefix tokens first, after any q/k norm and before scaling."""
+
+    q: Float[Tensor, "b h m_q d"]
+    k: Float[Tensor, "b h m d"]
+    v: Float[Tensor, "b h m d"]
+
+
+@dataclass
+class BackboneOutput:
+    """One pass of a backbone.
+
+    Attributes:
+        logits: class scores (b, c), or None when the pass stopped early.
+        qkv: per asked block (counted from 0).
+        hidden: per asked block, the block's output tokens (b, m, d), prefix tokens first.
+        tokens: the tokens (b, m, d) that enter the head (after the final norm), or None when the pass stopped early.
+    """
+
+    logits: Float[Tensor, "b c"] | None = None
+    qkv: dict[int, QKV] = field(default_factory=dict)
+    hidden: dict[int, Float[Tensor, "b m d"]] = field(default_factory=dict)
+    tokens: Float[Tensor, "b m d"] | None = None
+
+
+@dataclass
+class StepOutput:
+    """One training step of a method.
+
+    Attributes:
+        loss: scalar to call `backward()` on.
+        terms: the named, unweighted parts of the loss, detached scalars.
+        logits: the student's class scores where there are any.
+        kept: patches that the teacher saw, in the teacher's patch coordinates; None when it saw all or there is none.
+        teacher_logits: the (masked) teacher's class scores, where there are any.
+    """
+
+    loss: Float[Tensor, ""]
+    terms: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+    logits: Float[Tensor, "b c"] | None = None
+    kept: Int[Tensor, "b k"] | None = None
+    teacher_logits: Float[Tensor, "b c"] | None = None
