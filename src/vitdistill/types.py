@@ -17,7 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-class TokenGrid(NamedTuple):
+@dataclass(frozen=True)
+class TokenGrid:
     """Patches of one input: `t` time steps (1 for images) x `h` rows x `w` columns."""
 
     t: int
@@ -66,12 +67,14 @@ class BackboneOutput:
 
     Attributes:
         logits: class scores (b, c), or None when the pass stopped early.
+        distilled_logits: scores of the distillation head, where a student trains two heads (distilled DeiT).
         qkv: per asked block (counted from 0).
         hidden: per asked block, the block's output tokens (b, m, d), prefix tokens first.
         tokens: the tokens (b, m, d) that enter the head (after the final norm), or None when the pass stopped early.
     """
 
     logits: Float[Tensor, "b c"] | None = None
+    distilled_logits: Float[Tensor, "b c"] | None = None
     qkv: dict[int, QKV] = field(default_factory=dict)
     hidden: dict[int, Float[Tensor, "b m d"]] = field(default_factory=dict)
     tokens: Float[Tensor, "b m d"] | None = None

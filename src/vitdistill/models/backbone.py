@@ -8,7 +8,7 @@ To add a backbone family: subclass `Backbone` in a new file and add the class to
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vitdistill.errors import UserError
 from vitdistill.tokens.gather import keep_patches
-from vitdistill.types import NOTHING, BackboneOutput, Capture, QKV, TokenGrid
+from vitdistill.types import NOTHING, QKV, BackboneOutput, Capture, TokenGrid
 
 SaliencyKind = Literal["cls", "patch"]
 
@@ -36,9 +36,9 @@ class Backbone(nn.Module, ABC):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net = net
+        self.net: Any = net
 
-    # --- what the network is -------------------------------------------------------------------------------------
+    # --- what the network is --------------------
 
     @property
     def name(self) -> str:
@@ -57,7 +57,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def blocks(self) -> Sequence[nn.Module]:
+    def blocks(self) -> Sequence[Any]:
         """The blocks, in the order in which they run; `Capture` counts along this list."""
 
     @property
@@ -89,7 +89,7 @@ class Backbone(nn.Module, ABC):
         """Per-channel standard deviation that goes with `mean`."""
         return tuple((getattr(self.net, "pretrained_cfg", None) or {}).get("std", DEFAULT_STD))
 
-    # --- running it ----------------------------------------------------------------------------------------------
+    # --- running it --------------------
 
     @abstractmethod
     def embed(self, images: Float[Tensor, "b ch height width"]) -> Float[Tensor, "b m d"]:
@@ -100,13 +100,11 @@ class Backbone(nn.Module, ABC):
         """Run the blocks that `capture` makes necessary, storing asked outputs in `hidden`."""
 
     @abstractmethod
-    def head(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Final norm, pooling and classifier: the tokens that enter the head, and the logits."""
+    def head(self, tokens: Tensor) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
+        """Final norm, pooling and classifier: the tokens that enter the head, and the logits of one or two heads."""
 
     @abstractmethod
-    def saliency(
-        self, output: BackboneOutput, block: int = -1, kind: SaliencyKind = "cls"
-    ) -> Float[Tensor, "b n"]:
+    def saliency(self, output: BackboneOutput, block: int = -1, kind: SaliencyKind = "cls") -> Float[Tensor, "b n"]:
         """Patch saliency in patch coordinates, detached, float32, from a pass with `saliency_capture`."""
 
     def saliency_capture(self, block: int = -1, kind: SaliencyKind = "cls") -> Capture:
@@ -142,7 +140,9 @@ class Backbone(nn.Module, ABC):
         with self._reading_qkv(capture, output.qkv):
             tokens = self.run_blocks(tokens, capture, output.hidden)
         if capture.logits:
-            output.tokens, output.logits = self.head(tokens)
+            output.tokens, logits = self.head(tokens)
+            # A distilled DeiT in distilled training answers with its two heads.
+            output.logits, output.distilled_logits = logits if isinstance(logits, tuple) else (logits, None)
         return output
 
     def compile_blocks(self) -> None:
@@ -202,7 +202,7 @@ class QKVReader(ABC):
 class FusedQKVReader(QKVReader):
     """For attention modules with one `qkv` linear, an optional q/k norm and `num_heads` (timm's `Attention`)."""
 
-    def __init__(self, attention: nn.Module) -> None:
+    def __init__(self, attention: Any) -> None:
         if not hasattr(attention, "qkv") or not hasattr(attention, "num_heads"):
             raise UserError(
                 "Token relations and saliency need an attention module with a fused qkv projection",

@@ -1,10 +1,10 @@
 """CaiT: a trunk of talking-heads blocks over the patches alone, then class-attention blocks over [class; patches]."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from timm.models.cait import Cait
 from torch import Tensor, nn
 
 from vitdistill.errors import UserError
@@ -21,8 +21,6 @@ class CaiT(Backbone):
     its talking heads mix after the softmax, so padding would change the result where gathering does not.
     """
 
-    net: Cait
-
     @property
     def grid(self) -> TokenGrid:
         height, width = self.net.patch_embed.grid_size
@@ -37,7 +35,7 @@ class CaiT(Backbone):
         return len(self.net.blocks)
 
     @property
-    def blocks(self) -> Sequence[nn.Module]:
+    def blocks(self) -> Sequence[Any]:
         return [*self.net.blocks, *self.net.blocks_token_only]
 
     def embed(self, images: Float[Tensor, "b ch height width"]) -> Float[Tensor, "b m d"]:
@@ -68,9 +66,7 @@ class CaiT(Backbone):
         attention = self.blocks[block].attn
         return FusedQKVReader(attention) if block < self.trunk_depth else ClassAttentionReader(attention)
 
-    def saliency(
-        self, output: BackboneOutput, block: int = -1, kind: SaliencyKind = "cls"
-    ) -> Float[Tensor, "b n"]:
+    def saliency(self, output: BackboneOutput, block: int = -1, kind: SaliencyKind = "cls") -> Float[Tensor, "b n"]:
         index = self.block_index(block)
         q, k, _ = output.qkv[index]
         if index >= self.trunk_depth:
@@ -88,7 +84,7 @@ class CaiT(Backbone):
 class ClassAttentionReader(QKVReader):
     """For class attention with separate q, k, v linears; the query has one token."""
 
-    def __init__(self, attention: nn.Module) -> None:
+    def __init__(self, attention: Any) -> None:
         self.attention = attention
 
     def attach(self, index: int, found: dict[int, QKV]) -> list[torch.utils.hooks.RemovableHandle]:

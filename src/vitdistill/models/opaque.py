@@ -1,9 +1,10 @@
 """Any other image classifier: usable as an unmasked teacher or as a student with random or third-network masks."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitdistill.errors import UserError
 from vitdistill.models.backbone import Backbone, QKVReader, SaliencyKind
@@ -24,7 +25,7 @@ class Opaque(Backbone):
         return 0
 
     @property
-    def blocks(self) -> Sequence[nn.Module]:
+    def blocks(self) -> Sequence[Any]:
         return []
 
     @property
@@ -48,9 +49,7 @@ class Opaque(Backbone):
     def read_qkv(self, block: int) -> QKVReader:
         raise UserError(f"{self.name} hands out logits only", remedy="Choose a ViT, DeiT, CaiT or Swin")
 
-    def saliency(
-        self, output: BackboneOutput, block: int = -1, kind: SaliencyKind = "cls"
-    ) -> Float[Tensor, "b n"]:
+    def saliency(self, output: BackboneOutput, block: int = -1, kind: SaliencyKind = "cls") -> Float[Tensor, "b n"]:
         raise UserError(
             f"{self.name} has no attention to take saliency from",
             remedy="Use --criterion random, teacher, or another network",

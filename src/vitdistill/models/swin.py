@@ -1,10 +1,11 @@
 """Swin as a student: its last stage attends globally over one window, which gives the saliency."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from jaxtyping import Float
 from timm.models.swin_transformer import SwinTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitdistill.errors import UserError
 from vitdistill.models.backbone import Backbone, FusedQKVReader, QKVReader, SaliencyKind
@@ -21,7 +22,6 @@ class Swin(Backbone):
     """
 
     maskable = False
-    net: SwinTransformer
 
     def __init__(self, net: SwinTransformer) -> None:
         super().__init__(net)
@@ -43,7 +43,7 @@ class Swin(Backbone):
         return 0
 
     @property
-    def blocks(self) -> Sequence[nn.Module]:
+    def blocks(self) -> Sequence[Any]:
         """Blocks of the last stage only: the earlier ones see windows of the image, not all of it."""
         return self.net.layers[-1].blocks
 
@@ -62,9 +62,7 @@ class Swin(Backbone):
     def read_qkv(self, block: int) -> QKVReader:
         return FusedQKVReader(self.blocks[block].attn)
 
-    def saliency(
-        self, output: BackboneOutput, block: int = -1, kind: SaliencyKind = "cls"
-    ) -> Float[Tensor, "b n"]:
+    def saliency(self, output: BackboneOutput, block: int = -1, kind: SaliencyKind = "cls") -> Float[Tensor, "b n"]:
         index = self.block_index(block)
         q, k, _ = output.qkv[index]
         return attention_received(q, k, prefix=0, bias=self.blocks[index].attn._get_rel_pos_bias())

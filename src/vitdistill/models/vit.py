@@ -1,16 +1,22 @@
-"""The VisionTransformer family of timm: ViT, DeiT (with and without distillation token), DeiT3, CLIP, MAE, registers."""
+"""timm's VisionTransformer family: ViT, DeiT (with and without distillation token), DeiT3, CLIP, MAE, registers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from jaxtyping import Float
 from timm.models.vision_transformer import Block, VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from vitdistill.errors import UserError
 from vitdistill.models.backbone import Backbone, FusedQKVReader, QKVReader, SaliencyKind
 from vitdistill.tokens.saliency import attention_received, cls_attention
 from vitdistill.types import BackboneOutput, Capture, TokenGrid
+
+
+def is_plain(block: Any) -> bool:
+    """Whether a block is timm's pre-norm block, whose qkv projection takes exactly `norm1` of its input."""
+    return type(block) is Block
 
 
 class ViT(Backbone):
@@ -20,8 +26,6 @@ class ViT(Backbone):
     no), a norm before the blocks (CLIP), mean pooling over the kept patches with `fc_norm` (MAE fine-tuned),
     LayerScale, register tokens, two heads (distilled DeiT).
     """
-
-    net: VisionTransformer
 
     def __init__(self, net: VisionTransformer) -> None:
         if getattr(net, "dynamic_img_size", False):
@@ -41,8 +45,8 @@ class ViT(Backbone):
         return int(self.net.num_prefix_tokens)
 
     @property
-    def blocks(self) -> Sequence[nn.Module]:
-        return self.net.blocks  # type: ignore[return-value]
+    def blocks(self) -> Sequence[Any]:
+        return self.net.blocks
 
     def embed(self, images: Float[Tensor, "b ch height width"]) -> Float[Tensor, "b m d"]:
         return self.net._pos_embed(self.net.patch_embed(images))
@@ -53,8 +57,9 @@ class ViT(Backbone):
         last = self.depth - 1 if capture.logits else max(wanted | only_qkv, default=-1)
 
         tokens = self.net.norm_pre(self.net.patch_drop(tokens))
-        for index, block in enumerate(self.blocks[: last + 1]):
-            if index == last and not capture.logits and last in only_qkv and type(block) is Block:
+        for index in range(last + 1):
+            block = self.blocks[index]
+            if index == last and not capture.logits and last in only_qkv and is_plain(block):
                 block.attn.qkv(block.norm1(tokens))  # read by a hook; nothing behind it is wanted
             elif self.net.grad_checkpointing and self.training:
                 tokens = checkpoint(block, tokens, use_reentrant=False)
@@ -64,16 +69,14 @@ class ViT(Backbone):
                 hidden[index] = tokens
         return tokens
 
-    def head(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def head(self, tokens: Tensor) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
         tokens = self.net.norm(tokens)
         return tokens, self.net.forward_head(tokens)
 
     def read_qkv(self, block: int) -> QKVReader:
         return FusedQKVReader(self.blocks[block].attn)
 
-    def saliency(
-        self, output: BackboneOutput, block: int = -1, kind: SaliencyKind = "cls"
-    ) -> Float[Tensor, "b n"]:
+    def saliency(self, output: BackboneOutput, block: int = -1, kind: SaliencyKind = "cls") -> Float[Tensor, "b n"]:
         q, k, _ = output.qkv[self.block_index(block)]
         # Distilled DeiT: the first prefix token is the class token in every member of the family.
         if kind == "cls" and self.net.cls_token is not None:

@@ -5,9 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def keep_patches(
-    tokens: Float[Tensor, "b m d"], keep: Int[Tensor, "b k"], prefix: int = 0
-) -> Float[Tensor, "b pk d"]:
+def keep_patches(tokens: Float[Tensor, "b m d"], keep: Int[Tensor, "b k"], prefix: int = 0) -> Float[Tensor, "b pk d"]:
     """The prefix tokens followed by the patches in `keep` (patch coordinates), in the order given."""
     patches = take(tokens[:, prefix:], keep)
     return torch.cat((tokens[:, :prefix], patches), dim=1) if prefix else patches

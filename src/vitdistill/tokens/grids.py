@@ -8,7 +8,7 @@ from vitdistill.types import TokenGrid
 
 
 def transfer(scores: Float[Tensor, "b n"], source: TokenGrid, target: TokenGrid) -> Float[Tensor, "b n2"]:
-    """Bilinear interpolation of scores between patch grids (MaskedKD, footnote 1 and App. C); equal grids pass through."""
+    """Bilinear interpolation of scores between patch grids (MaskedKD, footnote 1, App. C); equal grids pass."""
     if source == target:
         return scores
     planes = scores.reshape(-1, source.t, source.h, source.w)

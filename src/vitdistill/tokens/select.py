@@ -29,7 +29,7 @@ def random_scores(
 def top_then_random(
     scores: Float[Tensor, "b n"], noise: Float[Tensor, "b n"], k: int, random_share: float
 ) -> Int[Tensor, "b k"]:
-    """The best `k - r` patches by `scores` and `r = round(k * random_share)` of the others by `noise` (DINO + random)."""
+    """The best `k - r` patches by `scores` and `r = round(k * random_share)` others by `noise` (DINO + random)."""
     r = round(k * random_share)
     best = scores.topk(k - r, dim=1, sorted=False).indices
     rest = noise.scatter(1, best, float("-inf")).topk(r, dim=1, sorted=False).indices

@@ -1,0 +1,33 @@
+"""Losses on class scores: cross-entropy on hard or soft targets, and distillation of logits (MaskedKD, Eq. 1)."""
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def cross_entropy(
+    logits: Float[Tensor, "b c"], targets: Int[Tensor, "b"] | Float[Tensor, "b c"], smoothing: float = 0.0
+) -> Float[Tensor, ""]:
+    """Cross-entropy, mean over the batch, on class numbers or on soft targets (mixup, cutmix).
+
+    Args:
+        logits: the student's class scores.
+        targets: class numbers, or one distribution per sample.
+        smoothing: label smoothing for class numbers; soft targets bring their own.
+    """
+    soft = targets.is_floating_point()
+    return F.cross_entropy(logits.float(), targets, label_smoothing=0.0 if soft else smoothing)
+
+
+def soft_distillation(
+    student: Float[Tensor, "b c"], teacher: Float[Tensor, "b c"], tau: float = 1.0
+) -> Float[Tensor, ""]:
+    """tau^2 * KL(softmax(teacher / tau) || softmax(student / tau)), mean over the batch (Hinton et al., 2015)."""
+    log_s = F.log_softmax(student.float() / tau, dim=-1)
+    log_t = F.log_softmax(teacher.float() / tau, dim=-1)
+    return F.kl_div(log_s, log_t, reduction="batchmean", log_target=True) * tau**2
+
+
+def hard_distillation(student: Float[Tensor, "b c"], teacher: Float[Tensor, "b c"]) -> Float[Tensor, ""]:
+    """Cross-entropy with the teacher's decision as the label (DeiT, Eq. 3)."""
+    return F.cross_entropy(student.float(), teacher.argmax(dim=-1))

@@ -1,0 +1,52 @@
+"""What every method is: a plain `nn.Module` from a batch to a `StepOutput`, usable in anyone's own loop."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from vitdistill.methods.teacher import Teacher
+from vitdistill.models.backbone import Backbone
+from vitdistill.types import StepOutput
+
+
+class Method(nn.Module, ABC):
+    """A way of training a student.
+
+    Attributes:
+        student: the adapter of the network being trained; `student.net` is what gets exported.
+        clock: `with self.clock("teacher"):` marks where time goes; does nothing unless a trainer sets it.
+    """
+
+    student: Backbone
+
+    def __init__(self, student: Backbone) -> None:
+        super().__init__()
+        self.student = student
+        self.clock: Callable[[str], AbstractContextManager[object]] = lambda part: nullcontext()
+
+    @property
+    def teachers(self) -> list[Teacher]:
+        """Frozen networks that the method consults, in no state dict; none by default."""
+        return []
+
+    def kept_patches(self, progress: float) -> int | None:
+        """Patches that the teacher sees at a training progress in [0, 1]; None when it sees all or there is none."""
+        return None
+
+    @abstractmethod
+    def forward(
+        self,
+        images: Float[Tensor, "b ch height width"],
+        targets: Int[Tensor, "b"] | Float[Tensor, "b c"],
+        progress: float = 0.0,
+    ) -> StepOutput:
+        """One training step's loss.
+
+        Args:
+            images: normalised with the student's statistics.
+            targets: class numbers, or soft targets under mixup.
+            progress: share of the training that is done, for schedules.
+        """

@@ -1,0 +1,214 @@
+"""From a name, a file, a run directory or a module object to a `Backbone`.
+
+To add a backbone family: write an adapter (see `backbone.py`) and put it into `ADAPTERS` below.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models.cait import Cait
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from vitdistill.errors import UserError, near
+from vitdistill.models.backbone import Backbone
+from vitdistill.models.cait import CaiT
+from vitdistill.models.opaque import Opaque
+from vitdistill.models.record import WEIGHTS, ModelRecord, attach_record
+from vitdistill.models.swin import Swin
+from vitdistill.models.vit import ViT
+from vitdistill.models.weights import adapt, classes_in, load_into, read_weights
+
+log = logging.getLogger(__name__)
+
+ADAPTERS: dict[type[nn.Module], type[Backbone]] = {VisionTransformer: ViT, Cait: CaiT, SwinTransformer: Swin}
+
+# Small networks for the bundled data: timm architectures with other sizes.
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "digits_vit_small": (
+        "vit_tiny_patch16_224",
+        {"img_size": 16, "patch_size": 2, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 10},
+    ),
+    "digits_vit_base": (
+        "vit_tiny_patch16_224",
+        {"img_size": 16, "patch_size": 2, "embed_dim": 96, "depth": 6, "num_heads": 3, "num_classes": 10},
+    ),
+}
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+BUNDLED = {"digits-teacher": ASSETS / "digits_teacher"}
+
+
+def build(
+    spec: str | nn.Module,
+    *,
+    args: dict[str, Any] | None = None,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    pretrained: bool = False,
+    meta: bool = False,
+) -> Backbone:
+    """A backbone behind its adapter.
+
+    Args:
+        spec: a timm name (`deit_small_patch16_224`), a name with a weights file (`deit_small_patch16_224@file.pth`),
+            a hub name (`hf-hub:owner/model`), a run directory, a bundled name (`digits-teacher`, `digits_vit_small`),
+            a module object, or a `Backbone`, which is returned as it is.
+        args: more arguments of the architecture (depth, embed_dim, drop_path_rate, ...).
+        num_classes: classes of the head. A weights file with another number keeps its body and gets a new head.
+            None keeps what the file or the architecture says.
+        image_size: input size in pixels; position embeddings are resampled.
+        pretrained: for a bare timm or hub name, download timm's weights.
+        meta: build without memory and without weights, for counting costs.
+
+    Raises:
+        UserError: for an unknown name, a file that does not fit, or weights that cannot be had.
+    """
+    if isinstance(spec, Backbone):
+        return spec
+    if isinstance(spec, nn.Module):
+        return adapter_of(spec)
+    with torch.device("meta" if meta else "cpu"):
+        net = _from_text(spec, dict(args or {}), num_classes, image_size, pretrained, meta)
+    return adapter_of(net)
+
+
+def adapter_of(net: nn.Module) -> Backbone:
+    """The adapter for a network; `Opaque` where only its logits can be used."""
+    for family, adapter in ADAPTERS.items():
+        if isinstance(net, family):
+            return adapter(net)
+    return Opaque(net)
+
+
+def _from_text(
+    spec: str,
+    args: dict[str, Any],
+    num_classes: int | None,
+    image_size: int | None,
+    pretrained: bool,
+    meta: bool,
+) -> nn.Module:
+    folder = BUNDLED.get(spec) or (Path(spec) if spec and Path(spec).is_dir() else None)
+    if folder is not None:
+        record = ModelRecord.read(folder)
+        if record.architecture is None:
+            raise UserError(f"{folder} was trained from a module object, so it can only be rebuilt in Python")
+        return _with_file(
+            record.architecture,
+            {**record.args, **args},
+            num_classes,
+            image_size,
+            folder / WEIGHTS,
+            meta,
+            record,
+        )
+    name, separator, file = spec.partition("@")
+    preset, preset_args = PRESETS.get(name, (name, {}))
+    args = {**preset_args, **args}
+    if not separator:
+        return _from_timm(preset, args, num_classes, image_size, pretrained and not meta)
+    return _with_file(preset, args, num_classes, image_size, Path(file), meta)
+
+
+def _from_timm(
+    name: str, args: dict[str, Any], num_classes: int | None, image_size: int | None, pretrained: bool
+) -> nn.Module:
+    """A network by timm or hub name, with timm's weights or randomly initialised."""
+    if not name.startswith("hf-hub:") and not timm.is_model(name.partition(".")[0]):
+        known = [*timm.list_models(), *PRESETS, *BUNDLED]
+        raise UserError(
+            "A model is a timm name, name@weights-file, hf-hub:owner/model, or a run directory",
+            repr(name),
+            near(name.partition(".")[0], known) or "See timm.list_models()",
+        )
+    if num_classes is not None:
+        args["num_classes"] = num_classes
+    if image_size is not None:
+        args["img_size"] = image_size
+    args.setdefault("img_size", None)
+    try:
+        net = timm.create_model(name, pretrained=pretrained, **args)
+    except (TypeError, AssertionError, RuntimeError, ValueError, KeyError) as error:
+        if args.get("img_size") is not None and "img_size" in str(error):  # a CNN has no fixed input size
+            return _from_timm(name, {k: v for k, v in args.items() if k != "img_size"}, None, None, pretrained)
+        raise UserError(f"{name} cannot be built with {args}", _short(error), "Check its arguments") from error
+    except Exception as error:  # the hub raises its own kinds of errors, depending on its version
+        raise UserError(
+            f"The weights of {name} must be in timm's cache or downloadable",
+            _short(error),
+            f"Download them elsewhere and give '{name}@weights-file'",
+        ) from error
+    _check_patches(name, net)
+    _warn_about_activation(name, pretrained)
+    attach_record(net, _record(name, args, net))
+    return net
+
+
+def _with_file(
+    name: str,
+    args: dict[str, Any],
+    num_classes: int | None,
+    image_size: int | None,
+    file: Path,
+    meta: bool,
+    record: ModelRecord | None = None,
+) -> nn.Module:
+    """A network with weights from a file, its class count taken from the file unless one is asked for."""
+    if meta:
+        return _from_timm(name, args, num_classes, image_size, pretrained=False)
+    weights = read_weights(file)
+    probe = _from_timm(name, dict(args), None, image_size, pretrained=False)
+    in_file = classes_in(weights, probe)
+    wanted = num_classes if num_classes is not None else in_file
+    net = probe if wanted in (None, probe.num_classes) else _from_timm(name, args, wanted, image_size, False)
+    new_head = (in_file is not None and wanted != in_file) or (in_file is None and num_classes is not None)
+    if new_head:
+        log.warning("%s: a new classifier for %s classes (the file has %s)", file, wanted, in_file or "none")
+    load_into(net, adapt(weights, net), str(file), new_head=new_head)
+    if record is not None:
+        built = net.__dict__["_vitdistill_record"]
+        built.mean, built.std = record.mean or built.mean, record.std or built.std
+        built.classes = [] if new_head else record.classes
+    return net
+
+
+def _record(name: str, args: dict[str, Any], net: nn.Module) -> ModelRecord:
+    backbone = adapter_of(net)
+    kwargs = {key: value for key, value in args.items() if value is not None and key != "drop_path_rate"}
+    kwargs["num_classes"] = backbone.num_classes
+    return ModelRecord(name, kwargs, list(backbone.mean), list(backbone.std))
+
+
+def _check_patches(name: str, net: nn.Module) -> None:
+    embed = getattr(net, "patch_embed", None)
+    if embed is None or not hasattr(embed, "patch_size") or not hasattr(embed, "img_size") or embed.img_size is None:
+        return
+    for pixels, patch in zip(embed.img_size, embed.patch_size, strict=True):
+        if pixels % patch:
+            low, high = pixels // patch * patch, (pixels // patch + 1) * patch
+            raise UserError(
+                f"The image size must be a multiple of the patch size {patch} of {name}",
+                pixels,
+                f"Use {low or high} or {high}",
+            )
+
+
+def _warn_about_activation(name: str, pretrained: bool) -> None:
+    """OpenAI's and DFN's CLIP weights were trained with QuickGELU, which timm has under separate names."""
+    architecture, _, tag = name.partition(".")
+    if (
+        pretrained
+        and "_clip_" in architecture
+        and "quickgelu" not in architecture
+        and tag.startswith(("openai", "dfn"))
+    ):
+        log.warning("%s: these CLIP weights expect QuickGELU; use the '_clip_quickgelu_' architecture", name)
+
+
+def _short(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"

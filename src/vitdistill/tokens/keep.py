@@ -1,0 +1,95 @@
+"""How many patches to keep: a number, a fraction, or a schedule over training."""
+
+import math
+from dataclasses import dataclass
+
+from vitdistill.errors import UserError
+
+_REMEDY = "Give a count such as 98, a fraction such as 0.5, or a schedule such as '1.0->0.5' or '0:1.0,0.5:0.25'"
+
+
+def keep_count(keep: int | float | str, patches: int) -> int:
+    """Number of patches to keep out of `patches`.
+
+    Args:
+        keep: an int is a count, a float in (0, 1] a fraction (rounded to the nearest patch, at least one). Note
+            that 1 is one patch and 1.0 is all of them. A string is read as one or the other.
+        patches: patches in the grid, N.
+
+    Raises:
+        UserError: for zero, negative, NaN, more than `patches`, or anything that is no number.
+    """
+    number = _number(keep)
+    is_count = isinstance(number, int) or (number > 1 and number == int(number))
+    if not (0 < number <= (patches if is_count else 1)):
+        raise UserError(f"keep must lie between 1 and {patches} patches, or in (0, 1] as a fraction", keep, _REMEDY)
+    return int(number) if is_count else max(1, math.floor(number * patches + 0.5))
+
+
+def _number(keep: int | float | str) -> int | float:
+    if isinstance(keep, bool):
+        raise UserError("keep must be a number", keep, _REMEDY)
+    if isinstance(keep, str):
+        try:
+            keep = float(keep) if any(mark in keep.lower() for mark in ".en") else int(keep)
+        except ValueError:
+            raise UserError("keep must be a number", repr(keep), _REMEDY) from None
+    if isinstance(keep, float) and not math.isfinite(keep):
+        raise UserError("keep must be a finite number", keep, _REMEDY)
+    return keep
+
+
+@dataclass(frozen=True)
+class KeepSchedule:
+    """Keep over training progress in [0, 1].
+
+    Attributes:
+        points: (progress, keep) pairs, ascending in progress, the first at 0.
+        linear: interpolate the count between the points (True), or hold each until the next (False).
+    """
+
+    points: tuple[tuple[float, int | float | str], ...]
+    linear: bool = False
+
+    @classmethod
+    def parse(cls, keep: "int | float | str | KeepSchedule") -> "KeepSchedule":
+        """Read a count, a fraction, 'a->b' (linear) or 'progress:keep,progress:keep' (steps).
+
+        Raises:
+            UserError: when the text is none of these.
+        """
+        if isinstance(keep, KeepSchedule):
+            return keep
+        text = str(keep)
+        if "->" in text:
+            start, _, end = text.partition("->")
+            return cls(((0.0, start.strip()), (1.0, end.strip())), linear=True)
+        if ":" in text:
+            return cls(tuple(sorted(_step(part) for part in text.split(",")))).checked(text)
+        return cls(((0.0, keep),))
+
+    def checked(self, text: str) -> "KeepSchedule":
+        if self.points[0][0] != 0 or self.points[-1][0] > 1:
+            raise UserError("A keep schedule starts at progress 0 and ends at most at 1", text, _REMEDY)
+        return self
+
+    @property
+    def constant(self) -> bool:
+        """Whether the count stays the same throughout."""
+        return len(self.points) == 1
+
+    def count(self, progress: float, patches: int) -> int:
+        """Patches kept at a training progress in [0, 1], out of `patches`."""
+        counts = [(at, keep_count(keep, patches)) for at, keep in self.points]
+        if self.linear:
+            (_, start), (_, end) = counts
+            return math.floor(start + (end - start) * min(max(progress, 0.0), 1.0) + 0.5)
+        return [count for at, count in counts if at <= max(progress, 0.0)][-1]
+
+
+def _step(part: str) -> tuple[float, str]:
+    at, _, keep = part.partition(":")
+    try:
+        return float(at), keep.strip()
+    except ValueError:
+        raise UserError("A step of a keep schedule reads progress:keep", repr(part), _REMEDY) from None
