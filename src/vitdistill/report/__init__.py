@@ -1,0 +1,1 @@
+"""Looking at runs: reading run directories, figures, pictures of masks, and the HTML page."""

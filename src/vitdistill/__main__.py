@@ -1,0 +1,7 @@
+"""`python -m vitdistill`."""
+
+import sys
+
+from vitdistill.cli import main
+
+sys.exit(main())

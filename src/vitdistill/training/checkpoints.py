@@ -1,0 +1,120 @@
+"""Checkpoints that survive a pulled plug: written beside the old one, then renamed; loaded without running code."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+from vitdistill.errors import UserError
+from vitdistill.models.backbone import Backbone
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes to a temporary file in the same folder, flushes it to disk, and renames it over the old one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """
+        Raises:
+            UserError: when the disk is full or refuses; the earlier checkpoint is as it was.
+        """
+        write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return read_checkpoint(path)
+
+
+def write_atomically(path: Path, write: Any) -> None:
+    """Call `write(binary file)` on a temporary neighbour of `path`, then rename it to `path`.
+
+    Raises:
+        UserError: when writing fails; the temporary file is removed and `path` is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+        temporary.unlink(missing_ok=True)
+        free = shutil.disk_usage(path.parent).free / 2**30
+        raise UserError(
+            f"{path} must be writable; the earlier one is intact",
+            f"{str(error).splitlines()[0]} ({free:.1f} GiB free)",
+            "Make room and continue with --resume",
+        ) from error
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint's content: tensors and plain values only.
+
+    Raises:
+        UserError: when there is none, or it is damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError("There must be a checkpoint to continue from", path, "Start the run without --resume") from None
+    except Exception as error:
+        raise UserError("The checkpoint must be whole", f"{path} ({str(error).splitlines()[0][:160]})") from error
+
+
+def load_student(path: str | Path) -> Backbone:
+    """The student of `RUN/checkpoints/*.ckpt`, built as `RUN/model.json` says.
+
+    Raises:
+        UserError: when the checkpoint or the record of its architecture is missing.
+    """
+    from vitdistill.models.build import build
+    from vitdistill.models.record import ModelRecord
+
+    path = Path(path)
+    record = ModelRecord.read(path.parent.parent)
+    if record.architecture is None:
+        raise UserError(f"{path} was trained from a module object, so it can only be rebuilt in Python")
+    student = build(record.architecture, args=record.args)
+    student.net.load_state_dict(student_weights(read_checkpoint(path)["state_dict"]))
+    return student
+
+
+STUDENT = "method.student.net."
+
+
+def student_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The student's own tensors out of a training module's state dict, under the network's own names."""
+    return {name[len(STUDENT) :]: tensor for name, tensor in state.items() if name.startswith(STUDENT)}
+
+
+class SaveCheckpoints(Checkpoint):
+    """`last.ckpt` after every epoch and `best.ckpt` whenever validation top-1 rises."""
+
+    def __init__(self, folder: Path) -> None:
+        self.last, self.best_path = folder / "last.ckpt", folder / "best.ckpt"
+        self.best = float("-inf")
+        self.best_epoch = -1
+
+    @property
+    def state_key(self) -> str:
+        return "SaveCheckpoints"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        score = pl_module.row.get("val/top1")
+        improved = score is not None and score > self.best
+        if improved:
+            self.best, self.best_epoch = score, trainer.current_epoch
+        trainer.save_checkpoint(self.last)
+        if improved and trainer.is_global_zero and self.last.is_file():
+            write_atomically(self.best_path, lambda file: shutil.copyfileobj(open(self.last, "rb"), file))

@@ -1,0 +1,224 @@
+"""The only `LightningModule`: drives any `Method`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from vitdistill.data.loading import Batch, CorruptLog
+from vitdistill.data.on_device import OnDevice
+from vitdistill.data.sampling import EpochBatchSampler, seed_everything_at
+from vitdistill.errors import UserError
+from vitdistill.methods.method import Method
+from vitdistill.training.clock import Clock
+from vitdistill.training.optim import make_optimizer, make_schedule
+from vitdistill.training.settings import Settings
+
+
+class TrainingModule(pl.LightningModule):
+    """One method on one data source.
+
+    Every random draw of a step comes from generators seeded by (seed, epoch, batch, rank), so where the run is says
+    all there is to know about its randomness.
+
+    Attributes:
+        row: what the epoch has measured, for the metrics file: name -> number. Holds no times.
+        listeners: called with each epoch's row, before its checkpoint is written.
+        position: (epoch, batch) at which training goes on; what a checkpoint has to know.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        settings: Settings,
+        on_device: OnDevice,
+        sampler: EpochBatchSampler,
+        corrupt: CorruptLog,
+        images: int,
+        global_batch: int,
+    ) -> None:
+        super().__init__()
+        self.method, self.settings = method, settings
+        self._on_device, self._sampler, self._corrupt, self._images = on_device, sampler, corrupt, images
+        self._global_batch = global_batch
+        self.row: dict[str, float] = {}
+        self.listeners: list[Callable[[dict[str, float]], None]] = []
+        self.position = (0, 0)
+        self.clock: Clock | None = None
+        self.steps_timed = 0
+        self._sums: dict[str, Tensor] = {}
+        self._first_bad: Tensor | None = None
+        self._ema: list[ModelEmaV3] = []  # in a list, so that it is no submodule
+        self._ema_state: dict[str, Tensor] | None = None
+        self._ema_steps = 0
+        classes = method.student.num_classes
+        self._accuracy = nn.ModuleDict({name: _accuracies(classes) for name in ("val", "ema")})
+        self._val_loss: list[Tensor] = []
+
+    # --- setting up ---------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        optim = self.settings.optim
+        optimizer = make_optimizer(self.method, optim, self._global_batch)
+        steps = -(-len(self._sampler) // optim.accumulate)
+        schedule = make_schedule(optimizer, optim, self.settings.epochs, steps)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        scheduler.step_update(num_updates=self.global_step)
+
+    def on_fit_start(self) -> None:
+        self.clock = Clock(self.device)
+        self.method.clock = self.clock.part
+        if self.settings.optim.ema is not None:
+            self._ema = [ModelEmaV3(self.method.student.net, decay=self.settings.optim.ema)]
+            if self._ema_state is not None:
+                self._ema[0].module.load_state_dict(self._ema_state)
+
+    @property
+    def ema_net(self) -> nn.Module | None:
+        """The averaged student, where there is one."""
+        return self._ema[0].module if self._ema else None
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done: 0 in the first epoch, 1 in the last."""
+        return self.current_epoch / max(1, self.settings.epochs - 1)
+
+    # --- training -----------------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self) -> None:
+        self._sampler.set_position(self.current_epoch)
+        self._sums = {}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        seed_everything_at(self.settings.seed, "step", self.current_epoch, batch_idx, self.global_rank)
+        if batch.skipped:
+            self._corrupt.add(batch.skipped)
+            self._corrupt.check(self._images)
+        images, targets = self._on_device.train(batch.images, batch.targets)
+        step = self.method(images, targets, self.progress)
+        self._note(step.loss, batch_idx)
+        values = {"train/loss": step.loss.detach(), **{f"train/{name}": value for name, value in step.terms.items()}}
+        if step.teacher_logits is not None:
+            hits = step.teacher_logits.argmax(dim=-1) == (targets if targets.ndim == 1 else targets.argmax(dim=-1))
+            values["teacher/top1"] = 100 * hits.float().mean()
+        for name, value in {**values, "batches": torch.ones_like(step.loss.detach())}.items():
+            self._sums[name] = self._sums[name] + value.double() if name in self._sums else value.double()
+        return step.loss
+
+    def _note(self, loss: Tensor, batch_idx: int) -> None:
+        """Remember the first step whose loss is not finite, on the device; `check_finite` reads it now and then."""
+        step = torch.full_like(loss.detach(), self.current_epoch * len(self._sampler) + batch_idx, dtype=torch.float64)
+        bad = torch.where(torch.isfinite(loss.detach()), torch.inf, step)
+        self._first_bad = bad if self._first_bad is None else torch.minimum(self._first_bad, bad)
+        if self.device.type == "cpu" or batch_idx % 100 == 99:
+            self.check_finite()
+
+    def check_finite(self) -> None:
+        """Stop when a loss was NaN or infinite.
+
+        Raises:
+            UserError: naming the step.
+        """
+        if self._first_bad is None or torch.isinf(self._first_bad):
+            return
+        step = int(self._first_bad)
+        epoch, batch = divmod(step, len(self._sampler))
+        raise UserError(
+            "The loss must stay finite",
+            f"NaN or infinity at step {step} (epoch {epoch}, batch {batch})",
+            "The last good checkpoint is kept. Lower --optim.lr, or set --optim.clip 1.0",
+        )
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self.position = (self.current_epoch, batch_idx + 1)
+        if self._ema and self.global_step > self._ema_steps:
+            self._ema_steps = self.global_step
+            self._ema[0].update(self.method.student.net)
+
+    def on_train_epoch_end(self) -> None:
+        self.check_finite()
+        self.position = (self.current_epoch + 1, 0)
+        sums = {name: self.trainer.strategy.reduce(value, reduce_op="sum") for name, value in self._sums.items()}
+        batches = sums.pop("batches")
+        kept = self.method.kept_patches(self.progress)
+        self.row = {
+            "epoch": self.current_epoch,
+            "step": self.global_step,
+            "lr": max(group["lr"] for group in self.trainer.optimizers[0].param_groups),
+            **({} if kept is None else {"keep": kept}),
+            **{name: float(value / batches) for name, value in sums.items()},
+            **self.row,
+        }
+        for listener in self.listeners:
+            listener(self.row)
+        if self.logger is not None:
+            self.logger.log_metrics({k: v for k, v in self.row.items() if k not in ("epoch", "step")}, self.global_step)
+
+    # --- validation ---------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        self.row, self._val_loss = {}, []
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        if batch.skipped:
+            self._corrupt.add(batch.skipped)
+            self._corrupt.check(self._images)
+        if len(batch.images) == 0:
+            return
+        images = self._on_device.eval(batch.images)
+        logits = self.method.student(images).logits
+        self._val_loss.append(nn.functional.cross_entropy(logits.float(), batch.targets, reduction="sum"))
+        for metric in self._accuracy["val"].values():  # type: ignore[operator,union-attr]
+            metric.update(logits, batch.targets)
+        if self._ema:
+            logits = self._ema[0].module(images)
+            for metric in self._accuracy["ema"].values():  # type: ignore[operator,union-attr]
+                metric.update(logits, batch.targets)
+
+    def on_validation_epoch_end(self) -> None:
+        seen = self._accuracy["val"]["top1"].tp.new_tensor(0)  # type: ignore[index,union-attr]
+        for name in ("val", "ema") if self._ema else ("val",):
+            for metric_name, metric in self._accuracy[name].items():  # type: ignore[operator,union-attr]
+                self.row[f"{name}/{metric_name}"] = 100 * float(metric.compute())
+                if name == "val" and metric_name == "top1":
+                    seen = metric.tp + metric.fn
+                metric.reset()
+        if self._val_loss:
+            total = self.trainer.strategy.reduce(torch.stack(self._val_loss).sum().double(), reduce_op="sum")
+            self.row["val/loss"] = float(total) / max(1, int(seen.sum()))
+        self.row = dict(sorted(self.row.items(), key=lambda item: item[0] != "val/loss"))
+
+    # --- checkpoints --------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["vitdistill"] = {
+            "position": self.position,
+            "sums": {name: value.cpu() for name, value in self._sums.items()},
+            "corrupt": list(self._corrupt.paths),
+            "ema": self._ema[0].module.state_dict() if self._ema else None,
+            "ema_steps": self._ema_steps,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["vitdistill"]
+        epoch, batch = state["position"]
+        self.position = (epoch, batch)
+        self._sampler.set_position(epoch, batch)
+        self._sums = {name: value.to(self.device) for name, value in state["sums"].items()} if batch else {}
+        self._corrupt.paths.update(dict.fromkeys(state["corrupt"]))
+        self._ema_state, self._ema_steps = state["ema"], state["ema_steps"]
+
+
+def _accuracies(classes: int) -> nn.ModuleDict:
+    return nn.ModuleDict(
+        {
+            f"top{k}": MulticlassAccuracy(classes, top_k=min(k, classes), average="micro", validate_args=False)
+            for k in (1, 5)
+        }
+    )

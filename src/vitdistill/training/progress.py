@@ -1,0 +1,75 @@
+"""What a person sees while a run is under way: images per second, time left, loss, accuracy."""
+
+import sys
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class ProgressBar(pl.Callback):
+    """One bar over the whole training on a terminal; one line per epoch elsewhere."""
+
+    def __init__(self, images_per_step: int) -> None:
+        self.images_per_step = images_per_step
+        self.console = Console(stderr=True)
+        self.bar: Progress | None = None
+        self.epochs = 0
+        self._epoch_start = self._epoch_end = 0.0
+        self._epoch_steps = 0
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.epochs = pl_module.settings.epochs
+        self._epoch_start = time.perf_counter()
+        if not trainer.is_global_zero or not self.console.is_terminal:
+            return
+        self.bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[rate]} img/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[scores]}"),
+            console=self.console,
+            refresh_per_second=4,
+        )
+        total = pl_module.settings.epochs * len(pl_module._sampler)
+        self.task = self.bar.add_task("", total=total, epoch="0", rate="-", scores="")
+        self.bar.start()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._epoch_start = time.perf_counter()
+        self._epoch_steps = 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._epoch_steps += 1
+        self._epoch_end = time.perf_counter()
+        if self.bar is not None:
+            self.bar.update(
+                self.task,
+                completed=trainer.current_epoch * len(pl_module._sampler) + batch_idx + 1,
+                epoch=f"{trainer.current_epoch + 1}/{self.epochs}",
+                rate=f"{self._rate():.0f}",
+            )
+
+    def on_row(self, row: dict[str, float]) -> None:
+        """Show an epoch's scores."""
+        scores = f"loss {row['train/loss']:.3f}" + (f"  top-1 {row['val/top1']:.1f}%" if "val/top1" in row else "")
+        if self.bar is not None:
+            self.bar.update(self.task, scores=scores)
+        else:
+            print(f"epoch {row['epoch'] + 1}/{self.epochs}  {scores}  {self._rate():.0f} img/s", file=sys.stderr, flush=True)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def _rate(self) -> float:
+        return self._epoch_steps * self.images_per_step / max(self._epoch_end - self._epoch_start, 1e-9)

@@ -1,0 +1,279 @@
+"""From a method, a data source and settings to a finished run directory."""
+
+import logging
+import time
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import disable_possible_user_warnings
+from safetensors.torch import save
+from torch import Tensor
+
+from vitdistill.cost.measure import hardware
+from vitdistill.data.loading import CorruptLog, default_workers, make_loader
+from vitdistill.data.on_device import OnDevice
+from vitdistill.data.recipes import eval_transform, train_transform
+from vitdistill.data.sampling import EpochBatchSampler, EvalBatchSampler
+from vitdistill.data.source import DataSource
+from vitdistill.methods.method import Method
+from vitdistill.models.record import RECORD, WEIGHTS, record_of
+from vitdistill.training.checkpoints import (
+    AtomicCheckpointIO,
+    SaveCheckpoints,
+    read_checkpoint,
+    student_weights,
+    write_atomically,
+)
+from vitdistill.training.interrupt import Interrupted, StopBetweenSteps
+from vitdistill.training.module import TrainingModule
+from vitdistill.training.progress import ProgressBar
+from vitdistill.training.run_dir import RunDirectory, is_first_process
+from vitdistill.training.settings import Settings
+from vitdistill.training.summary import cost_of, describe, speed_of, versions
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Parts:
+    """What a run is put together from, once the trainer knows its world."""
+
+    module: TrainingModule
+    trainer: pl.Trainer
+    train_loader: Any
+    val_loader: Any
+    global_batch: int
+
+
+def train(method: Method, source: DataSource, run: RunDirectory, settings: Settings, *, resume: bool) -> dict[str, Any]:
+    """Train, checkpoint, export the student and write the report.
+
+    Args:
+        method: what to train.
+        source: what to train on.
+        run: a prepared run directory.
+        settings: how.
+        resume: continue from `checkpoints/last.ckpt`, if the run got as far as writing one.
+
+    Returns:
+        The content of run.json.
+
+    Raises:
+        UserError: for settings that cannot be trained with, a loss that is not finite, too many unreadable images,
+            or a full disk. What was computed up to the last checkpoint is kept.
+    """
+    settings.check()
+    parts = _assemble(method, source, run, settings)
+    checkpoint = run.last if resume and run.last.is_file() else None
+    if is_first_process():
+        _write_record(method, source, run)
+        if checkpoint is not None:
+            run.drop_rows_from(read_checkpoint(checkpoint)["vitdistill"]["position"][0])
+        elif resume:
+            log.warning("%s has no checkpoint yet; starting from the beginning", run.path)
+            run.drop_rows_from(0)
+    run.update(
+        student=describe(method.student),
+        teacher=describe(method.teachers[0].backbone) if method.teachers else None,
+        data={
+            "name": source.name,
+            "train_images": len(source.train),
+            "val_images": len(source.val),
+            "classes": len(source.classes),
+        },
+        hardware=hardware(),
+        versions=versions(),
+        seed=settings.seed,
+        epochs=settings.epochs,
+    )
+    if settings.compile:
+        for backbone in (method.student, *(teacher.backbone for teacher in method.teachers)):
+            backbone.compile_blocks()
+    started = time.perf_counter()
+    status = "failed"
+    try:
+        parts.trainer.fit(parts.module, parts.train_loader, parts.val_loader, ckpt_path=checkpoint)
+        status = "finished"
+    except Interrupted:
+        status = "interrupted"
+        log.warning("Stopped; the checkpoint is written. Continue with: vitdistill resume %s", run.path)
+    finally:
+        seconds = time.perf_counter() - started
+        run.update(status=status if status != "finished" else "running", **_results(parts, source, run, seconds))
+    if status == "interrupted":
+        raise SystemExit(130)
+    return _finish(parts, run)
+
+
+def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: Settings) -> _Parts:
+    trainer = _trainer(run, settings)
+    world, rank = trainer.world_size, trainer.global_rank
+    global_batch = settings.batch_size * world * settings.optim.accumulate
+    augment = settings.augment.resolved()
+    on_device = OnDevice(augment, method.student.mean, method.student.std, len(source.classes))
+    on_device.check_batch_size(settings.batch_size)
+    sampler = EpochBatchSampler(
+        len(source.train),
+        settings.batch_size,
+        seed=settings.seed,
+        repeats=augment.repeats,
+        rank=rank,
+        world=world,
+    )
+    loader = settings.loader
+    eval_sampler = EvalBatchSampler(len(source.val), loader.eval_batch or settings.batch_size, rank=rank, world=world)
+    on_gpu = trainer.strategy.root_device.type == "cuda"
+    options: dict[str, Any] = {
+        "seed": settings.seed,
+        "num_workers": default_workers(source) if loader.workers is None else loader.workers,
+        "pin_memory": on_gpu if loader.pin is None else loader.pin,
+    }
+    corrupt = CorruptLog()
+    module = TrainingModule(
+        method, settings, on_device, sampler, corrupt, len(source.train) + len(source.val), global_batch
+    )
+    bar = ProgressBar(settings.batch_size * world)
+    if trainer.is_global_zero:
+        module.listeners += [run.add_row, bar.on_row]
+    callbacks = [_Timing(), bar, StopBetweenSteps(run.last), SaveCheckpoints(run.checkpoints)]
+    trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
+    train_loader = make_loader(source.train, train_transform(augment, settings.image_size), sampler, **options)
+    val_loader = make_loader(source.val, eval_transform(augment, settings.image_size), eval_sampler, **options)
+    return _Parts(module, trainer, train_loader, val_loader, global_batch)
+
+
+def _trainer(run: RunDirectory, settings: Settings) -> pl.Trainer:
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    disable_possible_user_warnings()
+    warnings.filterwarnings("ignore", message=".*weights_only.*")
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+    arguments: dict[str, Any] = {
+        "devices": "auto" if torch.cuda.is_available() else 1,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 1_000_000,  # metrics are per epoch; nothing is read from the device in a step
+        "enable_model_summary": False,
+        "enable_progress_bar": False,
+        "use_distributed_sampler": False,
+        **settings.trainer,
+    }
+    return pl.Trainer(
+        max_epochs=settings.epochs,
+        precision=_precision(settings.precision),  # type: ignore[arg-type]
+        gradient_clip_val=settings.optim.clip,
+        accumulate_grad_batches=settings.optim.accumulate,
+        default_root_dir=run.path,
+        logger=TensorBoardLogger(run.path, name="tensorboard", version=""),
+        plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=False,
+        **arguments,
+    )
+
+
+def _precision(precision: str) -> str:
+    if precision != "auto":
+        return precision
+    return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
+
+
+class _Timing(pl.Callback):
+    """Feeds the module's clock with whole steps and with waiting for data; the first steps warm up uncounted."""
+
+    WARM_UP = 3
+
+    def __init__(self) -> None:
+        self._ended: float | None = None
+        self._started = 0.0
+        self._seen = 0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._ended = None
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self._started = time.perf_counter()
+        self._seen += 1
+        if self._seen == self.WARM_UP + 1:
+            pl_module.clock.totals()
+            pl_module.clock.reset()
+        if self._ended is not None and self._seen > self.WARM_UP:
+            pl_module.clock.add("data", (self._started - self._ended) * 1e3)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._ended = time.perf_counter()
+        if self._seen > self.WARM_UP:
+            pl_module.clock.add("step", (self._ended - self._started) * 1e3)
+            pl_module.steps_timed += 1
+
+
+def _write_record(method: Method, source: DataSource, run: RunDirectory) -> None:
+    """student.json, at the start: checkpoints can be read with it before the run is over."""
+    record = replace(record_of(method.student.net), classes=list(source.classes))
+    record.mean, record.std = list(method.student.mean), list(method.student.std)
+    record.write(run.path)
+
+
+def _results(parts: _Parts, source: DataSource, run: RunDirectory, seconds: float) -> dict[str, Any]:
+    """What run.json says of the training so far; also after a failure."""
+    rows = run.rows()
+    method, settings = parts.module.method, parts.module.settings
+    images_per_epoch = len(parts.module._sampler) * settings.batch_size * parts.trainer.world_size
+    before = run.read_info().get("seconds") or 0.0
+    result: dict[str, Any] = {"seconds": round(before + seconds, 2)}
+    if rows:
+        last = {name: float(value) for name, value in rows[-1].items()}
+        saves = next(c for c in parts.trainer.callbacks if isinstance(c, SaveCheckpoints))  # type: ignore[attr-defined]
+        result["accuracy"] = {
+            **{name: round(last[f"val/{name}"], 4) for name in ("top1", "top5", "loss") if f"val/{name}" in last},
+            **({"best_top1": round(saves.best, 4), "best_epoch": saves.best_epoch} if saves.best_epoch >= 0 else {}),
+            **({"ema_top1": round(last["ema/top1"], 4)} if "ema/top1" in last else {}),
+        }
+    result |= cost_of(method, settings.epochs, images_per_epoch, epochs_done=len(rows))
+    result["speed"] = speed_of(parts.module, settings.batch_size, parts.trainer.world_size)
+    result["peak_memory_gib"] = _peak_memory_gib(parts.trainer.strategy.root_device)
+    data = run.read_info().get("data") or {}
+    corrupt = list(parts.module._corrupt.paths)
+    result["data"] = {**data, "corrupt": {"count": len(corrupt), "files": corrupt}}
+    return result
+
+
+def _peak_memory_gib(device: torch.device) -> float:
+    """Most memory in use: allocated on the GPU, or resident in this process on a CPU."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
+    import resource
+
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)
+
+
+def _finish(parts: _Parts, run: RunDirectory) -> dict[str, Any]:
+    """Export the student, mark the run finished, write the report."""
+    state = parts.trainer.strategy.lightning_module_state_dict()  # collective under FSDP
+    if not is_first_process():
+        return {}
+    export_weights(student_weights(state), run.path / WEIGHTS)
+    if parts.module.ema_net is not None:
+        export_weights(parts.module.ema_net.state_dict(), run.path / "student_ema.safetensors")
+    info = run.update(status="finished")
+    try:
+        from vitdistill.report.page import write_report
+
+        write_report([run.path], run.path / "report.html")
+    except Exception as error:  # the run itself is safe; a picture must not fail it
+        log.warning("The report could not be written: %s", error)
+    return info
+
+
+def export_weights(weights: dict[str, Tensor], path: Path) -> None:
+    """Write a student's tensors under timm's names as safetensors."""
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+    write_atomically(path, lambda file: file.write(save(tensors)))
+
+
+__all__ = ["RECORD", "WEIGHTS", "export_weights", "train"]

@@ -1,0 +1,175 @@
+"""The run directory: everything needed to trust, repeat, resume and use a run."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import sys
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vitdistill.errors import UserError
+
+# Keys that may differ between a run and its continuation: they do not change what is computed.
+_FREE = ("out", "resume", "overwrite", "loader", "trainer")
+
+
+class RunDirectory:
+    """Paths and files of one run. Only the first process writes.
+
+    Layout: config.yaml, run.json, metrics.csv, student.safetensors, student.json, report.html,
+    checkpoints/{last,best}.ckpt, tensorboard/.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config, self.info, self.metrics = path / "config.yaml", path / "run.json", path / "metrics.csv"
+        self.checkpoints = path / "checkpoints"
+        self.last = self.checkpoints / "last.ckpt"
+
+    @classmethod
+    def prepare(
+        cls, out: str | Path, verb: str, config: dict[str, Any], *, resume: bool, overwrite: bool
+    ) -> "RunDirectory":
+        """Make or reopen a run directory and write its configuration.
+
+        Raises:
+            UserError: when it is not empty and neither `resume` nor `overwrite` is given, when there is nothing to
+                resume, or when the configuration differs from the one to resume (naming the keys).
+        """
+        if resume and overwrite:
+            raise UserError("--resume and --overwrite exclude each other", remedy="Give one of them")
+        run = cls(Path(out))
+        if not is_first_process():
+            return run
+        occupied = run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir()))
+        if resume:
+            run._check_same(verb, config)
+        elif occupied and not overwrite:
+            raise UserError(
+                "The run directory must be new or empty",
+                run.path,
+                "Continue the run in it with --resume, or replace it with --overwrite",
+            )
+        elif occupied:
+            run._clear()
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            header = f"# vitdistill {verb} --config {run.config.name}\n"
+            _write(run.config, header + yaml.safe_dump(config, sort_keys=False))
+        run.update(verb=verb, status="running", command=command_line())
+        return run
+
+    def _check_same(self, verb: str, config: dict[str, Any]) -> None:
+        if not self.config.is_file():
+            raise UserError("There must be a run to resume", self.path, "Start it without --resume")
+        before_verb = self.read_info().get("verb", verb)
+        if before_verb != verb:
+            raise UserError(f"{self.path} is a run of `{before_verb}`, which `{verb}` cannot resume")
+        before = yaml.safe_load(self.config.read_text()) or {}
+        changed = [
+            f"{key} (was {old}, is {new})"
+            for key, old, new in differences(before, plain(config))
+            if key.partition(".")[0] not in _FREE
+        ]
+        if changed:
+            raise UserError(
+                "A resumed run must keep its configuration",
+                "changed " + ", ".join(changed),
+                "Undo these, or start a new run in another --out",
+            )
+
+    def _clear(self) -> None:
+        """Remove an earlier run, but nothing that no run of ours wrote."""
+        ours = {self.config.name, self.info.name, self.metrics.name, "checkpoints", "tensorboard", "report.html"}
+        ours |= {"student.safetensors", "student.json", "student_ema.safetensors", "masks.png", "export"}
+        strangers = [entry.name for entry in self.path.iterdir() if entry.name not in ours] if self.path.is_dir() else []
+        if strangers or not self.path.is_dir():
+            raise UserError(
+                "--overwrite replaces a run, and this is not (only) one",
+                f"{self.path} with {', '.join(strangers[:3]) or 'no folder'}",
+                "Choose another --out, or empty it yourself",
+            )
+        for entry in self.path.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    def read_info(self) -> dict[str, Any]:
+        """run.json, or an empty mapping when there is none."""
+        return json.loads(self.info.read_text()) if self.info.is_file() else {}
+
+    def update(self, **values: Any) -> dict[str, Any]:
+        """Set keys of run.json."""
+        info = {**self.read_info(), **plain(values)}
+        if is_first_process():
+            _write(self.info, json.dumps(info, indent=2) + "\n")
+        return info
+
+    def add_row(self, row: dict[str, float]) -> None:
+        """Append one epoch to metrics.csv, adding columns as they appear."""
+        rows = [*self.rows(), {name: repr(value) for name, value in row.items()}]
+        self._write_rows(rows)
+
+    def rows(self) -> list[dict[str, str]]:
+        """The epochs in metrics.csv, as text."""
+        if not self.metrics.is_file():
+            return []
+        with open(self.metrics, newline="") as file:
+            return [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+
+    def drop_rows_from(self, epoch: int) -> None:
+        """Forget epochs that a resumed run will go through again."""
+        self._write_rows([row for row in self.rows() if int(row["epoch"]) < epoch])
+
+    def _write_rows(self, rows: list[dict[str, str]]) -> None:
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        _write(self.metrics, text.getvalue() if rows else "")
+
+
+def _write(path: Path, text: str) -> None:
+    from vitdistill.training.checkpoints import write_atomically
+
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def is_first_process() -> bool:
+    """Whether this process may write: the first of a distributed run, or the only one."""
+    return all(int(os.environ.get(name, 0) or 0) == 0 for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"))
+
+
+def command_line() -> str:
+    """How this process was called, for the record."""
+    import shlex
+
+    arguments = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    return shlex.join(arguments)
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, tuples and paths as what YAML and JSON can hold."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def differences(before: Any, after: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted key, old, new) for every leaf that differs."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = dict.fromkeys([*before, *after])
+        return [
+            found
+            for key in keys
+            for found in differences(before.get(key), after.get(key), f"{prefix}.{key}" if prefix else key)
+        ]
+    return [] if before == after else [(prefix, before, after)]

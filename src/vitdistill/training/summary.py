@@ -1,0 +1,67 @@
+"""What `run.json` says about a run's networks, cost and speed."""
+
+from typing import Any
+
+from vitdistill.cost.macs import backbone_macs
+from vitdistill.methods.method import Method
+from vitdistill.models.backbone import Backbone
+from vitdistill.training.module import TrainingModule
+
+
+def describe(backbone: Backbone) -> dict[str, Any]:
+    """Name, size and grid of a network."""
+    return {
+        "name": backbone.name,
+        "params": sum(parameter.numel() for parameter in backbone.parameters()),
+        "grid": str(backbone.grid),
+        "image_size": list(backbone.image_size),
+    }
+
+
+def cost_of(method: Method, epochs: int, images_per_epoch: int, epochs_done: int) -> dict[str, Any]:
+    """Tokens kept, and MACs of the teacher: per image at the end of training, and in total for the epochs done."""
+    student = backbone_macs(method.student).total / 1e9
+    cost: dict[str, Any] = {"student_gmacs_per_image": student}
+    if not method.teachers:
+        return {"tokens": None, "cost": cost}
+    teacher = method.teachers[0].backbone
+    full = backbone_macs(teacher).total / 1e9
+    counts = [method.kept_patches(epoch / max(1, epochs - 1)) for epoch in range(epochs)]
+    masks_teacher = getattr(method, "mask", "teacher") == "teacher"
+    per_epoch = [full if not masks_teacher or k is None else backbone_macs(teacher, k).total / 1e9 for k in counts]
+    patches = teacher.grid.count if masks_teacher else method.student.grid.count
+    return {
+        "tokens": {"kept": counts[-1] or patches, "of": patches},
+        "cost": {
+            **cost,
+            "teacher_gmacs_per_image": per_epoch[-1],
+            "teacher_gmacs_full_per_image": full,
+            "teacher_gmacs_total": sum(per_epoch[:epochs_done]) * images_per_epoch,
+            "saved_fraction": 1 - sum(per_epoch) / (full * epochs),
+        },
+    }
+
+
+def speed_of(module: TrainingModule, batch_size: int, world: int) -> dict[str, float]:
+    """Milliseconds per step in data, student and teacher, and images per second; warm-up steps left out."""
+    if module.clock is None or not module.steps_timed:
+        return {}
+    totals, steps = module.clock.totals(), module.steps_timed
+    data, teacher = totals.get("data", 0.0) / steps, totals.get("teacher", 0.0) / steps
+    step = totals.get("step", 0.0) / steps
+    return {
+        "images_per_s": round(batch_size * world / (data + step) * 1e3, 2),
+        "step_ms": round(data + step, 3),
+        "data_ms": round(data, 3),
+        "student_ms": round(step - teacher, 3),
+        "teacher_ms": round(teacher, 3),
+        "teacher_ms_per_image": round(teacher / batch_size, 4),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    from importlib.metadata import version
+
+    names = ("vitdistill", "torch", "torchvision", "timm", "lightning")
+    return {name: version(name) for name in names}

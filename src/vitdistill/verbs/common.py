@@ -1,0 +1,124 @@
+"""What the training verbs share: from arguments to a prepared run, a student and a teacher."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitdistill.data.sampling import seed_everything_at
+from vitdistill.data.source import DataSource, open_source
+from vitdistill.errors import UserError
+from vitdistill.methods.teacher import Teacher
+from vitdistill.models.backbone import Backbone
+from vitdistill.models.build import build
+from vitdistill.training.run_dir import RunDirectory, plain
+
+Model = str | nn.Module
+
+
+def start(verb: str, arguments: dict[str, Any]) -> tuple[RunDirectory, DataSource]:
+    """Prepare the run directory and open the data, before anything expensive.
+
+    Args:
+        verb: name of the calling verb.
+        arguments: all of its arguments, `data`, `out`, `seed`, `resume` and `overwrite` among them.
+    """
+    source = open_source(arguments["data"])
+    config = {key: plain(_name(value)) for key, value in arguments.items() if key not in ("resume", "overwrite")}
+    run = RunDirectory.prepare(
+        arguments["out"], verb, config, resume=arguments["resume"], overwrite=arguments["overwrite"]
+    )
+    seed_everything_at(arguments["seed"], "initialisation")
+    return run, source
+
+
+def _name(value: Any) -> Any:
+    """Objects given in Python appear in the configuration by their class."""
+    if isinstance(value, nn.Module):
+        return f"<{type(value).__name__}>"
+    return value.name if isinstance(value, DataSource) else value
+
+
+def make_student(
+    spec: Model,
+    source: DataSource,
+    *,
+    args: dict[str, Any] | None,
+    image_size: int | None,
+    pretrained: bool,
+    drop_path: float,
+) -> Backbone:
+    """The student with a head for the data's classes, at the data's or the given image size.
+
+    Raises:
+        UserError: when a module object has another number of classes than the data.
+    """
+    options = dict(args or {})
+    if drop_path:
+        options.setdefault("drop_path_rate", drop_path)
+    classes = len(source.classes)
+    student = build(
+        spec,
+        args=options,
+        num_classes=classes,
+        image_size=image_size or source.image_size,
+        pretrained=pretrained,
+    )
+    _check_classes("student", student.num_classes, student.name, source)
+    return student
+
+
+def make_teacher(
+    spec: Model,
+    source: DataSource,
+    student: Backbone,
+    *,
+    args: dict[str, Any] | None = None,
+    text_embeddings: str | None = None,
+    dtype: str = "auto",
+    check_classes: bool = True,
+) -> Teacher:
+    """A frozen teacher that takes the student's images.
+
+    Raises:
+        UserError: when its class count differs from the data's.
+    """
+    backbone = build(spec, args=args, pretrained=True)
+    embeddings = _embeddings(text_embeddings)
+    teacher = Teacher(
+        backbone, mean=student.mean, std=student.std, dtype=_dtype(dtype), text_embeddings=embeddings
+    )
+    if check_classes:
+        _check_classes("teacher", teacher.num_classes, backbone.name, source)
+    return teacher
+
+
+def _check_classes(role: str, classes: int, name: str, source: DataSource) -> None:
+    if classes != len(source.classes):
+        raise UserError(
+            f"The {role} must have the classes of the data; {name} has {classes} and {source.name} has "
+            f"{len(source.classes)}",
+            remedy=f"Fine-tune the {role} on this data first, or choose another" if role == "teacher" else "",
+        )
+
+
+def _embeddings(path: str | None) -> torch.Tensor | None:
+    if path is None:
+        return None
+    from vitdistill.models.weights import read_weights
+
+    tensors = read_weights(Path(path))
+    if len(tensors) != 1 or next(iter(tensors.values())).ndim != 2:
+        raise UserError("The text embeddings file must hold one tensor of shape (classes, channels)", path)
+    return next(iter(tensors.values()))
+
+
+def _dtype(name: str) -> torch.dtype | None:
+    """"auto" is bfloat16 on GPUs that have it, and the weights' own dtype elsewhere."""
+    if name == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else None
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in dtypes:
+        raise UserError(f"teacher_dtype must be auto, {', '.join(dtypes)}", repr(name))
+    return dtypes[name]

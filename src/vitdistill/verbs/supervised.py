@@ -1,0 +1,76 @@
+"""`vitdistill supervised`: train without a teacher."""
+
+from typing import Any
+
+from vitdistill.data.recipes import Augment
+from vitdistill.training.settings import Loader, Optim, Settings
+from vitdistill.verbs.common import Model, make_student, start
+
+
+def supervised(
+    *,
+    student: Model,
+    data: str,
+    out: str,
+    epochs: int = 300,
+    batch_size: int = 128,
+    image_size: int | None = None,
+    drop_path: float = 0.1,
+    pretrained: bool = False,
+    student_args: dict[str, Any] | None = None,
+    augment: Augment = Augment(),  # noqa: B008  # frozen
+    optim: Optim | None = None,
+    loader: Loader | None = None,
+    precision: str = "auto",
+    compile: bool = False,
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    trainer: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train a network on labels alone: a baseline, or a teacher of your own.
+
+    Args:
+        student: timm name, name@weights-file, hf-hub:owner/model, run directory, or (in Python) a module.
+        data: folder with train/ and val/ (one folder per class), or a bundled source: digits.
+        out: run directory to make.
+        epochs: passes over the training images.
+        batch_size: images per device and step.
+        image_size: input size in pixels; by default the data's or the network's own.
+        drop_path: stochastic depth rate of the last block; earlier blocks get less.
+        pretrained: start from timm's pretrained weights (downloads them).
+        student_args: further arguments of the architecture, e.g. `--student_args.depth 6`.
+        augment: augmentation.
+        optim: optimizer and schedule.
+        loader: reading data.
+        precision: auto, 32-true, bf16-mixed, 16-mixed.
+        compile: torch.compile the blocks.
+        seed: of initialisation, data order, augmentation and everything else random.
+        resume: continue the run in `out`.
+        overwrite: replace the run in `out`.
+        trainer: further arguments of lightning.Trainer, e.g. `--trainer.devices 8`.
+
+    Returns:
+        The content of the run's run.json.
+    """
+    run, source = start("supervised", dict(locals()))
+    from vitdistill.methods.supervised import Supervised
+    from vitdistill.training.run import train
+
+    network = make_student(
+        student, source, args=student_args, image_size=image_size, pretrained=pretrained, drop_path=drop_path
+    )
+    settings = Settings(
+        epochs=epochs,
+        batch_size=batch_size,
+        image_size=network.image_size[0],
+        seed=seed,
+        augment=augment,
+        optim=optim or Optim(),
+        loader=loader or Loader(),
+        precision=precision,
+        compile=compile,
+        trainer=trainer or {},
+    )
+    method = Supervised(network, smoothing=augment.resolved().smoothing)
+    return train(method, source, run, settings, resume=resume)
