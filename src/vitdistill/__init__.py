@@ -1,0 +1,68 @@
+"""Small Vision Transformers out of big ones.
+
+Three depths, each built on the next:
+
+- verbs: `vitdistill.maskedkd(student=..., teacher=..., data=..., out=...)`, the same as on the command line;
+- methods: `vitdistill.MaskedKD(student, teacher, keep=0.5)`, a plain `nn.Module` for your own loop;
+- functions of tensors: `vitdistill.tokens`, `vitdistill.losses`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+# Name -> where it lives; imported on first use, so that `vitdistill --help` need not load torch.
+_LAZY = {
+    "MaskedKD": "vitdistill.methods.maskedkd",
+    "Supervised": "vitdistill.methods.supervised",
+    "Teacher": "vitdistill.methods.teacher",
+    "Method": "vitdistill.methods.method",
+    "Criterion": "vitdistill.tokens.criteria",
+    "Augment": "vitdistill.data.recipes",
+    "Optim": "vitdistill.training.settings",
+    "Loader": "vitdistill.training.settings",
+    "build": "vitdistill.models.build",
+    "UserError": "vitdistill.errors",
+    "cls_attention": "vitdistill.tokens.saliency",
+    "top_k": "vitdistill.tokens.select",
+    **{
+        verb: f"vitdistill.verbs.{verb}"
+        for verb in (
+            "maskedkd",
+            "supervised",
+            "resume",
+            "evaluate",
+            "export",
+            "cost",
+            "bench",
+            "masks",
+            "report",
+            "demo",
+        )
+    },
+}
+__all__ = sorted(_LAZY)
+
+if TYPE_CHECKING:
+    from vitdistill.data.recipes import Augment
+    from vitdistill.errors import UserError
+    from vitdistill.methods.maskedkd import MaskedKD
+    from vitdistill.methods.method import Method
+    from vitdistill.methods.supervised import Supervised
+    from vitdistill.methods.teacher import Teacher
+    from vitdistill.models.build import build
+    from vitdistill.tokens.criteria import Criterion
+    from vitdistill.tokens.saliency import cls_attention
+    from vitdistill.tokens.select import top_k
+    from vitdistill.training.settings import Loader, Optim
+    from vitdistill.verbs.maskedkd import maskedkd
+    from vitdistill.verbs.supervised import supervised
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'vitdistill' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

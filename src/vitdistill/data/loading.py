@@ -66,7 +66,7 @@ class SampleSet(Dataset[Batch]):
     generators stay as the last sample left them: seed again (`seed_everything_at`) before drawing for a step.
 
     Unreadable images: in training the next readable one in the set takes their place, in validation they are left
-    out of the batch. A batch can therefore be empty in validation.
+    out of the batch. A validation batch of which nothing is readable is empty: skip it, as some networks fail on none.
     """
 
     def __init__(self, image_set: ImageSet, transform: Transform, *, seed: int, substitute: bool) -> None:
@@ -80,7 +80,7 @@ class SampleSet(Dataset[Batch]):
         """
         self.image_set, self.transform, self.seed = image_set, transform, seed
         self.random = getattr(transform, "random", True)
-        # More failures in a row than this stop the run anyway (see CorruptLog).
+        # More failures in a row than this stop the run anyway (see CorruptLog), so the batch may be left short.
         self.attempts = 8 + len(image_set) // 100 if substitute else 1
         self._kept: dict[int, Sample] | None = {} if image_set.in_memory and not self.random else None
 
@@ -100,16 +100,17 @@ class SampleSet(Dataset[Batch]):
         """The sample of a key or its replacement; None when there is none. Adds to `skipped` what was unreadable."""
         for attempt in range(self.attempts):
             index = (key.index + attempt) % len(self)
+            if self._kept is not None and index in self._kept:
+                return self._kept[index]
             try:
-                return self._read(SampleKey(key.epoch, index, key.repeat))
+                image, target = self.image_set.load(index)
             except UNREADABLE:
                 skipped.append(self.image_set.path(index))
+            else:
+                return self._transformed(SampleKey(key.epoch, index, key.repeat), image, target)
         return None
 
-    def _read(self, key: SampleKey) -> Sample:
-        if self._kept is not None and key.index in self._kept:
-            return self._kept[key.index]
-        image, target = self.image_set.load(key.index)
+    def _transformed(self, key: SampleKey, image: Image.Image, target: int) -> Sample:
         if self.random:
             seed_cpu_at("sample", self.seed, *key)
         sample = Sample(self.transform(image), target, key.index)

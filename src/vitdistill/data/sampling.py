@@ -3,6 +3,7 @@
 import hashlib
 import random
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -149,7 +150,8 @@ class EvalBatchSampler(Sampler[list[SampleKey]]):
     """Every sample exactly once over all processes, in order; nothing is padded or left out.
 
     All ranks get the same number of batches, since a sharded model must run equally often everywhere. The last batch
-    is shared out evenly; with fewer samples left than processes, some get an empty one.
+    is smaller and shared out evenly. No batch is empty, unless there are fewer samples than processes or the batch
+    size is 1.
 
     Attributes:
         substitute: an unreadable image is left out, since a replacement would count twice.
@@ -176,8 +178,9 @@ class EvalBatchSampler(Sampler[list[SampleKey]]):
         return -(-self.length // (self.batch_size * self.world))
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        global_batch = self.batch_size * self.world
-        for start in range(0, self.length, global_batch):
-            size = min(global_batch, self.length - start)
-            first, last = (start + size * rank // self.world for rank in (self.rank, self.rank + 1))
+        starts = list(range(0, self.length, self.batch_size * self.world))
+        if len(starts) > 1:  # leave at least one sample per rank for the last batch
+            starts[-1] = min(starts[-1], self.length - self.world)
+        for start, stop in pairwise([*starts, self.length]):
+            first, last = (start + (stop - start) * rank // self.world for rank in (self.rank, self.rank + 1))
             yield [SampleKey(0, index, 0) for index in range(first, last)]

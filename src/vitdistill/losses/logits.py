@@ -15,8 +15,9 @@ def cross_entropy(
         targets: class numbers, or one distribution per sample.
         smoothing: label smoothing for class numbers; soft targets bring their own.
     """
-    soft = targets.is_floating_point()
-    return F.cross_entropy(logits.float(), targets, label_smoothing=0.0 if soft else smoothing)
+    if targets.is_floating_point():
+        return F.cross_entropy(logits.float(), targets.float())
+    return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
 
 
 def soft_distillation(

@@ -5,7 +5,7 @@ One step: the student sees the whole image; the class token's attention in its l
 teacher runs on the best of them; the loss mixes labels and the teacher's class scores.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -27,7 +27,7 @@ from vitdistill.tokens.criteria import (
     StudentAttention,
     TeacherAttention,
 )
-from vitdistill.tokens.keep import KeepSchedule
+from vitdistill.tokens.keep import KeepSchedule, keep_count
 from vitdistill.types import NOTHING, BackboneOutput, Capture, StepOutput
 
 CriterionName = Literal["student", "teacher", "network", "random", "network+random", "student+random"]
@@ -76,9 +76,18 @@ class MaskedKD(Method):
             random_share: share of kept patches drawn at random by the mixed criteria.
 
         Raises:
-            UserError: when class counts differ, the criterion is unknown, or a number is out of range.
+            UserError: when class counts differ, an option is unknown, a number is out of range, or a network that
+                should be masked cannot be.
         """
         super().__init__(build(student))
+        for option, value, known in (
+            ("distillation", distillation, ("soft", "hard")),
+            ("order", order, ("top", "bottom")),
+            ("saliency", saliency, ("cls", "patch")),
+            ("mask", mask, ("teacher", "student")),
+        ):
+            if value not in known:
+                raise UserError(f"{option} must be {' or '.join(known)}", repr(value), near(str(value), known))
         self.alpha, self.tau, self.smoothing = alpha, tau, smoothing
         self.distillation, self.order, self.mask = distillation, order, mask
         self.keep = KeepSchedule.parse(keep)
@@ -89,12 +98,12 @@ class MaskedKD(Method):
             if isinstance(criterion, Criterion)
             else make_criterion(criterion, layer, saliency, self._guests.network, random_share)
         )
-        if self.teacher is not None:
-            self.criterion.capture(self.student)  # an impossible layer is refused now, not in the first step
-            for block in self.criterion.capture(self.student).qkv:
+        if self._ever_masks():
+            # An impossible block is refused now, not in the first step.
+            wanted = self.criterion.capture(self.student)
+            for block in (*wanted.qkv, *wanted.hidden):
                 self.student.block_index(block)
-        self._two_heads = alpha > 0 and hasattr(self.student.net, "set_distilled_training")
-        if self._two_heads:
+        if alpha > 0 and hasattr(self.student.net, "set_distilled_training"):
             self.student.net.set_distilled_training(True)
 
     # --- the parts --------------------
@@ -120,6 +129,13 @@ class MaskedKD(Method):
         count = self.keep.count(progress, patches)
         return None if count == patches else count
 
+    def _ever_masks(self) -> bool:
+        """Whether a patch is left out at any time of the training."""
+        if self.teacher is None:
+            return False
+        patches = self._masked.grid.count
+        return any(keep_count(keep, patches) < patches for _, keep in self.keep.points)
+
     def _guest(self, model: Teacher | Backbone | nn.Module | None) -> Teacher | None:
         if model is None or isinstance(model, Teacher):
             return model
@@ -142,13 +158,24 @@ class MaskedKD(Method):
                 f"{self.teacher.num_classes} and {self.student.name} has {self.student.num_classes}",
                 remedy="Fine-tune the teacher on this data first, or choose the data it was trained on",
             )
+        if self.teacher is not None and self.teacher.backbone.net is self.student.net:
+            raise UserError("The teacher must be another network than the student", remedy="Give a copy of it")
+        if not 0 <= self.smoothing < 1:
+            raise UserError("Label smoothing must lie in [0, 1)", self.smoothing)
         if self.teacher is not None:
-            for _, keep in self.keep.points:
-                KeepSchedule(((0.0, keep),)).count(0.0, self._masked.grid.count)
-            if self.kept_patches(0.0) is not None and not self._masked.maskable:
+            self._check_keep()
+
+    def _check_keep(self) -> None:
+        """Every point of the schedule is possible, and only where patches can be left out are any."""
+        patches = self._masked.grid.count
+        for _, keep in self.keep.points:
+            # A network of unknown patches counts as one patch, and half of one is rounded to all.
+            masks = keep_count(keep, patches) < patches or float(keep) < 1
+            if masks and not self._masked.maskable:
                 raise UserError(
                     f"{self._masked.name} cannot leave out patches",
-                    remedy="Use --keep 1.0, or choose a ViT, DeiT or CaiT",
+                    f"keep {keep}",
+                    "Use --keep 1.0, or choose a ViT, DeiT or CaiT",
                 )
 
     # --- one step --------------------
@@ -165,7 +192,8 @@ class MaskedKD(Method):
         if self.mask == "student" and kept_count is not None:
             return self._masked_student(images, targets, kept_count)
 
-        student = self.student(images, capture=NOTHING if kept_count is None else self.criterion.capture(self.student))
+        wanted = NOTHING if kept_count is None else replace(self.criterion.capture(self.student), logits=True)
+        student = self.student(images, capture=wanted)
         with self.clock("teacher"):
             kept = None if kept_count is None else self._select(images, student, kept_count)
             teacher = self.teacher(images, keep=kept)
@@ -182,8 +210,8 @@ class MaskedKD(Method):
         A student that ranks its own patches needs a pass over all of them first; it carries no gradient.
         """
         wanted = self.criterion.capture(self.student)
-        if wanted.qkv:
-            full = _no_grad_pass(self.student, images, Capture(qkv=wanted.qkv, logits=False))
+        if wanted.qkv or wanted.hidden:
+            full = _no_grad_pass(self.student, images, Capture(wanted.qkv, wanted.hidden, logits=False))
         else:
             full = BackboneOutput()
         kept = self._select(images, full, kept_count)

@@ -25,7 +25,7 @@ class Method(nn.Module, ABC):
     def __init__(self, student: Backbone) -> None:
         super().__init__()
         self.student = student
-        self.clock: Callable[[str], AbstractContextManager[object]] = lambda part: nullcontext()
+        self.clock: Callable[[str], AbstractContextManager[object]] = nullcontext  # of the part's name
 
     @property
     def teachers(self) -> list[Teacher]:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vitdistill.errors import UserError
 from vitdistill.models.backbone import Backbone
 from vitdistill.types import NOTHING, BackboneOutput, Capture
 
@@ -36,7 +37,18 @@ class Teacher:
             dtype: compute the teacher in this dtype (bfloat16 on GPUs); None keeps its own.
             text_embeddings: one embedding per class. The teacher's output is then taken as an image embedding, and
                 its class scores are 100 * cosine similarity (CLIP zero-shot).
+
+        Raises:
+            UserError: when the text embeddings have other channels than the network's output.
         """
+        if text_embeddings is not None:
+            channels = backbone.num_classes or backbone.width
+            if text_embeddings.shape[1] != channels:
+                raise UserError(
+                    f"Text embeddings must have the {channels} channels of {backbone.name}'s image embeddings",
+                    text_embeddings.shape[1],
+                    "Take both from one CLIP model, its image projection included",
+                )
         self.backbone = backbone.requires_grad_(False).eval()
         if dtype is not None:
             backbone.to(dtype)
@@ -74,7 +86,7 @@ class Teacher:
         size = self.backbone.image_size
         if tuple(images.shape[-2:]) == size:
             return images
-        shrinking = images.shape[-1] > size[1]
+        shrinking = images.shape[-2] > size[0] or images.shape[-1] > size[1]
         return F.interpolate(images, size=size, mode="bicubic", align_corners=False, antialias=shrinking)
 
     def _class_scores(self, output: Float[Tensor, "b e"]) -> Float[Tensor, "b c"]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vitdistill.errors import UserError
 from vitdistill.tokens.gather import keep_patches
@@ -108,8 +109,14 @@ class Backbone(nn.Module, ABC):
         """Patch saliency in patch coordinates, detached, float32, from a pass with `saliency_capture`."""
 
     def saliency_capture(self, block: int = -1, kind: SaliencyKind = "cls") -> Capture:
-        """What a pass must capture so that `saliency` can be computed from it."""
-        return Capture(qkv=(block,))
+        """What a pass must capture so that `saliency` can be computed from it.
+
+        Raises:
+            UserError: when there is no such block, or it has no attention that gives saliency of this kind.
+        """
+        index = self.block_index(block)
+        self.read_qkv(index)
+        return Capture(qkv=(index,))
 
     def forward(
         self,
@@ -154,11 +161,16 @@ class Backbone(nn.Module, ABC):
             block.compile(dynamic=False)
 
     def run_block(self, index: int, *tokens: Tensor, capture: Capture) -> Tensor:
-        """Run one block; eagerly if its q, k, v are being read, since compiled code would skip the hooks."""
+        """Run one block; eagerly if its q, k, v are being read, since compiled code would skip the hooks.
+
+        Under timm's `set_grad_checkpointing` its activations are recomputed in the backward pass.
+        """
         block = self.blocks[index]
-        if block._compiled_call_impl is not None and index in map(self.block_index, capture.qkv):
-            return block.forward(*tokens)
-        return block(*tokens)
+        eager = block._compiled_call_impl is not None and index in map(self.block_index, capture.qkv)
+        run = block.forward if eager else block
+        if self.net.grad_checkpointing and self.training:
+            return checkpoint(run, *tokens, use_reentrant=False)
+        return run(*tokens)
 
     def block_index(self, block: int) -> int:
         """A block number counted from 0, from one that may be negative.

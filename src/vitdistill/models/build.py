@@ -31,11 +31,11 @@ ADAPTERS: dict[type[nn.Module], type[Backbone]] = {VisionTransformer: ViT, Cait:
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "digits_vit_small": (
         "vit_tiny_patch16_224",
-        {"img_size": 16, "patch_size": 2, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 10},
+        {"img_size": 12, "patch_size": 2, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 10},
     ),
     "digits_vit_base": (
         "vit_tiny_patch16_224",
-        {"img_size": 16, "patch_size": 2, "embed_dim": 96, "depth": 6, "num_heads": 3, "num_classes": 10},
+        {"img_size": 12, "patch_size": 2, "embed_dim": 96, "depth": 4, "num_heads": 3, "num_classes": 10},
     ),
 }
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -71,8 +71,10 @@ def build(
         return spec
     if isinstance(spec, nn.Module):
         return adapter_of(spec)
+    args = dict(args or {})
+    image_size = None if "img_size" in args else image_size  # the more explicit one wins
     with torch.device("meta" if meta else "cpu"):
-        net = _from_text(spec, dict(args or {}), num_classes, image_size, pretrained, meta)
+        net = _from_text(spec, args, num_classes, image_size, pretrained, meta)
     return adapter_of(net)
 
 
@@ -110,6 +112,11 @@ def _from_text(
     preset, preset_args = PRESETS.get(name, (name, {}))
     args = {**preset_args, **args}
     if not separator:
+        if pretrained and name in PRESETS:
+            raise UserError(
+                f"{name} has no published weights",
+                remedy=f"Train it with `vitdistill supervised --student {name}` and give the run directory",
+            )
         return _from_timm(preset, args, num_classes, image_size, pretrained and not meta)
     return _with_file(preset, args, num_classes, image_size, Path(file), meta)
 
@@ -133,7 +140,8 @@ def _from_timm(
     try:
         net = timm.create_model(name, pretrained=pretrained, **args)
     except (TypeError, AssertionError, RuntimeError, ValueError, KeyError) as error:
-        if args.get("img_size") is not None and "img_size" in str(error):  # a CNN has no fixed input size
+        if isinstance(error, TypeError) and args.get("img_size") is not None and "'img_size'" in str(error):
+            # A CNN has no fixed input size.
             return _from_timm(name, {k: v for k, v in args.items() if k != "img_size"}, None, None, pretrained)
         raise UserError(f"{name} cannot be built with {args}", _short(error), "Check its arguments") from error
     except Exception as error:  # the hub raises its own kinds of errors, depending on its version
@@ -162,13 +170,14 @@ def _with_file(
         return _from_timm(name, args, num_classes, image_size, pretrained=False)
     weights = read_weights(file)
     probe = _from_timm(name, dict(args), None, image_size, pretrained=False)
+    weights = adapt(weights, probe)  # before its classes are counted: a foreign file may name its head otherwise
     in_file = classes_in(weights, probe)
     wanted = num_classes if num_classes is not None else in_file
     net = probe if wanted in (None, probe.num_classes) else _from_timm(name, args, wanted, image_size, False)
     new_head = (in_file is not None and wanted != in_file) or (in_file is None and num_classes is not None)
     if new_head:
         log.warning("%s: a new classifier for %s classes (the file has %s)", file, wanted, in_file or "none")
-    load_into(net, adapt(weights, net), str(file), new_head=new_head)
+    load_into(net, weights, str(file), new_head=new_head)
     if record is not None:
         built = net.__dict__["_vitdistill_record"]
         built.mean, built.std = record.mean or built.mean, record.std or built.std
@@ -190,10 +199,11 @@ def _check_patches(name: str, net: nn.Module) -> None:
     for pixels, patch in zip(embed.img_size, embed.patch_size, strict=True):
         if pixels % patch:
             low, high = pixels // patch * patch, (pixels // patch + 1) * patch
+            sizes = f"{low} or {high}" if low else str(high)
             raise UserError(
                 f"The image size must be a multiple of the patch size {patch} of {name}",
                 pixels,
-                f"Use {low or high} or {high}",
+                f"Use {sizes}",
             )
 
 

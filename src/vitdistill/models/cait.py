@@ -66,18 +66,30 @@ class CaiT(Backbone):
         attention = self.blocks[block].attn
         return FusedQKVReader(attention) if block < self.trunk_depth else ClassAttentionReader(attention)
 
-    def saliency(self, output: BackboneOutput, block: int = -1, kind: SaliencyKind = "cls") -> Float[Tensor, "b n"]:
+    def saliency_capture(self, block: int = -1, kind: SaliencyKind = "cls") -> Capture:
+        """Class saliency comes from the class-attention blocks, patch saliency from the trunk."""
         index = self.block_index(block)
-        q, k, _ = output.qkv[index]
-        if index >= self.trunk_depth:
-            return cls_attention(q[:, :, 0], k, prefix=1)
-        if kind == "cls":
+        if kind == "cls" and index < self.trunk_depth:
             raise UserError(
                 f"The trunk of {self.name} has no class token, so class saliency needs one of its last "
                 f"{self.depth - self.trunk_depth} blocks",
                 f"block {index}",
                 "Use --saliency_layer last, or --saliency patch for a trunk block",
             )
+        if kind == "patch" and index >= self.trunk_depth:
+            raise UserError(
+                f"The last {self.depth - self.trunk_depth} blocks of {self.name} have queries of the class token only, "
+                f"so patch saliency needs one of the blocks 0 to {self.trunk_depth - 1}",
+                f"block {index}",
+                "Choose one with --saliency_layer, or use --saliency cls",
+            )
+        return super().saliency_capture(index, kind)
+
+    def saliency(self, output: BackboneOutput, block: int = -1, kind: SaliencyKind = "cls") -> Float[Tensor, "b n"]:
+        index = self.block_index(block)
+        q, k, _ = output.qkv[index]
+        if index >= self.trunk_depth:
+            return cls_attention(q[:, :, 0], k, prefix=1)
         return attention_received(q, k, prefix=0)
 
 

@@ -29,6 +29,17 @@ class Opaque(Backbone):
         return []
 
     @property
+    def num_classes(self) -> int:
+        classes = getattr(self.net, "num_classes", None)
+        if classes is None:
+            raise UserError(
+                "A network given as a module must state its number of classes",
+                type(self.net).__name__,
+                "Set its attribute `num_classes`",
+            )
+        return int(classes)
+
+    @property
     def image_size(self) -> tuple[int, int]:
         config = getattr(self.net, "pretrained_cfg", None) or {}
         _, height, width = config.get("input_size", (3, 224, 224))
@@ -42,15 +53,22 @@ class Opaque(Backbone):
             raise UserError(f"{self.name} hands out logits only", remedy="Choose a ViT, DeiT, CaiT or Swin")
         return tokens
 
-    def head(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def head(self, tokens: Tensor) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
         logits = self.net(tokens)
-        return logits.unsqueeze(1), logits
+        scores = logits[0] if isinstance(logits, tuple) else logits  # two heads: a distilled EfficientFormer, say
+        return scores.unsqueeze(1), logits
 
     def read_qkv(self, block: int) -> QKVReader:
         raise UserError(f"{self.name} hands out logits only", remedy="Choose a ViT, DeiT, CaiT or Swin")
 
+    def saliency_capture(self, block: int = -1, kind: SaliencyKind = "cls") -> Capture:
+        raise self._no_attention()
+
     def saliency(self, output: BackboneOutput, block: int = -1, kind: SaliencyKind = "cls") -> Float[Tensor, "b n"]:
-        raise UserError(
+        raise self._no_attention()
+
+    def _no_attention(self) -> UserError:
+        return UserError(
             f"{self.name} has no attention to take saliency from",
-            remedy="Use --criterion random, teacher, or another network",
+            remedy="Use --criterion random, or take the saliency from a ViT, DeiT, CaiT or Swin",
         )

@@ -45,7 +45,7 @@ class Swin(Backbone):
     @property
     def blocks(self) -> Sequence[Any]:
         """Blocks of the last stage only: the earlier ones see windows of the image, not all of it."""
-        return self.net.layers[-1].blocks
+        return list(self.net.layers[-1].blocks)
 
     def embed(self, images: Float[Tensor, "b ch height width"]) -> Tensor:
         return self.net.patch_embed(images)

@@ -6,7 +6,6 @@ from typing import Any
 from jaxtyping import Float
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from vitdistill.errors import UserError
 from vitdistill.models.backbone import Backbone, FusedQKVReader, QKVReader, SaliencyKind
@@ -46,7 +45,7 @@ class ViT(Backbone):
 
     @property
     def blocks(self) -> Sequence[Any]:
-        return self.net.blocks
+        return list(self.net.blocks)
 
     def embed(self, images: Float[Tensor, "b ch height width"]) -> Float[Tensor, "b m d"]:
         return self.net._pos_embed(self.net.patch_embed(images))
@@ -61,8 +60,6 @@ class ViT(Backbone):
             block = self.blocks[index]
             if index == last and not capture.logits and last in only_qkv and is_plain(block):
                 block.attn.qkv(block.norm1(tokens))  # read by a hook; nothing behind it is wanted
-            elif self.net.grad_checkpointing and self.training:
-                tokens = checkpoint(block, tokens, use_reentrant=False)
             else:
                 tokens = self.run_block(index, tokens, capture=capture)
             if index in wanted:
@@ -74,11 +71,13 @@ class ViT(Backbone):
         return tokens, self.net.forward_head(tokens)
 
     def read_qkv(self, block: int) -> QKVReader:
-        return FusedQKVReader(self.blocks[block].attn)
+        return FusedQKVReader(getattr(self.blocks[block], "attn", self.blocks[block]))
 
     def saliency(self, output: BackboneOutput, block: int = -1, kind: SaliencyKind = "cls") -> Float[Tensor, "b n"]:
         q, k, _ = output.qkv[self.block_index(block)]
-        # Distilled DeiT: the first prefix token is the class token in every member of the family.
-        if kind == "cls" and self.net.cls_token is not None:
+        # Where the head does not read the class token (mean pooling), nothing trains its attention.
+        reads_cls = self.net.cls_token is not None and self.net.global_pool in ("token", "")
+        # The class token is the first prefix token in every member of the family.
+        if kind == "cls" and reads_cls:
             return cls_attention(q[:, :, 0], k, prefix=self.prefix)
         return attention_received(q, k, prefix=self.prefix)

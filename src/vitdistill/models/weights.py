@@ -18,6 +18,9 @@ from vitdistill.errors import UserError
 # Where training codes put the weights in their checkpoints, first match wins (DeiT and MAE: "model").
 _CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
+# What torch's weights-only reader says about objects; its other complaints are about damage.
+_SIGNS_OF_CODE = ("unsupported global", "can only create new object", "can only build", "must be imported to load")
+
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors, .pth, .pt, .bin or .ckpt file.
@@ -57,14 +60,14 @@ def _pickled(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "weights only" in str(error).lower() or "unsupported global" in str(error).lower():
+        if any(sign in str(error).lower() for sign in _SIGNS_OF_CODE):
             raise UserError(
                 "A weights file may hold only tensors and plain values; this one holds code, which is not run",
                 path,
                 "Load it where you trust it, and save the state_dict() as safetensors",
             ) from error
         raise UserError("The weights file must be whole", f"{path} (damaged pickle)", "Copy it again") from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+    except Exception as error:  # a damaged file can fail anywhere in the reader
         raise UserError("The weights file must be whole", f"{path} ({_first_line(error)})", "Copy it again") from error
     if not isinstance(content, dict):
         raise UserError(
@@ -78,13 +81,24 @@ def _first_line(error: BaseException) -> str:
 
 
 def adapt(weights: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
-    """timm's own conversion for the architecture: foreign names, LayerScale, resampled positions and patches."""
+    """timm's own conversion for the architecture: foreign names, LayerScale, resampled positions and patches.
+
+    Raises:
+        UserError: when the conversion fails, since the weights are of another architecture.
+    """
     convert = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return weights
     if "adapt_layer_scale" in signature(convert).parameters:
         convert = partial(convert, adapt_layer_scale=True)
-    return dict(convert(dict(weights), net))
+    try:
+        return dict(convert(dict(weights), net))
+    except Exception as error:  # timm assumes its own weights and checks nothing
+        raise UserError(
+            f"The weights must fit {type(net).__name__}",
+            f"weights that timm cannot convert ({_first_line(error)})",
+            "Check the architecture's name, image size and arguments",
+        ) from error
 
 
 def head_names(net: nn.Module) -> list[str]:

@@ -5,7 +5,7 @@ a name on the command line, add it to `CRITERIA`.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +17,7 @@ from vitdistill.tokens.select import random_scores, top_k, top_then_random
 from vitdistill.types import NOTHING, BackboneOutput, Capture, TokenGrid
 
 
+@runtime_checkable
 class Network(Protocol):
     """A frozen network that can be asked for an output: `methods.teacher.Teacher` is one."""
 
@@ -80,6 +81,7 @@ class NetworkAttention(Criterion):
 
     def __init__(self, network: Network, layer: int = -1, kind: SaliencyKind = "cls") -> None:
         self.network, self.layer, self.kind = network, layer, kind
+        network.backbone.saliency_capture(layer, kind)  # an impossible block is refused now, not in the first step
 
     def scores(self, scene: Scene) -> Float[Tensor, "b n"]:
         return self.scores_of(self.network, scene)

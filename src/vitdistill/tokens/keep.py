@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 from vitdistill.errors import UserError
 
@@ -27,7 +28,7 @@ def keep_count(keep: int | float | str, patches: int) -> int:
 
 
 def _number(keep: int | float | str) -> int | float:
-    if isinstance(keep, bool):
+    if isinstance(keep, bool) or not isinstance(keep, str | Real):
         raise UserError("keep must be a number", keep, _REMEDY)
     if isinstance(keep, str):
         try:
@@ -69,7 +70,7 @@ class KeepSchedule:
         return cls(((0.0, keep),))
 
     def checked(self, text: str) -> "KeepSchedule":
-        if self.points[0][0] != 0 or self.points[-1][0] > 1:
+        if self.points[0][0] != 0 or not all(0 <= at <= 1 for at, _ in self.points):
             raise UserError("A keep schedule starts at progress 0 and ends at most at 1", text, _REMEDY)
         return self
 
@@ -77,6 +78,11 @@ class KeepSchedule:
     def constant(self) -> bool:
         """Whether the count stays the same throughout."""
         return len(self.points) == 1
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every patch is kept throughout, whatever the grid."""
+        return all("." in str(keep) and float(keep) == 1.0 for _, keep in self.points)
 
     def count(self, progress: float, patches: int) -> int:
         """Patches kept at a training progress in [0, 1], out of `patches`."""
@@ -90,6 +96,9 @@ class KeepSchedule:
 def _step(part: str) -> tuple[float, str]:
     at, _, keep = part.partition(":")
     try:
-        return float(at), keep.strip()
+        step = float(at), keep.strip()
     except ValueError:
-        raise UserError("A step of a keep schedule reads progress:keep", repr(part), _REMEDY) from None
+        step = 0.0, ""
+    if not step[1]:
+        raise UserError("A step of a keep schedule reads progress:keep", repr(part), _REMEDY)
+    return step

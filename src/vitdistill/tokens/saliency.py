@@ -1,5 +1,6 @@
-"""Patch saliency from attention that a block computes anyway. Scores are detached and float32."""
+"""Patch saliency from attention that a block computes anyway. Scores are detached and float32, also under autocast."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -28,8 +29,9 @@ def cls_attention(
     q_cls, k = q_cls.detach().float(), k.detach().float()
     if over == "patches":
         k, prefix = k[:, :, prefix:], 0
-    scores = torch.einsum("bhd,bhmd->bhm", q_cls * q_cls.shape[-1] ** -0.5, k)
-    return scores.softmax(dim=-1)[..., prefix:].mean(dim=1)
+    with _without_autocast(k.device):
+        scores = torch.einsum("bhd,bhmd->bhm", q_cls * q_cls.shape[-1] ** -0.5, k)
+        return scores.softmax(dim=-1)[..., prefix:].mean(dim=1)
 
 
 def attention_received(
@@ -51,9 +53,16 @@ def attention_received(
     """
     q, k = q.detach().float() * q.shape[-1] ** -0.5, k.detach().float()
     total = torch.zeros(k.shape[0], k.shape[2], device=k.device)
-    for head in range(q.shape[1]):
-        scores = q[:, head, prefix:] @ k[:, head].transpose(-2, -1)
-        if bias is not None:
-            scores = scores + bias.detach().float()[:, head, prefix:]
-        total += scores.softmax(dim=-1).mean(dim=1)
+    with _without_autocast(k.device):
+        for head in range(q.shape[1]):
+            scores = q[:, head, prefix:] @ k[:, head].transpose(-2, -1)
+            if bias is not None:
+                scores = scores + bias.detach().float()[:, head, prefix:]
+            total += scores.softmax(dim=-1).mean(dim=1)
     return total[:, prefix:] / q.shape[1]
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Autocast would round the scores to bfloat16, where neighbours tie. The meta device knows no autocast."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()

@@ -64,7 +64,7 @@ def bench(
     guest = Teacher(_build(teacher, teacher_args, image_size).to(where), dtype=number)
     grid = guest.backbone.grid
     counts = _counts(guest.backbone, keep if isinstance(keep, list) else [keep])
-    images = torch.randn(batch_size, 3, *_input_size(guest.backbone, image_size), device=where)
+    images = _images(guest.backbone, batch_size, image_size, where)
     result: dict[str, Any] = {
         "teacher": teacher,
         "batch_size": batch_size,
@@ -77,7 +77,7 @@ def bench(
     }
     if student is not None:
         learner = _build(student, student_args, image_size).to(where)
-        seen = torch.randn(batch_size, 3, *_input_size(learner, image_size), device=where)
+        seen = _images(learner, batch_size, image_size, where)
         result["student"] = student
         result["student_step"] = measure_student(learner, seen, grid, counts[-1], number, repeats, compile=compile)
     print(jsonlib.dumps(result)) if json else _print(result)
@@ -119,7 +119,7 @@ def measure_teacher(
     timings = compare(passes, repeats, device=images.device)
 
     size = (images.shape[-2], images.shape[-1])
-    rows = []
+    rows: list[dict[str, Any]] = []
     for count, kept in selections.items():
         macs = backbone_macs(backbone, None if kept is None else count, image_size=size).total
         row = {"patches": count, "gmacs_per_image": macs / 1e9, **timings[str(count)].as_dict(len(images))}
@@ -177,6 +177,7 @@ def measure_student(
         output = forward(student.saliency_capture() if with_saliency else NOTHING)
         if with_saliency:
             select(output)
+        assert output.logits is not None  # every pass of the student goes up to the head
         torch.nn.functional.cross_entropy(output.logits.float(), targets).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -205,10 +206,12 @@ def _build(spec: str, args: dict[str, Any] | None, image_size: int | None) -> "B
     return build(spec, args=args, image_size=None if "img_size" in (args or {}) else image_size)
 
 
-def _input_size(backbone: "Backbone", image_size: int | None) -> tuple[int, int]:
-    """Height and width in pixels; a CNN takes any."""
-    free = backbone.grid.count == 1 and image_size is not None
-    return (image_size, image_size) if free and image_size is not None else backbone.image_size
+def _images(backbone: "Backbone", batch_size: int, image_size: int | None, device: torch.device) -> Tensor:
+    from vitdistill.models.opaque import Opaque
+
+    any_size = isinstance(backbone, Opaque) and image_size is not None
+    size = (image_size, image_size) if any_size else backbone.image_size
+    return torch.randn(batch_size, len(backbone.mean), *size, device=device)  # type: ignore[arg-type]
 
 
 def _counts(backbone: "Backbone", keeps: list[int | float]) -> list[int]:
@@ -265,7 +268,7 @@ def _teacher_table(result: dict[str, Any]) -> Table:
             str(row["patches"]),
             f"{row['ms_per_image']:.3f}",
             f"{row['images_per_s']:,.1f}",
-            f"{row['peak_memory_bytes'] / 2**20:,.0f}",
+            f"{row['peak_memory_bytes'] / 2**20:,.1f}",
             f"{row['gain']:.2f}x",
             f"{row['mac_ratio']:.2f}x",
             f"{row['gain_share_of_limit']:.0%}",

@@ -1,0 +1,437 @@
+"""MaskedKD's step against its limit, timm's distillation task, and explicit attention; all on one machine in one run.
+
+    python benchmarks/maskedkd_step.py                 # writes benchmarks/results/maskedkd_step_<machine>.{json,md}
+    python benchmarks/maskedkd_step.py --smoke         # tiny networks, seconds, writes nothing
+
+On a CPU: float32, eager, one batch size, about fifteen minutes on two cores. On a GPU: bfloat16, eager and compiled,
+batches of 128 and 256. Weights are random (time and memory do not depend on them). What is measured:
+
+1. the teacher's forward pass with all, 75%, 50% and 25% of its patches, against the ratio of their MACs;
+2. what saliency and selection add to the student's step;
+3. a whole training step (forward, loss, backward, AdamW) of the candidates in `CANDIDATES`, taking turns.
+"""
+
+import argparse
+import copy
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention
+from timm.models.vision_transformer import VisionTransformer
+from timm.task import LogitDistillationTask
+from torch import Tensor, nn
+
+from vitdistill.cost.macs import backbone_macs
+from vitdistill.cost.measure import compare, hardware, peak_memory_bytes, weight_bytes
+from vitdistill.methods.maskedkd import MaskedKD
+from vitdistill.methods.teacher import Teacher
+from vitdistill.models.build import build
+from vitdistill.tokens.keep import keep_count
+from vitdistill.verbs.bench import measure_student, measure_teacher
+
+ALPHA, TAU, KEEP = 0.5, 1.0, 0.5
+KEEPS = (0.75, 0.5, 0.25)
+OURS, OURS_FULL, TIMM, EXPLICIT = (
+    "ours, 50% kept",
+    "ours, all kept",
+    "timm LogitDistillationTask",
+    "explicit attention, 50% kept",
+)
+# What the measurements are held to on two CPU cores.
+LEAST_GAIN, MOST_SALIENCY, LEAST_SPEEDUP = 0.93, 0.01, 1.3
+
+
+@dataclass
+class Setting:
+    """Networks and batch of one measurement.
+
+    Attributes:
+        forward_teacher: timm name of the teacher whose forward pass is measured (part 1).
+        teacher, student: timm names of the pair whose training step is measured (parts 2 and 3).
+        args: more arguments of all three architectures.
+        batch: images per step.
+        repeats: timed rounds.
+        device, dtype, compiled: how they run.
+    """
+
+    forward_teacher: str = "deit_small_patch16_224"
+    teacher: str = "deit_base_patch16_224"
+    student: str = "deit_small_patch16_224"
+    args: dict[str, Any] = field(default_factory=dict)
+    batch: int = 16
+    repeats: int = 10
+    device: torch.device = torch.device("cpu")  # noqa: RUF009
+    dtype: torch.dtype = torch.float32
+    compiled: bool = False
+
+    def net(self, name: str, seed: int = 0) -> nn.Module:
+        """A randomly initialised network, the same one every time."""
+        torch.manual_seed(seed)
+        return build(name, args=self.args).net.to(self.device)
+
+    def images(self, batch: int | None = None) -> Tensor:
+        size = build(self.student, args=self.args, meta=True).image_size
+        return torch.randn(batch or self.batch, 3, *size, device=self.device)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def label(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{dtype}, {'compiled' if self.compiled else 'eager'}, batch {self.batch}"
+
+
+# --- the candidates: each is a way from (setting, student, teacher) to a function that gives the loss ---------------
+
+LossOf = Callable[[Tensor, Tensor], Tensor]
+
+
+def ours(setting: Setting, student: nn.Module, teacher: nn.Module, keep: float = KEEP) -> LossOf:
+    """vitdistill.MaskedKD with the teacher in the measured dtype."""
+    guest = Teacher(build(teacher), dtype=setting.dtype)
+    method = MaskedKD(student, guest, keep=keep, alpha=ALPHA, tau=TAU)
+    if setting.compiled:
+        method.student.compile_blocks()
+        guest.backbone.compile_blocks()
+    return lambda images, targets: method(images, targets).loss
+
+
+def ours_full(setting: Setting, student: nn.Module, teacher: nn.Module) -> LossOf:
+    """The same code with nothing masked: what masking itself gains."""
+    return ours(setting, student, teacher, keep=1.0)
+
+
+def timm_task(setting: Setting, student: nn.Module, teacher: nn.Module) -> LossOf:
+    """timm's own logit distillation, as its training script runs it: both networks under autocast, whole teacher."""
+    task = LogitDistillationTask(
+        student_model=student,
+        teacher_model=teacher,
+        criterion=nn.CrossEntropyLoss(),
+        task_loss_weight=1 - ALPHA,
+        temperature=TAU,
+        device=setting.device,
+        verbose=False,
+    ).train()
+    if setting.compiled:
+        task.compile()
+    return lambda images, targets: task(images, targets)["loss"]
+
+
+def explicit_attention(setting: Setting, student: nn.Module, teacher: nn.Module) -> LossOf:
+    """MaskedKD written down directly: explicit attention in every block of both networks, all attention maps kept
+    until the step ends, the index of kept patches repeated over the channels. Always eager.
+    """
+    assert isinstance(student, VisionTransformer) and isinstance(teacher, VisionTransformer)
+    teacher.eval().requires_grad_(False)
+    kept_count = keep_count(KEEP, teacher.patch_embed.num_patches)
+
+    def loss(images: Tensor, targets: Tensor) -> Tensor:
+        logits, maps = explicit_forward(student, images)
+        saliency = maps[-1][:, :, 0, student.num_prefix_tokens :].mean(dim=1)
+        kept = saliency.topk(kept_count).indices
+        with torch.no_grad():
+            teacher_logits, _ = explicit_forward(teacher, images, kept)
+        soft = F.kl_div(
+            F.log_softmax(logits / TAU, dim=-1),
+            F.log_softmax(teacher_logits / TAU, dim=-1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        return (1 - ALPHA) * F.cross_entropy(logits, targets) + ALPHA * TAU**2 * soft
+
+    return loss
+
+
+def explicit_forward(net: VisionTransformer, images: Tensor, kept: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+    """Logits and every block's attention map, on all patches or the kept ones."""
+    tokens = net._pos_embed(net.patch_embed(images))
+    if kept is not None:
+        prefix, patches = tokens[:, : net.num_prefix_tokens], tokens[:, net.num_prefix_tokens :]
+        index = kept.unsqueeze(-1).repeat(1, 1, patches.shape[-1])
+        tokens = torch.cat((prefix, patches.gather(1, index)), dim=1)
+    with attention_maps(net) as maps:
+        tokens = net.blocks(net.norm_pre(tokens))
+    return net.forward_head(net.norm(tokens)), maps
+
+
+@contextmanager
+def attention_maps(net: nn.Module) -> Iterator[list[Tensor]]:
+    """timm's own attention modules with fused attention off; their maps pass through `attn_drop`."""
+    maps: list[Tensor] = []
+    handles = []
+    for module in net.modules():
+        if isinstance(module, Attention):
+            module.fused_attn = False
+            handles.append(module.attn_drop.register_forward_hook(lambda _module, _inputs, out: maps.append(out)))
+    try:
+        yield maps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+CANDIDATES: dict[str, Callable[[Setting, nn.Module, nn.Module], LossOf]] = {
+    OURS: ours,
+    OURS_FULL: ours_full,
+    TIMM: timm_task,
+    EXPLICIT: explicit_attention,
+}
+
+
+# --- measuring ---------------------------------------------------------------------------------------------------
+
+
+def make_step(setting: Setting, name: str, images: Tensor, targets: Tensor) -> Callable[[], None]:
+    """One whole training step of a candidate on networks of its own, equal in all candidates."""
+    student, teacher = setting.net(setting.student), setting.net(setting.teacher, seed=1)
+    loss_of = CANDIDATES[name](setting, student, teacher)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-6)
+
+    def step() -> None:
+        with setting.autocast():
+            loss = loss_of(images, targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def check_candidates(setting: Setting) -> None:
+    """Candidates that do the same must give the same loss, or their times cannot be compared.
+
+    Raises:
+        AssertionError: when they do not.
+    """
+    plain = copy.copy(setting)
+    plain.dtype, plain.compiled = torch.float32, False
+    images = plain.images(batch=2)
+    losses = {}
+    for name, candidate in CANDIDATES.items():
+        student, teacher = plain.net(plain.student), plain.net(plain.teacher, seed=1)
+        targets = torch.arange(2, device=plain.device)
+        losses[name] = candidate(plain, student, teacher)(images, targets).item()
+    for one, other in ((OURS, EXPLICIT), (OURS_FULL, TIMM)):
+        assert abs(losses[one] - losses[other]) < 1e-4 * abs(losses[one]), losses
+
+
+def measure_forward(setting: Setting, name: str, keeps: tuple[float, ...]) -> list[dict[str, Any]]:
+    """Part 1: a teacher alone."""
+    teacher = Teacher(build(setting.net(name)), dtype=setting.dtype)
+    counts = [keep_count(keep, teacher.backbone.grid.count) for keep in keeps]
+    return measure_teacher(teacher, setting.images(), counts, setting.repeats, compile=setting.compiled)
+
+
+def measure_saliency(setting: Setting) -> dict[str, Any]:
+    """Part 2: the student alone."""
+    student, grid = build(setting.net(setting.student)), build(setting.teacher, args=setting.args, meta=True).grid
+    count = keep_count(KEEP, grid.count)
+    return measure_student(
+        student, setting.images(), grid, count, setting.dtype, setting.repeats, compile=setting.compiled
+    )
+
+
+def measure_steps(setting: Setting) -> dict[str, Any]:
+    """Part 3: whole steps of all candidates, taking turns."""
+    images = setting.images()
+    targets = torch.randint(10, (setting.batch,), device=setting.device)
+    steps = {name: make_step(setting, name, images, targets) for name in CANDIDATES}
+    for step in steps.values():
+        step()  # optimizer moments, and compilation
+    seen = steps if has_memory(setting) else {}
+    memory = {name: peak_memory_bytes(step, setting.device) for name, step in seen.items()}
+    timings = compare(steps, setting.repeats, warmup=1, device=setting.device)
+    return {
+        "candidates": {
+            name: {**timings[name].as_dict(setting.batch), "peak_memory_bytes": memory.get(name)} for name in steps
+        },
+        "speedup_of_ours": {name: timings.ratio(name, OURS) for name in steps if name != OURS},
+        "speedup_limit_of_masking": step_limit(setting),
+    }
+
+
+def has_memory(setting: Setting) -> bool:
+    """Memory on a CPU is counted per operator, and compiled code hides its operators."""
+    return setting.device.type == "cuda" or not setting.compiled
+
+
+def step_limit(setting: Setting) -> float:
+    """Whole step over masked step in MACs, the student's training being three forward passes."""
+    teacher, student = (build(name, args=setting.args, meta=True) for name in (setting.teacher, setting.student))
+    training = 3 * backbone_macs(student).total
+    kept = backbone_macs(teacher, keep_count(KEEP, teacher.grid.count)).total
+    return (backbone_macs(teacher).total + training) / (kept + training)
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    """All three parts in one setting."""
+    torch._dynamo.reset()
+    print(f"measuring {setting.label()} ...", flush=True)
+    return {
+        "label": setting.label(),
+        "batch": setting.batch,
+        "dtype": str(setting.dtype).removeprefix("torch."),
+        "compiled": setting.compiled,
+        "teacher_weight_bytes": weight_bytes(build(setting.teacher, args=setting.args, meta=True)),
+        # The pair's teacher at the paper's main setting only, for its memory.
+        "teacher_forward": {
+            setting.teacher: measure_forward(setting, setting.teacher, (KEEP,)),
+            setting.forward_teacher: measure_forward(setting, setting.forward_teacher, KEEPS),
+        },
+        "student_step": measure_saliency(setting),
+        "training_step": measure_steps(setting),
+    }
+
+
+# --- results -----------------------------------------------------------------------------------------------------
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The tables, for people."""
+    machine = result["hardware"]
+    lines = [
+        f"# MaskedKD's step on {result['machine']}",
+        "",
+        f"`python benchmarks/maskedkd_step.py`. {machine['cpu']}, {machine['cpu_cores']} cores, "
+        f"{machine['threads']} threads, GPU {machine['gpu'] or 'none'}; torch {machine['torch']}, "
+        f"timm {machine['timm']}. Medians of {result['repeats']} rounds in which the candidates take turns; "
+        "spread is between quartiles. "
+        "Peak memory is what a pass or step allocates above weights, gradients and optimizer state that stay.",
+    ]
+    for part in result["settings"]:
+        lines += ["", f"## {part['label']}"]
+        for teacher, rows in part["teacher_forward"].items():
+            lines += ["", *forward_table(teacher, rows)]
+        lines += ["", saliency_line(result, part), "", *step_table(result, part)]
+    return "\n".join(lines) + "\n"
+
+
+def forward_table(teacher: str, measured: list[dict[str, Any]]) -> list[str]:
+    rows = [
+        f"Teacher's forward pass, {teacher}:",
+        "",
+        "| patches | ms/image | images/s | peak MiB | gain | limit (MACs) | gain / limit |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in measured:
+        rows.append(
+            f"| {row['patches']} | {row['ms_per_image']:.3f} | {row['images_per_s']:,.1f} "
+            f"| {row['peak_memory_bytes'] / 2**20:,.1f} | {row['gain']:.2f}x | {row['mac_ratio']:.2f}x "
+            f"| {row['gain_share_of_limit']:.1%} |"
+        )
+    return rows
+
+
+def saliency_line(result: dict[str, Any], part: dict[str, Any]) -> str:
+    step = part["student_step"]
+    return (
+        f"Saliency and selection take {step['saliency']['median_ms']:.2f} ms, "
+        f"{step['saliency_share_of_step']:.2%} of the step of the student {result['student']} "
+        f"({step['step']['median_ms']:.1f} ms without them; with them {step['step_ratio']:.3f} times as long)."
+    )
+
+
+def step_table(result: dict[str, Any], part: dict[str, Any]) -> list[str]:
+    steps = part["training_step"]
+    rows = [
+        f"Whole training step, {result['teacher']} -> {result['student']} "
+        f"(masking half can gain at most {steps['speedup_limit_of_masking']:.2f}x):",
+        "",
+        "| candidate | ms/step | spread | images/s | peak MiB | ours is faster by |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, row in steps["candidates"].items():
+        memory = "" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 2**20:,.0f}"
+        faster = "" if name == OURS else f"{steps['speedup_of_ours'][name]:.2f}x"
+        rows.append(
+            f"| {name} | {row['median_ms']:.1f} | {row['spread_ms']:.1f} | {row['images_per_s']:,.1f} "
+            f"| {memory} | {faster} |"
+        )
+    return rows
+
+
+def verdicts(result: dict[str, Any]) -> list[str]:
+    """The expectations, each with what was measured in the first setting."""
+    part = result["settings"][0]
+    half = part["teacher_forward"][result["forward_teacher"]][2]["gain_share_of_limit"]
+    saliency = part["student_step"]["saliency_share_of_step"]
+    over_timm = part["training_step"]["speedup_of_ours"][TIMM]
+    return [
+        f"{_met(half >= LEAST_GAIN)}: gain at 50% is {half:.1%} of the MAC ratio, expected at least {LEAST_GAIN:.0%}",
+        f"{_met(saliency < MOST_SALIENCY)}: saliency is {saliency:.2%} of the student's step, "
+        f"expected below {MOST_SALIENCY:.0%}",
+        f"{_met(over_timm >= LEAST_SPEEDUP)}: step {over_timm:.2f}x faster than timm's, "
+        f"expected at least {LEAST_SPEEDUP}x",
+    ]
+
+
+def _met(condition: bool) -> str:
+    return "met" if condition else "NOT MET"
+
+
+def machine_name(device: torch.device) -> str:
+    """A generic name: cpu_2core, gpu_h200."""
+    facts = hardware()
+    if device.type == "cuda":
+        words = re.findall(r"[a-z0-9]+", facts["gpu"].lower())
+        return "gpu_" + "_".join(word for word in words if word not in ("nvidia", "geforce", "tesla"))
+    return f"cpu_{facts['cpu_cores']}core"
+
+
+# --- command -----------------------------------------------------------------------------------------------------
+
+
+def settings(options: argparse.Namespace) -> list[Setting]:
+    """What to measure on this machine."""
+    device = torch.device(options.device)
+    gpu = device.type == "cuda"
+    common: dict[str, Any] = {"device": device, "repeats": options.repeats}
+    if options.smoke:
+        tiny = {"img_size": 64, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
+        names = dict.fromkeys(("forward_teacher", "teacher", "student"), "deit_tiny_patch16_224")
+        common |= {"args": tiny, "repeats": 2, **names}
+    batches = options.batch or ([4] if options.smoke else [128, 256] if gpu else [16])
+    compiled = [False, True] if gpu or options.compile else [False]
+    dtype = torch.bfloat16 if gpu else torch.float32
+    return [Setting(batch=b, dtype=dtype, compiled=c, **common) for c in compiled for b in batches]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--batch", type=int, nargs="+", help="images per step; several are measured one after another")
+    parser.add_argument("--repeats", type=int, default=10, help="timed rounds")
+    parser.add_argument("--compile", action="store_true", help="measure compiled blocks on a CPU as well")
+    parser.add_argument("--machine", help="name of the machine in the file names")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
+    parser.add_argument("--smoke", action="store_true", help="tiny networks; print, write nothing")
+    options = parser.parse_args()
+
+    todo = settings(options)
+    check_candidates(todo[0])
+    result = {
+        "machine": options.machine or machine_name(todo[0].device),
+        "hardware": hardware(),
+        "repeats": todo[0].repeats,
+        **{name: getattr(todo[0], name) for name in ("forward_teacher", "teacher", "student")},
+        "settings": [measure(setting) for setting in todo],
+    }
+    print(markdown(result))
+    if not options.smoke:
+        print("\n".join(verdicts(result)))
+        options.out.mkdir(parents=True, exist_ok=True)
+        path = options.out / f"maskedkd_step_{result['machine']}"
+        path.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+        path.with_suffix(".md").write_text(markdown(result))
+        print(f"wrote {path}.json and .md")
+
+
+if __name__ == "__main__":
+    main()

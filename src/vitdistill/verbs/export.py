@@ -1,0 +1,116 @@
+"""`vitdistill export`: a run's student for use elsewhere, checked before it is called done."""
+
+import contextlib
+import io
+import logging
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from vitdistill.errors import UserError
+from vitdistill.models.backbone import Backbone
+
+
+def export(
+    run: str,
+    *,
+    format: Literal["safetensors", "onnx"] = "safetensors",
+    out: str | None = None,
+    checkpoint: Literal["exported", "last", "best", "ema"] = "exported",
+    dynamic_batch: bool = True,
+    json: bool = False,
+) -> dict[str, Any]:
+    """Write a run's student as safetensors for timm, or as ONNX checked against PyTorch.
+
+    Args:
+        run: run directory.
+        format: safetensors loads with timm.create_model; onnx runs anywhere.
+        out: file to write; by default export/student.FORMAT in the run.
+        checkpoint: the exported student, the last or best checkpoint, or the averaged weights.
+        dynamic_batch: let the ONNX file take any batch size.
+        json: print one JSON object in place of text.
+
+    Returns:
+        Path, format, the largest difference of logits between PyTorch and the exported file, and for safetensors
+        the timm call that loads it.
+
+    Raises:
+        UserError: when the exported file gives other logits than the student.
+    """
+    from vitdistill.verbs.evaluate import _load
+
+    folder = Path(run)
+    student = _load(run, folder, checkpoint, None, None).eval()
+    path = Path(out) if out else folder / "export" / f"student.{format}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = torch.randn(3, 3, *student.image_size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = student.net(images)
+    result = _safetensors(student, path, images) if format == "safetensors" else _onnx(student, path, images, dynamic_batch)
+    got = result.pop("logits")
+    difference = float((got - expected).abs().max())
+    scale = float(expected.abs().max())
+    if not difference <= 1e-3 * max(scale, 1e-3):
+        path.unlink(missing_ok=True)
+        raise UserError(f"The exported {format} file must give the student's logits", f"a difference of {difference:.2e}")
+    result |= {"path": str(path), "format": format, "max_difference": difference, "megabytes": path.stat().st_size / 1e6}
+    _show(result, json)
+    return result
+
+
+def _safetensors(student: Backbone, path: Path, images: torch.Tensor) -> dict[str, Any]:
+    """Write, then load again the way a user will: with timm alone."""
+    import timm
+
+    from vitdistill.models.record import record_of
+    from vitdistill.training.run import export_weights
+
+    export_weights(student.net.state_dict(), path)
+    record = record_of(student.net)
+    if record.architecture is None:
+        raise UserError("Only architectures of timm can be exported for timm")
+    arguments = "".join(f", {key}={value!r}" for key, value in record.args.items())
+    with torch.inference_mode():
+        logits = timm.create_model(record.architecture, checkpoint_path=str(path), **record.args).eval()(images)
+    return {
+        "logits": logits,
+        "load": f"timm.create_model({record.architecture!r}, checkpoint_path={str(path)!r}{arguments})",
+    }
+
+
+def _onnx(student: Backbone, path: Path, images: torch.Tensor, dynamic_batch: bool) -> dict[str, Any]:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UserError("ONNX export needs its extra", remedy="pip install 'vitdistill[onnx]'") from None
+    axes = {"images": {0: "batch"}, "logits": {0: "batch"}} if dynamic_batch else None
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            student.net,
+            (images,),
+            str(path),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_axes=axes,
+            opset_version=17,
+            dynamo=False,
+        )
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return {
+        "logits": torch.from_numpy(session.run(None, {"images": images.numpy()})[0]),
+        "load": f"onnxruntime.InferenceSession({str(path)!r})",
+    }
+
+
+def _show(result: dict[str, Any], as_json: bool) -> None:
+    import json
+
+    if as_json:
+        print(json.dumps(result))
+        return
+    print(f"wrote {result['path']} ({result['megabytes']:.2f} MB); logits differ by at most {result['max_difference']:.1e}")
+    print(f"load it with: {result['load']}")

@@ -1,0 +1,308 @@
+"""What every backbone adapter promises. A new family is one line in `FAMILIES` of tests/tiny.py."""
+
+import functools
+
+import pytest
+import torch
+from tiny import FAMILIES, tiny
+from torch import Tensor, nn
+
+from vitdistill.errors import UserError
+from vitdistill.models.backbone import Backbone
+from vitdistill.models.build import build
+from vitdistill.types import Capture, TokenGrid
+
+MASKABLE = [name for name in FAMILIES if name != "swin"]
+HIDDEN = MASKABLE  # Swin hands out no block outputs
+KINDS = [
+    *((name, kind) for name in FAMILIES if name != "cait" for kind in ("cls", "patch")),
+    ("cait", "cls"),
+]
+
+
+@pytest.fixture
+def backbone(net: nn.Module) -> Backbone:
+    return build(net)
+
+
+def hooks(net: nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in net.modules())
+
+
+def attention_of(net: nn.Module, attention: nn.Module, images: Tensor) -> Tensor:
+    """The softmax attention that timm's unfused code computes in one block, (b, h, queries, m)."""
+    found: list[Tensor] = []
+    handle = attention.attn_drop.register_forward_hook(lambda _m, inputs, _o: found.append(inputs[0]))
+    attention.fused_attn = False
+    with torch.no_grad():
+        net(images)
+    attention.fused_attn = True
+    handle.remove()
+    return found[0]
+
+
+def expected_logits(net: nn.Module, images: Tensor, keep: Tensor) -> Tensor:
+    """Leaving out patches, written out sample by sample on timm's modules."""
+    patches = net.patch_embed(images)
+    positions = net.pos_embed
+    cait = hasattr(net, "blocks_token_only")
+    tokens = [] if cait else [net.cls_token, getattr(net, "dist_token", None), getattr(net, "reg_token", None)]
+    prefix = torch.cat([token for token in tokens if token is not None] or [patches[:1, :0]], dim=1)
+    if not cait and not net.no_embed_class:
+        count = prefix.shape[1]
+        prefix, positions = prefix + positions[:, :count], positions[:, count:]
+    patches = patches + positions
+    visible = torch.stack([torch.stack([sample[i] for i in row]) for sample, row in zip(patches, keep, strict=True)])
+    if cait:
+        for block in net.blocks:
+            visible = block(visible)
+        cls = net.cls_token.expand(len(images), -1, -1)
+        for block in net.blocks_token_only:
+            cls = block(visible, cls)
+        return net.head(net.norm(torch.cat((cls, visible), dim=1))[:, 0])
+    visible = net.norm_pre(torch.cat((prefix.expand(len(images), -1, -1), visible), dim=1))
+    for block in net.blocks:
+        visible = block(visible)
+    return net.forward_head(net.norm(visible))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_all_patches_are_bit_identical_to_the_untouched_network(net, images, training):
+    """Also in training: these networks draw nothing at random."""
+    net.train(training)
+    expected = net(images)
+    output = build(net).train(training)(images)
+    assert torch.equal(output.logits, expected) and output.logits.shape == (3, 10)
+    assert output.distilled_logits is None and not output.qkv and not output.hidden
+
+
+def test_two_heads_of_a_distilled_network_in_training(images):
+    net = tiny("deit_distilled").train()
+    net.set_distilled_training(True)
+    labelled, distilled = net(images)
+    output = build(net).train()(images)
+    assert torch.equal(output.logits, labelled) and torch.equal(output.distilled_logits, distilled)
+    assert not torch.equal(labelled, distilled)
+    assert build(net).eval()(images).distilled_logits is None
+
+
+def test_the_network_stays_as_it_was(net, images):
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    types = [type(module) for module in net.modules()]
+    backbone = build(net)
+    backbone(images, capture=backbone.saliency_capture())
+    assert backbone.net is net and [type(module) for module in net.modules()] == types
+    assert list(net.state_dict()) == list(before) == list(backbone.net.state_dict())
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_it_describes_itself(family, backbone):
+    assert backbone.grid == TokenGrid(1, 4, 4) and backbone.grid.count == 16
+    assert backbone.image_size == (32, 32) and backbone.num_classes == 10
+    assert backbone.name == FAMILIES[family][0].split(".")[0]
+    assert backbone.depth == len(backbone.blocks) >= 2
+    assert len(backbone.mean) == len(backbone.std) == 3 and backbone.mean == tuple(backbone.net.pretrained_cfg["mean"])
+
+
+@pytest.mark.parametrize("family", ["deit", "deit_distilled", "registers", "no_class_token", "cait"])
+def test_prefix_tokens(net, family):
+    expected = {"deit": 1, "deit_distilled": 2, "registers": 5, "no_class_token": 0, "cait": 0}
+    assert build(net).prefix == expected[family]
+
+
+def test_capturing_changes_nothing_and_leaves_no_hooks(backbone, images, family):
+    untouched = backbone(images).logits
+    blocks = tuple(range(backbone.depth))
+    capture = Capture(qkv=blocks, hidden=blocks if family in HIDDEN else ())
+    output = backbone(images, capture=capture)
+    assert torch.equal(output.logits, untouched)
+    assert sorted(output.qkv) == list(blocks) and sorted(output.hidden) == list(capture.hidden)
+    assert hooks(backbone) == 0
+
+
+def test_hooks_are_removed_after_a_failure(backbone, images, monkeypatch):
+    def fail(*_args: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(backbone.blocks[-1], "forward", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        backbone(images, capture=backbone.saliency_capture())
+    assert hooks(backbone) == 0
+
+
+def test_shapes_of_what_is_captured(backbone, images, family):
+    tokens = backbone.prefix + 16
+    output = backbone(images, capture=Capture(qkv=(0, -1), hidden=(0,) if family in HIDDEN else ()))
+    assert sorted(output.qkv) == [0, backbone.depth - 1]
+    b, h, m, d = output.qkv[0].k.shape
+    assert (b, m) == (3, tokens) and output.qkv[0].q.shape == output.qkv[0].v.shape == (b, h, m, d)
+    if family in HIDDEN:
+        assert output.hidden[0].shape == (3, tokens, backbone.width) and h * d == backbone.width
+    assert output.tokens.shape[::2] == (3, backbone.width)
+
+
+@pytest.mark.parametrize("family", HIDDEN)
+def test_hidden_is_the_blocks_output(net, images):
+    found: list[Tensor] = []
+    handle = net.blocks[1].register_forward_hook(lambda _m, _i, output: found.append(output))
+    net(images)
+    handle.remove()
+    assert torch.equal(build(net)(images, capture=Capture(hidden=(1,))).hidden[1], found[0])
+
+
+@pytest.mark.parametrize("family", MASKABLE)
+@pytest.mark.parametrize("order", ["ascending", "shuffled"])
+def test_kept_patches_equal_an_independent_reference(net, images, order):
+    keep = torch.stack([torch.randperm(16, generator=torch.Generator().manual_seed(i))[:7] for i in range(3)])
+    keep = keep.sort(dim=1).values if order == "ascending" else keep
+    with torch.no_grad():
+        torch.testing.assert_close(
+            build(net)(images, keep=keep).logits, expected_logits(net, images, keep), rtol=1e-5, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("family", MASKABLE)
+def test_keeping_every_patch_by_index_changes_nothing(net, images, family):
+    keep = torch.arange(16).expand(3, -1)
+    got, expected = build(net)(images, keep=keep).logits, net(images)
+    if family == "no_class_token":  # its untouched tokens lie channel by channel in memory, which rounds otherwise
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    else:
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("family", MASKABLE)
+def test_one_patch_is_enough_and_gradients_reach_the_images_patch(net, images):
+    images.requires_grad_()
+    build(net)(images, keep=torch.tensor([[0], [5], [15]])).logits.sum().backward()
+    seen = images.grad.abs().sum(dim=1).unfold(1, 8, 8).unfold(2, 8, 8).sum(dim=(-1, -2)).flatten(1) > 0
+    assert seen.nonzero().tolist() == [[0, 0], [1, 5], [2, 15]]
+
+
+def test_swin_cannot_leave_out_patches(images):
+    with pytest.raises(UserError, match=r"cannot leave out patches.*--keep 1\.0") as error:
+        build(tiny("swin"))(images, keep=torch.zeros(3, 1, dtype=torch.long))
+    assert "\n" not in str(error.value)
+
+
+# --- saliency --------------------
+
+
+@pytest.mark.parametrize(("family", "kind"), KINDS)
+@pytest.mark.parametrize("block", [0, -1])
+def test_saliency_equals_timms_own_attention(net, images, family, kind, block):
+    backbone = build(net)
+    if family == "cait" and block == 0:
+        pytest.skip("the trunk has no class token")
+    output = backbone(images.requires_grad_(), capture=backbone.saliency_capture(block, kind))
+    got = backbone.saliency(output, block, kind)
+
+    attention = attention_of(net, backbone.blocks[block].attn, images)
+    prefix = 1 if family == "cait" else backbone.prefix
+    reads_class = family not in ("swin", "no_class_token", "mae_mean_pool")  # mean pooling trains no class attention
+    rows = attention[:, :, :1] if kind == "cls" and reads_class else attention[:, :, prefix:]
+    torch.testing.assert_close(got, rows[..., prefix:].mean(dim=(1, 2)), rtol=1e-4, atol=1e-6)
+    assert got.shape == (3, 16) and got.dtype == torch.float32
+    assert not got.requires_grad and bool((got >= 0).all()) and bool((got.sum(dim=1) <= 1 + 1e-5).all())
+
+
+def test_patch_saliency_of_a_talking_heads_trunk_is_softmax_of_its_queries_and_keys(images):
+    """Before its heads are mixed: the mixed maps are no distributions."""
+    backbone = build(tiny("cait"))
+    output = backbone(images, capture=backbone.saliency_capture(1, "patch"))
+    q, k, _ = output.qkv[1]
+    expected = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=(1, 2))
+    torch.testing.assert_close(backbone.saliency(output, 1, "patch"), expected)
+
+
+@pytest.mark.parametrize(("block", "kind", "words"), [(0, "cls", "no class token"), (-1, "patch", "blocks 0 to 2")])
+def test_cait_says_which_blocks_give_which_saliency(block, kind, words):
+    with pytest.raises(UserError, match=words):
+        build(tiny("cait")).saliency_capture(block, kind)
+
+
+def test_saliency_is_float32_under_autocast(backbone, images):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = backbone(images, capture=backbone.saliency_capture())
+        inside = backbone.saliency(output)
+    assert inside.dtype == torch.float32 and torch.equal(inside, backbone.saliency(output))
+
+
+def test_missing_blocks_are_named(backbone):
+    for block in (backbone.depth, -backbone.depth - 1):
+        with pytest.raises(UserError, match=f"blocks 0 to {backbone.depth - 1}; got {block}"):
+            backbone.saliency_capture(block)
+
+
+# --- stopping early --------------------
+
+
+def run_blocks_of(backbone: Backbone, images: Tensor, capture: Capture) -> tuple[object, list[int]]:
+    """The output of a pass, and the blocks that ran as far as their MLP."""
+    ran: list[int] = []
+    handles = [
+        block.mlp.register_forward_hook(lambda *_a, index=index: ran.append(index))
+        for index, block in enumerate(backbone.blocks)
+    ]
+    output = backbone(images, capture=capture)
+    for handle in handles:
+        handle.remove()
+    return output, ran
+
+
+@pytest.mark.parametrize("family", HIDDEN)
+@pytest.mark.parametrize("block", [0, 1, -1])
+def test_a_pass_without_logits_gives_the_same_and_stops(backbone, images, block, family):
+    index = block % backbone.depth
+    full = backbone(images, capture=Capture(qkv=(block,), hidden=(block,)))
+    early, ran = run_blocks_of(backbone, images, Capture(qkv=(block,), hidden=(block,), logits=False))
+    assert early.logits is None and early.tokens is None
+    assert torch.equal(early.hidden[index], full.hidden[index]) and ran == list(range(index + 1))
+    assert all(map(torch.equal, early.qkv[index], full.qkv[index]))
+
+    only_qkv, ran = run_blocks_of(backbone, images, Capture(qkv=(block,), logits=False))
+    assert all(map(torch.equal, only_qkv.qkv[index], full.qkv[index]))
+    assert len(ran) == (index if family != "cait" else index + 1)  # a ViT stops right after the projection
+
+
+def test_swin_hands_out_saliency_but_no_block_outputs(images):
+    backbone = build(tiny("swin"))
+    early = backbone(images, capture=Capture(qkv=(-1,), logits=False))
+    assert early.logits is None
+    with pytest.raises(UserError, match="block outputs"):
+        backbone(images, capture=Capture(hidden=(0,)))
+
+
+# --- compiled and checkpointed blocks --------------------
+
+
+def test_compiled_blocks_still_hand_out_queries_and_keys(images, monkeypatch):
+    # The eager backend: tracing, which is what skips hooks, without minutes of code generation.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    plain, compiled = build(tiny("vit")), build(tiny("vit"))
+    compiled.compile_blocks()
+    capture = Capture(qkv=(-1, 0), hidden=(1,))
+    for _ in range(2):  # once compiling, once compiled
+        got, expected = compiled(images, capture=capture), plain(images, capture=capture)
+    torch.testing.assert_close(got.logits, expected.logits)
+    assert sorted(got.qkv) == [0, 2]
+    torch.testing.assert_close(plain.saliency(got), plain.saliency(expected))
+    assert list(compiled.net.state_dict()) == list(plain.net.state_dict())
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("family", ["vit", "cait"])
+def test_gradient_checkpointing_gives_the_same_gradients(family, images):
+    gradients = []
+    for recompute in (False, True):
+        backbone = build(tiny(family)).train()
+        backbone.net.set_grad_checkpointing(recompute)
+        ran: list[int] = []
+        backbone.blocks[0].norm1.register_forward_hook(lambda *_a, ran=ran: ran.append(0))
+        output = backbone(images, capture=backbone.saliency_capture())
+        output.logits.square().sum().backward()
+        assert len(ran) == (2 if recompute else 1)  # once more in the backward pass
+        assert sorted(output.qkv) == [backbone.depth - 1]
+        gradients.append([parameter.grad for parameter in backbone.parameters()])
+    for expected, got in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, expected)

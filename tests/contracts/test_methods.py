@@ -1,0 +1,421 @@
+"""What every method promises: `Supervised`, and `MaskedKD` in each of its variants."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import tiny
+from torch import Tensor, nn
+
+from vitdistill.errors import UserError
+from vitdistill.methods.maskedkd import MaskedKD
+from vitdistill.methods.method import Method
+from vitdistill.methods.supervised import Supervised
+from vitdistill.methods.teacher import Teacher
+from vitdistill.models.build import build
+from vitdistill.tokens.criteria import Criterion
+from vitdistill.types import Capture, StepOutput
+
+TARGETS = torch.tensor([1, 0, 9])
+SOFT = torch.rand(3, 10, generator=torch.Generator().manual_seed(3)).softmax(dim=-1)
+
+
+def maskedkd(student: str = "deit", teacher: str = "deit3", **options: Any) -> MaskedKD:
+    return MaskedKD(tiny(student, seed=1), tiny(teacher, seed=2), **options)
+
+
+METHODS: dict[str, Callable[[], Method]] = {
+    "supervised": lambda: Supervised(tiny("deit", seed=1), smoothing=0.1),
+    "maskedkd": maskedkd,
+    "full teacher": lambda: maskedkd(keep=1.0),
+    "hard": lambda: maskedkd(distillation="hard"),
+    "smoothing and tau": lambda: maskedkd(smoothing=0.1, tau=4.0),
+    "no labels": lambda: maskedkd(alpha=1.0),
+    "labels only": lambda: maskedkd(alpha=0.0),
+    "schedule": lambda: maskedkd(keep="1.0->0.25"),
+    "random": lambda: maskedkd(criterion="random"),
+    "teacher's attention": lambda: maskedkd(criterion="teacher", saliency="patch", layer=0),
+    "third network": lambda: maskedkd(criterion="network+random", network=tiny("vit", seed=5)),
+    "bottom": lambda: maskedkd(order="bottom"),
+    "masked student": lambda: maskedkd(mask="student", keep=5),
+    "masked student, random": lambda: maskedkd(mask="student", criterion="random"),
+    "two heads": lambda: maskedkd("deit_distilled"),
+    "cait teacher": lambda: maskedkd(teacher="cait"),
+    "cait student": lambda: maskedkd("cait"),
+    "swin student": lambda: maskedkd("swin"),
+    "swin teacher": lambda: maskedkd(teacher="swin", keep=1.0),
+    "clip student, mean-pooled teacher": lambda: maskedkd("clip", "mae_mean_pool"),
+}
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> Method:
+    torch.manual_seed(0)
+    return METHODS[request.param]().train()
+
+
+def teacher_of(method: MaskedKD) -> Teacher:
+    assert method.teacher is not None
+    return method.teacher
+
+
+# --- every method --------------------
+
+
+@pytest.mark.parametrize("targets", [TARGETS, SOFT], ids=["labels", "soft"])
+def test_the_loss_is_a_finite_scalar_with_gradient_to_every_parameter(method, images, targets):
+    step = method(images, targets, 0.5)
+    assert isinstance(step, StepOutput) and step.loss.shape == () and bool(step.loss.isfinite())
+    step.loss.backward()
+    names = [name for name, p in method.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    # Mean pooling reads neither a class token's last attention nor the head's other inputs.
+    assert not names
+    assert sum(bool(p.grad.any()) for p in method.parameters()) > 0.9 * len(list(method.parameters()))
+
+
+def test_terms_are_detached_finite_scalars_and_logits_are_the_students(method, images):
+    step = method(images, TARGETS)
+    assert step.terms and set(step.terms) <= {"ce", "kd"}
+    assert all(t.shape == () and not t.requires_grad and bool(t.isfinite()) for t in step.terms.values())
+    assert step.logits.shape == (3, 10) and step.logits.requires_grad
+
+
+def test_a_method_holds_the_student_and_nothing_else(method):
+    assert {name.partition(".")[0] for name in method.state_dict()} == {"student"}
+    assert {name.removeprefix("student.net.") for name in method.state_dict()} == set(method.student.net.state_dict())
+    held = {id(parameter) for parameter in method.parameters()}
+    for teacher in method.teachers:
+        assert not held & {id(parameter) for parameter in teacher.backbone.parameters()}
+
+
+def test_teachers_stay_frozen_and_in_eval_mode(method, images):
+    method.train()
+    before = [copy.deepcopy(teacher.backbone.state_dict()) for teacher in method.teachers]
+    method(images, TARGETS).loss.backward()
+    for teacher, state in zip(method.teachers, before, strict=True):
+        assert not any(module.training for module in teacher.backbone.modules())
+        assert not any(p.requires_grad or p.grad is not None for p in teacher.backbone.parameters())
+        assert all(torch.equal(value, state[name]) for name, value in teacher.backbone.state_dict().items())
+
+
+def test_a_teacher_set_to_training_returns_to_eval(images):
+    method = maskedkd()
+    expected = method(images, TARGETS).loss
+    teacher_of(method).backbone.train()
+    assert torch.equal(method(images, TARGETS).loss, expected) and not teacher_of(method).backbone.training
+
+
+def test_what_was_kept_is_told(method, images):
+    step = method(images, TARGETS, 0.5)
+    count = method.kept_patches(0.5)
+    assert (step.kept is None) == (count is None)
+    if count is not None:
+        assert step.kept.shape == (3, count) and bool((step.kept[:, 1:] > step.kept[:, :-1]).all())
+
+
+def test_a_copy_computes_the_same(method, images):
+    twin = copy.deepcopy(method)
+    torch.manual_seed(3)
+    expected = method(images, TARGETS).loss
+    torch.manual_seed(3)
+    assert torch.equal(twin(images, TARGETS).loss, expected)
+
+
+def test_methods_can_be_pickled_for_spawned_processes(images):
+    method = maskedkd()
+    assert torch.equal(pickle.loads(pickle.dumps(method))(images, TARGETS).loss, method(images, TARGETS).loss)
+
+
+def test_a_clock_hears_of_the_teachers_part(images):
+    parts = []
+
+    class Part:
+        def __init__(self, name: str) -> None:
+            parts.append(name)
+
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *_error: object) -> None: ...
+
+    method = maskedkd()
+    method.clock = Part
+    method(images, TARGETS)
+    assert parts == ["teacher"]
+
+
+# --- the loss of MaskedKD --------------------
+
+
+def expected_loss(method: MaskedKD, images: Tensor, keep: Tensor | None, alpha: float = 0.5, tau: float = 1.0) -> Tensor:
+    student, teacher = method.student.net(images), teacher_of(method).backbone(images, keep=keep).logits
+    kl = (teacher / tau).softmax(-1) * ((teacher / tau).log_softmax(-1) - (student / tau).log_softmax(-1))
+    return (1 - alpha) * F.cross_entropy(student, TARGETS) + alpha * tau**2 * kl.sum(dim=-1).mean()
+
+
+@pytest.mark.parametrize(("alpha", "tau"), [(0.5, 1.0), (0.3, 4.0), (1.0, 2.0)])
+def test_the_loss_is_equation_1_on_the_patches_that_the_student_attends_to(images, alpha, tau):
+    method = maskedkd(keep=6, alpha=alpha, tau=tau)
+    step = method(images, TARGETS)
+    output = method.student(images, capture=method.student.saliency_capture())
+    keep = method.student.saliency(output).topk(6, dim=1).indices.sort(dim=1).values
+    assert torch.equal(step.kept, keep)
+    torch.testing.assert_close(step.loss, expected_loss(method, images, keep, alpha, tau))
+    torch.testing.assert_close(step.loss, (1 - alpha) * step.terms["ce"] + alpha * step.terms["kd"])
+    assert torch.equal(step.teacher_logits, teacher_of(method)(images, keep=keep).logits)
+
+
+def test_keeping_all_is_bit_identical_to_plain_distillation(images):
+    method = maskedkd(keep=1.0)
+    step = method(images, TARGETS)
+    assert step.kept is None and method.kept_patches(0.0) is None
+    assert torch.equal(step.teacher_logits, tiny("deit3", seed=2)(images))
+    assert torch.equal(step.logits, tiny("deit", seed=1)(images))
+    for keep in (16, "16", "1.0", 0.99):
+        assert torch.equal(maskedkd(keep=keep)(images, TARGETS).loss, step.loss)
+
+
+def test_masking_changes_the_teachers_scores_and_not_the_students(images):
+    masked, full = maskedkd(keep=4)(images, TARGETS), maskedkd(keep=1.0)(images, TARGETS)
+    assert torch.equal(masked.logits, full.logits)
+    assert float((masked.teacher_logits - full.teacher_logits).abs().max()) > 1e-3
+
+
+def test_hard_distillation_takes_the_teachers_decision_as_a_label(images):
+    step = maskedkd(distillation="hard", keep=1.0)(images, TARGETS)
+    expected = F.cross_entropy(step.logits, step.teacher_logits.argmax(dim=-1))
+    torch.testing.assert_close(step.terms["kd"], expected.detach())
+
+
+def test_alpha_0_needs_no_teacher_and_is_supervised_training(images):
+    alone = MaskedKD(tiny("deit", seed=1), alpha=0.0, smoothing=0.1)
+    expected = Supervised(tiny("deit", seed=1), smoothing=0.1)(images, TARGETS)
+    step = alone(images, TARGETS)
+    assert torch.equal(step.loss, expected.loss) and set(step.terms) == {"ce"}
+    assert alone.teachers == [] and alone.kept_patches(0.0) is None and step.teacher_logits is None
+    with_teacher = maskedkd(alpha=0.0)
+    assert with_teacher.teacher is None and with_teacher.teachers == []
+
+
+def test_no_teacher_and_alpha_above_0_is_refused():
+    with pytest.raises(UserError, match=r"needs a teacher.*alpha to 0"):
+        MaskedKD(tiny("deit"))
+
+
+def test_two_heads_learn_from_labels_and_from_the_teacher(images):
+    method = maskedkd("deit_distilled", keep=1.0).train()
+    net = method.student.net
+    labelled, distilled = net(images)
+    step = method(images, TARGETS)
+    ce = F.cross_entropy(labelled, TARGETS)
+    kd = F.kl_div(distilled.log_softmax(-1), step.teacher_logits.softmax(-1), reduction="batchmean")
+    torch.testing.assert_close(step.loss, 0.5 * ce + 0.5 * kd)
+    method.eval()
+    torch.testing.assert_close(method.student(images).logits, (labelled + distilled) / 2)
+    assert not MaskedKD(tiny("deit_distilled"), alpha=0.0).student.net.distilled_training
+
+
+def test_a_schedule_changes_the_budget_over_training(images):
+    method = maskedkd(keep="0:1.0,0.5:0.5,0.75:4")
+    assert [method.kept_patches(at) for at in (0.0, 0.49, 0.5, 0.75, 1.0)] == [None, None, 8, 4, 4]
+    assert method(images, TARGETS, 0.2).kept is None and method(images, TARGETS, 0.8).kept.shape == (3, 4)
+    linear = maskedkd(keep="1.0->0.5")
+    assert [linear.kept_patches(at) for at in (0.0, 0.5, 1.0)] == [None, 12, 8]
+
+
+def test_masking_the_student_shows_the_teacher_everything(images):
+    method = maskedkd(mask="student", keep=6)
+    step = method(images, TARGETS)
+    output = method.student(images, capture=method.student.saliency_capture())
+    keep = method.student.saliency(output).topk(6, dim=1).indices.sort(dim=1).values
+    assert torch.equal(step.kept, keep)
+    assert torch.equal(step.teacher_logits, tiny("deit3", seed=2)(images))
+    assert torch.equal(step.logits, method.student(images, keep=keep).logits)
+
+
+class FromHidden(Criterion):
+    """Asks for hidden states, and for no logits."""
+
+    def capture(self, student):
+        return Capture(hidden=(0,), logits=False)
+
+    def scores(self, scene):
+        return scene.output.hidden[0][:, scene.student.prefix :].detach().norm(dim=-1)
+
+
+@pytest.mark.parametrize("mask", ["teacher", "student"])
+def test_a_users_criterion_gets_what_it_asks_for(images, mask):
+    step = maskedkd(criterion=FromHidden(), mask=mask, keep=3)(images, TARGETS)
+    assert step.kept.shape == (3, 3) and bool(step.loss.isfinite())
+
+
+# --- the teacher as a guest --------------------
+
+
+def test_images_reach_the_teacher_in_its_own_statistics_and_size(images):
+    student, net = tiny("vit", seed=1), tiny("deit", seed=2, img_size=48)
+    method = MaskedKD(student, net, keep=1.0)
+    mean, std = torch.tensor(method.student.mean), torch.tensor(method.student.std)
+    own_mean, own_std = (torch.tensor(v) for v in (teacher_of(method).backbone.mean, teacher_of(method).backbone.std))
+    assert not torch.equal(mean, own_mean)
+    pixels = images * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
+    seen = F.interpolate((pixels - own_mean.view(-1, 1, 1)) / own_std.view(-1, 1, 1), size=48, mode="bicubic")
+    torch.testing.assert_close(method(images, TARGETS).teacher_logits, net(seen), rtol=1e-4, atol=1e-4)
+
+
+def test_equal_statistics_and_size_pass_images_through_untouched(images):
+    teacher = Teacher(build(tiny("deit")), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    assert torch.equal(teacher(images).logits, tiny("deit")(images))
+    assert teacher.resized(images) is images
+
+
+def test_a_smaller_teacher_sees_an_antialiased_image(images):
+    teacher = Teacher(build(tiny("deit", img_size=16)))
+    expected = F.interpolate(images, size=16, mode="bicubic", antialias=True)
+    assert torch.equal(teacher.resized(images), expected)
+    tall = torch.randn(1, 3, 32, 16)
+    assert torch.equal(teacher.resized(tall), F.interpolate(tall, size=16, mode="bicubic", antialias=True))
+
+
+def test_a_higher_resolution_teacher_is_masked_on_its_own_grid(images):
+    method = MaskedKD(tiny("deit", seed=1), tiny("deit3", seed=2, img_size=48), keep=0.5)
+    step = method(images, TARGETS)
+    assert step.kept.shape == (3, 18) and int(step.kept.max()) > 15
+    peak = method.student.saliency(method.student(images, capture=method.student.saliency_capture())).argmax(dim=1)
+    row, column = (peak // 4 * 1.5).long(), (peak % 4 * 1.5).long()
+    assert all(int(row[i] * 6 + column[i]) in step.kept[i].tolist() for i in range(3))
+
+
+def test_a_teacher_in_bfloat16_gives_float32_scores_close_to_its_own(images):
+    exact = Teacher(build(tiny("deit")))(images).logits
+    teacher = Teacher(build(tiny("deit")), dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.float16):  # the trainer's precision is not the teacher's
+        rounded = teacher(images).logits
+    assert {p.dtype for p in teacher.backbone.parameters()} == {torch.bfloat16}
+    assert rounded.dtype == torch.float32 and not torch.equal(rounded, exact)
+    assert float((rounded - exact).abs().max() / exact.abs().max()) < 0.05
+    step = MaskedKD(tiny("vit", seed=1), teacher)(images, TARGETS)
+    assert step.loss.dtype == torch.float32 and bool(step.loss.isfinite())
+
+
+def test_autocast_does_not_reach_the_teacher_or_the_loss(images):
+    method = maskedkd(keep=1.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        step = method(images, TARGETS)
+    assert step.logits.dtype == torch.bfloat16 and step.loss.dtype == torch.float32
+    assert torch.equal(step.teacher_logits, tiny("deit3", seed=2)(images))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+@pytest.mark.parametrize("options", [{}, {"criterion": "network+random"}])
+def test_teachers_follow_the_images_to_their_device(images, options):
+    method = MaskedKD(tiny("vit", seed=1), tiny("deit", seed=2), network=tiny("deit3"), **options).cuda()
+    step = method(images.cuda(), TARGETS.cuda())
+    assert step.loss.is_cuda and step.teacher_logits.is_cuda
+
+
+def test_zero_shot_scores_are_scaled_cosines_with_the_text(images):
+    text = torch.randn(10, 16, generator=torch.Generator().manual_seed(1))
+    net = tiny("clip", num_classes=16)
+    teacher = Teacher(build(net), text_embeddings=3 * text)
+    expected = 100 * F.cosine_similarity(net(images)[:, None], text[None], dim=-1)
+    torch.testing.assert_close(teacher(images).logits, expected, rtol=1e-4, atol=1e-3)
+    assert teacher.num_classes == 10
+    method = MaskedKD(tiny("deit", seed=1), teacher, keep=8)
+    assert method(images, TARGETS).teacher_logits.shape == (3, 10)
+
+
+def test_text_of_another_width_is_refused():
+    with pytest.raises(UserError, match="must have the 16 channels of .*clip.*; got 12"):
+        Teacher(build(tiny("clip", num_classes=16)), text_embeddings=torch.randn(10, 12))
+
+
+# --- bad input --------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"alpha": -0.1}, r"alpha must lie in \[0, 1\]; got -0\.1"),
+        ({"alpha": 1.5}, r"alpha must lie in \[0, 1\]"),
+        ({"alpha": float("nan")}, r"alpha must lie in \[0, 1\]"),
+        ({"tau": 0.0}, "tau must be positive; got 0"),
+        ({"tau": float("nan")}, "tau must be positive"),
+        ({"smoothing": 1.0}, "smoothing must lie in"),
+        ({"keep": 0}, "keep must lie between 1 and 16"),
+        ({"keep": 17}, "keep must lie between 1 and 16 patches.*got 17"),
+        ({"keep": "1.0->0"}, "keep must lie between 1 and 16.*got 0"),
+        ({"keep": "0:1.0,0.5:99"}, "keep must lie between 1 and 16.*got 99"),
+        ({"keep": float("nan")}, "keep must be a finite number"),
+        ({"layer": 3}, "blocks 0 to 2; got 3"),
+        ({"layer": -4}, "blocks 0 to 2; got -4"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_at_once(options, words):
+    with pytest.raises(UserError, match=words) as error:
+        maskedkd(**options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("distillation", "Soft", "soft or hard; got 'Soft'.*Did you mean 'soft'"),
+        ("order", "botom", "top or bottom; got 'botom'.*Did you mean 'bottom'"),
+        ("mask", "pupil", "teacher or student; got 'pupil'"),
+        ("saliency", "class", "cls or patch; got 'class'"),
+        ("criterion", "studnet", "got 'studnet'.*Did you mean 'student'"),
+    ],
+)
+def test_unknown_words_are_refused_not_taken_for_the_other_one(unchecked, option, value, words):
+    with pytest.raises(UserError, match=words):
+        maskedkd(**{option: value})
+
+
+def test_other_class_counts_name_both_networks():
+    with pytest.raises(UserError, match=r"deit3_small.* has 7 and deit_tiny.* has 10.*Fine-tune the teacher"):
+        MaskedKD(tiny("deit"), tiny("deit3", num_classes=7))
+
+
+@pytest.mark.parametrize("keep", [0.5, 8, "1.0->0.5", "0:1.0,0.9:0.5"])
+def test_a_swin_teacher_cannot_be_masked_at_any_time(keep):
+    with pytest.raises(UserError, match=r"swin.* cannot leave out patches; got keep .*--keep 1\.0"):
+        maskedkd(teacher="swin", keep=keep)
+
+
+def test_a_swin_student_cannot_be_masked():
+    with pytest.raises(UserError, match="cannot leave out patches"):
+        maskedkd("swin", mask="student")
+
+
+class Cnn(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 4, 8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+        self.num_classes = 10
+
+
+def test_a_network_without_patches_can_teach_unmasked_only(images):
+    assert maskedkd_with(Cnn(), keep=1.0)(images, TARGETS).kept is None
+    for keep in (0.5, "1.0->0.5"):
+        with pytest.raises(UserError, match="cannot leave out patches"):
+            maskedkd_with(Cnn(), keep=keep)
+
+
+def maskedkd_with(teacher: nn.Module, **options: Any) -> MaskedKD:
+    return MaskedKD(tiny("deit", seed=1), teacher, **options)
+
+
+def test_a_student_without_attention_needs_another_criterion(images):
+    with pytest.raises(UserError, match="no attention to take saliency from.*--criterion random"):
+        MaskedKD(Cnn(), tiny("deit"))
+    assert MaskedKD(Cnn(), tiny("deit"), criterion="random")(images, TARGETS).kept.shape == (3, 8)
+    assert MaskedKD(Cnn(), tiny("deit"), keep=1.0)(images, TARGETS).kept is None
+
+
+def test_a_network_cannot_teach_itself():
+    net = tiny("deit")
+    with pytest.raises(UserError, match="another network than the student"):
+        MaskedKD(net, net)

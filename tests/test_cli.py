@@ -1,0 +1,128 @@
+"""The command line: options from signatures, and one clear line for bad input."""
+
+from pathlib import Path
+
+import pytest
+
+from vitdistill.cli import VERBS, check_yaml, main, make_parser, normalised, verb
+from vitdistill.errors import UserError
+
+
+def error_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must fail; its single line on stderr."""
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), captured.err
+    return lines[0]
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_every_verb_has_help_for_every_option(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = make_parser(name, verb(name))
+    for action in parser._actions:
+        if action.option_strings:
+            assert action.help and len(action.help) > 5, action.option_strings
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--help"])
+    assert stopped.value.code == 0
+    assert f"vitdistill {name}" in capsys.readouterr().out
+
+
+def test_verbs_are_python_functions_of_the_same_name() -> None:
+    import vitdistill
+
+    for name in VERBS:
+        assert getattr(vitdistill, name) is verb(name), name
+
+
+def test_unknown_verb_and_option_name_near_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "'maskedkd'" in error_line(["maskdkd"], capsys)
+    line = error_line(["maskedkd", "--student", "x", "--data", "digits", "--out", "y", "--keap", "0.5"], capsys)
+    assert "--keap" in line and "'--keep'" in line
+    line = error_line(["supervised", "--student", "x", "--data", "digits", "--out", "y", "--optim.lrr", "1"], capsys)
+    assert "lrr" in line and "'--optim.lr'" in line
+
+
+def test_missing_and_ill_typed_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "student" in error_line(["supervised", "--data", "digits", "--out", "y"], capsys)
+    line = error_line(["supervised", "--student", "x", "--data", "digits", "--out", "y", "--epochs", "many"], capsys)
+    assert "epochs" in line and "many" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("- a\n- b\n", "must be a mapping"),
+        ("", "must be a mapping"),
+        ("keep: 0.5\nkeep: 0.7\n", "only once"),
+        ("optim:\n  lr: 1\n  lr: 2\n", "only once"),
+        ("keep: [0.5\n", "must be YAML"),
+    ],
+)
+def test_bad_yaml(text: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    line = error_line(["maskedkd", "--config", str(path)], capsys)
+    assert expected in line and str(path) in line
+
+
+def test_missing_yaml(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="must be readable"):
+        check_yaml(tmp_path / "none.yaml")
+
+
+def test_unknown_key_in_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("student: digits_vit_small\ndata: digits\nout: x\nkepe: 0.5\n")
+    line = error_line(["maskedkd", "--config", str(path)], capsys)
+    assert "kepe" in line and "keep" in line
+
+
+def test_flags_stand_alone_and_runs_are_positional() -> None:
+    function = verb("maskedkd")
+    assert normalised(function, ["--resume", "--seed", "3"], []) == ["--resume=true", "--seed", "3"]
+    assert normalised(function, ["--resume", "false"], []) == ["--resume", "false"]
+    assert normalised(verb("evaluate"), ["runs/x", "--json"], []) == ["--json=true", "--model", "runs/x"]
+    assert normalised(verb("report"), ["runs/a", "runs/b"], []) == ["--runs", '["runs/a", "runs/b"]']
+    with pytest.raises(UserError, match="Options start with --"):
+        normalised(function, ["runs/x"], [])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--student", "deit_tin_patch16_224"], "deit_tiny_patch16_224"),
+        (["--student", "digits_vit_small", "--keep", "0"], "keep"),
+        (["--student", "digits_vit_small", "--keep", "37"], "37"),
+        (["--student", "digits_vit_small", "--keep", "-3"], "-3"),
+        (["--student", "digits_vit_small", "--keep", "nan"], "nan"),
+        (["--student", "digits_vit_small", "--teacher", "vit_tiny_patch16_224@missing.pth"], "missing.pth"),
+        (["--student", "digits_vit_small", "--image_size", "13"], "multiple of the patch size"),
+        (["--student", "digits_vit_small", "--batch_size", "2000"], "1437"),
+        (["--student", "digits_vit_small", "--trainer.stratgy", "ddp"], "strategy"),
+        (["--student", "digits_vit_small", "--saliency_layer", "lst"], "last"),
+        (["--student", "digits_vit_small", "--augment.mixup", "-1"], "mixup"),
+    ],
+)
+def test_bad_values_of_a_training_verb(
+    options: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["maskedkd", "--teacher", "digits-teacher", "--data", "digits", "--out", str(tmp_path / "run")]
+    line = error_line([*base, *options], capsys)
+    assert expected in line
+
+
+def test_class_counts_must_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from vitdistill.models.build import build
+    from vitdistill.training.run import export_weights
+
+    other = build("digits_vit_small", num_classes=7)
+    export_weights(other.net.state_dict(), tmp_path / "seven.safetensors")
+    line = error_line(
+        ["maskedkd", "--student", "digits_vit_small", "--teacher", f"digits_vit_small@{tmp_path}/seven.safetensors"]
+        + ["--data", "digits", "--out", str(tmp_path / "run")],
+        capsys,
+    )
+    assert "has 7" in line and "has 10" in line

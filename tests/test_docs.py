@@ -1,0 +1,165 @@
+"""What README and documentation show exists and works: commands, code, messages, links."""
+
+import importlib.util
+import re
+import shlex
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from vitdistill.cli import main, make_parser, normalised, verb
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+class Command(NamedTuple):
+    """A command line shown on a page."""
+
+    page: str
+    line: str
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """Fenced blocks whose info string is exactly `language`."""
+    return [body for info, body in FENCE.findall(path.read_text()) if info.strip() == language]
+
+
+def commands() -> list[Command]:
+    found = []
+    for path in PAGES:
+        for body in blocks(path, "bash"):
+            lines = re.sub(r"\\\n\s*", "", body).splitlines()
+            found += [Command(path.name, line.strip()) for line in lines if line.strip().startswith("vitdistill ")]
+    return found
+
+
+def load_builder() -> Any:
+    spec = importlib.util.spec_from_file_location("docs_build", DOCS / "build.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def parser_of(name: str) -> Any:
+    return make_parser(name, verb(name))
+
+
+# --- commands ----------------------------------------------------------------------------------------------------
+
+
+def test_pages_show_commands() -> None:
+    assert len(commands()) > 30
+    assert {command.line.split()[1] for command in commands()} >= {"maskedkd", "cost", "resume", "evaluate", "export"}
+
+
+@pytest.mark.parametrize("command", commands(), ids=lambda command: f"{command.page}: {command.line[:60]}")
+def test_command_parses(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    name, *arguments = shlex.split(command.line, comments=True)[1:]
+    parser = parser_of(name)
+    options = [string for action in parser._actions for string in action.option_strings]
+    parser.parse_args(normalised(verb(name), arguments, options))
+
+
+def test_make_targets_exist() -> None:
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    shown = re.findall(r"^make ([\w-]+)", "\n".join(blocks(ROOT / "README.md", "bash")), re.MULTILINE)
+    assert shown and set(shown) <= set(targets)
+
+
+# --- code --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if blocks(path, "python")], ids=lambda path: path.name)
+def test_code_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of a page run one after another in one namespace."""
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "page"}
+    for number, body in enumerate(blocks(path, "python")):
+        exec(compile(body, f"{path.name}, python block {number}", "exec"), namespace)
+
+
+def test_only_known_kinds_of_code_blocks() -> None:
+    """A typo in an info string would silently leave a block unchecked."""
+    known = {"bash", "python", "python no-run", "console", "text", "bibtex"}
+    for path in PAGES:
+        assert {info.strip() for info, _ in FENCE.findall(path.read_text())} <= known, path.name
+
+
+# --- messages ----------------------------------------------------------------------------------------------------
+
+
+def sessions() -> list[tuple[str, str]]:
+    found = []
+    for body in blocks(DOCS / "errors.md", "console"):
+        found += re.findall(r"^\$ vitdistill (.*)\n(error: .*)$", body, re.MULTILINE)
+    return found
+
+
+@pytest.mark.parametrize(("arguments", "message"), sessions())
+def test_shown_error_is_the_real_one(
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(arguments)) == 2
+    printed = capsys.readouterr().err.strip()
+    assert printed.startswith(message) and "\n" not in printed
+
+
+def test_there_are_shown_errors() -> None:
+    assert len(sessions()) >= 4
+
+
+# --- links -------------------------------------------------------------------------------------------------------
+
+
+def test_site_builds_without_broken_links(tmp_path: Path) -> None:
+    builder = load_builder()
+    assert builder.build(DOCS, tmp_path) == []
+    index = (tmp_path / "index.html").read_text()
+    assert 'href="maskedkd.html"' in index and ".md" not in re.findall(r'href="([^"]*)"', index)
+    assert len(list(tmp_path.glob("*.html"))) == len(list(DOCS.glob("*.md")))
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("# A\n\n[b](b.md#there)", ""),
+        ("# A\n\n[out](https://example.org/x.md)", ""),
+        ("# A\n\n[b](c.md)", "link to c.md"),
+        ("# A\n\n[b](b.md#gone)", "no heading"),
+        ("# A\n\n[b](#gone)", "no heading"),
+        ("# A\n\n[b](../README.md)", "no page"),
+    ],
+)
+def test_broken_links_are_found(text: str, problem: str, tmp_path: Path) -> None:
+    builder = load_builder()
+    (tmp_path / "a.md").write_text(text)
+    (tmp_path / "b.md").write_text("# B\n\n## There\n")
+    found = builder.build(tmp_path, tmp_path / "site", order=("a", "b"))
+    assert (problem in found[0] and len(found) == 1) if problem else found == []
+    assert (tmp_path / "site").exists() is not bool(problem)
+
+
+def test_unlisted_page_is_found(tmp_path: Path) -> None:
+    builder = load_builder()
+    (tmp_path / "a.md").write_text("# A")
+    assert builder.build(tmp_path, tmp_path / "site", order=("b",)) == [
+        "a.md is not listed in ORDER",
+        "b.md is listed in ORDER but does not exist",
+    ]
+
+
+def test_readme_links_and_named_files_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
+    named = re.findall(r"`((?:src|docs|recipes|tests)/[\w/.]+)`", text)
+    assert links and named
+    assert [path for path in [*links, *named] if not (ROOT / path).exists()] == []

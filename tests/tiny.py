@@ -1,0 +1,51 @@
+"""Tiny timm networks of every family that the adapters know: 32 pixels, 16 patches, 10 classes."""
+
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3, "num_classes": 10}
+
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "vit": ("vit_tiny_patch16_224", SMALL),
+    "deit": ("deit_tiny_patch16_224", SMALL),
+    "deit_distilled": ("deit_tiny_distilled_patch16_224", SMALL),
+    "deit3": ("deit3_small_patch16_224", SMALL),
+    "clip": ("vit_base_patch16_clip_quickgelu_224", SMALL),
+    "mae_mean_pool": ("vit_base_patch16_224", {**SMALL, "global_pool": "avg"}),
+    "no_class_token": ("vit_base_patch16_224", {**SMALL, "global_pool": "avg", "class_token": False}),
+    "registers": ("vit_small_patch14_reg4_dinov2", SMALL),
+    "qk_norm": ("vit_tiny_patch16_224", {**SMALL, "qk_norm": True}),
+    "cait": ("cait_xxs24_224", SMALL),
+    "swin": (
+        "swin_tiny_patch4_window7_224",
+        {
+            "img_size": 32,
+            "patch_size": 4,
+            "window_size": 4,
+            "embed_dim": 12,
+            "depths": (2, 2),
+            "num_heads": (2, 3),
+            "num_classes": 10,
+        },
+    ),
+}
+
+
+def tiny(family: str, seed: int = 0, **args: Any) -> nn.Module:
+    """A network whose every parameter is random, so that nothing (LayerScale, biases, positions) hides behind 0 or 1.
+
+    Args:
+        family: a key of `FAMILIES`.
+        seed: of the weights.
+        args: in place of the family's arguments.
+    """
+    name, defaults = FAMILIES[family]
+    with torch.random.fork_rng(devices=()), torch.no_grad():
+        torch.manual_seed(seed)
+        net = timm.create_model(name, **{"drop_path_rate": 0.0, **defaults, **args})
+        for parameter in net.parameters():
+            parameter.copy_(0.5 * parameter + 0.2 * torch.randn_like(parameter))
+    return net.eval()

@@ -1,0 +1,68 @@
+"""Two processes give the gradient of one process with the same global batch."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+SCRIPT = """
+import sys, torch, timm
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from vitdistill.data.loading import make_loader
+from vitdistill.data.on_device import OnDevice
+from vitdistill.data.recipes import Augment, train_transform
+from vitdistill.data.sampling import EpochBatchSampler
+from vitdistill.data.source import open_source
+from vitdistill.methods.maskedkd import MaskedKD
+
+rank, world, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+torch.set_num_threads(1)
+if world > 1:
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+
+def vit(width, seed):
+    torch.manual_seed(seed)
+    return timm.create_model("vit_tiny_patch16_224", img_size=12, patch_size=2, embed_dim=width, depth=2,
+                             num_heads=2, num_classes=10)
+
+source = open_source("digits")
+augment = Augment(recipe="none", scale=0.6)
+sampler = EpochBatchSampler(len(source.train), 32 // world, seed=3, rank=rank, world=world)
+loader = make_loader(source.train, train_transform(augment, 12), sampler, seed=3)
+method = MaskedKD(vit(12, 0), vit(24, 1), keep=0.5, smoothing=0.1)
+model = DistributedDataParallel(method) if world > 1 else method
+on_device = OnDevice(augment, method.student.mean, method.student.std, 10)
+for batch, _ in zip(loader, range(2)):
+    step = model(*on_device.train(batch.images, batch.targets))
+    step.loss.backward()
+if rank == 0:
+    torch.save({name: p.grad for name, p in method.named_parameters()}, out)
+if world > 1:
+    dist.destroy_process_group()
+"""
+
+
+def run(world: int, out: Path) -> dict[str, torch.Tensor]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", SCRIPT, str(rank), str(world), str(out)], env=environment)
+        for rank in range(world)
+    ]
+    assert [process.wait(timeout=240) for process in processes] == [0] * world
+    return torch.load(out, weights_only=True)
+
+
+def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:
+    one, two = run(1, tmp_path / "one.pt"), run(2, tmp_path / "two.pt")
+    assert one.keys() == two.keys() and len(one) > 20
+    for name, gradient in one.items():
+        assert gradient.abs().max() > 0, name
+        # DDP averages over ranks per step; the two steps of each add up.
+        torch.testing.assert_close(two[name], gradient, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,128 @@
+"""A run that was killed and resumed ends exactly like one that was not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitdistill.training.module import TrainingModule
+from vitdistill.verbs.maskedkd import maskedkd
+from vitdistill.verbs.resume import resume
+
+KILLED = """
+import json, os, signal, sys
+from vitdistill.data.recipes import Augment
+from vitdistill.training.module import TrainingModule
+from vitdistill.training.settings import Optim
+from vitdistill.verbs.maskedkd import maskedkd
+
+arguments, step, number = json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+arguments["augment"] = Augment(**arguments["augment"])
+arguments["optim"] = Optim(**arguments["optim"])
+done = 0
+original = TrainingModule.training_step
+
+def step_then_die(self, batch, batch_idx):
+    global done
+    loss = original(self, batch, batch_idx)
+    done += 1
+    if done == step:
+        os.kill(os.getpid(), number)
+    return loss
+
+TrainingModule.training_step = step_then_die
+import torch
+torch.set_num_threads(1)
+maskedkd(**arguments)
+"""
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(teacher_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {"out": tmp_path_factory.mktemp("whole") / "run"}
+
+
+def run_until(arguments: dict[str, Any], out: Path, step: int, number: int) -> int:
+    """Run in a process of its own that signals itself in the given step; returns its exit status."""
+    from vitdistill.training.run_dir import plain
+
+    text = json.dumps(plain({**arguments, "out": str(out)}))
+    command = [sys.executable, "-c", KILLED, text, str(step), str(number)]
+    return subprocess.run(command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
+
+
+def assert_same(whole: Path, pieced: Path) -> None:
+    for name in ("student.safetensors", "student_ema.safetensors", "metrics.csv", "student.json"):
+        assert (whole / name).read_bytes() == (pieced / name).read_bytes(), name
+    assert len((whole / "metrics.csv").read_text().splitlines()) == 1 + 3
+
+
+# 5 steps an epoch: in the first epoch (no checkpoint yet), in the middle of the second, in the last step of all.
+@pytest.mark.parametrize(
+    "step", [8, pytest.param(2, marks=pytest.mark.slow), pytest.param(15, marks=pytest.mark.slow)]
+)
+def test_a_killed_run_resumes_bit_for_bit(
+    step: int, arguments: dict[str, Any], uninterrupted: dict[str, Path], tmp_path: Path
+) -> None:
+    whole = uninterrupted["out"]
+    if not whole.exists():
+        maskedkd(**arguments, out=str(whole))
+    pieced = tmp_path / "run"
+    assert run_until(arguments, pieced, step, signal.SIGKILL) == -signal.SIGKILL
+    assert not (pieced / "student.safetensors").exists()
+    assert json.loads((pieced / "run.json").read_text())["status"] == "running"
+    resume(str(pieced))
+    assert_same(whole, pieced)
+    assert json.loads((pieced / "run.json").read_text())["status"] == "finished"
+
+
+def test_ctrl_c_saves_in_the_middle_of_an_epoch_and_resumes_bit_for_bit(
+    arguments: dict[str, Any], uninterrupted: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = uninterrupted["out"]
+    if not whole.exists():
+        maskedkd(**arguments, out=str(whole))
+    original, done = TrainingModule.training_step, []
+
+    def step_then_interrupt(self: TrainingModule, batch: Any, batch_idx: int) -> Any:
+        loss = original(self, batch, batch_idx)
+        done.append(batch_idx)
+        if len(done) == 7:  # the second step of the second epoch: an accumulated step ends here
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss
+
+    monkeypatch.setattr(TrainingModule, "training_step", step_then_interrupt)
+    pieced = tmp_path / "run"
+    with pytest.raises(SystemExit) as stopped:
+        maskedkd(**arguments, out=str(pieced))
+    monkeypatch.undo()
+    assert stopped.value.code == 130
+    assert len(done) == 7
+    assert json.loads((pieced / "run.json").read_text())["status"] == "interrupted"
+    resume(str(pieced))
+    assert_same(whole, pieced)
+
+
+def test_resuming_with_another_configuration_names_the_keys(arguments: dict[str, Any], tmp_path: Path) -> None:
+    from vitdistill.errors import UserError
+    from vitdistill.training.run_dir import RunDirectory, plain
+
+    config = plain(arguments)
+    RunDirectory.prepare(tmp_path, "maskedkd", config, resume=False, overwrite=False)
+    changed = {**config, "keep": 0.25, "optim": {**config["optim"], "lr": 5.0}}
+    with pytest.raises(UserError, match=r"keep \(was 0.8->0.4, is 0.25\), optim.lr \(was 0.001, is 5.0\)"):
+        RunDirectory.prepare(tmp_path, "maskedkd", changed, resume=True, overwrite=False)
+
+
+def test_what_does_not_change_the_result_may_change_on_resume(tmp_path: Path) -> None:
+    from vitdistill.training.run_dir import RunDirectory
+
+    config = {"keep": 0.5, "loader": {"workers": 2}, "trainer": {"devices": 1}, "out": "a"}
+    RunDirectory.prepare(tmp_path, "maskedkd", config, resume=False, overwrite=False)
+    other = {"keep": 0.5, "loader": {"workers": 4}, "trainer": {"devices": 1, "enable_progress_bar": False}, "out": "b"}
+    RunDirectory.prepare(tmp_path, "maskedkd", other, resume=True, overwrite=False)
