@@ -28,8 +28,8 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.task import LogitDistillationTask
 from torch import Tensor, nn
 
-from vitdistill.cost.macs import backbone_macs
-from vitdistill.cost.measure import compare, hardware, peak_memory_bytes, weight_bytes
+from vitdistill.costing.macs import backbone_macs
+from vitdistill.costing.measure import compare, hardware, peak_memory_bytes, weight_bytes
 from vitdistill.methods.maskedkd import MaskedKD
 from vitdistill.methods.teacher import Teacher
 from vitdistill.models.build import build

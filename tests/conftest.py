@@ -10,9 +10,10 @@ from jaxtyping import config, install_import_hook
 # Before anything imports the package. Every annotated function and dataclass of it then checks types and shapes.
 install_import_hook(["vitdistill"], "type_checks.check")
 
+from torch import nn  # noqa: E402
+
 from golden_values import Golden  # noqa: E402
 from tiny import FAMILIES, tiny  # noqa: E402
-from torch import nn  # noqa: E402
 
 torch.set_num_threads(1)
 warnings.filterwarnings("ignore", message=".*lightning_fabric.*")

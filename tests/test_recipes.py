@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from vitdistill.cli import check_yaml, make_parser, normalised, verb
-from vitdistill.cost.macs import backbone_macs
+from vitdistill.costing.macs import backbone_macs
 from vitdistill.data.recipes import Augment
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build

@@ -3,11 +3,16 @@
 import inspect
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
+from functools import wraps
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from vitdistill.errors import UserError, near
 
@@ -99,13 +104,37 @@ def make_parser(name: str, function: Callable[..., Any]) -> Any:
     from jsonargparse import ActionConfigFile, ArgumentParser
 
     class Parser(ArgumentParser):
-        def error(self, message: str, ex: Exception | None = None) -> Any:  # type: ignore[override]
+        def error(self, message: str, ex: Exception | None = None) -> Any:
             raise UserError(_one_line(message, [s for a in self._actions for s in a.option_strings]))
 
     parser = Parser(prog=f"vitdistill {name}", description=VERBS[name], exit_on_error=True)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the options below")
-    parser.add_function_arguments(function, fail_untyped=False, sub_configs=False)
+    parser.add_function_arguments(_for_text(function), fail_untyped=False, sub_configs=False)
     return parser
+
+
+def _for_text(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function as the command line sees it: where Python takes a module object, text names a model."""
+    hints = get_type_hints(function)
+    signature = inspect.signature(function)
+    text_only = {name: _without_modules(hints[name]) for name in signature.parameters}
+
+    @wraps(function)
+    def called(**arguments: Any) -> Any:
+        return function(**arguments)
+
+    parameters = [p.replace(annotation=text_only[name]) for name, p in signature.parameters.items()]
+    called_any: Any = called
+    called_any.__signature__ = signature.replace(parameters=parameters)
+    called.__annotations__ = text_only
+    del called.__wrapped__
+    return called
+
+
+def _without_modules(hint: Any) -> Any:
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else ()
+    kept = [option for option in options if not (inspect.isclass(option) and option.__module__.startswith("torch"))]
+    return Union[tuple(kept)] if options else hint  # noqa: UP007  # built at run time
 
 
 def _one_line(message: str, options: list[str]) -> str:
@@ -115,11 +144,13 @@ def _one_line(message: str, options: list[str]) -> str:
         if marker in text:
             unknown = text.partition(marker)[2].split()[0].partition("=")[0]
             return f"There is no option {unknown}. {near(unknown, options)}".strip()
-    if "is not expected" in text or "does not accept nested key" in text or "not accept option" in text:
-        words = [word.strip("'\"`.,:") for word in text.split()]
-        dotted = ["--" + word for word in words if word.isidentifier() or "." in word]
-        hints = [hint for word in dotted if (hint := near(word, options)) and word not in options]
-        return f"{text} {hints[0] if hints else ''}".strip()
+    refused = re.search(r"Option '([^']+)' is not accepted", text)
+    if refused:
+        unknown = refused.group(1)
+        # The message names the last part only, so compare with the last part of every option.
+        lasts = {option.lstrip("-").rpartition(".")[2]: option for option in options}
+        hints = [repr(lasts[name]) for name in get_close_matches(unknown, lasts, n=3, cutoff=0.5)]
+        return f"There is no option {unknown}. {'Did you mean ' + ' or '.join(hints) + '?' if hints else ''}".strip()
     return text
 
 
@@ -160,7 +191,7 @@ def normalised(function: Callable[..., Any], arguments: list[str], options: list
 
 def config_files(arguments: list[str]) -> list[str]:
     """The values of --config."""
-    found = [following for word, following in zip(arguments, arguments[1:], strict=False) if word == "--config"]
+    found = [following for word, following in pairwise(arguments) if word == "--config"]
     return found + [word.partition("=")[2] for word in arguments if word.startswith("--config=")]
 
 

@@ -4,9 +4,9 @@ import functools
 
 import pytest
 import torch
-from tiny import FAMILIES, tiny
 from torch import Tensor, nn
 
+from tiny import FAMILIES, tiny
 from vitdistill.errors import UserError
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
@@ -14,9 +14,11 @@ from vitdistill.types import Capture, TokenGrid
 
 MASKABLE = [name for name in FAMILIES if name != "swin"]
 HIDDEN = MASKABLE  # Swin hands out no block outputs
-KINDS = [
-    *((name, kind) for name in FAMILIES if name != "cait" for kind in ("cls", "patch")),
-    ("cait", "cls"),
+# CaiT's trunk has no class token, and its class-attention blocks have no other queries.
+SALIENCIES = [
+    *((name, kind, block) for name in FAMILIES if name != "cait" for kind in ("cls", "patch") for block in (0, -1)),
+    ("cait", "cls", -1),
+    ("cait", "cls", 3),
 ]
 
 
@@ -188,12 +190,9 @@ def test_swin_cannot_leave_out_patches(images):
 # --- saliency --------------------
 
 
-@pytest.mark.parametrize(("family", "kind"), KINDS)
-@pytest.mark.parametrize("block", [0, -1])
+@pytest.mark.parametrize(("family", "kind", "block"), SALIENCIES)
 def test_saliency_equals_timms_own_attention(net, images, family, kind, block):
     backbone = build(net)
-    if family == "cait" and block == 0:
-        pytest.skip("the trunk has no class token")
     output = backbone(images.requires_grad_(), capture=backbone.saliency_capture(block, kind))
     got = backbone.saliency(output, block, kind)
 

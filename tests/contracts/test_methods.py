@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import tiny
 from torch import Tensor, nn
 
+from tiny import tiny
 from vitdistill.errors import UserError
 from vitdistill.methods.maskedkd import MaskedKD
 from vitdistill.methods.method import Method
@@ -72,7 +72,6 @@ def test_the_loss_is_a_finite_scalar_with_gradient_to_every_parameter(method, im
     assert isinstance(step, StepOutput) and step.loss.shape == () and bool(step.loss.isfinite())
     step.loss.backward()
     names = [name for name, p in method.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-    # Mean pooling reads neither a class token's last attention nor the head's other inputs.
     assert not names
     assert sum(bool(p.grad.any()) for p in method.parameters()) > 0.9 * len(list(method.parameters()))
 
@@ -150,7 +149,9 @@ def test_a_clock_hears_of_the_teachers_part(images):
 # --- the loss of MaskedKD --------------------
 
 
-def expected_loss(method: MaskedKD, images: Tensor, keep: Tensor | None, alpha: float = 0.5, tau: float = 1.0) -> Tensor:
+def expected_loss(
+    method: MaskedKD, images: Tensor, keep: Tensor | None, alpha: float = 0.5, tau: float = 1.0
+) -> Tensor:
     student, teacher = method.student.net(images), teacher_of(method).backbone(images, keep=keep).logits
     kl = (teacher / tau).softmax(-1) * ((teacher / tau).log_softmax(-1) - (student / tau).log_softmax(-1))
     return (1 - alpha) * F.cross_entropy(student, TARGETS) + alpha * tau**2 * kl.sum(dim=-1).mean()
@@ -329,7 +330,7 @@ def test_zero_shot_scores_are_scaled_cosines_with_the_text(images):
 
 
 def test_text_of_another_width_is_refused():
-    with pytest.raises(UserError, match="must have the 16 channels of .*clip.*; got 12"):
+    with pytest.raises(UserError, match=r"must have the 16 channels of .*clip.*; got 12"):
         Teacher(build(tiny("clip", num_classes=16)), text_embeddings=torch.randn(10, 12))
 
 
@@ -404,12 +405,17 @@ def test_a_network_without_patches_can_teach_unmasked_only(images):
             maskedkd_with(Cnn(), keep=keep)
 
 
+def test_a_module_without_a_stated_size_gets_the_students_images(images):
+    assert torch.equal(maskedkd_with(Cnn(), keep=1.0).teacher.resized(images), images)
+    assert Teacher(build("test_resnet", num_classes=10)).resized(images).shape[-1] == 160
+
+
 def maskedkd_with(teacher: nn.Module, **options: Any) -> MaskedKD:
     return MaskedKD(tiny("deit", seed=1), teacher, **options)
 
 
 def test_a_student_without_attention_needs_another_criterion(images):
-    with pytest.raises(UserError, match="no attention to take saliency from.*--criterion random"):
+    with pytest.raises(UserError, match=r"no attention to take saliency from.*--criterion random"):
         MaskedKD(Cnn(), tiny("deit"))
     assert MaskedKD(Cnn(), tiny("deit"), criterion="random")(images, TARGETS).kept.shape == (3, 8)
     assert MaskedKD(Cnn(), tiny("deit"), keep=1.0)(images, TARGETS).kept is None

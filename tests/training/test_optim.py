@@ -1,6 +1,7 @@
 """Learning rates as the recipe says."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import timm
@@ -55,7 +56,7 @@ def test_warm_up_then_cosine_to_the_minimum(method: Supervised) -> None:
     assert seen[0] == pytest.approx(0.1) and seen[10] == pytest.approx(0.55)
     assert seen[50] == pytest.approx(0.01 + 0.5 * 0.99 * (1 + math.cos(math.pi * 0.5)))
     assert seen[100] == pytest.approx(0.01)
-    assert all(a >= b for a, b in zip(seen[20:], seen[21:], strict=False))
+    assert all(a >= b for a, b in pairwise(seen[20:]))
 
 
 def test_constant_schedule_stays(method: Supervised) -> None:

@@ -63,9 +63,7 @@ def assert_same(whole: Path, pieced: Path) -> None:
 
 
 # 5 steps an epoch: in the first epoch (no checkpoint yet), in the middle of the second, in the last step of all.
-@pytest.mark.parametrize(
-    "step", [8, pytest.param(2, marks=pytest.mark.slow), pytest.param(15, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("step", [8, pytest.param(2, marks=pytest.mark.slow), pytest.param(15, marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_bit_for_bit(
     step: int, arguments: dict[str, Any], uninterrupted: dict[str, Path], tmp_path: Path
 ) -> None:

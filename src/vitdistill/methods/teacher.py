@@ -84,7 +84,7 @@ class Teacher:
     def resized(self, images: Float[Tensor, "b ch height width"]) -> Float[Tensor, "b ch height2 width2"]:
         """The images at the teacher's resolution (MaskedKD, App. C, interpolates for higher-resolution teachers)."""
         size = self.backbone.image_size
-        if tuple(images.shape[-2:]) == size:
+        if tuple(images.shape[-2:]) == size or not self.backbone.sized:
             return images
         shrinking = images.shape[-2] > size[0] or images.shape[-1] > size[1]
         return F.interpolate(images, size=size, mode="bicubic", align_corners=False, antialias=shrinking)

@@ -31,9 +31,11 @@ class Backbone(nn.Module, ABC):
     Attributes:
         net: the untouched network; its `state_dict` is what gets exported.
         maskable: whether `keep` may be given, that is whether patches can be left out of the input.
+        sized: whether images must have `image_size`; a teacher without a stated size gets the student's images.
     """
 
     maskable = True
+    sized = True
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitdistill.errors import UserError
 from vitdistill.models.backbone import Backbone, QKVReader, SaliencyKind
@@ -15,6 +15,10 @@ class Opaque(Backbone):
     """A network of which only the logits are known (a CNN, say). It has no patches and no saliency."""
 
     maskable = False
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(net)
+        self.sized = "input_size" in (getattr(net, "pretrained_cfg", None) or {})
 
     @property
     def grid(self) -> TokenGrid:

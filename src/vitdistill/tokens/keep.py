@@ -29,7 +29,7 @@ def keep_count(keep: int | float | str, patches: int) -> int:
 
 def _number(keep: int | float | str) -> int | float:
     if isinstance(keep, bool) or not isinstance(keep, str | Real):
-        raise UserError("keep must be a number", keep, _REMEDY)
+        raise UserError("keep must be a number", repr(keep), _REMEDY)
     if isinstance(keep, str):
         try:
             keep = float(keep) if any(mark in keep.lower() for mark in ".en") else int(keep)

@@ -117,4 +117,4 @@ class SaveCheckpoints(Checkpoint):
             self.best, self.best_epoch = score, trainer.current_epoch
         trainer.save_checkpoint(self.last)
         if improved and trainer.is_global_zero and self.last.is_file():
-            write_atomically(self.best_path, lambda file: shutil.copyfileobj(open(self.last, "rb"), file))
+            write_atomically(self.best_path, lambda file: file.write(self.last.read_bytes()))

@@ -37,9 +37,7 @@ class StopBetweenSteps(pl.Callback):
             raise KeyboardInterrupt
         self.asked = True
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         # With several processes they must agree, which costs a message: ask only every tenth step.
         several = trainer.world_size > 1
         if several and batch_idx % 10:

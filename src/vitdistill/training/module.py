@@ -174,17 +174,17 @@ class TrainingModule(pl.LightningModule):
         images = self._on_device.eval(batch.images)
         logits = self.method.student(images).logits
         self._val_loss.append(nn.functional.cross_entropy(logits.float(), batch.targets, reduction="sum"))
-        for metric in self._accuracy["val"].values():  # type: ignore[operator,union-attr]
+        for metric in self._accuracy["val"].values():  # type: ignore[operator]
             metric.update(logits, batch.targets)
         if self._ema:
             logits = self._ema[0].module(images)
-            for metric in self._accuracy["ema"].values():  # type: ignore[operator,union-attr]
+            for metric in self._accuracy["ema"].values():  # type: ignore[operator]
                 metric.update(logits, batch.targets)
 
     def on_validation_epoch_end(self) -> None:
-        seen = self._accuracy["val"]["top1"].tp.new_tensor(0)  # type: ignore[index,union-attr]
+        seen = self._accuracy["val"]["top1"].tp.new_tensor(0)  # type: ignore[index]
         for name in ("val", "ema") if self._ema else ("val",):
-            for metric_name, metric in self._accuracy[name].items():  # type: ignore[operator,union-attr]
+            for metric_name, metric in self._accuracy[name].items():  # type: ignore[operator]
                 self.row[f"{name}/{metric_name}"] = 100 * float(metric.compute())
                 if name == "val" and metric_name == "top1":
                     seen = metric.tp + metric.fn

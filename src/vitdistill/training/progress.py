@@ -45,9 +45,7 @@ class ProgressBar(pl.Callback):
         self._epoch_start = time.perf_counter()
         self._epoch_steps = 0
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._epoch_steps += 1
         self._epoch_end = time.perf_counter()
         if self.bar is not None:
@@ -64,7 +62,11 @@ class ProgressBar(pl.Callback):
         if self.bar is not None:
             self.bar.update(self.task, scores=scores)
         else:
-            print(f"epoch {row['epoch'] + 1}/{self.epochs}  {scores}  {self._rate():.0f} img/s", file=sys.stderr, flush=True)
+            print(
+                f"epoch {row['epoch'] + 1}/{self.epochs}  {scores}  {self._rate():.0f} img/s",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         if self.bar is not None:

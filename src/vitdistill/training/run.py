@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import disable_possible_user_warnings
 from safetensors.torch import save
 from torch import Tensor
 
-from vitdistill.cost.measure import hardware
+from vitdistill.costing.measure import hardware
 from vitdistill.data.loading import CorruptLog, default_workers, make_loader
 from vitdistill.data.on_device import OnDevice
 from vitdistill.data.recipes import eval_transform, train_transform
@@ -203,9 +203,7 @@ class _Timing(pl.Callback):
         if self._ended is not None and self._seen > self.WARM_UP:
             pl_module.clock.add("data", (self._started - self._ended) * 1e3)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._ended = time.perf_counter()
         if self._seen > self.WARM_UP:
             pl_module.clock.add("step", (self._ended - self._started) * 1e3)
@@ -262,7 +260,7 @@ def _finish(parts: _Parts, run: RunDirectory) -> dict[str, Any]:
         export_weights(parts.module.ema_net.state_dict(), run.path / "student_ema.safetensors")
     info = run.update(status="finished")
     try:
-        from vitdistill.report.page import write_report
+        from vitdistill.reporting.page import write_report
 
         write_report([run.path], run.path / "report.html")
     except Exception as error:  # the run itself is safe; a picture must not fail it

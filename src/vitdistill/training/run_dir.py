@@ -46,7 +46,7 @@ class RunDirectory:
         run = cls(Path(out))
         if not is_first_process():
             return run
-        occupied = run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir()))
+        occupied = run.path.exists() and not run._is_blank()
         if resume:
             run._check_same(verb, config)
         elif occupied and not overwrite:
@@ -63,6 +63,15 @@ class RunDirectory:
             _write(run.config, header + yaml.safe_dump(config, sort_keys=False))
         run.update(verb=verb, status="running", command=command_line())
         return run
+
+    def _is_blank(self) -> bool:
+        """Whether there is nothing to lose: an empty folder, or a run that failed before its first checkpoint."""
+        if not self.path.is_dir():
+            return False
+        entries = {entry.name for entry in self.path.iterdir()}
+        before_training = {self.config.name, self.info.name, "student.json", "checkpoints", "tensorboard"}
+        never_trained = entries <= before_training and not any(self.checkpoints.glob("*"))
+        return not entries or (never_trained and self.config.name in entries)
 
     def _check_same(self, verb: str, config: dict[str, Any]) -> None:
         if not self.config.is_file():
@@ -87,7 +96,9 @@ class RunDirectory:
         """Remove an earlier run, but nothing that no run of ours wrote."""
         ours = {self.config.name, self.info.name, self.metrics.name, "checkpoints", "tensorboard", "report.html"}
         ours |= {"student.safetensors", "student.json", "student_ema.safetensors", "masks.png", "export"}
-        strangers = [entry.name for entry in self.path.iterdir() if entry.name not in ours] if self.path.is_dir() else []
+        strangers = (
+            [entry.name for entry in self.path.iterdir() if entry.name not in ours] if self.path.is_dir() else []
+        )
         if strangers or not self.path.is_dir():
             raise UserError(
                 "--overwrite replaces a run, and this is not (only) one",

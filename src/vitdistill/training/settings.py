@@ -8,7 +8,7 @@ from vitdistill.data.recipes import Augment
 from vitdistill.errors import UserError, near
 
 
-@dataclass
+@dataclass(frozen=True)
 class Optim:
     """Optimizer and learning rate schedule.
 
@@ -43,7 +43,7 @@ class Optim:
     ema: float | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Loader:
     """Reading data.
 

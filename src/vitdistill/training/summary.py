@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vitdistill.cost.macs import backbone_macs
+from vitdistill.costing.macs import backbone_macs
 from vitdistill.methods.method import Method
 from vitdistill.models.backbone import Backbone
 from vitdistill.training.module import TrainingModule

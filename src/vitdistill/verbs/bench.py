@@ -56,7 +56,7 @@ def bench(
     Raises:
         UserError: for an unknown model, a `keep` outside the teacher's grid, or a device that is not there.
     """
-    from vitdistill.cost.measure import hardware
+    from vitdistill.costing.measure import hardware
     from vitdistill.methods.teacher import Teacher
 
     _check_positive(batch_size=batch_size, repeats=repeats)
@@ -103,8 +103,8 @@ def measure_teacher(
         One row per number of patches: time, images/s, peak activation memory, the MAC ratio to the whole pass (the
         limit of the gain), the measured gain, and its share of the limit.
     """
-    from vitdistill.cost.macs import backbone_macs
-    from vitdistill.cost.measure import compare, peak_memory_bytes
+    from vitdistill.costing.macs import backbone_macs
+    from vitdistill.costing.measure import compare, peak_memory_bytes
     from vitdistill.tokens.select import random_scores, top_k
 
     backbone, patches = teacher.backbone, teacher.backbone.grid.count
@@ -155,7 +155,7 @@ def measure_student(
         repeats: timed rounds.
         compile: compile the blocks before timing.
     """
-    from vitdistill.cost.measure import compare
+    from vitdistill.costing.measure import compare
     from vitdistill.tokens.grids import transfer
     from vitdistill.tokens.select import top_k
     from vitdistill.types import NOTHING, BackboneOutput, Capture

@@ -86,9 +86,7 @@ def make_teacher(
     """
     backbone = build(spec, args=args, pretrained=True)
     embeddings = _embeddings(text_embeddings)
-    teacher = Teacher(
-        backbone, mean=student.mean, std=student.std, dtype=_dtype(dtype), text_embeddings=embeddings
-    )
+    teacher = Teacher(backbone, mean=student.mean, std=student.std, dtype=_dtype(dtype), text_embeddings=embeddings)
     if check_classes:
         _check_classes("teacher", teacher.num_classes, backbone.name, source)
     return teacher
@@ -115,7 +113,7 @@ def _embeddings(path: str | None) -> torch.Tensor | None:
 
 
 def _dtype(name: str) -> torch.dtype | None:
-    """"auto" is bfloat16 on GPUs that have it, and the weights' own dtype elsewhere."""
+    """ "auto" is bfloat16 on GPUs that have it, and the weights' own dtype elsewhere."""
     if name == "auto":
         return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else None
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -94,7 +94,7 @@ def _teacher_macs(
     spec: str, args: dict[str, Any] | None, image_size: int | None, keep: int | float | str, epochs: int
 ) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
     """MACs per image of the whole and of the masked teacher, by part and in total, and what the teacher is."""
-    from vitdistill.cost.macs import Macs, backbone_macs
+    from vitdistill.costing.macs import Macs, backbone_macs
     from vitdistill.tokens.keep import KeepSchedule
 
     backbone, size = _on_meta(spec, args, image_size)
@@ -118,7 +118,7 @@ def _teacher_macs(
 
 
 def _student_macs(spec: str, args: dict[str, Any] | None, image_size: int | None) -> dict[str, float]:
-    from vitdistill.cost.macs import backbone_macs
+    from vitdistill.costing.macs import backbone_macs
 
     backbone, size = _on_meta(spec, args, image_size)
     return _by_part(backbone_macs(backbone, image_size=size))

@@ -41,7 +41,7 @@ def demo(
     Returns:
         The rows of the table, and the path of the report.
     """
-    from vitdistill.report.page import write_report
+    from vitdistill.reporting.page import write_report
     from vitdistill.verbs.maskedkd import maskedkd
 
     folder = Path(out)
@@ -103,7 +103,15 @@ def show(result: dict[str, Any], as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    columns = ("student trained with", "top-1 %", "patches", "teacher MMACs/img", "teacher TMACs", "teacher ms/img", "s")
+    columns = (
+        "student trained with",
+        "top-1 %",
+        "patches",
+        "teacher MMACs/img",
+        "teacher TMACs",
+        "teacher ms/img",
+        "s",
+    )
     table = Table(*columns, title="Handwritten digits: what masking the teacher costs and saves")
     for row in result["rows"]:
         patches = f"{row['teacher_tokens']} of {row['teacher_tokens_of']}" if row["teacher_tokens"] else "-"

@@ -55,7 +55,11 @@ def evaluate(
             f"{source.name} has {len(source.classes)}"
         )
     augment = _augment(config, source, crop_pct)
-    result = {"model": model, "data": source.name, **_accuracy(backbone, source, augment, keep, batch_size, device, workers)}
+    result = {
+        "model": model,
+        "data": source.name,
+        **_accuracy(backbone, source, augment, keep, batch_size, device, workers),
+    }
     _show(result, json)
     return result
 
@@ -75,9 +79,7 @@ def _data_of(model: str, config: dict[str, Any]) -> str:
     raise UserError("Data must be named for a model that is no run directory", remedy="Give --data")
 
 
-def _load(
-    model: str, folder: Path, checkpoint: str, image_size: int | None, args: dict[str, Any] | None
-) -> Backbone:
+def _load(model: str, folder: Path, checkpoint: str, image_size: int | None, args: dict[str, Any] | None) -> Backbone:
     from vitdistill.models.build import build
     from vitdistill.models.weights import load_into, read_weights
     from vitdistill.training.checkpoints import load_student

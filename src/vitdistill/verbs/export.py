@@ -48,14 +48,23 @@ def export(
     images = torch.randn(3, 3, *student.image_size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = student.net(images)
-    result = _safetensors(student, path, images) if format == "safetensors" else _onnx(student, path, images, dynamic_batch)
+    result = (
+        _safetensors(student, path, images) if format == "safetensors" else _onnx(student, path, images, dynamic_batch)
+    )
     got = result.pop("logits")
     difference = float((got - expected).abs().max())
     scale = float(expected.abs().max())
     if not difference <= 1e-3 * max(scale, 1e-3):
         path.unlink(missing_ok=True)
-        raise UserError(f"The exported {format} file must give the student's logits", f"a difference of {difference:.2e}")
-    result |= {"path": str(path), "format": format, "max_difference": difference, "megabytes": path.stat().st_size / 1e6}
+        raise UserError(
+            f"The exported {format} file must give the student's logits", f"a difference of {difference:.2e}"
+        )
+    result |= {
+        "path": str(path),
+        "format": format,
+        "max_difference": difference,
+        "megabytes": path.stat().st_size / 1e6,
+    }
     _show(result, json)
     return result
 
@@ -112,5 +121,6 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(result))
         return
-    print(f"wrote {result['path']} ({result['megabytes']:.2f} MB); logits differ by at most {result['max_difference']:.1e}")
+    print(f"wrote {result['path']} ({result['megabytes']:.2f} MB)")
+    print(f"its logits differ from the student's by at most {result['max_difference']:.1e}")
     print(f"load it with: {result['load']}")

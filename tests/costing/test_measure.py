@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitdistill.cost.measure import Comparison, Timing, compare, hardware, peak_memory_bytes, time_ms, weight_bytes
+from vitdistill.costing.measure import Comparison, Timing, compare, hardware, peak_memory_bytes, time_ms, weight_bytes
 from vitdistill.errors import UserError
 from vitdistill.verbs.bench import bench
 

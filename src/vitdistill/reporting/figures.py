@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from vitdistill.report.runs import Run, group_by_seed
+from vitdistill.reporting.runs import Run, group_by_seed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -117,7 +117,7 @@ def curve(runs: Sequence[Run], what: Curve) -> str | None:
             _line(axes, epochs, run.metrics[what.companion], style._replace(dashes=(2, 1.5)), width=1)
     if what.column == "keep":
         axes.set_ylim(bottom=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     return _svg(figure)
 
 

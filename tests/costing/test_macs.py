@@ -10,7 +10,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitdistill.cost.macs import backbone_macs, block_macs, traced_macs
+from vitdistill.costing.macs import backbone_macs, block_macs, traced_macs
 from vitdistill.errors import UserError
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.cait import CaiT

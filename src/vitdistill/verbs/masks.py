@@ -1,0 +1,140 @@
+"""`vitdistill masks`: pictures of what the teacher saw."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from vitdistill.errors import UserError
+
+
+def masks(
+    models: list[str],
+    *,
+    images: str | None = None,
+    out: str = "masks.png",
+    keep: int | float = 0.5,
+    count: int = 8,
+    layer: str | int = "last",
+    saliency: Literal["cls", "patch"] = "cls",
+    seed: int = 0,
+    heatmap: bool = True,
+    student_args: dict[str, Any] | None = None,
+    json: bool = False,
+) -> dict[str, Any]:
+    """Draw which patches students keep: dropped patches dimmed, and how often each position is kept.
+
+    `vitdistill masks runs/tiny images/` takes the last word for the images if it is no run and no model.
+
+    Args:
+        models: run directories, checkpoints (runs/x/checkpoints/last.ckpt), or names of untrained students; one
+            column each.
+        images: image file, folder of images, or bundled data; by default the validation images of the first run.
+        out: PNG file to write; the heat map goes beside it as NAME-heatmap.png.
+        keep: patches to keep, a count or a fraction.
+        count: images to show.
+        layer: block whose attention ranks the patches: first, middle, last, or its number from 0.
+        saliency: attention of the class token, or attention received from all patches.
+        seed: which images are drawn, and how untrained students are initialised.
+        heatmap: also draw how often each position is kept, over up to 256 images.
+        student_args: further arguments of untrained students.
+        json: print one JSON object in place of text.
+
+    Returns:
+        Paths of the pictures, and per model the grid, the patches kept and the share of images keeping each position.
+    """
+    from vitdistill.data.image_folder import list_images
+    from vitdistill.data.sampling import seed_everything_at
+    from vitdistill.data.source import bundled, open_source
+    from vitdistill.reporting.masks import (
+        Column,
+        heatmap_figure,
+        keep_heatmap,
+        mask_grid_figure,
+        masks_of,
+        normalised,
+        some_images,
+    )
+    from vitdistill.verbs.maskedkd import layer_number
+
+    models, images = _split(list(models), images)
+    if count < 1:
+        raise UserError("count must be at least 1", count)
+    seed_everything_at(seed, "initialisation")
+    students = [(_title(spec), _load(spec, student_args)) for spec in models]
+    named = images or _data_of(models)
+    is_source = named in bundled() or (Path(named) / "train").is_dir()
+    source = open_source(named) if is_source else None
+    paths = [] if source else list_images(named)
+    batch = some_images(source, paths, students[0][1].image_size, max(count, 256 if heatmap else 0), seed)
+    columns = []
+    for title, student in students:
+        number = layer_number(layer, student.depth)
+        kept = masks_of(student, normalised(batch, student), keep, layer=number, kind=saliency)
+        columns.append(Column(f"{title}\n{kept.shape[1]} of {student.grid.count}", kept, student.grid))
+
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shown = [Column(c.title, c.kept[:count], c.grid) for c in columns]
+    mask_grid_figure(batch[:count], shown).savefig(path, dpi=150)
+    result: dict[str, Any] = {"masks": str(path), "images": len(batch), "models": []}
+    if heatmap:
+        beside = path.with_name(f"{path.stem}-heatmap{path.suffix}")
+        heatmap_figure(columns).savefig(beside, dpi=150)
+        result["heatmap"] = str(beside)
+    for (title, _), column in zip(students, columns, strict=True):
+        shares = keep_heatmap(column.kept, column.grid)
+        result["models"].append(
+            {"name": title, "grid": str(column.grid), "kept": column.kept.shape[1], "share_kept": shares.tolist()}
+        )
+    _show(result, json)
+    return result
+
+
+def _split(models: list[str], images: str | None) -> tuple[list[str], str | None]:
+    """The last word names the images, if it is a folder or file that is no run and no checkpoint."""
+    if images is None and len(models) > 1:
+        last = Path(models[-1])
+        if last.exists() and last.suffix != ".ckpt" and not (last / "student.json").is_file():
+            return models[:-1], models[-1]
+    if not models:
+        raise UserError("masks needs at least one run, checkpoint or model name")
+    return models, images
+
+
+def _title(spec: str) -> str:
+    path = Path(spec)
+    if path.suffix == ".ckpt":
+        return f"{path.parent.parent.name}/{path.stem}"
+    return path.name if path.is_dir() else f"{spec} (untrained)"
+
+
+def _load(spec: str, args: dict[str, Any] | None) -> Any:
+    from vitdistill.models.build import build
+    from vitdistill.training.checkpoints import load_student
+
+    return load_student(spec) if spec.endswith(".ckpt") else build(spec, args=args)
+
+
+def _data_of(models: list[str]) -> str:
+    """The data of the first run among the models."""
+    import yaml
+
+    for spec in models:
+        folder = Path(spec).parent.parent if spec.endswith(".ckpt") else Path(spec)
+        if (folder / "config.yaml").is_file():
+            data = (yaml.safe_load((folder / "config.yaml").read_text()) or {}).get("data")
+            if data:
+                return str(data)
+        if spec.startswith("digits"):
+            return "digits"
+    raise UserError("Images must be named where no run says which data it used", remedy="Give --images")
+
+
+def _show(result: dict[str, Any], as_json: bool) -> None:
+    import json
+
+    if as_json:
+        print(json.dumps(result))
+        return
+    print(f"wrote {result['masks']}")
+    if "heatmap" in result:
+        print(f"wrote {result['heatmap']} (over {result['images']} images)")

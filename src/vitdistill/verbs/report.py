@@ -1,0 +1,36 @@
+"""`vitdistill report`: one HTML page over one or more runs."""
+
+from pathlib import Path
+from typing import Any
+
+
+def report(runs: list[str], *, out: str | None = None, masks: bool = True, json: bool = False) -> dict[str, Any]:
+    """Write one self-contained HTML page over one or more runs: tables, curves, masks, costs.
+
+    Args:
+        runs: run directories, also unfinished ones. Runs that differ only by seed are also shown as mean and spread.
+        out: HTML file; by default report.html in the run, or in the folder that holds all of them.
+        masks: include pictures of what the teachers saw; needs the runs' students and data.
+        json: print one JSON object in place of text.
+
+    Returns:
+        The path of the page, and one row of figures per run.
+    """
+    from vitdistill.errors import UserError
+    from vitdistill.reporting.page import rows_of, write_report
+    from vitdistill.reporting.runs import common_parent, read_runs
+
+    if not runs:
+        raise UserError("report needs at least one run directory")
+    paths = [Path(run) for run in runs]
+    read = read_runs(paths)
+    path = Path(out) if out else (paths[0] if len(paths) == 1 else common_parent(paths)) / "report.html"
+    write_report(paths, path, masks=masks)
+    result = {"report": str(path), "runs": rows_of(read)}
+    if json:
+        import json as encoder
+
+        print(encoder.dumps(result))
+    else:
+        print(f"wrote {path} over {len(read)} run{'s' if len(read) > 1 else ''}")
+    return result
