@@ -194,7 +194,7 @@ def markdown(table: dict[str, dict[str, Any]], verdicts: list[dict[str, Any]], m
         "|---|---|---|",
     ]
     lines += [
-        f"| {v['claim']} | {v['gain']:+.2f} ± {v['half_width']:.2f} ({v['better']} minus {v['worse']}) | {v['verdict']} |"
+        f"| {v['claim']} | {v['gain']:+.2f} ± {v['half_width']:.2f} ({v['better']} - {v['worse']}) | {v['verdict']} |"
         for v in verdicts
     ]
     return "\n".join(lines) + "\n"

@@ -152,6 +152,16 @@ def test_hidden_is_the_blocks_output(net, images):
     assert torch.equal(build(net)(images, capture=Capture(hidden=(1,))).hidden[1], found[0])
 
 
+@pytest.mark.parametrize("block", [3, 4])
+def test_hidden_of_class_attention_is_the_class_token_with_the_patches(images, block):
+    net = tiny("cait")
+    cls = []
+    handle = net.blocks_token_only[block - 3].register_forward_hook(lambda _m, _i, output: cls.append(output))
+    output = build(net)(images, capture=Capture(hidden=(2, block)))
+    handle.remove()
+    assert torch.equal(output.hidden[block], torch.cat((cls[0], output.hidden[2]), dim=1))
+
+
 @pytest.mark.parametrize("family", MASKABLE)
 @pytest.mark.parametrize("order", ["ascending", "shuffled"])
 def test_kept_patches_equal_an_independent_reference(net, images, order):
@@ -281,7 +291,8 @@ def test_compiled_blocks_still_hand_out_queries_and_keys(images, monkeypatch):
     plain, compiled = build(tiny("vit")), build(tiny("vit"))
     compiled.compile_blocks()
     capture = Capture(qkv=(-1, 0), hidden=(1,))
-    for _ in range(2):  # once compiling, once compiled
+    compiled(images)  # compiled without hooks, which it would not look for again
+    for _ in range(2):
         got, expected = compiled(images, capture=capture), plain(images, capture=capture)
     torch.testing.assert_close(got.logits, expected.logits)
     assert sorted(got.qkv) == [0, 2]

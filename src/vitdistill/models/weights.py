@@ -3,6 +3,7 @@
 import argparse
 import pickle
 import sys
+import warnings
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -57,7 +58,8 @@ def _safetensors(path: Path) -> dict[str, Any]:
 def _pickled(path: Path) -> dict[str, Any]:
     try:
         # MAE and DeiT checkpoints carry their command line as an argparse.Namespace: data, not code.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols, beside the one line of a refusal
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if any(sign in str(error).lower() for sign in _SIGNS_OF_CODE):

@@ -5,6 +5,7 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart; beyond s
 
 import io
 import math
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -259,4 +260,6 @@ def _svg(figure: "Figure") -> str:
     unstamped = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vitdistill"}):
         figure.savefig(buffer, format="svg", metadata=unstamped)
-    return buffer.getvalue().replace("'DejaVu Sans'", FONTS)
+    # Within HTML an svg element needs neither prologue nor namespaces.
+    element = buffer.getvalue()[buffer.getvalue().index("<svg") :]
+    return re.sub(r' xmlns(:\w+)?="[^"]*"', "", element).replace("'DejaVu Sans'", FONTS)

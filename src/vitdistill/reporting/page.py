@@ -112,8 +112,8 @@ def _row(run: Run) -> dict[str, Any]:
     return {
         "name": run.name,
         "verb": run.text("verb"),
-        "student": run.text("student.name"),
-        "teacher": "none" if run.has_no_teacher else run.text("teacher.name"),
+        "student": _given(run, "student"),
+        "teacher": "none" if run.has_no_teacher else _given(run, "teacher"),
         "patches": None if kept is None or of is None else f"{kept:.0f} of {of:.0f}",
         "top1": run.number("accuracy.top1"),
         "top5": run.number("accuracy.top5"),
@@ -127,6 +127,12 @@ def _row(run: Run) -> dict[str, Any]:
         "status": run.status,
         "seed": run.number("seed"),
     }
+
+
+def _given(run: Run, role: str) -> str | None:
+    """A network as the user named it, else by its architecture."""
+    given = run.config.get(role)
+    return str(given) if given else run.text(f"{role}.name")
 
 
 def _cell(column: Column, row: dict[str, Any]) -> str:

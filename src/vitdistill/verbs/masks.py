@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from vitdistill.errors import UserError
 
+PICTURES = (".png", ".jpg", ".pdf", ".svg")
+
 
 def masks(
     models: list[str],
@@ -28,7 +30,7 @@ def masks(
         models: run directories, checkpoints (runs/x/checkpoints/last.ckpt), or names of untrained students; one
             column each.
         images: image file, folder of images, or bundled data; by default the validation images of the first run.
-        out: PNG file to write; the heat map goes beside it as NAME-heatmap.png.
+        out: picture to write (.png, .jpg, .pdf or .svg); the heat map goes beside it as NAME-heatmap.png.
         keep: patches to keep, a count or a fraction.
         count: images to show.
         layer: block whose attention ranks the patches: first, middle, last, or its number from 0.
@@ -58,6 +60,7 @@ def masks(
     models, images = _split(list(models), images)
     if count < 1:
         raise UserError("count must be at least 1", count)
+    path = _picture_path(out)
     seed_everything_at(seed, "initialisation")
     students = [(_title(spec), _load(spec, student_args)) for spec in models]
     named = images or _data_of(models)
@@ -71,8 +74,6 @@ def masks(
         kept = masks_of(student, normalised(batch, student), keep, layer=number, kind=saliency)
         columns.append(Column(f"{title}\n{kept.shape[1]} of {student.grid.count}", kept, student.grid))
 
-    path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
     shown = [Column(c.title, c.kept[:count], c.grid) for c in columns]
     mask_grid_figure(batch[:count], shown).savefig(path, dpi=150)
     result: dict[str, Any] = {"masks": str(path), "images": len(batch), "models": []}
@@ -98,6 +99,22 @@ def _split(models: list[str], images: str | None) -> tuple[list[str], str | None
     if not models:
         raise UserError("masks needs at least one run, checkpoint or model name")
     return models, images
+
+
+def _picture_path(out: str) -> Path:
+    """The file to write, checked before any work is done; its folder is made.
+
+    Raises:
+        UserError: when it is no kind of picture, or its folder cannot be made.
+    """
+    path = Path(out)
+    if path.suffix.lower() not in PICTURES:
+        raise UserError(f"out must end in {', '.join(PICTURES)}", repr(out))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError("The folder of out must be writable", f"{path.parent} ({error.strerror})") from error
+    return path
 
 
 def _title(spec: str) -> str:

@@ -9,6 +9,7 @@ def report(runs: list[str], *, out: str | None = None, masks: bool = True, json:
 
     Args:
         runs: run directories, also unfinished ones. Runs that differ only by seed are also shown as mean and spread.
+            Pages and pictures among them are left out, so that runs/* works where an earlier report lies.
         out: HTML file; by default report.html in the run, or in the folder that holds all of them.
         masks: include pictures of what the teachers saw; needs the runs' students and data.
         json: print one JSON object in place of text.
@@ -20,12 +21,15 @@ def report(runs: list[str], *, out: str | None = None, masks: bool = True, json:
     from vitdistill.reporting.page import rows_of, write_report
     from vitdistill.reporting.runs import common_parent, read_runs
 
-    if not runs:
-        raise UserError("report needs at least one run directory")
-    paths = [Path(run) for run in runs]
+    paths = [Path(run) for run in runs if not _is_output(Path(run))]
+    if not paths:
+        raise UserError("report needs at least one run directory", ", ".join(runs) or None)
     read = read_runs(paths)
     path = Path(out) if out else (paths[0] if len(paths) == 1 else common_parent(paths)) / "report.html"
-    write_report(paths, path, masks=masks)
+    try:
+        write_report(paths, path, masks=masks)
+    except OSError as error:
+        raise UserError("The page must be writable", f"{path} ({error.strerror})", "Choose another --out") from error
     result = {"report": str(path), "runs": rows_of(read)}
     if json:
         import json as encoder
@@ -34,3 +38,8 @@ def report(runs: list[str], *, out: str | None = None, masks: bool = True, json:
     else:
         print(f"wrote {path} over {len(read)} run{'s' if len(read) > 1 else ''}")
     return result
+
+
+def _is_output(path: Path) -> bool:
+    """Whether a path is something that `report` or `masks` wrote beside the runs."""
+    return path.suffix in (".html", ".png") and path.is_file()
