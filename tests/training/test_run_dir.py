@@ -58,6 +58,8 @@ def test_an_occupied_directory_is_refused_and_overwritten_only_if_it_is_a_run(tm
         return RunDirectory.prepare(tmp_path, "maskedkd", {}, **{"resume": False, "overwrite": False, **options})
 
     prepare()
+    prepare()  # a run that failed before its first checkpoint is no loss
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"weights")
     with pytest.raises(UserError, match=r"--resume.*--overwrite"):
         prepare()
     prepare(overwrite=True)

@@ -5,6 +5,7 @@ What runs on the device afterwards (normalisation, erasing, mixup) is in `on_dev
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -205,10 +206,11 @@ def _mend_posterize(policy: Any) -> None:
     """Keep at least one bit: timm's strongest posterize asks for none, which Pillow has come to refuse."""
     for operation in getattr(policy, "ops", []):
         if operation.name.startswith("Posterize"):
-            posterize = operation.aug_fn
-            operation.aug_fn = lambda image, bits, posterize=posterize, **options: posterize(
-                image, max(1, bits), **options
-            )
+            operation.aug_fn = partial(_posterize, operation.aug_fn)
+
+
+def _posterize(posterize: Callable[..., Image.Image], image: Image.Image, bits: int, **options: Any) -> Image.Image:
+    return posterize(image, max(1, bits), **options)
 
 
 def eval_transform(augment: Augment, image_size: ImageSize) -> ImageTransform:

@@ -153,6 +153,7 @@ def _trainer(run: RunDirectory, settings: Settings) -> pl.Trainer:
     disable_possible_user_warnings()
     warnings.filterwarnings("ignore", message=".*weights_only.*")
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own, of a newer torch
     arguments: dict[str, Any] = {
         "devices": "auto" if torch.cuda.is_available() else 1,
         "num_sanity_val_steps": 0,
