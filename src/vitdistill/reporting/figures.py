@@ -57,6 +57,28 @@ CURVES = (
 )
 
 
+class LegendEntry(NamedTuple):
+    """What a line of the curves means; `dashes` in SVG's notation, empty for a solid line."""
+
+    name: str
+    colour: str
+    dashes: str
+
+
+def legend(runs: Sequence[Run]) -> list[LegendEntry]:
+    """One entry per style, in the order of the runs; empty for a single run, which needs none."""
+    look = styles(runs)
+    groups = group_by_seed(runs)
+    if len(groups) < 2:
+        return []
+    entries = []
+    for group in groups:
+        style, count = look[group.members[0]], len(group.members)
+        name = f"{group.name} ({count} seeds)" if count > 1 else group.name
+        entries.append(LegendEntry(name, style.colour, " ".join(str(length) for length in style.dashes)))
+    return entries
+
+
 def styles(runs: Sequence[Run]) -> list[Style]:
     """One style per run."""
     found: list[Style | None] = [None] * len(runs)
@@ -72,7 +94,7 @@ def styles(runs: Sequence[Run]) -> list[Style]:
 
 
 def accuracy_against_cost(runs: Sequence[Run]) -> str | None:
-    """Top-1 accuracy against the teacher's GMACs per image, one labelled point per run; SVG, or None without points.
+    """Top-1 accuracy against the teacher's MACs per image, one labelled point per run; SVG, or None without points.
 
     The cost axis starts at 0, where runs without a teacher stand. The accuracy axis is cut to the data but spans at
     least 2 points, so that noise does not fill it. Thin bars are one standard error of a proportion measured on
@@ -84,7 +106,10 @@ def accuracy_against_cost(runs: Sequence[Run]) -> str | None:
     known = [(i, x, y, error) for i, x, y, error in points if x is not None and y is not None]
     if not known:
         return None
-    figure, axes = _panel("teacher GMACs per image", "top-1 (%)", size=(PANEL[0], 3.5))
+    small = max(x for _, x, _, _ in known) < 0.1
+    known = [(i, 1e3 * x if small else x, y, error) for i, x, y, error in known]
+    unit = "MMACs" if small else "GMACs"
+    figure, axes = _panel(f"teacher {unit} per image", "top-1 (%)", size=(PANEL[0], 3.5))
     look = styles(runs)
     for i, x, y, error in known:
         axes.errorbar(x, y, yerr=error, color=look[i].colour, elinewidth=1, alpha=0.45, zorder=2)
@@ -107,6 +132,8 @@ def accuracy_against_cost(runs: Sequence[Run]) -> str | None:
 
 def curve(runs: Sequence[Run], what: Curve) -> str | None:
     """One metric over epochs, a line per run; SVG, or None when no run has it."""
+    from matplotlib.ticker import MaxNLocator
+
     drawn = [(run, style) for run, style in zip(runs, styles(runs), strict=True) if _known(run, what.column)]
     if not drawn:
         return None
@@ -118,7 +145,7 @@ def curve(runs: Sequence[Run], what: Curve) -> str | None:
             _line(axes, epochs, run.metrics[what.companion], style._replace(dashes=(2, 1.5)), width=1)
     if what.column == "keep":
         axes.set_ylim(bottom=0)
-    axes.locator_params(axis="x", integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     return _svg(figure)
 
 
@@ -179,7 +206,7 @@ def _line(
 ) -> None:
     points = [(e if e is not None else i, v) for i, (e, v) in enumerate(_padded(epochs, values)) if v is not None]
     x, y = [e for e, _ in points], [v for _, v in points]
-    marker = style.marker if len(points) == 1 else None
+    marker = style.marker if len(points) == 1 and width > 1 else None
     axes.plot(x, y, color=style.colour, linewidth=width, dashes=style.dashes or (None, None), marker=marker)
 
 

@@ -1,9 +1,10 @@
 """Pictures of what a teacher saw: images with the dropped patches dimmed, and how often each position is kept."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -14,13 +15,19 @@ from vitdistill.errors import UserError
 from vitdistill.models.backbone import Backbone, SaliencyKind
 from vitdistill.tokens.grids import transfer
 from vitdistill.tokens.keep import keep_count
-from vitdistill.tokens.select import top_k
+from vitdistill.tokens.select import bottom_k, top_k
 from vitdistill.types import TokenGrid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+    from vitdistill.reporting.runs import Run
 
 DIM = 0.75
+# Dropped patches fade to this slate blue: grey would look like the grey strokes of a scan, black like its ground.
+FADED = (64, 84, 128)
+BATCH = 64
 
 
 class Column(NamedTuple):
@@ -40,16 +47,16 @@ def keep_map(kept: Int[Tensor, "b k"], grid: TokenGrid) -> Float[Tensor, "b h w"
 def dim_dropped(
     images: UInt8[Tensor, "b 3 height width"], kept: Int[Tensor, "b k"], grid: TokenGrid, strength: float = DIM
 ) -> UInt8[Tensor, "b 3 height width"]:
-    """The images with dropped patches faded to grey; kept patches are untouched.
+    """The images with dropped patches faded to slate blue; kept patches are untouched.
 
     Args:
         images: any size; the grid is stretched over them.
         kept: patch coordinates in `grid`.
         grid: the grid of the mask.
-        strength: 1 replaces dropped patches by grey, 0 leaves them.
+        strength: 1 replaces dropped patches by the colour, 0 leaves them.
     """
     shown = torch.nn.functional.interpolate(keep_map(kept, grid)[:, None], images.shape[-2:], mode="nearest")
-    faded = images.float() * (1 - strength) + 128 * strength
+    faded = images.float() * (1 - strength) + torch.tensor(FADED).view(3, 1, 1) * strength
     return torch.where(shown > 0, images.float(), faded).round().to(torch.uint8)
 
 
@@ -67,8 +74,9 @@ def masks_of(
     layer: int = -1,
     kind: SaliencyKind = "cls",
     grid: TokenGrid | None = None,
+    order: Literal["top", "bottom"] = "top",
 ) -> Int[Tensor, "b k"]:
-    """The patches that a student's attention keeps.
+    """The patches that a student's attention keeps. Runs 64 images at a time.
 
     Args:
         backbone: the student.
@@ -77,12 +85,16 @@ def masks_of(
         layer: block whose attention ranks them.
         kind: attention of the class token, or received from all patches.
         grid: the grid to select in; by default the student's own.
+        order: keep the highest ranked patches, or the lowest.
     """
     backbone.eval()
-    output = backbone(images, capture=replace(backbone.saliency_capture(layer, kind), logits=False))
+    capture = replace(backbone.saliency_capture(layer, kind), logits=False)
     grid = grid or backbone.grid
-    scores = transfer(backbone.saliency(output, layer, kind), backbone.grid, grid)
-    return top_k(scores, keep_count(keep, grid.count))
+    scores = torch.cat(
+        [backbone.saliency(backbone(part, capture=capture), layer, kind) for part in images.split(BATCH)]
+    )
+    select = top_k if order == "top" else bottom_k
+    return select(transfer(scores, backbone.grid, grid), keep_count(keep, grid.count))
 
 
 def mask_grid_figure(images: UInt8[Tensor, "b 3 height width"], columns: Sequence[Column]) -> "Figure":
@@ -98,7 +110,7 @@ def mask_grid_figure(images: UInt8[Tensor, "b 3 height width"], columns: Sequenc
             axes = panels[row, position]
             axes.imshow(batch[row].permute(1, 2, 0).numpy(), interpolation="nearest")
             axes.set_axis_off()
-        panels[0, position].set_title(title, fontsize=8)
+        panels[0, position].set_title(_wrapped(title, 22), fontsize=7.5, parse_math=False)
     return figure
 
 
@@ -111,14 +123,19 @@ def heatmap_figure(columns: Sequence[Column]) -> "Figure":
     for axes, column in zip(panels, columns, strict=True):
         share = keep_heatmap(column.kept, column.grid)
         drawn = axes.imshow(share.numpy(), vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
-        axes.set_title(f"{column.title}\n{len(column.kept)} images", fontsize=8)
+        axes.set_title(_wrapped(f"{column.title}\n{len(column.kept)} images", 36), fontsize=8, parse_math=False)
         axes.set_xticks([])
         axes.set_yticks([])
     figure.colorbar(drawn, ax=list(panels), label="share of images that keep it", shrink=0.8)
     return figure
 
 
-# --- images to look at --------------------
+def _wrapped(title: str, width: int) -> str:
+    """The title in lines of at most `width` characters, so that it stays over its own column."""
+    return "\n".join("\n".join(textwrap.wrap(line, width)) for line in title.splitlines())
+
+
+# --- images to look at -----------------------------------------------------------------------------------
 
 
 def some_images(
@@ -127,15 +144,13 @@ def some_images(
     """Up to `count` images, from files or drawn from a source's validation images, as a model would see them.
 
     Raises:
-        UserError: when there is none.
+        UserError: when there is none, or a file cannot be read.
     """
     from vitdistill.data.recipes import Augment, eval_transform
 
     transform = eval_transform(Augment(recipe="none"), image_size)
     if source is None:
-        from torchvision.datasets.folder import pil_loader
-
-        chosen = [transform(pil_loader(str(path))) for path in paths[:count]]
+        chosen = [transform(_image(path)) for path in paths[:count]]
     else:
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(source.val), generator=generator)[:count]
@@ -143,6 +158,17 @@ def some_images(
     if not chosen:
         raise UserError("There must be at least one image to mask")
     return torch.stack(chosen)
+
+
+def _image(path: Path) -> "Image":
+    from torchvision.datasets.folder import pil_loader
+
+    from vitdistill.data.loading import UNREADABLE
+
+    try:
+        return pil_loader(str(path))
+    except UNREADABLE as error:
+        raise UserError("Every image must be readable", f"{path} ({error})", "Remove it") from error
 
 
 def normalised(images: UInt8[Tensor, "b 3 height width"], backbone: Backbone) -> Float[Tensor, "b 3 height2 width2"]:
@@ -154,22 +180,51 @@ def normalised(images: UInt8[Tensor, "b 3 height width"], backbone: Backbone) ->
     return (floats - mean) / std
 
 
-def run_columns(path: Path, config: dict[str, Any], images: Tensor) -> list[Column]:
-    """The masks of a run's student at the run's own settings; nothing for a run that masks nothing."""
+def unmasked_because(run: "Run") -> str | None:
+    """Why there are no masks of a run to show, in words; None when there are some.
+
+    Only the student's own attention can be recomputed from a run directory: other networks are not in it, and random
+    patches were drawn anew in every step.
+    """
+    if run.has_no_teacher or run.setting("alpha") == 0:
+        return "it has no teacher"
+    criterion = run.setting("criterion")
+    if criterion is None or run.setting("keep") is None:
+        return "its configuration does not say which patches were kept"
+    if criterion != "student":
+        return f"its patches were ranked by {criterion}, which the run directory does not hold"
+    kept, of = run.number("tokens.kept"), run.number("tokens.of")
+    return "every patch was seen" if kept is not None and kept == of else None
+
+
+def run_columns(run: "Run", images: UInt8[Tensor, "b 3 height width"]) -> list[Column]:
+    """The masks that a run ends with, on the grid of the network that it masks; nothing when it masks nothing."""
     from vitdistill.models.build import build
     from vitdistill.tokens.keep import KeepSchedule
     from vitdistill.verbs.maskedkd import layer_number
 
-    if config.get("keep") is None or not config.get("alpha", 1) or "student" not in str(config.get("criterion")):
+    if unmasked_because(run) is not None:
         return []
-    student = build(str(path))
-    schedule = KeepSchedule.parse(config["keep"])
-    count = schedule.count(1.0, student.grid.count)
-    if count == student.grid.count:
-        return []
-    layer = layer_number(config.get("saliency_layer", "last"), student.depth)
-    kept = masks_of(student, normalised(images, student), count, layer=layer, kind=config.get("saliency", "cls"))
-    return [Column(f"{path.name}\n{count} of {student.grid.count}", kept, student.grid)]
+    student = build(str(run.path))
+    grid = student.grid if run.setting("mask") == "student" else _teacher_grid(run) or student.grid
+    count = KeepSchedule.parse(run.setting("keep")).count(1.0, grid.count)
+    kept = masks_of(
+        student,
+        normalised(images, student),
+        count,
+        layer=layer_number(run.setting("saliency_layer") or "last", student.depth),
+        kind=run.setting("saliency") or "cls",
+        grid=grid,
+        order=run.setting("order") or "top",
+    )
+    who = "student sees" if run.setting("mask") == "student" else "teacher sees"
+    return [] if count == grid.count else [Column(f"{run.name}\n{who} {count} of {grid.count}", kept, grid)]
+
+
+def _teacher_grid(run: "Run") -> TokenGrid | None:
+    """The teacher's patch grid as the run wrote it ("14x14"), or None."""
+    sides = (run.text("teacher.grid") or "").split("x")
+    return TokenGrid(1, int(sides[0]), int(sides[1])) if len(sides) == 2 else None
 
 
 def data_of(config: dict[str, Any]) -> DataSource:

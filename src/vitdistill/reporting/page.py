@@ -1,8 +1,8 @@
 """The HTML page over one or more runs: self-contained, so that it can be mailed."""
 
 import base64
-import html
 import io
+import json
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -17,47 +17,63 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DASH = "–"
+ACROSS, ROWS, HEAT_IMAGES = 5, 6, 256  # runs and images in a picture of masks; images behind a heat map
 
 
 class Picture(NamedTuple):
-    """A picture on the page: markup and the words under it."""
+    """A picture on the page: its markup and the words under it. Without markup it is words alone."""
 
     markup: str
     caption: str
 
 
 class Column(NamedTuple):
-    """A column of the table: heading, key of `rows_of`, how to write a value."""
+    """A column of the table: heading, key of `rows_of`, how to write a value, whether it is text."""
 
     heading: str
     key: str
     write: Callable[[Any], str]
+    text: bool = False
 
 
 def _fixed(digits: int) -> Callable[[Any], str]:
     return lambda value: f"{value:,.{digits}f}"
 
 
-def _adaptive(value: float) -> str:
-    return f"{value:,.3g}" if abs(value) < 1 else f"{value:,.2f}"
+def _macs(giga: float) -> str:
+    """Giga-MACs with the prefix that reads best: 0.0068 is "6.8 M", 1770e6 is "1.77 E"."""
+    for prefix, size in (("E", 1e9), ("P", 1e6), ("T", 1e3), ("G", 1.0), ("M", 1e-3)):
+        if abs(giga) >= size:
+            return f"{giga / size:.3g}\u00a0{prefix}"
+    return f"{giga * 1e6:.3g}\u00a0k" if giga else "0"
 
 
-COLUMNS = (
-    Column("run", "name", str),
-    Column("verb", "verb", str),
-    Column("student", "student", str),
-    Column("teacher", "teacher", str),
-    Column("patches", "patches", str),
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s" if minutes else f"{seconds:.0f}s"
+
+
+RUN = Column("run", "name", str, text=True)
+RESULTS = (
+    RUN,
+    Column("status", "status", str, text=True),
+    Column("verb", "verb", str, text=True),
+    Column("student", "student", str, text=True),
+    Column("teacher", "teacher", str, text=True),
+    Column("patches kept", "patches", str),
     Column("top-1 %", "top1", _fixed(2)),
     Column("top-5 %", "top5", _fixed(2)),
-    Column("teacher GMACs/image", "teacher_gmacs_per_image", _adaptive),
-    Column("teacher PMACs in all", "teacher_pmacs", _adaptive),
+    Column("teacher MACs / image", "teacher_gmacs_per_image", _macs),
     Column("saved", "saved_fraction", lambda value: f"{100 * value:.0f}%"),
+)
+SPEED = (
+    RUN,
+    Column("teacher MACs in all", "teacher_pmacs", lambda value: _macs(value * 1e6)),
     Column("images/s", "images_per_s", _fixed(0)),
     Column("ms data / student / teacher", "split", str),
     Column("peak GiB", "peak_memory_gib", _fixed(2)),
-    Column("s", "seconds", _fixed(0)),
-    Column("status", "status", str),
+    Column("time", "seconds", _duration),
 )
 
 
@@ -78,25 +94,25 @@ def write_report(run_dirs: Sequence[Path], out: Path, *, masks: bool = True) -> 
     from jinja2 import Environment
 
     runs = read_runs(run_dirs)
-    template = resources.files("vitdistill.reporting").joinpath("page.html").read_text()
+    template = resources.files("vitdistill.reporting").joinpath("page.html").read_text(encoding="utf-8")
     text = (
         Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
         .from_string(template)
         .render(
             title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
-            columns=COLUMNS,
-            rows=[[_cell(column, row) for column in COLUMNS] for row in rows_of(runs)],
+            tables=[("Results", *_table(RESULTS, runs)), ("Cost and speed", *_table(SPEED, runs))],
             groups=_groups(runs),
             settings=[(row.key, [_setting(value) for value in row.values]) for row in differing_settings(runs)],
             names=[run.name for run in runs],
             figures=_figures(runs),
+            legend=figures.legend(runs),
             masks=_masks(runs) if masks else [],
             details=[_details(run) for run in runs],
             problems=[(run.name, problem) for run in runs for problem in run.problems],
         )
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text)
+    out.write_text(text, encoding="utf-8")
     return out
 
 
@@ -135,61 +151,94 @@ def _given(run: Run, role: str) -> str | None:
     return str(given) if given else run.text(f"{role}.name")
 
 
+def _table(columns: Sequence[Column], runs: Sequence[Run]) -> tuple[Sequence[Column], list[list[tuple[str, bool]]]]:
+    """Columns, and per run the cells with whether each is text."""
+    return columns, [[(_cell(column, row), column.text) for column in columns] for row in rows_of(runs)]
+
+
 def _cell(column: Column, row: dict[str, Any]) -> str:
     value = row[column.key]
     return DASH if value is None else column.write(value)
 
 
 def _groups(runs: Sequence[Run]) -> list[tuple[str, str, int]]:
-    """Name, accuracy as mean ± standard deviation, number of seeds; only settings with several seeds."""
+    """Name, accuracy as mean ± standard deviation, number of seeds; only settings with several finished seeds."""
     found = []
     for group in group_by_seed(runs):
-        over = spread([runs[index].number("accuracy.top1") for index in group.members])
+        finished = [runs[index] for index in group.members if runs[index].status == "finished"]
+        over = spread([run.number("accuracy.top1") for run in finished])
         if over is not None:
             found.append((group.name, f"{over.mean:.2f} ± {over.std:.2f}", over.n))
     return found
 
 
 def _setting(value: Any) -> str:
-    return DASH if value is MISSING else str(value)
+    if value is MISSING:
+        return DASH
+    if isinstance(value, str):
+        return value
+    return json.dumps(value) if value is None or isinstance(value, bool | list) else str(value)
 
 
 def _figures(runs: Sequence[Run]) -> list[Picture]:
-    drawn = [Picture(figures.accuracy_against_cost(runs) or "", "Accuracy against what the teacher costs per image.")]
-    drawn += [Picture(figures.curve(runs, what) or "", f"{what.title}, by epoch.") for what in figures.CURVES]
-    drawn.append(Picture(figures.step_times(runs) or "", "Where a training step's time goes."))
-    return [figure for figure in drawn if figure.markup]
+    accuracy = "Top-1 accuracy against what the teacher costs per image, 0 without a teacher. The accuracy axis is cut "
+    accuracy += "to the data; thin bars are one standard error for this many validation images."
+    drawn = [(figures.accuracy_against_cost(runs), accuracy)]
+    for what in figures.CURVES:
+        beside = ", dashed: its moving average (EMA)" if any(what.companion in run.metrics for run in runs) else ""
+        drawn.append((figures.curve(runs, what), f"{what.title.capitalize()}, by epoch{beside}."))
+    drawn.append((figures.step_times(runs), "Where a training step's time goes."))
+    return [Picture(svg, caption) for svg, caption in drawn if svg]
 
 
 def _masks(runs: Sequence[Run]) -> list[Picture]:
-    """Masks of every run that has some, on one set of images; a note in place of what cannot be drawn."""
+    """Masks of the runs on each set of data; words in place of what cannot be drawn, which costs no page."""
+    from vitdistill.reporting.masks import unmasked_because
+
+    reasons = {run.name: unmasked_because(run) for run in runs}
+    notes = [Picture("", f"{name}: no masks, since {reason}.") for name, reason in reasons.items() if reason]
+    masked = [run for run in runs if reasons[run.name] is None]
+    pictures = []
+    for data in dict.fromkeys(str(run.config.get("data")) for run in masked):
+        same = [run for run in masked if str(run.config.get("data")) == data]
+        pictures += _pictures_or_reason(data, same)
+    return pictures + (notes if masked else [])
+
+
+def _pictures_or_reason(data: str, runs: Sequence[Run]) -> list[Picture]:
     try:
         return _mask_pictures(runs)
     except Exception as error:  # a picture must not cost the page
-        return [Picture(f"<p>{html.escape(' '.join(str(error).split()))}</p>", "The masks could not be drawn.")]
+        return [Picture("", f"The masks could not be drawn. Data {data}: {' '.join(str(error).split())}")]
 
 
 def _mask_pictures(runs: Sequence[Run]) -> list[Picture]:
-    from vitdistill.models.build import build
-    from vitdistill.reporting.masks import heatmap_figure, mask_grid_figure, run_columns, some_images
+    """Masks of runs of one set of data, a column each, `ACROSS` of them in a picture."""
+    from vitdistill.reporting.masks import Column as Masks
+    from vitdistill.reporting.masks import data_of, heatmap_figure, mask_grid_figure, run_columns, some_images
 
-    finished = [run for run in runs if (run.path / "student.safetensors").is_file() and run.config.get("data")]
-    masked = [run for run in finished if run.config.get("keep") is not None]
-    if not masked:
-        return []
-    from vitdistill.reporting.masks import data_of
+    images = some_images(data_of(runs[0].config), [], _image_size(runs), HEAT_IMAGES)
+    notes: list[Picture] = []
+    columns: list[Masks] = []
+    for run in runs:
+        try:
+            columns += run_columns(run, images)
+        except Exception as error:  # the other runs still have theirs
+            notes.append(Picture("", f"{run.name}: no masks, since {' '.join(str(error).split())}"))
+    drawn = []
+    for start in range(0, len(columns), ACROSS):
+        part = columns[start : start + ACROSS]
+        shown = [column._replace(kept=column.kept[:ROWS]) for column in part]
+        grid, heat = mask_grid_figure(images[:ROWS], shown), heatmap_figure(part)
+        drawn.append(Picture(_png(grid), "Validation images; dropped patches are faded to blue."))
+        drawn.append(Picture(_png(heat), f"How often each position is kept, over {len(images)} images."))
+    return drawn + notes
 
-    same = [run for run in masked if run.config["data"] == masked[0].config["data"]][:6]
-    size = build(str(same[0].path)).image_size
-    images = some_images(data_of(same[0].config), [], size, 128)
-    columns = [column for run in same for column in run_columns(run.path, run.config, images)]
-    if not columns:
-        return []
-    shown = [column._replace(kept=column.kept[:6]) for column in columns]
-    return [
-        Picture(_png(mask_grid_figure(images[:6], shown)), "What the teachers see of six validation images."),
-        Picture(_png(heatmap_figure(columns)), f"How often each position is kept, over {len(images)} images."),
-    ]
+
+def _image_size(runs: Sequence[Run]) -> tuple[int, int]:
+    """The largest input among the students: what the pictures are drawn at, and scaled from for the others."""
+    sizes = [size for run in runs if isinstance(size := run.get("student.image_size"), list) and len(size) == 2]
+    return max(((int(height), int(width)) for height, width in sizes), default=(224, 224))
 
 
 def _png(figure: "Figure") -> str:
