@@ -8,7 +8,7 @@ import timm
 import torch
 
 from vitdistill.methods.supervised import Supervised
-from vitdistill.training.optim import make_optimizer, make_schedule, scaled_lr
+from vitdistill.training.optim import make_optimizer, make_schedule, plan_groups, scaled_lr
 from vitdistill.training.settings import Optim, Settings, check_trainer_arguments
 
 
@@ -21,13 +21,33 @@ def method() -> Supervised:
     )
 
 
+def optimizer_for(method: Supervised, optim: Optim, global_batch: int) -> torch.optim.Optimizer:
+    return make_optimizer(method, plan_groups(method, optim), optim, global_batch)
+
+
+def test_groups_are_planned_before_a_wrapper_flattens_the_parameters(method: Supervised) -> None:
+    groups = plan_groups(method, Optim(weight_decay=0.1))
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self._fsdp_wrapped_module = method
+
+    for parameter in method.parameters():
+        parameter.data = parameter.data.flatten()
+    optimizer = make_optimizer(Wrapped(), groups, Optim(weight_decay=0.1), 512)
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decays[id(method.student.net.head.weight)] == 0.1
+    assert decays[id(method.student.net.head.bias)] == 0.0
+
+
 def test_linear_scaling() -> None:
     assert scaled_lr(Optim(lr=5e-4, lr_batch=512), 1024) == pytest.approx(1e-3)
     assert scaled_lr(Optim(lr=5e-4, lr_batch=0), 1024) == 5e-4
 
 
 def test_every_parameter_is_optimised_once_and_biases_do_not_decay(method: Supervised) -> None:
-    optimizer = make_optimizer(method, Optim(weight_decay=0.1), 512)
+    optimizer = optimizer_for(method, Optim(weight_decay=0.1), 512)
     grouped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     assert len(grouped) == len({id(parameter) for parameter in grouped}) == len(list(method.parameters()))
     for group in optimizer.param_groups:
@@ -37,7 +57,7 @@ def test_every_parameter_is_optimised_once_and_biases_do_not_decay(method: Super
 
 
 def test_layer_decay_slows_the_early_blocks(method: Supervised) -> None:
-    optimizer = make_optimizer(method, Optim(layer_decay=0.5), 512)
+    optimizer = optimizer_for(method, Optim(layer_decay=0.5), 512)
     schedule = make_schedule(optimizer, Optim(layer_decay=0.5, warmup_epochs=0), epochs=2, steps_per_epoch=5)
     schedule.step_update(1)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
@@ -47,7 +67,7 @@ def test_layer_decay_slows_the_early_blocks(method: Supervised) -> None:
 
 def test_warm_up_then_cosine_to_the_minimum(method: Supervised) -> None:
     optim = Optim(lr=1.0, lr_batch=0, warmup_epochs=2, warmup_lr=0.1, min_lr=0.01)
-    optimizer = make_optimizer(method, optim, 1)
+    optimizer = optimizer_for(method, optim, 1)
     schedule = make_schedule(optimizer, optim, epochs=10, steps_per_epoch=10)
     seen = []
     for step in range(101):
@@ -61,7 +81,7 @@ def test_warm_up_then_cosine_to_the_minimum(method: Supervised) -> None:
 
 def test_constant_schedule_stays(method: Supervised) -> None:
     optim = Optim(lr=0.3, lr_batch=0, warmup_epochs=1, warmup_lr=0.0, schedule="constant")
-    optimizer = make_optimizer(method, optim, 1)
+    optimizer = optimizer_for(method, optim, 1)
     schedule = make_schedule(optimizer, optim, epochs=5, steps_per_epoch=4)
     schedule.step_update(17)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.3)
@@ -70,7 +90,7 @@ def test_constant_schedule_stays(method: Supervised) -> None:
 def test_settings_report_every_broken_rule_together() -> None:
     from vitdistill.errors import UserError
 
-    settings = Settings(epochs=0, batch_size=0, image_size=16, optim=Optim(lr=-1.0, ema=2.0))
+    settings = Settings(epochs=0, batch_size=0, image_size=(16, 16), optim=Optim(lr=-1.0, ema=2.0))
     with pytest.raises(UserError) as error:
         settings.check()
     for word in ("epochs", "batch_size", "optim.lr", "optim.ema"):
@@ -88,7 +108,7 @@ def test_trainer_arguments_are_checked_against_lightning() -> None:
 
 
 def test_an_optimizer_step_changes_the_student(method: Supervised) -> None:
-    optimizer = make_optimizer(method, Optim(), 512)
+    optimizer = optimizer_for(method, Optim(), 512)
     before = method.student.net.head.weight.clone()
     method(torch.randn(2, 3, 16, 16), torch.tensor([0, 3])).loss.backward()
     optimizer.step()

@@ -198,12 +198,17 @@ def make_loader(
     )
 
 
-def default_workers(source: DataSource) -> int:
-    """Worker processes for a source: none for one in memory, else one per core this process may use, at most 8."""
+def default_workers(source: DataSource, processes: int = 1) -> int:
+    """Worker processes per training process: none for a source in memory, else the cores shared out, at most 8.
+
+    Args:
+        source: what is read.
+        processes: training processes on this machine.
+    """
     if source.train.in_memory:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MAX_WORKERS)
+    return min(max(1, cores // processes), MAX_WORKERS)
 
 
 def _as_is(batch: Any) -> Batch:

@@ -122,6 +122,9 @@ class MaskedKD(Method):
         assert self.teacher is not None
         return self.teacher.backbone if self.mask == "teacher" else self.student
 
+    def extra_passes(self) -> list[Backbone]:
+        return [] if self.teacher is None else self.criterion.extra_passes(self.teacher)
+
     def kept_patches(self, progress: float) -> int | None:
         if self.teacher is None:
             return None

@@ -32,6 +32,10 @@ class Method(nn.Module, ABC):
         """Frozen networks that the method consults, in no state dict; none by default."""
         return []
 
+    def extra_passes(self) -> list[Backbone]:
+        """Frozen networks that every masked step runs in full besides the masked teacher; none by default."""
+        return []
+
     def kept_patches(self, progress: float) -> int | None:
         """Patches that the teacher sees at a training progress in [0, 1]; None when it sees all or there is none."""
         return None

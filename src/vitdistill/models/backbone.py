@@ -157,8 +157,14 @@ class Backbone(nn.Module, ABC):
     def compile_blocks(self) -> None:
         """torch.compile each block in place (static shapes: the number of kept patches is fixed).
 
-        Blocks of one shape share their compiled code, so this costs one compilation, not `depth`.
+        Blocks of one shape share their compiled code, except that each drop path rate needs its own.
         """
+        import torch._dynamo as dynamo
+
+        # Blocks that differ in their drop path rate, training and evaluation, and every number of kept patches of a
+        # schedule are compiled separately; past the default of 8, dynamo falls back to eager with only a warning.
+        limit = "recompile_limit" if hasattr(dynamo.config, "recompile_limit") else "cache_size_limit"
+        setattr(dynamo.config, limit, max(128, getattr(dynamo.config, limit)))
         for block in self.blocks:
             block.compile(dynamic=False)
 

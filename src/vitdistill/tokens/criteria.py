@@ -52,6 +52,10 @@ class Criterion:
         """What the student's own pass must capture for `scores`; nothing by default."""
         return NOTHING
 
+    def extra_passes(self, teacher: Network | None) -> list[Backbone]:
+        """Networks that `scores` runs in full, for the cost that is reported; none by default."""
+        return []
+
     def scores(self, scene: Scene) -> Float[Tensor, "b n"]:
         """Scores in the patch coordinates of `scene.grid`."""
         raise NotImplementedError
@@ -83,6 +87,9 @@ class NetworkAttention(Criterion):
         self.network, self.layer, self.kind = network, layer, kind
         network.backbone.saliency_capture(layer, kind)  # an impossible block is refused now, not in the first step
 
+    def extra_passes(self, teacher: Network | None) -> list[Backbone]:
+        return [self.network.backbone]
+
     def scores(self, scene: Scene) -> Float[Tensor, "b n"]:
         return self.scores_of(self.network, scene)
 
@@ -98,6 +105,9 @@ class TeacherAttention(NetworkAttention):
 
     def __init__(self, layer: int = -1, kind: SaliencyKind = "cls") -> None:
         self.layer, self.kind = layer, kind
+
+    def extra_passes(self, teacher: Network | None) -> list[Backbone]:
+        return [] if teacher is None else [teacher.backbone]
 
     def scores(self, scene: Scene) -> Float[Tensor, "b n"]:
         assert scene.teacher is not None
@@ -125,6 +135,9 @@ class MixedWithRandom(Criterion):
 
     def capture(self, student: Backbone) -> Capture:
         return self.base.capture(student)
+
+    def extra_passes(self, teacher: Network | None) -> list[Backbone]:
+        return self.base.extra_passes(teacher)
 
     def scores(self, scene: Scene) -> Float[Tensor, "b n"]:
         return self.base.scores(scene)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +35,19 @@ def write_atomically(path: Path, write: Any) -> None:
     Raises:
         UserError: when writing fails; the temporary file is removed and `path` is as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-        temporary.unlink(missing_ok=True)
-        free = shutil.disk_usage(path.parent).free / 2**30
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        parent = next(folder for folder in path.absolute().parents if folder.is_dir())
+        free = shutil.disk_usage(parent).free / 2**30
         raise UserError(
             f"{path} must be writable; the earlier one is intact",
             f"{str(error).splitlines()[0]} ({free:.1f} GiB free)",
@@ -115,6 +118,5 @@ class SaveCheckpoints(Checkpoint):
         improved = score is not None and score > self.best
         if improved:
             self.best, self.best_epoch = score, trainer.current_epoch
+            trainer.save_checkpoint(self.best_path)  # before `last`, so that a kill in between only repeats it
         trainer.save_checkpoint(self.last)
-        if improved and trainer.is_global_zero and self.last.is_file():
-            write_atomically(self.best_path, lambda file: file.write(self.last.read_bytes()))

@@ -15,7 +15,7 @@ from vitdistill.data.sampling import EpochBatchSampler, seed_everything_at
 from vitdistill.errors import UserError
 from vitdistill.methods.method import Method
 from vitdistill.training.clock import Clock
-from vitdistill.training.optim import make_optimizer, make_schedule
+from vitdistill.training.optim import make_optimizer, make_schedule, plan_groups
 from vitdistill.training.settings import Settings
 
 
@@ -45,6 +45,7 @@ class TrainingModule(pl.LightningModule):
         self.method, self.settings = method, settings
         self._on_device, self._sampler, self._corrupt, self._images = on_device, sampler, corrupt, images
         self._global_batch = global_batch
+        self._groups = plan_groups(method, settings.optim)
         self.row: dict[str, float] = {}
         self.listeners: list[Callable[[dict[str, float]], None]] = []
         self.position = (0, 0)
@@ -57,13 +58,14 @@ class TrainingModule(pl.LightningModule):
         self._ema_steps = 0
         classes = method.student.num_classes
         self._accuracy = nn.ModuleDict({name: _accuracies(classes) for name in ("val", "ema")})
-        self._val_loss: list[Tensor] = []
+        self._val_row: dict[str, float] = {}
+        self._val_sum = torch.zeros(2, dtype=torch.float64)  # loss, images; this process
 
     # --- setting up ---------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
         optim = self.settings.optim
-        optimizer = make_optimizer(self.method, optim, self._global_batch)
+        optimizer = make_optimizer(self.method, self._groups, optim, self._global_batch)
         steps = -(-len(self._sampler) // optim.accumulate)
         schedule = make_schedule(optimizer, optim, self.settings.epochs, steps)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
@@ -72,6 +74,7 @@ class TrainingModule(pl.LightningModule):
         scheduler.step_update(num_updates=self.global_step)
 
     def on_fit_start(self) -> None:
+        self._sums = {name: value.to(self.device) for name, value in self._sums.items()}
         self.clock = Clock(self.device)
         self.method.clock = self.clock.part
         if self.settings.optim.ema is not None:
@@ -97,9 +100,7 @@ class TrainingModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         seed_everything_at(self.settings.seed, "step", self.current_epoch, batch_idx, self.global_rank)
-        if batch.skipped:
-            self._corrupt.add(batch.skipped)
-            self._corrupt.check(self._images)
+        self._note_unreadable(batch)
         images, targets = self._on_device.train(batch.images, batch.targets)
         step = self.method(images, targets, self.progress)
         self._note(step.loss, batch_idx)
@@ -108,23 +109,41 @@ class TrainingModule(pl.LightningModule):
             hits = step.teacher_logits.argmax(dim=-1) == (targets if targets.ndim == 1 else targets.argmax(dim=-1))
             values["teacher/top1"] = 100 * hits.float().mean()
         for name, value in {**values, "batches": torch.ones_like(step.loss.detach())}.items():
-            self._sums[name] = self._sums[name] + value.double() if name in self._sums else value.double()
+            self._sums[name] = self._sums[name] + value.to(self._wide) if name in self._sums else value.to(self._wide)
         return step.loss
+
+    def _note_unreadable(self, batch: Batch) -> None:
+        if batch.skipped:
+            self._corrupt.add(batch.skipped)
+            self._corrupt.check(self._images)
+
+    @property
+    def _wide(self) -> torch.dtype:
+        """What sums are kept in: double, where the device has it (Apple's has not)."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
 
     def _note(self, loss: Tensor, batch_idx: int) -> None:
         """Remember the first step whose loss is not finite, on the device; `check_finite` reads it now and then."""
-        step = torch.full_like(loss.detach(), self.current_epoch * len(self._sampler) + batch_idx, dtype=torch.float64)
+        step = torch.full_like(loss.detach(), self.current_epoch * len(self._sampler) + batch_idx, dtype=self._wide)
         bad = torch.where(torch.isfinite(loss.detach()), torch.inf, step)
         self._first_bad = bad if self._first_bad is None else torch.minimum(self._first_bad, bad)
         if self.device.type == "cpu" or batch_idx % 100 == 99:
             self.check_finite()
 
-    def check_finite(self) -> None:
-        """Stop when a loss was NaN or infinite.
+    def check_finite(self, weights: bool = False) -> None:
+        """Stop when a loss, or (asked before a checkpoint is written) a weight, is NaN or infinite.
 
         Raises:
             UserError: naming the step.
         """
+        if weights:
+            norms = torch._foreach_norm([parameter.detach() for parameter in self.method.parameters()])
+            if not torch.isfinite(torch.stack([norm.float() for norm in norms])).all():
+                raise UserError(
+                    "The weights must stay finite",
+                    f"NaN or infinity by step {self.global_step} (epoch {self.current_epoch})",
+                    "The last good checkpoint is kept. Lower --optim.lr, or set --optim.clip 1.0",
+                )
         if self._first_bad is None or torch.isinf(self._first_bad):
             return
         step = int(self._first_bad)
@@ -142,9 +161,9 @@ class TrainingModule(pl.LightningModule):
             self._ema[0].update(self.method.student.net)
 
     def on_train_epoch_end(self) -> None:
-        self.check_finite()
+        self.check_finite(weights=True)
         self.position = (self.current_epoch + 1, 0)
-        sums = {name: self.trainer.strategy.reduce(value, reduce_op="sum") for name, value in self._sums.items()}
+        sums = self._summed()
         batches = sums.pop("batches")
         kept = self.method.kept_patches(self.progress)
         self.row = {
@@ -153,27 +172,33 @@ class TrainingModule(pl.LightningModule):
             "lr": max(group["lr"] for group in self.trainer.optimizers[0].param_groups),
             **({} if kept is None else {"keep": kept}),
             **{name: float(value / batches) for name, value in sums.items()},
-            **self.row,
+            **self._val_row,
         }
+        self._val_row = {}
         for listener in self.listeners:
             listener(self.row)
         if self.logger is not None:
             self.logger.log_metrics({k: v for k, v in self.row.items() if k not in ("epoch", "step")}, self.global_step)
 
+    def _summed(self) -> dict[str, Tensor]:
+        """The epoch's sums so far over all processes (a collective: every process must call it)."""
+        return {
+            name: self.trainer.strategy.reduce(value.clone(), reduce_op="sum") for name, value in self._sums.items()
+        }
+
     # --- validation ---------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        self.row, self._val_loss = {}, []
+        self._val_sum = torch.zeros(2, dtype=self._wide, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        if batch.skipped:
-            self._corrupt.add(batch.skipped)
-            self._corrupt.check(self._images)
+        self._note_unreadable(batch)
         if len(batch.images) == 0:
             return
         images = self._on_device.eval(batch.images)
         logits = self.method.student(images).logits
-        self._val_loss.append(nn.functional.cross_entropy(logits.float(), batch.targets, reduction="sum"))
+        loss = nn.functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
+        self._val_sum += torch.stack((loss.to(self._wide), torch.full_like(loss, len(images), dtype=self._wide)))
         for metric in self._accuracy["val"].values():  # type: ignore[operator]
             metric.update(logits, batch.targets)
         if self._ema:
@@ -182,24 +207,20 @@ class TrainingModule(pl.LightningModule):
                 metric.update(logits, batch.targets)
 
     def on_validation_epoch_end(self) -> None:
-        seen = self._accuracy["val"]["top1"].tp.new_tensor(0)  # type: ignore[index]
+        loss, images = self.trainer.strategy.reduce(self._val_sum, reduce_op="sum").tolist()
+        self._val_row = {"val/loss": loss / max(1.0, images)}
         for name in ("val", "ema") if self._ema else ("val",):
             for metric_name, metric in self._accuracy[name].items():  # type: ignore[operator]
-                self.row[f"{name}/{metric_name}"] = 100 * float(metric.compute())
-                if name == "val" and metric_name == "top1":
-                    seen = metric.tp + metric.fn
+                self._val_row[f"{name}/{metric_name}"] = round(100 * float(metric.compute()), 4)
                 metric.reset()
-        if self._val_loss:
-            total = self.trainer.strategy.reduce(torch.stack(self._val_loss).sum().double(), reduce_op="sum")
-            self.row["val/loss"] = float(total) / max(1, int(seen.sum()))
-        self.row = dict(sorted(self.row.items(), key=lambda item: item[0] != "val/loss"))
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["vitdistill"] = {
             "position": self.position,
-            "sums": {name: value.cpu() for name, value in self._sums.items()},
+            "global_batch": self._global_batch,
+            "sums": {name: value.cpu() for name, value in self._summed().items()},
             "corrupt": list(self._corrupt.paths),
             "ema": self._ema[0].module.state_dict() if self._ema else None,
             "ema_steps": self._ema_steps,
@@ -207,10 +228,22 @@ class TrainingModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["vitdistill"]
+        if state["global_batch"] != self._global_batch:
+            raise UserError(
+                "A resumed run must keep its global batch (batch_size x devices x nodes x accumulate), since its place "
+                "in the data is counted in batches",
+                f"{self._global_batch} after {state['global_batch']}",
+                "Use as many devices as before",
+            )
         epoch, batch = state["position"]
         self.position = (epoch, batch)
         self._sampler.set_position(epoch, batch)
-        self._sums = {name: value.to(self.device) for name, value in state["sums"].items()} if batch else {}
+        # Rank 0 saved the sums of all ranks, so only it takes them up again.
+        first = self.global_rank == 0
+        sums = state["sums"] if batch else {}
+        self._sums = {
+            name: (value if first else torch.zeros_like(value)).to(self.device) for name, value in sums.items()
+        }
         self._corrupt.paths.update(dict.fromkeys(state["corrupt"]))
         self._ema_state, self._ema_steps = state["ema"], state["ema_steps"]
 

@@ -1,11 +1,13 @@
 """Optimizer and schedule, both timm's."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.scheduler.scheduler import Scheduler
+from torch import nn
 
 from vitdistill.methods.method import Method
 from vitdistill.training.settings import Optim
@@ -16,30 +18,54 @@ def scaled_lr(optim: Optim, global_batch: int) -> float:
     return optim.lr * global_batch / optim.lr_batch if optim.lr_batch else optim.lr
 
 
-def make_optimizer(method: Method, optim: Optim, global_batch: int) -> torch.optim.Optimizer:
-    """timm's optimizer over the student, with its rules for weight decay and layer decay, and over what else learns.
+@dataclass
+class Group:
+    """Parameters by name that share their options (weight decay, layer-wise rate)."""
 
-    Parameters of the method outside the student (projections, decoders) get the peak rate and no layer decay.
+    names: list[str]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def plan_groups(method: Method, optim: Optim) -> list[Group]:
+    """Which parameters decay, and how fast each layer learns: timm's rules for the student, the same for the rest.
+
+    Made before a strategy wraps the method: FSDP flattens parameters, and the rules look at their dimensions.
+    Parameters of the method outside the student (projections, decoders) get no layer decay.
     """
-    lr = scaled_lr(optim, global_batch)
+    names = {id(parameter): name for name, parameter in method.named_parameters()}
+    rules = create_optimizer_v2(
+        method.student.net, opt="sgd", lr=1.0, weight_decay=optim.weight_decay, layer_decay=optim.layer_decay
+    )
+    groups = [
+        Group(
+            [names[id(parameter)] for parameter in group["params"]],
+            {key: group[key] for key in ("weight_decay", "lr_scale") if key in group},
+        )
+        for group in rules.param_groups
+    ]
+    planned = {name for group in groups for name in group.names}
+    rest = [(name, p) for name, p in method.named_parameters() if p.requires_grad and name not in planned]
+    groups.append(Group([name for name, p in rest if p.ndim > 1], {"weight_decay": optim.weight_decay}))
+    groups.append(Group([name for name, p in rest if p.ndim <= 1], {"weight_decay": 0.0}))
+    return [group for group in groups if group.names]
+
+
+def make_optimizer(method: nn.Module, groups: list[Group], optim: Optim, global_batch: int) -> torch.optim.Optimizer:
+    """timm's optimizer by name over planned groups, whatever has wrapped the method since."""
+    wrappers = ("_fsdp_wrapped_module.", "_orig_mod.", "_checkpoint_wrapped_module.")
+    parameters: dict[str, nn.Parameter] = {}
+    for name, parameter in method.named_parameters():
+        for wrapper in wrappers:
+            name = name.replace(wrapper, "")
+        parameters[name] = parameter
     options: dict[str, Any] = {"betas": tuple(optim.betas)} if optim.name.startswith("adam") else {}
-    optimizer = create_optimizer_v2(
-        method.student.net,
+    return create_optimizer_v2(
+        [{"params": [parameters[name] for name in group.names], **group.options} for group in groups],
         opt=optim.name,
-        lr=lr,
+        lr=scaled_lr(optim, global_batch),
         weight_decay=optim.weight_decay,
-        layer_decay=optim.layer_decay,
         **options,
     )
-    own = {id(parameter) for parameter in method.student.net.parameters()}
-    extra = [p for p in method.parameters() if p.requires_grad and id(p) not in own]
-    for decay, group in (
-        (optim.weight_decay, [p for p in extra if p.ndim > 1]),
-        (0.0, [p for p in extra if p.ndim <= 1]),
-    ):
-        if group:
-            optimizer.add_param_group({"params": group, "weight_decay": decay, "lr": lr})
-    return optimizer
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, optim: Optim, epochs: int, steps_per_epoch: int) -> Scheduler:
@@ -48,8 +74,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, optim: Optim, epochs: int, s
     warmup = min(round(optim.warmup_epochs * steps_per_epoch), steps - 1)
     if optim.schedule == "constant":
         # A cosine whose floor is its peak: the warm-up stays.
-        peaks = [group["lr"] for group in optimizer.param_groups]
-        floor: float = min(peaks)
+        floor = min(float(group["lr"]) for group in optimizer.param_groups)
     else:
         floor = optim.min_lr
     return CosineLRScheduler(

@@ -68,6 +68,9 @@ class ProgressBar(pl.Callback):
                 flush=True,
             )
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")
+
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         if self.bar is not None:
             self.bar.stop()

@@ -1,6 +1,7 @@
 """From a method, a data source and settings to a finished run directory."""
 
 import logging
+import sys
 import time
 import warnings
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import disable_possible_user_warnings
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from safetensors.torch import save
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from vitdistill.data.on_device import OnDevice
 from vitdistill.data.recipes import eval_transform, train_transform
 from vitdistill.data.sampling import EpochBatchSampler, EvalBatchSampler
 from vitdistill.data.source import DataSource
+from vitdistill.errors import UserError
 from vitdistill.methods.method import Method
 from vitdistill.models.record import RECORD, WEIGHTS, record_of
 from vitdistill.training.checkpoints import (
@@ -31,6 +34,7 @@ from vitdistill.training.checkpoints import (
 )
 from vitdistill.training.interrupt import Interrupted, StopBetweenSteps
 from vitdistill.training.module import TrainingModule
+from vitdistill.training.precision import training_precision
 from vitdistill.training.progress import ProgressBar
 from vitdistill.training.run_dir import RunDirectory, is_first_process
 from vitdistill.training.settings import Settings
@@ -106,7 +110,7 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
         seconds = time.perf_counter() - started
         run.update(status=status if status != "finished" else "running", **_results(parts, source, run, seconds))
     if status == "interrupted":
-        raise SystemExit(130)
+        raise KeyboardInterrupt
     return _finish(parts, run)
 
 
@@ -130,7 +134,7 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
     on_gpu = trainer.strategy.root_device.type == "cuda"
     options: dict[str, Any] = {
         "seed": settings.seed,
-        "num_workers": default_workers(source) if loader.workers is None else loader.workers,
+        "num_workers": default_workers(source, trainer.num_devices) if loader.workers is None else loader.workers,
         "pin_memory": on_gpu if loader.pin is None else loader.pin,
     }
     corrupt = CorruptLog()
@@ -163,9 +167,19 @@ def _trainer(run: RunDirectory, settings: Settings) -> pl.Trainer:
         "use_distributed_sampler": False,
         **settings.trainer,
     }
+    if settings.optim.ema is not None and "fsdp" in str(arguments.get("strategy")):
+        raise UserError("Averaged weights (--optim.ema) are not available with FSDP", remedy="Leave out one of them")
+    try:
+        return _lightning_trainer(run, settings, arguments)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError("Lightning refuses these --trainer or --precision values", reason) from error
+
+
+def _lightning_trainer(run: RunDirectory, settings: Settings, arguments: dict[str, Any]) -> pl.Trainer:
     return pl.Trainer(
         max_epochs=settings.epochs,
-        precision=_precision(settings.precision),  # type: ignore[arg-type]
+        precision=training_precision(settings.precision, settings.trainer),  # type: ignore[arg-type]
         gradient_clip_val=settings.optim.clip,
         accumulate_grad_batches=settings.optim.accumulate,
         default_root_dir=run.path,
@@ -176,39 +190,41 @@ def _trainer(run: RunDirectory, settings: Settings) -> pl.Trainer:
     )
 
 
-def _precision(precision: str) -> str:
-    if precision != "auto":
-        return precision
-    return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
-
-
 class _Timing(pl.Callback):
-    """Feeds the module's clock with whole steps and with waiting for data; the first steps warm up uncounted."""
+    """Feeds the module's clock with each epoch's wall time and waiting for data; the first steps warm up uncounted.
+
+    The device is waited for once, at an epoch's last step, so that work still queued then is counted.
+    """
 
     WARM_UP = 3
 
     def __init__(self) -> None:
-        self._ended: float | None = None
-        self._started = 0.0
-        self._seen = 0
+        self._seen = self._steps = 0
+        self._opened = self._ended = self._data = 0.0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._ended = None
+        self._opened = 0.0
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self._started = time.perf_counter()
+        now = time.perf_counter()
         self._seen += 1
         if self._seen == self.WARM_UP + 1:
-            pl_module.clock.totals()
             pl_module.clock.reset()
-        if self._ended is not None and self._seen > self.WARM_UP:
-            pl_module.clock.add("data", (self._started - self._ended) * 1e3)
+            self._opened = 0.0
+        if self._opened == 0.0:
+            self._opened, self._steps, self._data = now, 0, 0.0
+        else:
+            self._data += now - self._ended
+        self._steps += 1
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch and self._seen > self.WARM_UP:
+            if pl_module.device.type == "cuda":
+                torch.cuda.synchronize(pl_module.device)
+            pl_module.clock.add("wall", (time.perf_counter() - self._opened) * 1e3)
+            pl_module.clock.add("data", self._data * 1e3)
+            pl_module.steps_timed += self._steps
         self._ended = time.perf_counter()
-        if self._seen > self.WARM_UP:
-            pl_module.clock.add("step", (self._ended - self._started) * 1e3)
-            pl_module.steps_timed += 1
 
 
 def _write_record(method: Method, source: DataSource, run: RunDirectory) -> None:
@@ -234,8 +250,9 @@ def _results(parts: _Parts, source: DataSource, run: RunDirectory, seconds: floa
             **({"ema_top1": round(last["ema/top1"], 4)} if "ema/top1" in last else {}),
         }
     result |= cost_of(method, settings.epochs, images_per_epoch, epochs_done=len(rows))
-    result["speed"] = speed_of(parts.module, settings.batch_size, parts.trainer.world_size)
-    result["peak_memory_gib"] = _peak_memory_gib(parts.trainer.strategy.root_device)
+    if speed := speed_of(parts.module, settings.batch_size, parts.trainer.world_size):
+        result["speed"] = speed
+        result["peak_memory_gib"] = _peak_memory_gib(parts.trainer.strategy.root_device)
     data = run.read_info().get("data") or {}
     corrupt = list(parts.module._corrupt.paths)
     result["data"] = {**data, "corrupt": {"count": len(corrupt), "files": corrupt}}
@@ -248,17 +265,19 @@ def _peak_memory_gib(device: torch.device) -> float:
         return round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
     import resource
 
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 3)
 
 
 def _finish(parts: _Parts, run: RunDirectory) -> dict[str, Any]:
     """Export the student, mark the run finished, write the report."""
-    state = parts.trainer.strategy.lightning_module_state_dict()  # collective under FSDP
     if not is_first_process():
         return {}
-    export_weights(student_weights(state), run.path / WEIGHTS)
-    if parts.module.ema_net is not None:
-        export_weights(parts.module.ema_net.state_dict(), run.path / "student_ema.safetensors")
+    # From the checkpoint, which is whole under every strategy; the module may be in shards.
+    content = read_checkpoint(run.last)
+    export_weights(student_weights(content["state_dict"]), run.path / WEIGHTS)
+    if content["vitdistill"]["ema"] is not None:
+        export_weights(content["vitdistill"]["ema"], run.path / "student_ema.safetensors")
     info = run.update(status="finished")
     try:
         from vitdistill.reporting.page import write_report

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import sys
 from dataclasses import asdict, is_dataclass
@@ -14,8 +15,11 @@ import yaml
 
 from vitdistill.errors import UserError
 
-# Keys that may differ between a run and its continuation: they do not change what is computed.
-_FREE = ("out", "resume", "overwrite", "loader", "trainer")
+# Keys that may differ between a run and its continuation: they do not change what is computed. A continuation on
+# other devices must come to the same global batch, which the checkpoint knows.
+_FREE = re.compile(
+    r"out$|resume$|overwrite$|loader(\.|$)|trainer\.(enable_\w+|profiler|devices|num_nodes|accelerator|strategy)$"
+)
 
 
 class RunDirectory:
@@ -57,7 +61,10 @@ class RunDirectory:
             )
         elif occupied:
             run._clear()
-        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        try:
+            run.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError("The run directory must be writable", f"{run.path} ({error.strerror})") from error
         if not resume:
             header = f"# vitdistill {verb} --config {run.config.name}\n"
             _write(run.config, header + yaml.safe_dump(config, sort_keys=False))
@@ -76,6 +83,8 @@ class RunDirectory:
     def _check_same(self, verb: str, config: dict[str, Any]) -> None:
         if not self.config.is_file():
             raise UserError("There must be a run to resume", self.path, "Start it without --resume")
+        if self.read_info().get("status") == "finished":
+            raise UserError("Only an unfinished run can be resumed", f"{self.path}, which is finished")
         before_verb = self.read_info().get("verb", verb)
         if before_verb != verb:
             raise UserError(f"{self.path} is a run of `{before_verb}`, which `{verb}` cannot resume")
@@ -83,7 +92,7 @@ class RunDirectory:
         changed = [
             f"{key} (was {old}, is {new})"
             for key, old, new in differences(before, plain(config))
-            if key.partition(".")[0] not in _FREE
+            if not _FREE.match(key)
         ]
         if changed:
             raise UserError(
@@ -176,6 +185,8 @@ def plain(value: Any) -> Any:
 
 def differences(before: Any, after: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
     """(dotted key, old, new) for every leaf that differs."""
+    if isinstance(before, dict) or isinstance(after, dict):
+        before, after = before or {}, after or {}  # nothing given is the same as an empty mapping
     if isinstance(before, dict) and isinstance(after, dict):
         keys = dict.fromkeys([*before, *after])
         return [

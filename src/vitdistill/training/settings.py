@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, Literal
 
+from timm.optim import list_optimizers
+
 from vitdistill.data.recipes import Augment
 from vitdistill.errors import UserError, near
 
@@ -65,14 +67,14 @@ class Settings:
     Attributes:
         epochs: passes over the training images.
         batch_size: images per device and step.
-        image_size: pixels, of the student's input.
+        image_size: height and width of the student's input, in pixels.
         precision: Lightning's precision, or "auto".
         trainer: further arguments for `lightning.Trainer`.
     """
 
     epochs: int
     batch_size: int
-    image_size: int
+    image_size: tuple[int, int]
     seed: int = 0
     augment: Augment = field(default_factory=Augment)
     optim: Optim = field(default_factory=Optim)
@@ -96,6 +98,14 @@ class Settings:
             f"optim.layer_decay must lie in (0, 1], not {self.optim.layer_decay}": (
                 self.optim.layer_decay is None or 0 < self.optim.layer_decay <= 1
             ),
+        }
+        rules |= {
+            f"loader.workers must be 0 or more, not {self.loader.workers}": (self.loader.workers or 0) >= 0,
+            f"loader.eval_batch must be at least 1, not {self.loader.eval_batch}": (
+                self.loader.eval_batch is None or self.loader.eval_batch >= 1
+            ),
+            f"optim.name must be one of timm's optimizers, not {self.optim.name!r}. "
+            f"{near(self.optim.name, [str(name) for name in list_optimizers()])}": self.optim.name in list_optimizers(),
         }
         broken = [rule for rule, holds in rules.items() if not holds]
         if broken:

@@ -28,7 +28,12 @@ def cost_of(method: Method, epochs: int, images_per_epoch: int, epochs_done: int
     full = backbone_macs(teacher).total / 1e9
     counts = [method.kept_patches(epoch / max(1, epochs - 1)) for epoch in range(epochs)]
     masks_teacher = getattr(method, "mask", "teacher") == "teacher"
-    per_epoch = [full if not masks_teacher or k is None else backbone_macs(teacher, k).total / 1e9 for k in counts]
+    # Criteria that ask a network for its attention pay for its pass whenever something is masked.
+    asked = sum(backbone_macs(backbone).total / 1e9 for backbone in method.extra_passes())
+    per_epoch = [
+        (full if not masks_teacher or k is None else backbone_macs(teacher, k).total / 1e9) + (asked if k else 0.0)
+        for k in counts
+    ]
     patches = teacher.grid.count if masks_teacher else method.student.grid.count
     return {
         "tokens": {"kept": counts[-1] or patches, "of": patches},
@@ -48,12 +53,12 @@ def speed_of(module: TrainingModule, batch_size: int, world: int) -> dict[str, f
         return {}
     totals, steps = module.clock.totals(), module.steps_timed
     data, teacher = totals.get("data", 0.0) / steps, totals.get("teacher", 0.0) / steps
-    step = totals.get("step", 0.0) / steps
+    wall = totals["wall"] / steps
     return {
-        "images_per_s": round(batch_size * world / (data + step) * 1e3, 2),
-        "step_ms": round(data + step, 3),
+        "images_per_s": round(batch_size * world / wall * 1e3, 2),
+        "step_ms": round(wall, 3),
         "data_ms": round(data, 3),
-        "student_ms": round(step - teacher, 3),
+        "student_ms": round(wall - data - teacher, 3),
         "teacher_ms": round(teacher, 3),
         "teacher_ms_per_image": round(teacher / batch_size, 4),
     }

@@ -9,6 +9,7 @@ from rich.table import Table
 from torch import Tensor
 
 from vitdistill.errors import UserError
+from vitdistill.training.precision import has_bf16
 
 if TYPE_CHECKING:
     from vitdistill.methods.teacher import Teacher
@@ -113,6 +114,8 @@ def measure_teacher(
         if count != patches:
             selections[count] = top_k(random_scores(len(images), patches, device=images.device), count)
     passes = {str(n): lambda kept=kept: teacher(images, keep=kept) for n, kept in selections.items()}
+    for run in passes.values():
+        run()  # workspaces and buffers of a first pass are not activations
     memory = {name: peak_memory_bytes(run, images.device) for name, run in passes.items()}
     if compile:
         backbone.compile_blocks()
@@ -240,7 +243,7 @@ def _device(name: str) -> torch.device:
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        return torch.bfloat16 if device.type == "cuda" and has_bf16() else torch.float32
     return getattr(torch, name)
 
 

@@ -11,7 +11,8 @@ from vitdistill.data.source import DataSource, open_source
 from vitdistill.errors import UserError
 from vitdistill.methods.teacher import Teacher
 from vitdistill.models.backbone import Backbone
-from vitdistill.models.build import build
+from vitdistill.models.build import BUNDLED, build
+from vitdistill.training.precision import has_bf16
 from vitdistill.training.run_dir import RunDirectory, plain
 
 Model = str | nn.Module
@@ -55,6 +56,16 @@ def make_student(
         UserError: when a module object has another number of classes than the data.
     """
     options = dict(args or {})
+    if isinstance(spec, nn.Module):
+        goes_with = "a module object brings its own"
+        refuse_unused(
+            student_args=(bool(args), goes_with),
+            image_size=(image_size is not None, goes_with),
+            pretrained=(pretrained, goes_with),
+        )
+    elif pretrained:
+        loaded = "@" in spec or spec in BUNDLED or Path(spec).is_dir()
+        refuse_unused(pretrained=(loaded, "a weights file or run brings its own weights"))
     if drop_path:
         options.setdefault("drop_path_rate", drop_path)
     classes = len(source.classes)
@@ -77,6 +88,7 @@ def make_teacher(
     args: dict[str, Any] | None = None,
     text_embeddings: str | None = None,
     dtype: str = "auto",
+    trainer: dict[str, Any] | None = None,
     check_classes: bool = True,
 ) -> Teacher:
     """A frozen teacher that takes the student's images.
@@ -86,7 +98,9 @@ def make_teacher(
     """
     backbone = build(spec, args=args, pretrained=True)
     embeddings = _embeddings(text_embeddings)
-    teacher = Teacher(backbone, mean=student.mean, std=student.std, dtype=_dtype(dtype), text_embeddings=embeddings)
+    teacher = Teacher(
+        backbone, mean=student.mean, std=student.std, dtype=_dtype(dtype, trainer), text_embeddings=embeddings
+    )
     if check_classes:
         _check_classes("teacher", teacher.num_classes, backbone.name, source)
     return teacher
@@ -112,11 +126,25 @@ def _embeddings(path: str | None) -> torch.Tensor | None:
     return next(iter(tensors.values()))
 
 
-def _dtype(name: str) -> torch.dtype | None:
+def _dtype(name: str, trainer: dict[str, Any] | None) -> torch.dtype | None:
     """ "auto" is bfloat16 on GPUs that have it, and the weights' own dtype elsewhere."""
     if name == "auto":
-        return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else None
+        return torch.bfloat16 if has_bf16(trainer) else None
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name not in dtypes:
         raise UserError(f"teacher_dtype must be auto, {', '.join(dtypes)}", repr(name))
     return dtypes[name]
+
+
+def refuse_unused(**unused: tuple[bool, str]) -> None:
+    """Refuse options that were given but would change nothing.
+
+    Args:
+        unused: per option, whether it was given in vain, and what it goes with.
+
+    Raises:
+        UserError: naming them all.
+    """
+    vain = [f"--{name} ({goes_with})" for name, (given, goes_with) in unused.items() if given]
+    if vain:
+        raise UserError("Options that would change nothing are refused", ", ".join(vain), "Leave them out")

@@ -9,6 +9,8 @@ import torch
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
 from vitdistill.models.backbone import Backbone
+from vitdistill.tokens.keep import keep_count
+from vitdistill.verbs.common import refuse_unused
 
 
 def evaluate(
@@ -34,7 +36,8 @@ def evaluate(
         keep: evaluate on the patches to which the model itself attends: a count or a fraction; 1.0 takes all.
         batch_size: images per step.
         image_size: input size in pixels; by default the model's.
-        crop_pct: share of the resized image that the centre crop keeps; by default that of the run's recipe.
+        crop_pct: share of the resized image that the centre crop keeps; by default that of the run's recipe, or the
+            one that the model was published with.
         device: auto, cpu, cuda, ...
         workers: loader processes.
         model_args: further arguments of the architecture.
@@ -54,7 +57,7 @@ def evaluate(
             f"The model must have the classes of the data; {backbone.name} has {backbone.num_classes} and "
             f"{source.name} has {len(source.classes)}"
         )
-    augment = _augment(config, source, crop_pct)
+    augment = _augment(config, source, crop_pct, backbone)
     result = {
         "model": model,
         "data": source.name,
@@ -86,6 +89,9 @@ def _load(model: str, folder: Path, checkpoint: str, image_size: int | None, arg
 
     if checkpoint == "exported":
         return build(model, args=args, image_size=image_size, pretrained=True)
+    refuse_unused(
+        image_size=(image_size is not None, "the exported student"), model_args=(bool(args), "the exported student")
+    )
     if checkpoint in ("last", "best"):
         return load_student(folder / "checkpoints" / f"{checkpoint}.ckpt")
     file = folder / "student_ema.safetensors"
@@ -96,13 +102,30 @@ def _load(model: str, folder: Path, checkpoint: str, image_size: int | None, arg
     return backbone
 
 
-def _augment(config: dict[str, Any], source: DataSource, crop_pct: float | None) -> Any:
+def _augment(config: dict[str, Any], source: DataSource, crop_pct: float | None, backbone: Backbone) -> Any:
+    """The validation crop: the run's, the bundled data's (none), or the one that the model was published with."""
     from vitdistill.data.recipes import Augment
 
-    options = dict(config.get("augment") or {"recipe": "none" if source.image_size else "tiny"})
+    published = getattr(backbone.net, "pretrained_cfg", None) or {}
+    if config:
+        options = dict(config.get("augment") or {})
+    elif source.image_size:
+        options = {"recipe": "none"}
+    else:
+        options = {"recipe": "tiny"}
+        options |= {key: published[key] for key in ("crop_pct", "interpolation") if published.get(key)}
     if crop_pct is not None:
         options["crop_pct"] = crop_pct
     return Augment(**options)
+
+
+def _place(device: str) -> torch.device:
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError("The device must exist on this machine", f"{device} ({str(error).splitlines()[0]})") from error
+    return torch.device(name)
 
 
 def _accuracy(
@@ -121,7 +144,9 @@ def _accuracy(
     from vitdistill.data.recipes import eval_transform
     from vitdistill.data.sampling import EvalBatchSampler
 
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    if keep_count(keep, backbone.grid.count) < backbone.grid.count or not isinstance(keep, float) or keep != 1:
+        backbone.saliency_capture()  # refuses networks without attention
+    place = _place(device)
     on_device = OnDevice(augment, backbone.mean, backbone.std, len(source.classes))
     loader = make_loader(
         source.val,
@@ -153,7 +178,6 @@ def _accuracy(
 
 @torch.inference_mode()
 def _logits(backbone: Backbone, images: torch.Tensor, keep: int | float) -> torch.Tensor:
-    from vitdistill.tokens.keep import keep_count
     from vitdistill.tokens.select import top_k
 
     count = keep_count(keep, backbone.grid.count)

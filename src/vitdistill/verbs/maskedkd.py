@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from vitdistill.data.recipes import Augment
 from vitdistill.training.settings import Loader, Optim, Settings
-from vitdistill.verbs.common import Model, make_student, make_teacher, start
+from vitdistill.verbs.common import Model, make_student, make_teacher, refuse_unused, start
 
 
 def maskedkd(
@@ -66,7 +66,8 @@ def maskedkd(
         epochs: passes over the training images.
         batch_size: images per device and step.
         image_size: the student's input size in pixels; by default the data's or the network's own.
-        drop_path: stochastic depth rate of the student's last block; earlier blocks get less.
+        drop_path: stochastic depth rate of the student's last block; earlier blocks get less. A module object
+            keeps its own.
         pretrained: start the student from timm's pretrained weights (downloads them).
         student_args: further arguments of the student's architecture, e.g. `--student_args.depth 6`.
         teacher_args: likewise of the teacher's, e.g. `--teacher_args.img_size 384`.
@@ -86,6 +87,12 @@ def maskedkd(
     Returns:
         The content of the run's run.json.
     """
+    refuse_unused(
+        network=(network is not None and not criterion.startswith("network"), "criteria network and network+random"),
+        random_share=(random_share != 0.5 and not criterion.endswith("+random"), "criteria that end in +random"),
+        teacher_text=(teacher_text is not None and (teacher is None or alpha == 0), "a teacher"),
+        teacher_args=(bool(teacher_args) and (teacher is None or alpha == 0), "a teacher"),
+    )
     run, source = start("maskedkd", dict(locals()))
     from vitdistill.methods.maskedkd import MaskedKD
     from vitdistill.training.run import train
@@ -96,11 +103,17 @@ def maskedkd(
     guest = None
     if teacher is not None and alpha > 0:
         guest = make_teacher(
-            teacher, source, pupil, args=teacher_args, text_embeddings=teacher_text, dtype=teacher_dtype
+            teacher,
+            source,
+            pupil,
+            args=teacher_args,
+            text_embeddings=teacher_text,
+            dtype=teacher_dtype,
+            trainer=trainer,
         )
     third = None
     if network is not None and criterion.startswith("network"):
-        third = make_teacher(network, source, pupil, dtype=teacher_dtype, check_classes=False)
+        third = make_teacher(network, source, pupil, dtype=teacher_dtype, trainer=trainer, check_classes=False)
     method = MaskedKD(
         pupil,
         guest,
@@ -120,7 +133,7 @@ def maskedkd(
     settings = Settings(
         epochs=epochs,
         batch_size=batch_size,
-        image_size=pupil.image_size[0],
+        image_size=pupil.image_size,
         seed=seed,
         augment=augment,
         optim=optim,

@@ -13,10 +13,10 @@ def masks(
     *,
     images: str | None = None,
     out: str = "masks.png",
-    keep: int | float = 0.5,
+    keep: int | float | None = None,
     count: int = 8,
-    layer: str | int = "last",
-    saliency: Literal["cls", "patch"] = "cls",
+    layer: str | int | None = None,
+    saliency: Literal["cls", "patch"] | None = None,
     seed: int = 0,
     heatmap: bool = True,
     student_args: dict[str, Any] | None = None,
@@ -31,10 +31,12 @@ def masks(
             column each.
         images: image file, folder of images, or bundled data; by default the validation images of the first run.
         out: picture to write (.png, .jpg, .pdf or .svg); the heat map goes beside it as NAME-heatmap.png.
-        keep: patches to keep, a count or a fraction.
+        keep: patches to keep, a count or a fraction; by default what the run ends with, or half.
         count: images to show.
-        layer: block whose attention ranks the patches: first, middle, last, or its number from 0.
-        saliency: attention of the class token, or attention received from all patches.
+        layer: block whose attention ranks the patches: first, middle, last, or its number from 0; by default the
+            run's, or the last.
+        saliency: attention of the class token, or attention received from all patches; by default the run's, or
+            that of the class token.
         seed: which images are drawn, and how untrained students are initialised.
         heatmap: also draw how often each position is kept, over up to 256 images.
         student_args: further arguments of untrained students.
@@ -55,6 +57,7 @@ def masks(
         normalised,
         some_images,
     )
+    from vitdistill.tokens.keep import KeepSchedule
     from vitdistill.verbs.maskedkd import layer_number
 
     models, images = _split(list(models), images)
@@ -69,9 +72,17 @@ def masks(
     paths = [] if source else list_images(named)
     batch = some_images(source, paths, students[0][1].image_size, max(count, 256 if heatmap else 0), seed)
     columns = []
-    for title, student in students:
-        number = layer_number(layer, student.depth)
-        kept = masks_of(student, normalised(batch, student), keep, layer=number, kind=saliency)
+    for spec, (title, student) in zip(models, students, strict=True):
+        own = _config_of(spec)  # of a run: what its teacher saw, as far as the student's attention decided it
+        ended = KeepSchedule.parse(keep if keep is not None else own.get("keep") or 0.5)
+        kept = masks_of(
+            student,
+            normalised(batch, student),
+            ended.count(1.0, student.grid.count),
+            layer=layer_number(layer if layer is not None else own.get("saliency_layer", "last"), student.depth),
+            kind=saliency or own.get("saliency", "cls"),
+            order=own.get("order", "top"),
+        )
         columns.append(Column(f"{title}\n{kept.shape[1]} of {student.grid.count}", kept, student.grid))
 
     shown = [Column(c.title, c.kept[:count], c.grid) for c in columns]
@@ -131,18 +142,21 @@ def _load(spec: str, args: dict[str, Any] | None) -> Any:
     return load_student(spec) if spec.endswith(".ckpt") else build(spec, args=args)
 
 
-def _data_of(models: list[str]) -> str:
-    """The data of the first run among the models."""
+def _config_of(spec: str) -> dict[str, Any]:
+    """The configuration of a run or of a checkpoint's run; empty for a name."""
     import yaml
 
+    folder = Path(spec).parent.parent if spec.endswith(".ckpt") else Path(spec)
+    path = folder / "config.yaml"
+    return (yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
+
+
+def _data_of(models: list[str]) -> str:
+    """The data of the first run among the models."""
     for spec in models:
-        folder = Path(spec).parent.parent if spec.endswith(".ckpt") else Path(spec)
-        if (folder / "config.yaml").is_file():
-            data = (yaml.safe_load((folder / "config.yaml").read_text()) or {}).get("data")
-            if data:
-                return str(data)
-        if spec.startswith("digits"):
-            return "digits"
+        data = _config_of(spec).get("data")
+        if data or spec.startswith("digits"):
+            return str(data or "digits")
     raise UserError("Images must be named where no run says which data it used", remedy="Give --images")
 
 

@@ -37,7 +37,7 @@ def supervised(
         epochs: passes over the training images.
         batch_size: images per device and step.
         image_size: input size in pixels; by default the data's or the network's own.
-        drop_path: stochastic depth rate of the last block; earlier blocks get less.
+        drop_path: stochastic depth rate of the last block; earlier blocks get less. A module object keeps its own.
         pretrained: start from timm's pretrained weights (downloads them).
         student_args: further arguments of the architecture, e.g. `--student_args.depth 6`.
         augment: augmentation.
@@ -63,7 +63,7 @@ def supervised(
     settings = Settings(
         epochs=epochs,
         batch_size=batch_size,
-        image_size=network.image_size[0],
+        image_size=network.image_size,
         seed=seed,
         augment=augment,
         optim=optim,
