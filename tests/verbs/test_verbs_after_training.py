@@ -126,3 +126,10 @@ def test_evaluating_needs_matching_classes(run: Path, tmp_path: Path) -> None:
     image_folder(tmp_path / "data", per_class=10, broken=0)
     with pytest.raises(UserError, match=r"has 10 and .* has 2"):
         evaluate(str(run), data=str(tmp_path / "data"))
+
+
+def test_the_bundled_teacher_is_small_and_good() -> None:
+    from vitdistill.models.build import BUNDLED
+
+    assert (BUNDLED["digits-teacher"] / "student.safetensors").stat().st_size < 5e6
+    assert evaluate("digits-teacher")["top1"] >= 97
