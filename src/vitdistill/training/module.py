@@ -83,11 +83,6 @@ class TrainingModule(pl.LightningModule):
                 self._ema[0].module.load_state_dict(self._ema_state)
 
     @property
-    def ema_net(self) -> nn.Module | None:
-        """The averaged student, where there is one."""
-        return self._ema[0].module if self._ema else None
-
-    @property
     def progress(self) -> float:
         """Share of the training that is done: 0 in the first epoch, 1 in the last."""
         return self.current_epoch / max(1, self.settings.epochs - 1)
@@ -138,7 +133,9 @@ class TrainingModule(pl.LightningModule):
         """
         if weights:
             norms = torch._foreach_norm([parameter.detach() for parameter in self.method.parameters()])
-            if not torch.isfinite(torch.stack([norm.float() for norm in norms])).all():
+            broken = not torch.isfinite(torch.stack([norm.float() for norm in norms])).all()
+            # Under FSDP each process sees its shard only; all must stop together.
+            if self.trainer.strategy.reduce_boolean_decision(bool(broken), all=False):
                 raise UserError(
                     "The weights must stay finite",
                     f"NaN or infinity by step {self.global_step} (epoch {self.current_epoch})",

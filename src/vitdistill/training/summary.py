@@ -42,7 +42,7 @@ def cost_of(method: Method, epochs: int, images_per_epoch: int, epochs_done: int
             "teacher_gmacs_per_image": per_epoch[-1],
             "teacher_gmacs_full_per_image": full,
             "teacher_gmacs_total": sum(per_epoch[:epochs_done]) * images_per_epoch,
-            "saved_fraction": 1 - sum(per_epoch) / (full * epochs),
+            "saved_fraction": round(1 - sum(per_epoch) / (full * epochs), 6) + 0.0,  # no negative zero
         },
     }
 
