@@ -37,6 +37,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "masked student 50%": {"keep": 0.5, "mask": "student"},
 }
 
+VERDICTS = ("reproduced", "contradicted", "not resolved")
+
 # (claim of the paper, better, worse, smallest gain for it to hold); a gain of None means "no worse".
 FINDINGS: tuple[tuple[str, str, str, bool], ...] = (
     ("A teacher helps (Table 2)", "full teacher", "no teacher", True),
@@ -103,6 +105,16 @@ def study(seeds: int, jobs: int, epochs: int, only: list[str]) -> list[dict[str,
                 latest = results[-1]
                 print(f"[{len(results)}/{len(runs)}] {latest['name']}, seed {latest['seed']}: {latest['top1']:.2f}%")
     return results
+
+
+def earlier_results(path: Path, only: list[str], epochs: int) -> list[dict[str, Any]]:
+    """With --only: the runs of the other settings in an earlier result of as many epochs, to be kept."""
+    if not only or not path.is_file():
+        return []
+    content = json.loads(path.read_text())
+    if content["meta"]["epochs"] != epochs:
+        raise SystemExit(f"{path} has runs of {content['meta']['epochs']} epochs, not {epochs}; choose another --out")
+    return [run for run in content["runs"] if run["name"] not in only]
 
 
 def summarise(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -197,7 +209,25 @@ def markdown(table: dict[str, dict[str, Any]], verdicts: list[dict[str, Any]], m
         f"| {v['claim']} | {v['gain']:+.2f} ± {v['half_width']:.2f} ({v['better']} - {v['worse']}) | {v['verdict']} |"
         for v in verdicts
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", in_words(table, verdicts)]) + "\n"
+
+
+def in_words(table: dict[str, dict[str, Any]], verdicts: list[dict[str, Any]]) -> str:
+    """What the table settles, and what it does not."""
+    by_verdict = {kind: [v["claim"] for v in verdicts if v["verdict"] == kind] for kind in VERDICTS}
+    parts = [f"{len(claims)} of {len(verdicts)} findings {kind}" for kind, claims in by_verdict.items()]
+    text = "In short: " + ", ".join(parts) + ". "
+    for kind in ("reproduced", "contradicted"):
+        if by_verdict[kind]:
+            text += f"{kind.capitalize()}: {'; '.join(by_verdict[kind])}. "
+    text += "What is not resolved is smaller than the spread between seeds on 360 test images. "
+    stuck = [
+        f"{name}, seed {seed} ({score:.1f}%)"
+        for name, row in table.items()
+        for seed, score in enumerate(row["top1"])
+        if score < 50
+    ]
+    return text + (f"Runs that never learned: {', '.join(stuck)}." if stuck else "")
 
 
 def figure(table: dict[str, dict[str, Any]], path: Path) -> None:
@@ -237,19 +267,20 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
     parser.add_argument("--epochs", type=int, default=24)
-    parser.add_argument("--only", nargs="*", default=[], help="settings to run; all by default")
+    parser.add_argument("--only", nargs="*", default=[], help="settings to run again; others stay as they were")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     from vitdistill.costing.measure import hardware
 
     started = time.time()
-    results = study(options.seeds, options.jobs, options.epochs, options.only)
+    earlier = earlier_results(options.out / "digits_maskedkd.json", options.only, options.epochs)
+    results = [*earlier, *study(options.seeds, options.jobs, options.epochs, options.only)]
     meta = {
-        "command": "python " + " ".join(["benchmarks/digits_maskedkd.py", *sys.argv[1:]]),
+        "command": "python " + " ".join(["benchmarks/digits_maskedkd.py", "--seeds", str(options.seeds)]),
         "hardware": hardware(),
         "seeds": options.seeds,
         "epochs": options.epochs,
-        "seconds": time.time() - started,
+        "seconds": sum(run["seconds"] for run in results) / options.jobs if earlier else time.time() - started,
     }
     table = summarise(results)
     verdicts = judge(table)

@@ -153,7 +153,7 @@ def layer_number(layer: str | int, depth: int) -> int:
     """
     from vitdistill.errors import UserError, near
 
-    words = {"first": 0, "middle": depth // 2 - 1, "last": -1}
+    words = {"first": 0, "middle": (depth - 1) // 2, "last": -1}
     text = str(layer)
     if text.lstrip("-").isdigit():
         return int(text)
