@@ -39,7 +39,7 @@ docs: install
 	$(BIN)/python docs/build.py
 
 lock:
-	$(BIN)/uv pip compile --quiet --no-header --no-annotate --no-emit-index-url --all-extras \
+	$(BIN)/uv pip compile --quiet --no-header --no-annotate --all-extras \
 		--python-version 3.11 pyproject.toml -o requirements.lock
 
 clean:
