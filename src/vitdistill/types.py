@@ -11,7 +11,7 @@ prefix tokens are never counted. A selection is an integer tensor of shape (b, k
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -34,6 +34,10 @@ class TokenGrid:
         return f"{self.h}x{self.w}" if self.t == 1 else f"{self.t}x{self.h}x{self.w}"
 
 
+# A branch of a block: what self-attention or the MLP adds to the tokens, and the tokens after attention was added.
+Part = Literal["attention", "attention_residual", "ffn"]
+
+
 @dataclass(frozen=True)
 class Capture:
     """What a backbone pass should hand out besides logits. Blocks are counted from 0, negative from the end.
@@ -41,13 +45,20 @@ class Capture:
     Attributes:
         qkv: blocks whose queries, keys and values are wanted.
         hidden: blocks whose output (before any final norm) is wanted.
-        logits: False stops the pass after the last block that `qkv` or `hidden` asks for; what lies behind it is
-            not computed (in a block only asked for q, k, v, nothing after them is used).
+        parts: (block, branch) pairs that are wanted.
+        logits: False stops the pass after the last block that anything asks for; what lies behind it is not
+            computed (in a block only asked for q, k, v, nothing after them is used).
     """
 
     qkv: tuple[int, ...] = ()
     hidden: tuple[int, ...] = ()
+    parts: tuple[tuple[int, Part], ...] = ()
     logits: bool = True
+
+    @property
+    def hooked(self) -> tuple[int, ...]:
+        """Blocks into which the pass looks, and which therefore run eagerly."""
+        return (*self.qkv, *(block for block, _ in self.parts))
 
 
 NOTHING = Capture()
@@ -70,6 +81,7 @@ class BackboneOutput:
         distilled_logits: scores of the distillation head, where a student trains two heads (distilled DeiT).
         qkv: per asked block (counted from 0).
         hidden: per asked block, the block's output tokens (b, m, d), prefix tokens first.
+        parts: per asked (block, branch), its tokens (b, m, d), prefix tokens first.
         tokens: the tokens (b, m, d) that enter the head (after the final norm), or None when the pass stopped early.
     """
 
@@ -77,6 +89,7 @@ class BackboneOutput:
     distilled_logits: Float[Tensor, "b c"] | None = None
     qkv: dict[int, QKV] = field(default_factory=dict)
     hidden: dict[int, Float[Tensor, "b m d"]] = field(default_factory=dict)
+    parts: dict[tuple[int, Part], Float[Tensor, "b m d"]] = field(default_factory=dict)
     tokens: Float[Tensor, "b m d"] | None = None
 
 

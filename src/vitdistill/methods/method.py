@@ -3,13 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitdistill.methods.teacher import Teacher
 from vitdistill.models.backbone import Backbone
-from vitdistill.types import StepOutput
+from vitdistill.types import NOTHING, Capture, StepOutput
 
 
 class Method(nn.Module, ABC):
@@ -18,8 +19,10 @@ class Method(nn.Module, ABC):
     Attributes:
         student: the adapter of the network being trained; `student.net` is what gets exported.
         clock: `with self.clock("teacher"):` marks where time goes; does nothing unless a trainer sets it.
+        uses_labels: False for pre-training, which ignores `targets` and is validated by its own loss.
     """
 
+    uses_labels: ClassVar[bool] = True
     student: Backbone
 
     def __init__(self, student: Backbone) -> None:
@@ -40,17 +43,29 @@ class Method(nn.Module, ABC):
         """Patches that the teacher sees at a training progress in [0, 1]; None when it sees all or there is none."""
         return None
 
+    def teacher_capture(self) -> Capture:
+        """What the first teacher's pass hands out, which decides where it stops; by default it runs to its logits."""
+        return NOTHING
+
+    def exports(self, state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Weights that a finished run leaves beside the student's, by file name.
+
+        Args:
+            state: the method's whole state dict.
+        """
+        return {}
+
     @abstractmethod
     def forward(
         self,
         images: Float[Tensor, "b ch height width"],
-        targets: Int[Tensor, "b"] | Float[Tensor, "b c"],
+        targets: Int[Tensor, "b"] | Float[Tensor, "b c"] | None,
         progress: float = 0.0,
     ) -> StepOutput:
         """One training step's loss.
 
         Args:
             images: normalised with the student's statistics.
-            targets: class numbers, or soft targets under mixup.
+            targets: class numbers, or soft targets under mixup; ignored where `uses_labels` is False.
             progress: share of the training that is done, for schedules.
         """

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitdistill.errors import UserError
 from vitdistill.tokens.gather import keep_patches
-from vitdistill.types import NOTHING, QKV, BackboneOutput, Capture, TokenGrid
+from vitdistill.types import NOTHING, QKV, BackboneOutput, Capture, Part, TokenGrid
 
 SaliencyKind = Literal["cls", "patch"]
 
@@ -146,7 +146,7 @@ class Backbone(nn.Module, ABC):
         if keep is not None:
             tokens = keep_patches(tokens, keep, prefix=self.prefix)
         output = BackboneOutput()
-        with self._reading_qkv(capture, output.qkv):
+        with self._reading(capture, output):
             tokens = self.run_blocks(tokens, capture, output.hidden)
         if capture.logits:
             output.tokens, logits = self.head(tokens)
@@ -169,12 +169,12 @@ class Backbone(nn.Module, ABC):
             block.compile(dynamic=False)
 
     def run_block(self, index: int, *tokens: Tensor, capture: Capture) -> Tensor:
-        """Run one block; eagerly if its q, k, v are being read, since compiled code would skip the hooks.
+        """Run one block; eagerly if its inside is being read, since compiled code would skip the hooks.
 
         Under timm's `set_grad_checkpointing` its activations are recomputed in the backward pass.
         """
         block = self.blocks[index]
-        eager = block._compiled_call_impl is not None and index in map(self.block_index, capture.qkv)
+        eager = block._compiled_call_impl is not None and index in map(self.block_index, capture.hooked)
         run = block.forward if eager else block
         if self.net.grad_checkpointing and self.training:
             return checkpoint(run, *tokens, use_reentrant=False)
@@ -196,15 +196,26 @@ class Backbone(nn.Module, ABC):
     def read_qkv(self, block: int) -> "QKVReader":
         """How to read q, k and v of one block."""
 
+    def read_part(
+        self, block: int, part: Part, found: dict[tuple[int, Part], Tensor]
+    ) -> torch.utils.hooks.RemovableHandle:
+        """Register a hook that puts a branch of a block into `found[block, part]`; returns its handle.
+
+        Raises:
+            UserError: for backbones whose blocks do not show their branches.
+        """
+        raise UserError(f"{self.name} does not show the branches of its blocks", part, "Choose a ViT or DeiT")
+
     @contextmanager
-    def _reading_qkv(self, capture: Capture, found: dict[int, QKV]) -> Iterator[None]:
-        """Forward hooks on the projections of the asked blocks, for the length of one pass."""
+    def _reading(self, capture: Capture, output: BackboneOutput) -> Iterator[None]:
+        """Forward hooks on the asked blocks, for the length of one pass."""
         handles = []
         try:
             for block in capture.qkv:
                 index = self.block_index(block)
-                reader = self.read_qkv(index)
-                handles += reader.attach(index, found)
+                handles += self.read_qkv(index).attach(index, output.qkv)
+            for block, part in capture.parts:
+                handles.append(self.read_part(self.block_index(block), part, output.parts))
             yield
         finally:
             for handle in handles:

@@ -15,10 +15,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vitdistill.errors import UserError, near
-from vitdistill.models.backbone import Backbone
+from vitdistill.models.backbone import DEFAULT_MEAN, Backbone
 from vitdistill.models.cait import CaiT
+from vitdistill.models.heads import set_heads
 from vitdistill.models.opaque import Opaque
-from vitdistill.models.record import WEIGHTS, ModelRecord, attach_record
+from vitdistill.models.record import WEIGHTS, ModelRecord, attach_record, record_of
 from vitdistill.models.swin import Swin
 from vitdistill.models.vit import ViT
 from vitdistill.models.weights import adapt, classes_in, load_into, read_weights
@@ -99,6 +100,12 @@ def _from_text(
         record = ModelRecord.read(folder)
         if record.architecture is None:
             raise UserError(f"{folder} was trained from a module object, so it can only be rebuilt in Python")
+        if not meta and not (folder / WEIGHTS).is_file():
+            raise UserError(
+                "A run given as a model must be finished",
+                f"{folder} without {WEIGHTS}",
+                f"Continue it with `vitdistill resume {folder}`",
+            )
         return _with_file(
             record.architecture,
             {**record.args, **args},
@@ -165,24 +172,49 @@ def _with_file(
     meta: bool,
     record: ModelRecord | None = None,
 ) -> nn.Module:
-    """A network with weights from a file, its class count taken from the file unless one is asked for."""
+    """A network with weights from a file, its class count taken from the file unless one is asked for.
+
+    A file without a classifier (a pre-trained encoder) makes a network without one, unless classes are asked for.
+    """
     if meta:
         return _from_timm(name, args, num_classes, image_size, pretrained=False)
     weights = read_weights(file)
     probe = _from_timm(name, dict(args), None, image_size, pretrained=False)
     weights = adapt(weights, probe)  # before its classes are counted: a foreign file may name its head otherwise
     in_file = classes_in(weights, probe)
-    wanted = num_classes if num_classes is not None else in_file
+    wanted = num_classes if num_classes is not None else in_file or 0
     net = probe if wanted in (None, probe.num_classes) else _from_timm(name, args, wanted, image_size, False)
-    new_head = (in_file is not None and wanted != in_file) or (in_file is None and num_classes is not None)
-    if new_head:
+    new_head = wanted != (in_file or 0)
+    if in_file is None and record is None:
+        _warn_about_statistics(name, file, net)
+    if new_head and (in_file or record is None):
         log.warning("%s: a new classifier for %s classes (the file has %s)", file, wanted, in_file or "none")
     load_into(net, weights, str(file), new_head=new_head)
     if record is not None:
         built = net.__dict__["_vitdistill_record"]
         built.mean, built.std = record.mean or built.mean, record.std or built.std
         built.classes = [] if new_head else record.classes
+        set_heads(adapter_of(net), record.heads)
     return net
+
+
+def rebuild(record: ModelRecord, **args: Any) -> Backbone:
+    """The network of a record, with random weights.
+
+    Args:
+        record: from `student.json`.
+        args: arguments of the architecture in place of the record's.
+
+    Raises:
+        UserError: when it was trained from a module object.
+    """
+    if record.architecture is None:
+        raise UserError("A network that was given as a module object can only be rebuilt in Python")
+    backbone = build(record.architecture, args={**record.args, **args})
+    set_heads(backbone, record.heads)
+    built = record_of(backbone.net)
+    built.mean, built.std = record.mean or built.mean, record.std or built.std
+    return backbone
 
 
 def _record(name: str, args: dict[str, Any], net: nn.Module) -> ModelRecord:
@@ -217,6 +249,16 @@ def _warn_about_activation(name: str, pretrained: bool) -> None:
         and tag.startswith(("openai", "dfn"))
     ):
         log.warning("%s: these CLIP weights expect QuickGELU; use the '_clip_quickgelu_' architecture", name)
+
+
+def _warn_about_statistics(name: str, file: Path, net: nn.Module) -> None:
+    """Pre-trained encoders come in bare files; the architecture's name alone says what images they expect."""
+    mean = adapter_of(net).mean
+    if "." not in name and tuple(mean) != DEFAULT_MEAN:
+        log.warning(
+            "%s: images are normalised with the mean %s of timm's %s; if the file is MAE's, give %s.mae@%s",
+            *(file, mean, name, name, file),
+        )
 
 
 def _short(error: BaseException) -> str:

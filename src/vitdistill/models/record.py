@@ -21,6 +21,8 @@ class ModelRecord:
         args: every argument besides the name, `num_classes` and `img_size` included.
         mean, std: input statistics for pixels in 0..1.
         classes: class names, in the order of the logits.
+        heads: attention heads of blocks (counted from 0) that have others than the architecture says. The shapes
+            of the weights do not show them.
     """
 
     architecture: str | None
@@ -28,6 +30,7 @@ class ModelRecord:
     mean: list[float] = field(default_factory=list)
     std: list[float] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
+    heads: dict[int, int] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write `student.json` into a folder."""
@@ -48,8 +51,10 @@ class ModelRecord:
                 "Its run may not have finished; continue it with `vitdistill resume`",
             )
         try:
-            return cls(**json.loads(path.read_text()))
-        except (TypeError, ValueError) as error:
+            record = cls(**json.loads(path.read_text()))
+            record.heads = {int(block): int(count) for block, count in record.heads.items()}  # JSON's keys are text
+            return record
+        except (TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{RECORD} must be a model record", f"{path} ({error})") from error
 
 

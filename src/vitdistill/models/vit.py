@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from timm.models.vision_transformer import Block, VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitdistill.errors import UserError
 from vitdistill.models.backbone import Backbone, FusedQKVReader, QKVReader, SaliencyKind
 from vitdistill.tokens.saliency import attention_received, cls_attention
-from vitdistill.types import BackboneOutput, Capture, TokenGrid
+from vitdistill.types import BackboneOutput, Capture, Part, TokenGrid
 
 
 def is_plain(block: Any) -> bool:
@@ -52,8 +53,9 @@ class ViT(Backbone):
 
     def run_blocks(self, tokens: Float[Tensor, "b m d"], capture: Capture, hidden: dict[int, Tensor]) -> Tensor:
         wanted = {self.block_index(block) for block in capture.hidden}
-        only_qkv = {self.block_index(block) for block in capture.qkv} - wanted
-        last = self.depth - 1 if capture.logits else max(wanted | only_qkv, default=-1)
+        inside = {self.block_index(block) for block, _ in capture.parts}
+        only_qkv = {self.block_index(block) for block in capture.qkv} - wanted - inside
+        last = self.depth - 1 if capture.logits else max(wanted | inside | only_qkv, default=-1)
 
         tokens = self.net.norm_pre(self.net.patch_drop(tokens))
         for index in range(last + 1):
@@ -72,6 +74,24 @@ class ViT(Backbone):
 
     def read_qkv(self, block: int) -> QKVReader:
         return FusedQKVReader(getattr(self.blocks[block], "attn", self.blocks[block]))
+
+    def read_part(
+        self, block: int, part: Part, found: dict[tuple[int, Part], Tensor]
+    ) -> torch.utils.hooks.RemovableHandle:
+        module = self.blocks[block]
+        if not is_plain(module):
+            return super().read_part(block, part, found)
+
+        def keep_output(_module: nn.Module, _inputs: object, tokens: Tensor) -> None:
+            found[block, part] = tokens
+
+        def keep_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            found[block, part] = inputs[0]
+
+        if part == "attention_residual":
+            return module.norm2.register_forward_pre_hook(keep_input)
+        # After LayerScale and before drop path: what the branch adds when it is not dropped.
+        return (module.ls1 if part == "attention" else module.ls2).register_forward_hook(keep_output)
 
     def saliency(self, output: BackboneOutput, block: int = -1, kind: SaliencyKind = "cls") -> Float[Tensor, "b n"]:
         q, k, _ = output.qkv[self.block_index(block)]

@@ -82,12 +82,21 @@ def _first_line(error: BaseException) -> str:
     return str(error).splitlines()[0][:160] if str(error) else type(error).__name__
 
 
+def decoder_part(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of MAE's decoder (`decoder_*`, `mask_token`); none in an encoder-only file."""
+    return {name: value for name, value in weights.items() if name.startswith("decoder_") or name == "mask_token"}
+
+
 def adapt(weights: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
     """timm's own conversion for the architecture: foreign names, LayerScale, resampled positions and patches.
+
+    A full MAE file gives its encoder here; `decoder_part` has the rest.
 
     Raises:
         UserError: when the conversion fails, since the weights are of another architecture.
     """
+    decoder = decoder_part(weights)
+    weights = {name: value for name, value in weights.items() if name not in decoder}
     convert = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return weights

@@ -70,19 +70,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_student(path: str | Path) -> Backbone:
-    """The student of `RUN/checkpoints/*.ckpt`, built as `RUN/model.json` says.
+    """The student of `RUN/checkpoints/*.ckpt`, built as `RUN/student.json` says.
 
     Raises:
         UserError: when the checkpoint or the record of its architecture is missing.
     """
-    from vitdistill.models.build import build
+    from vitdistill.models.build import rebuild
     from vitdistill.models.record import ModelRecord
 
     path = Path(path)
-    record = ModelRecord.read(path.parent.parent)
-    if record.architecture is None:
-        raise UserError(f"{path} was trained from a module object, so it can only be rebuilt in Python")
-    student = build(record.architecture, args=record.args)
+    student = rebuild(ModelRecord.read(path.parent.parent))
     student.net.load_state_dict(student_weights(read_checkpoint(path)["state_dict"]))
     return student
 

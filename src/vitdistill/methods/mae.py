@@ -1,0 +1,97 @@
+"""MAE (He et al., CVPR 2022): masked modelling of an image's own pixels."""
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from vitdistill.methods.masked_modelling import Goal, MaskedModelling
+from vitdistill.methods.targets import Pixels, patchify, unpatchify
+from vitdistill.models.backbone import Backbone
+from vitdistill.models.build import build
+from vitdistill.models.decoder import Decoder, official_names
+from vitdistill.tokens.gather import restore, take
+
+GOAL = "pixels"
+
+
+class MAE(MaskedModelling):
+    """Mean squared error between predicted and true pixels of the masked patches."""
+
+    def __init__(
+        self,
+        student: Backbone | nn.Module,
+        *,
+        mask_ratio: float = 0.75,
+        norm_pix: bool = True,
+        decoder_width: int = 512,
+        decoder_depth: int = 8,
+        decoder_heads: int = 16,
+        decoder_mlp_ratio: float = 4.0,
+    ) -> None:
+        """
+        Args:
+            student: the encoder.
+            mask_ratio: share of the patches that it does not see.
+            norm_pix: predict each patch standardised by its own mean and deviation.
+            decoder_width: channels of the decoder.
+            decoder_depth: its blocks.
+            decoder_heads: its attention heads.
+            decoder_mlp_ratio: hidden channels of its MLPs, as a multiple of its width.
+
+        Raises:
+            UserError: when sizes or the ratio are impossible, or the student's patches cannot be left out.
+        """
+        student = build(student)
+        goal = pixel_goal(student, norm_pix, decoder_width, decoder_depth, decoder_heads, decoder_mlp_ratio)
+        super().__init__(student, {GOAL: goal}, mask_ratio=mask_ratio)
+
+    @property
+    def decoder(self) -> Decoder:
+        decoder = self.decoders[GOAL]
+        assert isinstance(decoder, Decoder)
+        return decoder
+
+    def exports(self, state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Encoder and decoder under the names of MAE's release."""
+        start = f"decoders.{GOAL}."
+        decoder = {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+        encoder = {k.removeprefix("student.net."): v for k, v in state.items() if k.startswith("student.net.")}
+        return {"mae.safetensors": {**encoder, **official_names(decoder)}}
+
+    def reconstruct(
+        self, images: Float[Tensor, "b ch height width"], kept: Int[Tensor, "b k"], masked: Int[Tensor, "b r"]
+    ) -> Float[Tensor, "b ch height width"]:
+        """The images with their masked patches predicted, normalised as they came.
+
+        Under `norm_pix` each predicted patch is given the true patch's mean and deviation, which the method does not
+        predict (as in MAE's own pictures).
+        """
+        target = self.targets[GOAL]
+        assert isinstance(target, Pixels)
+        everything = patchify(images.float(), target.grid)
+        tokens = self.student(images, keep=kept).tokens
+        assert tokens is not None
+        predicted = self.decoder(tokens, kept, masked).to(everything.dtype)
+        if target.normalise:
+            true = take(everything, masked)
+            predicted = predicted * (true.var(-1, keepdim=True) + 1e-6).sqrt() + true.mean(-1, keepdim=True)
+        return unpatchify(restore(predicted, masked, everything), target.grid, target.patch)
+
+
+def pixel_goal(
+    student: Backbone, norm_pix: bool, width: int, depth: int, heads: int, mlp_ratio: float = 4.0, weight: float = 1.0
+) -> Goal:
+    """Pixels of the student's patches with a decoder of their own."""
+    grid = student.grid
+    patch = (student.image_size[0] // grid.h, student.image_size[1] // grid.w)
+    target = Pixels(grid, patch, normalise=norm_pix)
+    decoder = Decoder(
+        grid,
+        student.prefix,
+        student.width,
+        target.channels,
+        width=width,
+        depth=depth,
+        heads=heads,
+        mlp_ratio=mlp_ratio,
+    )
+    return Goal(target, decoder, weight)

@@ -1,0 +1,106 @@
+"""Masked modelling: the student sees some patches, and a decoder per target predicts something at the others.
+
+With pixels as the target this is MAE and VideoMAE; with a teacher's features it is masked feature modelling (MVD),
+and several targets are co-teaching.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from vitdistill.errors import UserError
+from vitdistill.methods.method import Method
+from vitdistill.methods.targets import Target
+from vitdistill.methods.teacher import Teacher
+from vitdistill.models.backbone import Backbone
+from vitdistill.models.build import build
+from vitdistill.models.decoder import Decoder
+from vitdistill.tokens.masking import random_mask, visible_count
+from vitdistill.types import StepOutput
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One target with the decoder that predicts it and its weight in the loss."""
+
+    target: Target
+    decoder: Decoder
+    weight: float = 1.0
+
+
+class MaskedModelling(Method):
+    """Sum over targets of weight * distance(decoder(encoder(visible patches)), target), over the masked patches."""
+
+    uses_labels = False
+
+    def __init__(self, student: Backbone | nn.Module, goals: Mapping[str, Goal], *, mask_ratio: float = 0.75) -> None:
+        """
+        Args:
+            student: the encoder, whose patches can be left out.
+            goals: by the name under which each loss is reported.
+            mask_ratio: share of the patches that the encoder does not see.
+
+        Raises:
+            UserError: when patches cannot be left out, there is no goal, or the ratio leaves nothing to do.
+        """
+        super().__init__(build(student))
+        if not self.student.maskable:
+            raise UserError(f"{self.student.name} cannot leave out patches", remedy="Choose a ViT or DeiT")
+        if not goals:
+            raise UserError("Masked modelling needs at least one target")
+        self.mask_ratio = mask_ratio
+        self.visible = visible_count(self.student.grid.count, mask_ratio)
+        self.decoders = nn.ModuleDict({name: goal.decoder for name, goal in goals.items()})
+        self.targets = {name: goal.target for name, goal in goals.items()}
+        self.weights = {name: goal.weight for name, goal in goals.items()}
+        freeze_head(self.student)
+
+    @property
+    def teachers(self) -> list[Teacher]:
+        return [teacher for target in self.targets.values() for teacher in target.teachers]
+
+    def forward(
+        self,
+        images: Float[Tensor, "b ch height width"],
+        targets: Int[Tensor, "b"] | Float[Tensor, "b c"] | None = None,
+        progress: float = 0.0,
+    ) -> StepOutput:
+        kept, masked = random_mask(len(images), self.student.grid.count, self.visible, device=images.device)
+        tokens = self.student(images, keep=kept).tokens
+        assert tokens is not None
+        terms = self.losses(images, tokens, kept, masked)
+        loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+        return StepOutput(loss=loss, terms={name: term.detach() for name, term in terms.items()})
+
+    def losses(
+        self,
+        images: Float[Tensor, "b ch height width"],
+        tokens: Float[Tensor, "b pk d"],
+        kept: Int[Tensor, "b k"],
+        masked: Int[Tensor, "b r"],
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Every goal's loss, unweighted.
+
+        Args:
+            images: normalised with the student's statistics.
+            tokens: the encoder's output after its final norm, prefix tokens first.
+            kept: patches that it saw, in the order of `tokens`.
+            masked: the others.
+        """
+        terms = {}
+        for name, target in self.targets.items():
+            with self.clock("teacher"), torch.no_grad():
+                values = target.values(images, masked)
+            terms[name] = target.distance(self.decoders[name](tokens, kept, masked), values)
+        return terms
+
+
+def freeze_head(student: Backbone) -> None:
+    """Keep a classifier that the loss does not reach from training: DDP waits for gradients of all that trains."""
+    for name in ("fc_norm", "head", "head_dist"):
+        module = getattr(student.net, name, None)
+        if isinstance(module, nn.Module):
+            module.requires_grad_(False)
