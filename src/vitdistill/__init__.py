@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 # Name -> where it lives; imported on first use, so that `vitdistill --help` need not load torch.
 _LAZY = {
     "MaskedKD": "vitdistill.methods.maskedkd",
+    "TinyMIM": "vitdistill.methods.tinymim",
+    "MAE": "vitdistill.methods.mae",
+    "MaskedModelling": "vitdistill.methods.masked_modelling",
     "Supervised": "vitdistill.methods.supervised",
     "Teacher": "vitdistill.methods.teacher",
     "Method": "vitdistill.methods.method",
@@ -29,6 +32,11 @@ _LAZY = {
         for verb in (
             "maskedkd",
             "supervised",
+            "tinymim",
+            "mae",
+            "finetune",
+            "probe",
+            "knn",
             "resume",
             "evaluate",
             "export",
@@ -45,17 +53,25 @@ __all__ = sorted(_LAZY)
 if TYPE_CHECKING:
     from vitdistill.data.recipes import Augment
     from vitdistill.errors import UserError
+    from vitdistill.methods.mae import MAE
+    from vitdistill.methods.masked_modelling import MaskedModelling
     from vitdistill.methods.maskedkd import MaskedKD
     from vitdistill.methods.method import Method
     from vitdistill.methods.supervised import Supervised
     from vitdistill.methods.teacher import Teacher
+    from vitdistill.methods.tinymim import TinyMIM
     from vitdistill.models.build import build
     from vitdistill.tokens.criteria import Criterion
     from vitdistill.tokens.saliency import cls_attention
     from vitdistill.tokens.select import top_k
     from vitdistill.training.settings import Loader, Optim
+    from vitdistill.verbs.finetune import finetune
+    from vitdistill.verbs.knn import knn
+    from vitdistill.verbs.mae import mae
     from vitdistill.verbs.maskedkd import maskedkd
+    from vitdistill.verbs.probe import probe
     from vitdistill.verbs.supervised import supervised
+    from vitdistill.verbs.tinymim import tinymim
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,11 @@ from vitdistill.errors import UserError, near
 VERBS: dict[str, str] = {
     "maskedkd": "Distil a teacher that sees only the patches to which the student attends.",
     "supervised": "Train a network on labels alone: a baseline, or a teacher of your own.",
+    "tinymim": "Distil a masked-image-modelling teacher, without labels, through token relations.",
+    "mae": "Pre-train a teacher, without labels, by predicting masked pixels.",
+    "finetune": "Fine-tune a pre-trained network on labels.",
+    "probe": "Linear probe: how well a linear classifier does on frozen features.",
+    "knn": "k-nearest-neighbour accuracy of frozen features.",
     "resume": "Continue an interrupted run, exactly where it was.",
     "evaluate": "Top-1 and top-5 accuracy of a run or a model.",
     "export": "A run's student as safetensors for timm, or as ONNX, checked.",

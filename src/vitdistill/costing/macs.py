@@ -27,6 +27,7 @@ from vitdistill.models.backbone import Backbone
 from vitdistill.models.cait import CaiT
 from vitdistill.models.swin import Swin
 from vitdistill.models.vit import ViT
+from vitdistill.types import NOTHING, Capture
 
 LAYERNORM_MACS_PER_ELEMENT = 5
 
@@ -86,6 +87,7 @@ def backbone_macs(
     *,
     layernorm: bool = True,
     image_size: tuple[int, int] | None = None,
+    capture: Capture = NOTHING,
 ) -> Macs:
     """MACs of one forward pass over one image, as the adapter runs it.
 
@@ -95,6 +97,7 @@ def backbone_macs(
             covers every patch, since positions are added before any is dropped.
         layernorm: whether LayerNorm counts.
         image_size: height and width in pixels, for networks without a fixed one (CNNs); others know theirs.
+        capture: where the pass stops: a ViT's that needs no logits ends where the capture looks last.
 
     Raises:
         UserError: when `keep` is not between 1 and the patches of the grid, or patches cannot be left out.
@@ -109,7 +112,7 @@ def backbone_macs(
     kept = patches if keep is None else keep
 
     if isinstance(backbone, ViT) and _is_plain(backbone):
-        return _vit(backbone, kept, layernorm)
+        return _vit(backbone, kept, layernorm, capture)
     if isinstance(backbone, CaiT) and _is_plain(backbone):
         return _cait(backbone, kept, layernorm)
     if isinstance(backbone, Swin):
@@ -141,12 +144,18 @@ def block_macs(block: nn.Module, tokens: int, *, layernorm: bool = True) -> Macs
 # --- families ----------------------------------------------------------------------------------------------------
 
 
-def _vit(backbone: ViT, kept: int, layernorm: bool) -> Macs:
+def _vit(backbone: ViT, kept: int, layernorm: bool, capture: Capture) -> Macs:
     net, tokens = backbone.net, backbone.prefix + kept
     total = _patch_embed(net.patch_embed, backbone.grid.count, layernorm)
     total += _norm(net.norm_pre, tokens, layernorm)
-    for block in backbone.blocks:
+    whole, only_qkv = backbone.blocks_run(capture)
+    for block in backbone.blocks[:whole]:
         total += block_macs(block, tokens, layernorm=layernorm)
+    if only_qkv:
+        stopped: Any = backbone.blocks[whole]
+        total += _norm(stopped.norm1, tokens, layernorm) + Macs(projections=_linears(stopped.attn.qkv) * tokens)
+    if not capture.logits:
+        return total
     total += _norm(net.norm, tokens, layernorm) + _norm(net.fc_norm, 1, layernorm)
     return total + _head(net)
 

@@ -1,5 +1,7 @@
 """MAE (He et al., CVPR 2022): masked modelling of an image's own pixels."""
 
+from pathlib import Path
+
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -8,6 +10,7 @@ from vitdistill.methods.targets import Pixels, patchify, unpatchify
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
 from vitdistill.models.decoder import Decoder, official_names
+from vitdistill.models.weights import adapt, decoder_part, load_into, read_weights
 from vitdistill.tokens.gather import restore, take
 
 GOAL = "pixels"
@@ -49,6 +52,17 @@ class MAE(MaskedModelling):
         decoder = self.decoders[GOAL]
         assert isinstance(decoder, Decoder)
         return decoder
+
+    def load_full(self, path: str | Path) -> None:
+        """Begin with the encoder and decoder of a full MAE file.
+
+        Raises:
+            UserError: when the file is encoder-only, or of other sizes.
+        """
+        weights = read_weights(path)
+        decoder = decoder_part(weights)
+        self.decoder.load_official(decoder)
+        load_into(self.student.net, adapt(weights, self.student.net), str(path))
 
     def exports(self, state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Encoder and decoder under the names of MAE's release."""

@@ -59,7 +59,7 @@ class Method(nn.Module, ABC):
     def forward(
         self,
         images: Float[Tensor, "b ch height width"],
-        targets: Int[Tensor, "b"] | Float[Tensor, "b c"] | None,
+        targets: Int[Tensor, "b"] | Float[Tensor, "b c"],
         progress: float = 0.0,
     ) -> StepOutput:
         """One training step's loss.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from vitdistill.errors import UserError
@@ -18,6 +19,10 @@ class Teacher:
 
     Deliberately not an `nn.Module`: a module that holds it does not register its weights, so they stay out of
     `state_dict`, `parameters`, DDP buckets and FSDP shards. It follows the images to their device by itself.
+
+    Attributes:
+        backbone: the network, frozen and in eval mode.
+        drops_paths: whether its drop path is active, if it has any: an ablation of TinyMIM, off by default.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class Teacher:
         if dtype is not None:
             backbone.to(dtype)
         self.text_embeddings = None if text_embeddings is None else F.normalize(text_embeddings.float(), dim=-1)
+        self.drops_paths = False
         self._renormalise = _Renormalise.between(
             mean or backbone.mean, std or backbone.std, backbone.mean, backbone.std
         )
@@ -73,6 +79,8 @@ class Teacher:
         if parameter is not None and parameter.device != images.device:
             self.backbone.to(images.device)
         self.backbone.eval()
+        for module in self._drop_paths if self.drops_paths else ():
+            module.train()
         dtype = parameter.dtype if parameter is not None else images.dtype
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             seen = self.resized(self._renormalise(images.float())).to(dtype)
@@ -80,6 +88,10 @@ class Teacher:
             if output.logits is not None:
                 output.logits = self._class_scores(output.logits.float())
         return output
+
+    @property
+    def _drop_paths(self) -> list[DropPath]:
+        return [module for module in self.backbone.modules() if isinstance(module, DropPath)]
 
     def resized(self, images: Float[Tensor, "b ch height width"]) -> Float[Tensor, "b ch height2 width2"]:
         """The images at the teacher's resolution (MaskedKD, App. C, interpolates for higher-resolution teachers)."""

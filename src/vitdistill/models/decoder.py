@@ -1,6 +1,7 @@
 """The decoder of masked modelling: from the encoder's visible tokens to a prediction at every masked patch."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +20,8 @@ class Decoder(nn.Module):
     Attention does not see the order of tokens, so they stand as [prefix, visible, masked] and nothing is unshuffled.
     Submodules have the names of the official MAE weights without their `decoder_`.
     """
+
+    pos_embed: Tensor
 
     def __init__(
         self,
@@ -52,7 +55,7 @@ class Decoder(nn.Module):
                 "The decoder needs at least one block, and a width that is a multiple of its heads",
                 f"width {width}, depth {depth}, {heads} heads",
             )
-        norm = partial(nn.LayerNorm, eps=1e-6)
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)
         self.prefix = prefix
         self.embed = nn.Linear(encoder_width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))

@@ -51,6 +51,10 @@ def set_heads(backbone: Backbone, heads: Mapping[int, int]) -> None:
         changed[index] = count
     record = record_of(backbone.net)
     record.heads = {**record.heads, **changed}
+    counts = set(record.heads.values())
+    if len(record.heads) == backbone.depth and len(counts) == 1:
+        # The same everywhere is what the architecture's own argument says, and timm builds it without help.
+        record.args, record.heads = {**record.args, "num_heads": counts.pop()}, {}
     attach_record(backbone.net, record)
 
 

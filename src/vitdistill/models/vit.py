@@ -53,20 +53,27 @@ class ViT(Backbone):
 
     def run_blocks(self, tokens: Float[Tensor, "b m d"], capture: Capture, hidden: dict[int, Tensor]) -> Tensor:
         wanted = {self.block_index(block) for block in capture.hidden}
-        inside = {self.block_index(block) for block, _ in capture.parts}
-        only_qkv = {self.block_index(block) for block in capture.qkv} - wanted - inside
-        last = self.depth - 1 if capture.logits else max(wanted | inside | only_qkv, default=-1)
+        whole, only_qkv = self.blocks_run(capture)
 
         tokens = self.net.norm_pre(self.net.patch_drop(tokens))
-        for index in range(last + 1):
-            block = self.blocks[index]
-            if index == last and not capture.logits and last in only_qkv and is_plain(block):
-                block.attn.qkv(block.norm1(tokens))  # read by a hook; nothing behind it is wanted
-            else:
-                tokens = self.run_block(index, tokens, capture=capture)
+        for index in range(whole):
+            tokens = self.run_block(index, tokens, capture=capture)
             if index in wanted:
                 hidden[index] = tokens
+        if only_qkv:
+            block = self.blocks[whole]
+            block.attn.qkv(block.norm1(tokens))  # read by a hook; nothing behind it is wanted
         return tokens
+
+    def blocks_run(self, capture: Capture) -> tuple[int, bool]:
+        """How many blocks a pass runs whole, and whether it then runs the next one up to its q, k and v."""
+        if capture.logits:
+            return self.depth, False
+        whole = {self.block_index(block) for block in (*capture.hidden, *(block for block, _ in capture.parts))}
+        qkv = {self.block_index(block) for block in capture.qkv}
+        last = max(whole | qkv, default=-1)
+        stops_inside = last >= 0 and last not in whole and is_plain(self.blocks[last])
+        return (last, True) if stops_inside else (last + 1, False)
 
     def head(self, tokens: Tensor) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
         tokens = self.net.norm(tokens)

@@ -56,8 +56,8 @@ class TrainingModule(pl.LightningModule):
         self._ema: list[ModelEmaV3] = []  # in a list, so that it is no submodule
         self._ema_state: dict[str, Tensor] | None = None
         self._ema_steps = 0
-        classes = method.student.num_classes
-        self._accuracy = nn.ModuleDict({name: _accuracies(classes) for name in ("val", "ema")})
+        scored = ("val", "ema") if method.uses_labels else ()
+        self._accuracy = nn.ModuleDict({name: _accuracies(method.student.num_classes) for name in scored})
         self._val_row: dict[str, float] = {}
         self._val_sum = torch.zeros(2, dtype=torch.float64)  # loss, images; this process
 
@@ -193,9 +193,14 @@ class TrainingModule(pl.LightningModule):
         if len(batch.images) == 0:
             return
         images = self._on_device.eval(batch.images)
+        if not self.method.uses_labels:
+            # The same masks in every epoch, so that epochs can be compared.
+            seed_everything_at(self.settings.seed, "validation", batch_idx, self.global_rank)
+            self._note_val_loss(self.method(images, batch.targets, self.progress).loss * len(images), len(images))
+            return
         logits = self.method.student(images).logits
         loss = nn.functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
-        self._val_sum += torch.stack((loss.to(self._wide), torch.full_like(loss, len(images), dtype=self._wide)))
+        self._note_val_loss(loss, len(images))
         for metric in self._accuracy["val"].values():  # type: ignore[operator]
             metric.update(logits, batch.targets)
         if self._ema:
@@ -203,10 +208,13 @@ class TrainingModule(pl.LightningModule):
             for metric in self._accuracy["ema"].values():  # type: ignore[operator]
                 metric.update(logits, batch.targets)
 
+    def _note_val_loss(self, loss: Tensor, images: int) -> None:
+        self._val_sum += torch.stack((loss.to(self._wide), torch.full_like(loss, images, dtype=self._wide)))
+
     def on_validation_epoch_end(self) -> None:
         loss, images = self.trainer.strategy.reduce(self._val_sum, reduce_op="sum").tolist()
         self._val_row = {"val/loss": loss / max(1.0, images)}
-        for name in ("val", "ema") if self._ema else ("val",):
+        for name in self._accuracy if self._ema else list(self._accuracy)[:1]:
             for metric_name, metric in self._accuracy[name].items():  # type: ignore[operator]
                 self._val_row[f"{name}/{metric_name}"] = round(100 * float(metric.compute()), 4)
                 metric.reset()

@@ -12,6 +12,12 @@ def has_bf16(trainer_arguments: dict[str, Any] | None = None) -> bool:
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def cpu_has_bf16() -> bool:
+    """Whether this CPU computes bfloat16 in hardware (AVX-512 BF16 or AMX): matrix products at twice float32's rate."""
+    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(check is not None and check() for check in checks)
+
+
 def training_precision(name: str, trainer_arguments: dict[str, Any] | None = None) -> str:
     """Lightning's name of a precision; "auto" is bf16-mixed where `has_bf16`, else 32-true."""
     if name != "auto":

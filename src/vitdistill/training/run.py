@@ -111,7 +111,7 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
         run.update(status=status if status != "finished" else "running", **_results(parts, source, run, seconds))
     if status == "interrupted":
         raise KeyboardInterrupt
-    return _finish(parts, run)
+    return _finish(parts, method, run)
 
 
 def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: Settings) -> _Parts:
@@ -229,7 +229,7 @@ class _Timing(pl.Callback):
 
 def _write_record(method: Method, source: DataSource, run: RunDirectory) -> None:
     """student.json, at the start: checkpoints can be read with it before the run is over."""
-    record = replace(record_of(method.student.net), classes=list(source.classes))
+    record = replace(record_of(method.student.net), classes=list(source.classes) if method.uses_labels else [])
     record.mean, record.std = list(method.student.mean), list(method.student.std)
     record.write(run.path)
 
@@ -246,6 +246,7 @@ def _results(parts: _Parts, source: DataSource, run: RunDirectory, seconds: floa
         saves = next(c for c in parts.trainer.callbacks if isinstance(c, SaveCheckpoints))  # type: ignore[attr-defined]
         result["accuracy"] = {
             **{name: round(last[f"val/{name}"], 4) for name in ("top1", "top5", "loss") if f"val/{name}" in last},
+            **({} if method.uses_labels else {"best_loss": min(float(row["val/loss"]) for row in rows)}),
             **({"best_top1": round(saves.best, 4), "best_epoch": saves.best_epoch} if saves.best_epoch >= 0 else {}),
             **({"ema_top1": round(last["ema/top1"], 4)} if "ema/top1" in last else {}),
         }
@@ -269,13 +270,16 @@ def _peak_memory_gib(device: torch.device) -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 3)
 
 
-def _finish(parts: _Parts, run: RunDirectory) -> dict[str, Any]:
+def _finish(parts: _Parts, method: Method, run: RunDirectory) -> dict[str, Any]:
     """Export the student, mark the run finished, write the report."""
     if not is_first_process():
         return {}
     # From the checkpoint, which is whole under every strategy; the module may be in shards.
     content = read_checkpoint(run.last)
     export_weights(student_weights(content["state_dict"]), run.path / WEIGHTS)
+    state = {name.removeprefix("method."): value for name, value in content["state_dict"].items()}
+    for name, weights in method.exports(state).items():
+        export_weights(weights, run.path / name)
     if content["vitdistill"]["ema"] is not None:
         export_weights(content["vitdistill"]["ema"], run.path / "student_ema.safetensors")
     info = run.update(status="finished")

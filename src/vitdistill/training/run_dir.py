@@ -104,7 +104,14 @@ class RunDirectory:
     def _clear(self) -> None:
         """Remove an earlier run, but nothing that no run of ours wrote."""
         ours = {self.config.name, self.info.name, self.metrics.name, "checkpoints", "tensorboard", "report.html"}
-        ours |= {"student.safetensors", "student.json", "student_ema.safetensors", "masks.png", "export"}
+        ours |= {
+            "student.safetensors",
+            "student.json",
+            "student_ema.safetensors",
+            "mae.safetensors",
+            "masks.png",
+            "export",
+        }
         strangers = (
             [entry.name for entry in self.path.iterdir() if entry.name not in ours] if self.path.is_dir() else []
         )

@@ -25,13 +25,16 @@ def cost_of(method: Method, epochs: int, images_per_epoch: int, epochs_done: int
     if not method.teachers:
         return {"tokens": None, "cost": cost}
     teacher = method.teachers[0].backbone
+    capture = method.teacher_capture()
     full = backbone_macs(teacher).total / 1e9
+    unmasked = backbone_macs(teacher, capture=capture).total / 1e9
     counts = [method.kept_patches(epoch / max(1, epochs - 1)) for epoch in range(epochs)]
     masks_teacher = getattr(method, "mask", "teacher") == "teacher"
     # Criteria that ask a network for its attention pay for its pass whenever something is masked.
     asked = sum(backbone_macs(backbone).total / 1e9 for backbone in method.extra_passes())
     per_epoch = [
-        (full if not masks_teacher or k is None else backbone_macs(teacher, k).total / 1e9) + (asked if k else 0.0)
+        (unmasked if not masks_teacher or k is None else backbone_macs(teacher, k, capture=capture).total / 1e9)
+        + (asked if k else 0.0)
         for k in counts
     ]
     patches = teacher.grid.count if masks_teacher else method.student.grid.count

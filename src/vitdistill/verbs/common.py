@@ -6,26 +6,31 @@ from typing import Any
 import torch
 from torch import nn
 
+from vitdistill.data.recipes import Augment
 from vitdistill.data.sampling import seed_everything_at
 from vitdistill.data.source import DataSource, open_source
 from vitdistill.errors import UserError
 from vitdistill.methods.teacher import Teacher
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import BUNDLED, build
-from vitdistill.training.precision import has_bf16
+from vitdistill.training.precision import cpu_has_bf16, has_bf16
 from vitdistill.training.run_dir import RunDirectory, plain
+from vitdistill.training.settings import Settings
 
 Model = str | nn.Module
 
 
-def start(verb: str, arguments: dict[str, Any]) -> tuple[RunDirectory, DataSource]:
+def start(verb: str, arguments: dict[str, Any], *, labels: bool = True) -> tuple[RunDirectory, DataSource]:
     """Prepare the run directory and open the data, before anything expensive.
 
     Args:
         verb: name of the calling verb.
         arguments: all of its arguments, `data`, `out`, `seed`, `resume` and `overwrite` among them.
+        labels: False where training ignores labels: any folder of images will do, and what needs labels is refused.
     """
-    source = open_source(arguments["data"])
+    if not labels:
+        _refuse_what_needs_labels(arguments["augment"])
+    source = open_source(arguments["data"], labels=labels)
     config = {key: plain(_name(value)) for key, value in arguments.items() if key not in ("resume", "overwrite")}
     run = RunDirectory.prepare(
         arguments["out"], verb, config, resume=arguments["resume"], overwrite=arguments["overwrite"]
@@ -34,11 +39,32 @@ def start(verb: str, arguments: dict[str, Any]) -> tuple[RunDirectory, DataSourc
     return run, source
 
 
+def settings_of(arguments: dict[str, Any], student: Backbone) -> Settings:
+    """The training engine's settings out of a training verb's arguments."""
+    names = ("epochs", "batch_size", "seed", "augment", "optim", "loader", "precision", "compile")
+    return Settings(
+        **{name: arguments[name] for name in names},
+        image_size=student.image_size,
+        trainer=arguments["trainer"] or {},
+    )
+
+
 def _name(value: Any) -> Any:
     """Objects given in Python appear in the configuration by their class."""
     if isinstance(value, nn.Module):
         return f"<{type(value).__name__}>"
     return value.name if isinstance(value, DataSource) else value
+
+
+def _refuse_what_needs_labels(augment: Augment) -> None:
+    names = ("mixup", "cutmix", "smoothing", "mixup_prob")
+    if augment.mixes:
+        raise UserError(
+            "Only labelled images can be mixed",
+            f"the recipe {augment.recipe!r}",
+            "Choose --augment.recipe pretrain, or turn it off with --augment.mixup 0 --augment.cutmix 0",
+        )
+    refuse_unused(**{f"augment.{name}": (bool(getattr(augment, name)), "labels") for name in names})
 
 
 def make_student(
@@ -49,8 +75,9 @@ def make_student(
     image_size: int | None,
     pretrained: bool,
     drop_path: float,
+    classes: int | None = None,
 ) -> Backbone:
-    """The student with a head for the data's classes, at the data's or the given image size.
+    """The student with a head for the data's classes (or `classes`), at the data's or the given image size.
 
     Raises:
         UserError: when a module object has another number of classes than the data.
@@ -68,7 +95,7 @@ def make_student(
         refuse_unused(pretrained=(loaded, "a weights file or run brings its own weights"))
     if drop_path:
         options.setdefault("drop_path_rate", drop_path)
-    classes = len(source.classes)
+    classes = len(source.classes) if classes is None else classes
     student = build(
         spec,
         args=options,
@@ -76,7 +103,8 @@ def make_student(
         image_size=image_size or source.image_size,
         pretrained=pretrained,
     )
-    _check_classes("student", student.num_classes, student.name, source)
+    if classes:
+        _check_classes("student", student.num_classes, student.name, source)
     return student
 
 
@@ -99,7 +127,11 @@ def make_teacher(
     backbone = build(spec, args=args, pretrained=True)
     embeddings = _embeddings(text_embeddings)
     teacher = Teacher(
-        backbone, mean=student.mean, std=student.std, dtype=_dtype(dtype, trainer), text_embeddings=embeddings
+        backbone,
+        mean=student.mean,
+        std=student.std,
+        dtype=_dtype(dtype, trainer, backbone.width if backbone.blocks else 0),
+        text_embeddings=embeddings,
     )
     if check_classes:
         _check_classes("teacher", teacher.num_classes, backbone.name, source)
@@ -126,10 +158,15 @@ def _embeddings(path: str | None) -> torch.Tensor | None:
     return next(iter(tensors.values()))
 
 
-def _dtype(name: str, trainer: dict[str, Any] | None) -> torch.dtype | None:
-    """ "auto" is bfloat16 on GPUs that have it, and the weights' own dtype elsewhere."""
+# On a CPU with bfloat16 instructions a narrower teacher gains little or nothing from them.
+WIDE_ENOUGH = 192
+
+
+def _dtype(name: str, trainer: dict[str, Any] | None, width: int) -> torch.dtype | None:
+    """ "auto" is bfloat16 on hardware that computes it, and the weights' own dtype elsewhere."""
     if name == "auto":
-        return torch.bfloat16 if has_bf16(trainer) else None
+        on_cpu = not torch.cuda.is_available() and width >= WIDE_ENOUGH and cpu_has_bf16()
+        return torch.bfloat16 if has_bf16(trainer) or on_cpu else None
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name not in dtypes:
         raise UserError(f"teacher_dtype must be auto, {', '.join(dtypes)}", repr(name))

@@ -1,23 +1,22 @@
 """`vitdistill evaluate`: accuracy on a validation set."""
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from vitdistill.data.source import DataSource
+from vitdistill.data.loading import CorruptLog
 from vitdistill.errors import UserError
+from vitdistill.evaluation.loading import Checkpoint, Reader, open_subject
 from vitdistill.models.backbone import Backbone
 from vitdistill.tokens.keep import keep_count
-from vitdistill.verbs.common import refuse_unused
 
 
 def evaluate(
     model: str,
     *,
     data: str | None = None,
-    checkpoint: Literal["exported", "last", "best", "ema"] = "exported",
+    checkpoint: Checkpoint = "exported",
     keep: int | float = 1.0,
     batch_size: int = 128,
     image_size: int | None = None,
@@ -46,124 +45,37 @@ def evaluate(
     Returns:
         top1, top5 and loss, in percent and nats, with the number of images.
     """
-    from vitdistill.data.source import open_source
-
-    folder = Path(model)
-    config = _run_config(folder)
-    source = open_source(data or _data_of(model, config))
-    backbone = _load(model, folder, checkpoint, image_size, model_args)
+    subject = open_subject(
+        model, data=data, checkpoint=checkpoint, image_size=image_size, crop_pct=crop_pct, model_args=model_args
+    )
+    backbone, source, _ = subject
     if backbone.num_classes != len(source.classes):
         raise UserError(
             f"The model must have the classes of the data; {backbone.name} has {backbone.num_classes} and "
             f"{source.name} has {len(source.classes)}"
         )
-    augment = _augment(config, source, crop_pct, backbone)
-    result = {
-        "model": model,
-        "data": source.name,
-        **_accuracy(backbone, source, augment, keep, batch_size, device, workers),
-    }
+    _check_keep(backbone, keep)
+    reader = Reader(subject, batch_size=batch_size, device=device, workers=workers)
+    result = {"model": model, "data": source.name, **_accuracy(reader, keep)}
     _show(result, json)
     return result
 
 
-def _run_config(folder: Path) -> dict[str, Any]:
-    import yaml
-
-    path = folder / "config.yaml"
-    return yaml.safe_load(path.read_text()) if path.is_file() else {}
-
-
-def _data_of(model: str, config: dict[str, Any]) -> str:
-    if "data" in config:
-        return str(config["data"])
-    if model.startswith("digits"):
-        return "digits"
-    raise UserError("Data must be named for a model that is no run directory", remedy="Give --data")
+def _check_keep(backbone: Backbone, keep: int | float) -> None:
+    """Refuse to leave out patches of networks without attention."""
+    if keep_count(keep, backbone.grid.count) < backbone.grid.count or not isinstance(keep, float) or keep != 1:
+        backbone.saliency_capture()
 
 
-def _load(model: str, folder: Path, checkpoint: str, image_size: int | None, args: dict[str, Any] | None) -> Backbone:
-    from vitdistill.models.build import build
-    from vitdistill.models.weights import load_into, read_weights
-    from vitdistill.training.checkpoints import load_student
-
-    if checkpoint == "exported":
-        return build(model, args=args, image_size=image_size, pretrained=True)
-    refuse_unused(
-        image_size=(image_size is not None, "the exported student"), model_args=(bool(args), "the exported student")
-    )
-    if checkpoint in ("last", "best"):
-        return load_student(folder / "checkpoints" / f"{checkpoint}.ckpt")
-    file = folder / "student_ema.safetensors"
-    if not file.is_file():
-        raise UserError("Averaged weights exist only for runs with --optim.ema", folder)
-    backbone = build(model, args=args, image_size=image_size)
-    load_into(backbone.net, read_weights(file), str(file))
-    return backbone
-
-
-def _augment(config: dict[str, Any], source: DataSource, crop_pct: float | None, backbone: Backbone) -> Any:
-    """The validation crop: the run's, the bundled data's (none), or the one that the model was published with."""
-    from vitdistill.data.recipes import Augment
-
-    published = getattr(backbone.net, "pretrained_cfg", None) or {}
-    if config:
-        options = dict(config.get("augment") or {})
-    elif source.image_size:
-        options = {"recipe": "none"}
-    else:
-        options = {"recipe": "tiny"}
-        options |= {key: published[key] for key in ("crop_pct", "interpolation") if published.get(key)}
-    if crop_pct is not None:
-        options["crop_pct"] = crop_pct
-    return Augment(**options)
-
-
-def _place(device: str) -> torch.device:
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError("The device must exist on this machine", f"{device} ({str(error).splitlines()[0]})") from error
-    return torch.device(name)
-
-
-def _accuracy(
-    backbone: Backbone,
-    source: DataSource,
-    augment: Any,
-    keep: int | float,
-    batch_size: int,
-    device: str,
-    workers: int | None,
-) -> dict[str, Any]:
+def _accuracy(reader: Reader, keep: int | float) -> dict[str, Any]:
     from torchmetrics.functional.classification import multiclass_accuracy
 
-    from vitdistill.data.loading import CorruptLog, default_workers, make_loader
-    from vitdistill.data.on_device import OnDevice
-    from vitdistill.data.recipes import eval_transform
-    from vitdistill.data.sampling import EvalBatchSampler
-
-    if keep_count(keep, backbone.grid.count) < backbone.grid.count or not isinstance(keep, float) or keep != 1:
-        backbone.saliency_capture()  # refuses networks without attention
-    place = _place(device)
-    on_device = OnDevice(augment, backbone.mean, backbone.std, len(source.classes))
-    loader = make_loader(
-        source.val,
-        eval_transform(augment, backbone.image_size),
-        EvalBatchSampler(len(source.val), batch_size),
-        seed=0,
-        num_workers=default_workers(source) if workers is None else workers,
-        pin_memory=place.type == "cuda",
-    )
-    backbone.eval().to(place)
+    backbone, source, _ = reader.subject
+    backbone.eval().to(reader.place)
     corrupt, scores, targets = CorruptLog(), [], []
-    for batch in loader:
-        corrupt.add(batch.skipped)
-        corrupt.check(len(source.val))
-        if len(batch.images):
-            scores.append(_logits(backbone, on_device.eval(batch.images.to(place)), keep).float().cpu())
-            targets.append(batch.targets)
+    for images, labels_of_batch in reader.batches(source.val, corrupt, "evaluating"):
+        scores.append(_logits(backbone, images, keep).float().cpu())
+        targets.append(labels_of_batch)
     logits, labels = torch.cat(scores), torch.cat(targets)
     classes = len(source.classes)
     result: dict[str, Any] = {

@@ -39,10 +39,10 @@ def export(
     Raises:
         UserError: when the exported file gives other logits than the student.
     """
-    from vitdistill.verbs.evaluate import _load
+    from vitdistill.evaluation.loading import load
 
     folder = Path(run)
-    student = _load(run, folder, checkpoint, None, None).eval()
+    student = load(run, folder, checkpoint, None, None).eval()
     path = Path(out) if out else folder / "export" / f"student.{format}"
     path.parent.mkdir(parents=True, exist_ok=True)
     images = torch.randn(3, 3, *student.image_size, generator=torch.Generator().manual_seed(0))

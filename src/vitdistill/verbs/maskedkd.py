@@ -3,8 +3,8 @@
 from typing import Any, Literal
 
 from vitdistill.data.recipes import Augment
-from vitdistill.training.settings import Loader, Optim, Settings
-from vitdistill.verbs.common import Model, make_student, make_teacher, refuse_unused, start
+from vitdistill.training.settings import Loader, Optim
+from vitdistill.verbs.common import Model, make_student, make_teacher, refuse_unused, settings_of, start
 
 
 def maskedkd(
@@ -87,13 +87,14 @@ def maskedkd(
     Returns:
         The content of the run's run.json.
     """
+    arguments = dict(locals())
     refuse_unused(
         network=(network is not None and not criterion.startswith("network"), "criteria network and network+random"),
         random_share=(random_share != 0.5 and not criterion.endswith("+random"), "criteria that end in +random"),
         teacher_text=(teacher_text is not None and (teacher is None or alpha == 0), "a teacher"),
         teacher_args=(bool(teacher_args) and (teacher is None or alpha == 0), "a teacher"),
     )
-    run, source = start("maskedkd", dict(locals()))
+    run, source = start("maskedkd", arguments)
     from vitdistill.methods.maskedkd import MaskedKD
     from vitdistill.training.run import train
 
@@ -130,19 +131,7 @@ def maskedkd(
         network=third,
         random_share=random_share,
     )
-    settings = Settings(
-        epochs=epochs,
-        batch_size=batch_size,
-        image_size=pupil.image_size,
-        seed=seed,
-        augment=augment,
-        optim=optim,
-        loader=loader,
-        precision=precision,
-        compile=compile,
-        trainer=trainer or {},
-    )
-    return train(method, source, run, settings, resume=resume)
+    return train(method, source, run, settings_of(arguments, pupil), resume=resume)
 
 
 def layer_number(layer: str | int, depth: int) -> int:

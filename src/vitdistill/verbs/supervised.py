@@ -3,8 +3,8 @@
 from typing import Any
 
 from vitdistill.data.recipes import Augment
-from vitdistill.training.settings import Loader, Optim, Settings
-from vitdistill.verbs.common import Model, make_student, start
+from vitdistill.training.settings import Loader, Optim
+from vitdistill.verbs.common import Model, make_student, settings_of, start
 
 
 def supervised(
@@ -53,24 +53,13 @@ def supervised(
     Returns:
         The content of the run's run.json.
     """
-    run, source = start("supervised", dict(locals()))
+    arguments = dict(locals())
+    run, source = start("supervised", arguments)
     from vitdistill.methods.supervised import Supervised
     from vitdistill.training.run import train
 
     network = make_student(
         student, source, args=student_args, image_size=image_size, pretrained=pretrained, drop_path=drop_path
     )
-    settings = Settings(
-        epochs=epochs,
-        batch_size=batch_size,
-        image_size=network.image_size,
-        seed=seed,
-        augment=augment,
-        optim=optim,
-        loader=loader,
-        precision=precision,
-        compile=compile,
-        trainer=trainer or {},
-    )
     method = Supervised(network, smoothing=augment.resolved().smoothing)
-    return train(method, source, run, settings, resume=resume)
+    return train(method, source, run, settings_of(arguments, network), resume=resume)
