@@ -23,9 +23,18 @@ def generated_folder(folder: Path) -> DataSource:
     return open_source(folder)
 
 
+def generated_unlabelled_folder(folder: Path) -> DataSource:
+    for number, name in enumerate(["1", "a/2", "a/deeper/3", "b/4", "b/5"]):
+        file = folder / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20 + number, 24), (number, 0, 0)).save(file)
+    return open_source(folder, labels=False)
+
+
 SOURCES: dict[str, Callable[[Path], DataSource]] = {
     "digits": lambda _: open_source("digits"),
     "image_folder": generated_folder,
+    "unlabelled_folder": generated_unlabelled_folder,
 }
 
 
@@ -40,7 +49,8 @@ def images(request: pytest.FixtureRequest, source: DataSource):
 
 
 def test_names_and_classes(source):
-    assert source.name and len(source.classes) == len(set(source.classes)) >= 2
+    assert source.name and len(source.classes) == len(set(source.classes))
+    assert len(source.classes) >= 2 or source.classes == ["image"]
     assert source.image_size is None or source.image_size > 0
 
 

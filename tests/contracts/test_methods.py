@@ -1,4 +1,4 @@
-"""What every method promises: `Supervised`, and `MaskedKD` in each of its variants."""
+"""What every method promises: `Supervised`, `MaskedKD`, `TinyMIM` and `MAE`, in each of their variants."""
 
 import copy
 import pickle
@@ -8,14 +8,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from tiny import tiny
 from vitdistill.errors import UserError
+from vitdistill.methods.mae import MAE
 from vitdistill.methods.maskedkd import MaskedKD
 from vitdistill.methods.method import Method
 from vitdistill.methods.supervised import Supervised
 from vitdistill.methods.teacher import Teacher
+from vitdistill.methods.tinymim import PixelDecoder, TinyMIM
 from vitdistill.models.build import build
 from vitdistill.tokens.criteria import Criterion
 from vitdistill.types import Capture, StepOutput
@@ -28,6 +31,15 @@ def maskedkd(student: str = "deit", teacher: str = "deit3", **options: Any) -> M
     return MaskedKD(tiny(student, seed=1), tiny(teacher, seed=2), **options)
 
 
+def tinymim(student: str = "deit", teacher: str = "vit", **options: Any) -> TinyMIM:
+    return TinyMIM(tiny(student, seed=1), tiny(teacher, seed=2, embed_dim=32, num_heads=4, depth=4), **options)
+
+
+def mae(student: str = "vit", **options: Any) -> MAE:
+    return MAE(tiny(student, seed=1), decoder_width=16, decoder_depth=1, decoder_heads=2, **options)
+
+
+PIXELS = PixelDecoder(width=16, depth=1, heads=2)
 METHODS: dict[str, Callable[[], Method]] = {
     "supervised": lambda: Supervised(tiny("deit", seed=1), smoothing=0.1),
     "maskedkd": maskedkd,
@@ -49,7 +61,28 @@ METHODS: dict[str, Callable[[], Method]] = {
     "swin student": lambda: maskedkd("swin"),
     "swin teacher": lambda: maskedkd(teacher="swin", keep=1.0),
     "clip student, mean-pooled teacher": lambda: maskedkd("clip", "mae_mean_pool"),
+    "tinymim": tinymim,
+    "tinymim, all relations": lambda: tinymim(relations=("qk", "vv", "qq", "kk"), align_heads="all"),
+    "tinymim, no softmax": lambda: tinymim(softmax=False, teacher_block=2),
+    "tinymim, output": lambda: tinymim(target="features"),
+    "tinymim, attention": lambda: tinymim(target="features", feature="attention"),
+    "tinymim, attention, residual": lambda: tinymim(target="features", feature="attention", residual=True),
+    "tinymim, ffn": lambda: tinymim(target="features", feature="ffn"),
+    "tinymim, qkv": lambda: tinymim(target="features", feature="qkv"),
+    "tinymim, class token": lambda: tinymim(target="cls"),
+    "tinymim, masked": lambda: tinymim(mask_ratio=0.5),
+    "tinymim, masked, pixels": lambda: tinymim(mask_ratio=0.75, pixels=PIXELS),
+    "tinymim, noisy teacher": lambda: tinymim(teacher_drop_path=0.1),
+    "tinymim, two heads": lambda: tinymim("deit3", "vit"),
+    "mae": mae,
+    "mae, plain pixels": lambda: mae(norm_pix=False, mask_ratio=0.5),
+    "mae, no class token": lambda: mae("no_class_token"),
+    "mae, registers": lambda: mae("registers"),
 }
+
+
+# What a method may learn besides the student.
+EXTRA: dict[type[Method], tuple[str, ...]] = {TinyMIM: ("imitation", "decoder"), MAE: ("decoders",)}
 
 
 @pytest.fixture(params=METHODS)
@@ -71,21 +104,31 @@ def test_the_loss_is_a_finite_scalar_with_gradient_to_every_parameter(method, im
     step = method(images, targets, 0.5)
     assert isinstance(step, StepOutput) and step.loss.shape == () and bool(step.loss.isfinite())
     step.loss.backward()
-    names = [name for name, p in method.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-    assert not names
-    assert sum(bool(p.grad.any()) for p in method.parameters()) > 0.9 * len(list(method.parameters()))
+    trained = {name: p for name, p in method.named_parameters() if p.requires_grad}
+    assert not [name for name, p in trained.items() if p.grad is None or not p.grad.isfinite().all()]
+    assert sum(bool(p.grad.any()) for p in trained.values()) > 0.9 * len(trained)
 
 
 def test_terms_are_detached_finite_scalars_and_logits_are_the_students(method, images):
     step = method(images, TARGETS)
-    assert step.terms and set(step.terms) <= {"ce", "kd"}
+    known = {"ce", "kd", "qk", "vv", "qq", "kk", "q", "k", "v", "output", "attention", "ffn", "pixels"}
+    assert step.terms and set(step.terms) <= known
     assert all(t.shape == () and not t.requires_grad and bool(t.isfinite()) for t in step.terms.values())
-    assert step.logits.shape == (3, 10) and step.logits.requires_grad
+    if method.uses_labels:
+        assert step.logits.shape == (3, 10) and step.logits.requires_grad
+    else:
+        losses = []
+        for targets in (TARGETS, SOFT):
+            torch.manual_seed(0)
+            losses.append(method(images, targets).loss)
+        assert torch.equal(*losses) and step.logits is None
 
 
 def test_a_method_holds_the_student_and_nothing_else(method):
-    assert {name.partition(".")[0] for name in method.state_dict()} == {"student"}
-    assert {name.removeprefix("student.net.") for name in method.state_dict()} == set(method.student.net.state_dict())
+    names = set(method.state_dict())
+    own = {name.removeprefix("student.net.") for name in names if name.startswith("student.")}
+    assert own == set(method.student.net.state_dict())
+    assert {name.partition(".")[0] for name in names} <= {"student", *EXTRA.get(type(method), ())}
     held = {id(parameter) for parameter in method.parameters()}
     for teacher in method.teachers:
         assert not held & {id(parameter) for parameter in teacher.backbone.parameters()}
@@ -96,7 +139,8 @@ def test_teachers_stay_frozen_and_in_eval_mode(method, images):
     before = [copy.deepcopy(teacher.backbone.state_dict()) for teacher in method.teachers]
     method(images, TARGETS).loss.backward()
     for teacher, state in zip(method.teachers, before, strict=True):
-        assert not any(module.training for module in teacher.backbone.modules())
+        noisy = DropPath if teacher.drops_paths else ()
+        assert not any(module.training for module in teacher.backbone.modules() if not isinstance(module, noisy))
         assert not any(p.requires_grad or p.grad is not None for p in teacher.backbone.parameters())
         assert all(torch.equal(value, state[name]) for name, value in teacher.backbone.state_dict().items())
 

@@ -1,10 +1,13 @@
+import os
 import pickle
+from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from vitdistill.data import open_source
-from vitdistill.data.image_folder import image_folder, list_images
+from vitdistill.data.image_folder import _hold_out, image_folder, list_images
 from vitdistill.errors import UserError
 
 
@@ -114,3 +117,153 @@ def test_list_images(photos):
     for wrong, message in [("notes", "none in"), ("notes/readme.txt", "none in"), ("nowhere", "must exist")]:
         with pytest.raises(UserError, match=message):
             list_images(photos / wrong)
+
+
+# --- without labels ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def touch(tmp_path):
+    """`touch("a/1.jpg", ...)` makes empty files; nothing here reads them."""
+
+    def make(*names: str) -> Path:
+        root = tmp_path / "any"
+        root.mkdir(exist_ok=True)
+        for name in names:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).touch()
+        return root
+
+    return make
+
+
+def names(images, root: Path) -> list[str]:
+    return [os.path.relpath(images.path(index), root) for index in range(len(images))]
+
+
+def test_without_labels_a_labelled_folder_is_opened_as_ever(photos):
+    labelled, without = image_folder(photos), image_folder(photos, labels=False)
+    assert without.classes == labelled.classes == ["cat", "dog"] and without.name == labelled.name
+    for split in ("train", "val"):
+        one, other = getattr(labelled, split), getattr(without, split)
+        assert one.labels == other.labels and names(one, photos) == names(other, photos)
+
+
+@pytest.mark.parametrize(
+    ("change", "train", "val"),
+    [
+        ("train/loose.jpg", 11, 4),  # beside the class folders: has no class
+        ("val/loose.jpg", 10, 5),
+        ("train/bird/x.jpg", 11, 4),  # classes differ
+        ("train/bird/x.txt", 10, 4),  # a class without images
+    ],
+)
+def test_class_folders_that_do_not_fit_are_only_folders(photos, change, train, val):
+    (photos / change).parent.mkdir(exist_ok=True)
+    (photos / change).touch()
+    source = image_folder(photos, labels=False)
+    assert source.classes == ["image"]
+    assert source.train.labels == [0] * train and source.val.labels == [0] * val
+
+
+def test_without_labels_a_flat_folder_will_do(make_folder):
+    root = make_folder(train={"one": 6})
+    for file in (root / "train/one").iterdir():
+        file.rename(root / file.name)
+    (root / "train/one").rmdir()
+    (root / "train").rmdir()
+    source = open_source(root, labels=False)
+    assert (source.name, source.classes, source.image_size) == ("photos", ["image"], None)
+    assert len(source.train) == 5 and len(source.val) == 1
+    train = pickle.loads(pickle.dumps(source.train))
+    image, label = train.load(4)
+    assert (image.size, image.mode, label) == ((40, 32), "RGB", 0)
+
+
+def test_images_at_any_depth_in_sorted_order_and_hidden_ones_left_out(touch):
+    root = touch("b.jpg", "a/z/1.JPEG", "a/2.png", "ä/3.webp", ".hidden/4.jpg", "a/.thumbs/5.jpg", "a/._2.png", "c.txt")
+    source = image_folder(root, labels=False)
+    found = names(source.train, root) + names(source.val, root)
+    assert sorted(found) == sorted(["b.jpg", "a/z/1.JPEG", "a/2.png", "ä/3.webp"])
+    assert names(source.train, root) == sorted(names(source.train, root), key=os.fsencode)
+
+
+def test_a_train_folder_leaves_out_what_is_beside_it(touch):
+    root = touch("train/a/1.jpg", "train/2.jpg", "train/test/3.jpg", "extra/4.jpg", "5.jpg")
+    source = image_folder(root, labels=False)
+    found = names(source.train, root) + names(source.val, root)
+    assert sorted(found) == ["train/2.jpg", "train/a/1.jpg", "train/test/3.jpg"] and len(source.val) == 1
+
+
+def test_without_a_train_folder_the_other_splits_are_not_trained_on(touch):
+    root = touch("a/1.jpg", "a/val/2.jpg", "val/3.jpg", "val/x/4.jpg", "test/5.jpg")
+    source = image_folder(root, labels=False)
+    assert names(source.train, root) == ["a/1.jpg", "a/val/2.jpg"]
+    assert names(source.val, root) == ["val/3.jpg", "val/x/4.jpg"]
+
+
+@pytest.mark.parametrize("name", ["val", "validation", "test"])
+def test_without_labels_a_validation_folder_is_used(touch, name):
+    root = touch("train/1.jpg", "train/2.jpg", f"{name}/3.jpg")
+    source = image_folder(root, labels=False)
+    assert (len(source.train), names(source.val, root)) == (2, [f"{name}/3.jpg"])
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(2, 1), (199, 1), (300, 3), (499_999, 4999), (600_000, 5000)])
+def test_the_held_out_share(count, held_out, tmp_path):
+    names = np.array([b"%07d.jpg" % number for number in range(count)])
+    train, val = _hold_out(names, tmp_path)
+    assert len(val) == held_out and np.array_equal(np.sort(np.concatenate([train, val])), names)
+    assert all(np.array_equal(np.sort(part), part) for part in (train, val))
+    assert np.array_equal(val, _hold_out(names, tmp_path)[1]), "the same at every opening"
+
+
+def test_the_held_out_images_come_from_everywhere_and_never_change(tmp_path):
+    names = np.array([b"%04d.jpg" % number for number in range(1000)])
+    held_out = [int(name[:4]) for name in _hold_out(names, tmp_path)[1]]
+    assert held_out == [27, 231, 298, 306, 553, 672, 706, 859, 971, 993]
+
+
+def test_links_are_followed_and_a_circle_of_links_ends(touch, tmp_path):
+    root = touch("a/1.jpg", "a/2.jpg")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/3.jpg").touch()
+    (root / "a/back").symlink_to(root)
+    (root / "b").symlink_to(tmp_path / "elsewhere")
+    source = image_folder(root, labels=False)
+    assert sorted(names(source.train, root) + names(source.val, root)) == ["a/1.jpg", "a/2.jpg", "b/3.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], "At least two images are needed, one to validate on; got none in"),
+        (["x.txt"], "At least two images are needed, one to validate on; got none in"),
+        (["a/1.jpg"], "At least two images are needed, one to validate on; got only 'a/1.jpg' in"),
+        (["train/x.txt", "1.jpg", "2.jpg"], "got none in"),
+        (["train/1.jpg", "train/2.jpg", "val/x.txt"], "val must hold at least one image to validate on; got none"),
+        (["train/x.txt", "val/1.jpg"], "train must hold at least one image to train on; got none"),
+        (["test/1.jpg", "test/2.jpg"], "must hold at least one image outside test/ to train on; got none"),
+    ],
+)
+def test_without_labels_unusable_folders_say_what_is_wrong(touch, files, message):
+    root = touch(*files)
+    with pytest.raises(UserError) as error:
+        image_folder(root, labels=False)
+    assert message in str(error.value) and "JPEG" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_labels_are_needed_unless_said_otherwise(touch):
+    root = touch("1.jpg", "2.jpg")
+    with pytest.raises(UserError, match="must hold a folder 'train'"):
+        open_source(root)
+    with pytest.raises(UserError, match="exist and be a folder.*Any folder with at least two images"):
+        open_source(root / "1.jpg", labels=False)
+    with pytest.raises(UserError, match="existing folder or a bundled source"):
+        open_source("no/such/folder", labels=False)
+
+
+def test_bundled_and_open_sources_keep_their_labels(photos):
+    assert open_source("digits", labels=False) is open_source("digits")
+    opened = open_source(photos)
+    assert open_source(opened, labels=False) is opened

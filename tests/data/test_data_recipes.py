@@ -1,14 +1,17 @@
 import pickle
 import random
+from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from timm.data import create_transform
+from torchvision.transforms import InterpolationMode
 
 from vitdistill.data import Augment, open_source
-from vitdistill.data.recipes import ResolvedAugment, eval_transform, train_transform
+from vitdistill.data.recipes import RECIPES, RecipeName, ResolvedAugment, eval_transform, train_transform
 from vitdistill.errors import UserError
 
 
@@ -38,6 +41,20 @@ def test_tiny_is_crop_and_flip_only():
     assert step_names(transform)[:2] == ["RandomResizedCropAndInterpolation", "RandomHorizontalFlip"]
     assert len(step_names(transform)) == 3 and transform.random
     assert transform.steps.transforms[0].scale == (0.08, 1.0)
+
+
+def test_finetune_is_deit_with_every_image_once():
+    finetune, deit = Augment(recipe="finetune").resolved(), Augment(recipe="deit").resolved()
+    assert replace(finetune, recipe="deit", repeats=3, color_jitter=0.3) == deit
+    assert finetune.repeats == 1 and finetune.color_jitter == 0 and finetune.mixes
+    assert step_names(train_transform(finetune, 32)) == step_names(train_transform(deit, 32))
+
+
+def test_pretrain_is_a_crop_and_a_flip_and_needs_no_labels():
+    pretrain = Augment(recipe="pretrain").resolved()
+    assert pretrain.smoothing == 0 and pretrain.erasing == 0 and pretrain.repeats == 1 and not pretrain.mixes
+    crop, flip, _to_tensor = train_transform(pretrain, 32).steps.transforms
+    assert crop.scale == (0.2, 1.0) and crop.interpolation == InterpolationMode.BICUBIC and flip.p == 0.5
 
 
 def test_none_has_nothing_random_and_equals_validation(photo):
@@ -79,7 +96,7 @@ def test_validation_is_timms(photo):
     assert torch.equal(ours, torch.as_tensor(np.asarray(timms)))
 
 
-@pytest.mark.parametrize("recipe", ["deit", "tiny", "none"])
+@pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("size", [32, (32, 32), (32, 24)])
 def test_transforms_give_uint8_of_the_asked_size(recipe, size, photo):
     height, width = (size, size) if isinstance(size, int) else size
@@ -112,8 +129,13 @@ def test_timm_policies_are_accepted(policy):
     assert Augment(auto_augment=policy).resolved().auto_augment == policy
 
 
+def test_every_recipe_can_be_named_and_carries_its_name():
+    assert set(get_args(RecipeName)) == set(RECIPES)
+    assert all(recipe.recipe == name for name, recipe in RECIPES.items())
+
+
 def test_unknown_recipe_names_what_is_near():
     augment = Augment()
     object.__setattr__(augment, "recipe", "deti")
-    with pytest.raises(UserError, match=r"one of tiny, deit, none; got 'deti'\. Did you mean 'deit'"):
+    with pytest.raises(UserError, match=r"one of tiny, deit, .*, none; got 'deti'\. Did you mean 'deit'"):
         augment.resolved()

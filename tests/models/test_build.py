@@ -274,7 +274,8 @@ def test_an_unfinished_run(run):
 
 def test_a_run_without_its_weights(run):
     (run / "student.safetensors").unlink()
-    assert f"The weights file must exist; got {run / 'student.safetensors'}" in refused(str(run))
+    message = refused(str(run))
+    assert "A run given as a model must be finished" in message and f"vitdistill resume {run}" in message
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"architecture": "a", "colour": 1}', "null"])

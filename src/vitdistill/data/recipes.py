@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vitdistill.errors import UserError, near
 
-RecipeName = Literal["deit", "tiny", "none"]
+RecipeName = Literal["deit", "tiny", "finetune", "pretrain", "none"]
 Interpolation = Literal["bilinear", "bicubic", "lanczos", "nearest", "box", "hamming"]
 ImageSize = int | tuple[int, int]
 
@@ -41,7 +41,9 @@ class Augment:
 
     Args:
         recipe: `deit` (RandAugment, mixup, cutmix, erasing, three repeats; DeiT, Table 9), `tiny` (random resized
-            crop and flip, what MaskedKD uses for DeiT-Ti), or `none` (resize and centre crop only).
+            crop and flip, what MaskedKD uses for DeiT-Ti), `finetune` (as `deit`, each image once; MAE, Table 9, and
+            TinyMIM), `pretrain` (random resized crop of at least 20% of the area, and flip; nothing that needs
+            labels; MAE, Table 8, and TinyMIM), or `none` (resize and centre crop only).
         scale: smallest share of the image's area that the random crop may take, above 0; 1 takes the centre crop
             of validation in its place.
         hflip: probability of a horizontal flip, 0 to 1.
@@ -129,18 +131,19 @@ TINY = ResolvedAugment(
     crop_pct=0.875,
     interpolation="bicubic",
 )
+FINETUNE = replace(
+    TINY,
+    recipe="finetune",
+    auto_augment="rand-m9-mstd0.5-inc1",
+    mixup=0.8,
+    cutmix=1.0,
+    erasing=0.25,
+)
 RECIPES: dict[str, ResolvedAugment] = {
     "tiny": TINY,
-    "deit": replace(
-        TINY,
-        recipe="deit",
-        color_jitter=0.3,
-        auto_augment="rand-m9-mstd0.5-inc1",
-        mixup=0.8,
-        cutmix=1.0,
-        erasing=0.25,
-        repeats=3,
-    ),
+    "deit": replace(FINETUNE, recipe="deit", color_jitter=0.3, repeats=3),
+    "finetune": FINETUNE,
+    "pretrain": replace(TINY, recipe="pretrain", scale=0.2, smoothing=0.0),
     # crop_pct 1: an image that already has the model's size passes through untouched.
     "none": replace(TINY, recipe="none", scale=1.0, hflip=0.0, smoothing=0.0, crop_pct=1.0),
 }

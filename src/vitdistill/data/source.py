@@ -56,7 +56,7 @@ class DataSource:
         name: short name for tables and file names.
         train: training images.
         val: validation images.
-        classes: class names, in the order of the class numbers.
+        classes: class names, in the order of the class numbers; `["image"]` where the images have no labels.
         image_size: native height and width in pixels of a bundled source; None means the model's.
     """
 
@@ -74,12 +74,13 @@ def bundled() -> dict[str, Callable[[], DataSource]]:
     return {"digits": digits}
 
 
-def open_source(data: str | Path | DataSource) -> DataSource:
+def open_source(data: str | Path | DataSource, *, labels: bool = True) -> DataSource:
     """Open what `--data` names.
 
     Args:
         data: the name of a bundled source, a folder with `train/` and `val/`, or a source that is already open.
             A bundled name wins over a folder of the same name; write `./digits` to mean the folder.
+        labels: False opens any folder of images, see `image_folder`; all else is opened as ever.
 
     Raises:
         UserError: when it is neither, or when the source itself is unusable.
@@ -97,4 +98,4 @@ def open_source(data: str | Path | DataSource) -> DataSource:
         )
     from vitdistill.data.image_folder import image_folder
 
-    return image_folder(data)
+    return image_folder(data, labels=labels)

@@ -22,7 +22,7 @@ def set_drop_path(backbone: Backbone, rates: Sequence[float]) -> None:
         UserError: when a rate is out of range, or the blocks have no drop path.
     """
     if not all(0 <= rate < 1 for rate in rates):
-        raise UserError("Drop path rates must lie in [0, 1)", max(rates, key=lambda rate: abs(rate - 0.5)))
+        raise UserError("Drop path rates must lie in [0, 1)", next(rate for rate in rates if not 0 <= rate < 1))
     assert len(rates) == backbone.depth
     if not any(rates) and not has_drop_path(backbone):
         return

@@ -51,9 +51,9 @@ class ModelRecord:
                 "Its run may not have finished; continue it with `vitdistill resume`",
             )
         try:
-            record = cls(**json.loads(path.read_text()))
-            record.heads = {int(block): int(count) for block, count in record.heads.items()}  # JSON's keys are text
-            return record
+            content = json.loads(path.read_text())
+            heads = {int(block): int(count) for block, count in content.pop("heads", {}).items()}  # JSON's keys are text
+            return cls(**content, heads=heads)
         except (TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{RECORD} must be a model record", f"{path} ({error})") from error
 

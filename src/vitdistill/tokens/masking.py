@@ -35,5 +35,6 @@ def split_by_noise(noise: Float[Tensor, "b n"], visible: int) -> tuple[Int[Tenso
 def random_mask(
     b: int, patches: int, visible: int, *, device: torch.device | None = None
 ) -> tuple[Int[Tensor, "b k"], Int[Tensor, "b r"]]:
-    """(visible, masked) patches of a uniformly random mask per sample, made on the device."""
-    return split_by_noise(torch.rand(b, patches, device=device), visible)
+    """(visible, masked) patches of a uniformly random mask per sample, each ascending, made on the device."""
+    kept, masked = split_by_noise(torch.rand(b, patches, device=device), visible)
+    return kept.sort(dim=1).values, masked.sort(dim=1).values

@@ -11,6 +11,7 @@ import torch
 
 from vitdistill.errors import UserError
 from vitdistill.models.backbone import Backbone
+from vitdistill.models.record import ModelRecord
 
 
 def export(
@@ -73,6 +74,8 @@ def _safetensors(student: Backbone, path: Path, images: torch.Tensor) -> dict[st
     """Write, then load again the way a user will: with timm alone."""
     import timm
 
+    from vitdistill.models.build import build
+    from vitdistill.models.heads import set_heads
     from vitdistill.models.record import record_of
     from vitdistill.training.run import export_weights
 
@@ -80,13 +83,26 @@ def _safetensors(student: Backbone, path: Path, images: torch.Tensor) -> dict[st
     record = record_of(student.net)
     if record.architecture is None:
         raise UserError("Only architectures of timm can be exported for timm")
-    arguments = "".join(f", {key}={value!r}" for key, value in record.args.items())
+    net = timm.create_model(record.architecture, checkpoint_path=str(path), **record.args).eval()
+    set_heads(build(net), record.heads)
     with torch.inference_mode():
-        logits = timm.create_model(record.architecture, checkpoint_path=str(path), **record.args).eval()(images)
-    return {
-        "logits": logits,
-        "load": f"timm.create_model({record.architecture!r}, checkpoint_path={str(path)!r}{arguments})",
-    }
+        return {"logits": net(images), "load": loading_code(record, path)}
+
+
+def loading_code(record: ModelRecord, path: Path) -> str:
+    """Python that loads the student with timm alone.
+
+    timm has one head count for all blocks, so those of single blocks are set afterwards; the weights are the same.
+    """
+    arguments = "".join(f", {key}={value!r}" for key, value in record.args.items())
+    lines = [f"timm.create_model({record.architecture!r}, checkpoint_path={str(path)!r}{arguments})"]
+    for block, heads in record.heads.items():
+        attention = f"model.blocks[{block}].attn"
+        lines += [
+            f"{attention}.num_heads, {attention}.head_dim = {heads}, {attention}.qkv.out_features // 3 // {heads}",
+            f"{attention}.scale = {attention}.head_dim ** -0.5",
+        ]
+    return lines[0] if len(lines) == 1 else "; ".join([f"model = {lines[0]}", *lines[1:]])
 
 
 def _onnx(student: Backbone, path: Path, images: torch.Tensor, dynamic_batch: bool) -> dict[str, Any]:

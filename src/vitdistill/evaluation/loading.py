@@ -1,0 +1,179 @@
+"""From the words of a command to a network, its data, and batches of images; shared by the evaluation verbs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vitdistill.data.loading import CorruptLog, default_workers, make_loader
+from vitdistill.data.on_device import OnDevice
+from vitdistill.data.recipes import Augment, eval_transform
+from vitdistill.data.sampling import EvalBatchSampler
+from vitdistill.data.source import DataSource, ImageSet, open_source
+from vitdistill.errors import UserError
+from vitdistill.evaluation.progress import track
+from vitdistill.models.backbone import Backbone
+from vitdistill.models.record import ModelRecord
+from vitdistill.verbs.common import refuse_unused
+
+Checkpoint = Literal["exported", "last", "best", "ema"]
+
+
+class Subject(NamedTuple):
+    """What is evaluated: a network, the data, and how images are resized and cropped for it."""
+
+    backbone: Backbone
+    source: DataSource
+    augment: Augment
+
+
+def open_subject(
+    model: str,
+    *,
+    data: str | None,
+    checkpoint: Checkpoint,
+    image_size: int | None,
+    crop_pct: float | None,
+    model_args: dict[str, Any] | None,
+) -> Subject:
+    """Open the network and the data of an evaluation verb, whose arguments of the same names these are.
+
+    Raises:
+        UserError: when the model or the data cannot be had, the folder is no run, or no data is named for a
+            model that is no run.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        ModelRecord.read(folder)  # a folder that is no run is refused as such, before its data is missed
+    config = run_config(folder)
+    source = open_source(data or data_of(model, config))
+    backbone = load(model, folder, checkpoint, image_size, model_args)
+    return Subject(backbone, source, validation_crop(config, source, crop_pct, backbone))
+
+
+def run_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a run directory; empty where there is none."""
+    import yaml
+
+    path = folder / "config.yaml"
+    return (yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
+
+
+def data_of(model: str, config: dict[str, Any]) -> str:
+    """The data on which a run, or a bundled network, was trained.
+
+    Raises:
+        UserError: when the model is neither.
+    """
+    if "data" in config:
+        return str(config["data"])
+    if model.startswith("digits"):
+        return "digits"
+    raise UserError("Data must be named for a model that is no run directory", remedy="Give --data")
+
+
+def load(
+    model: str, folder: Path, checkpoint: Checkpoint, image_size: int | None, args: dict[str, Any] | None
+) -> Backbone:
+    """The network of a model or of a run's checkpoint.
+
+    Raises:
+        UserError: when it cannot be had, or options are given that a checkpoint decides by itself.
+    """
+    from vitdistill.models.build import build
+    from vitdistill.models.weights import load_into, read_weights
+    from vitdistill.training.checkpoints import load_student
+
+    if checkpoint == "exported":
+        return build(model, args=args, image_size=image_size, pretrained=True)
+    refuse_unused(
+        image_size=(image_size is not None, "the exported student"), model_args=(bool(args), "the exported student")
+    )
+    if checkpoint in ("last", "best"):
+        return load_student(folder / "checkpoints" / f"{checkpoint}.ckpt")
+    file = folder / "student_ema.safetensors"
+    if not file.is_file():
+        raise UserError("Averaged weights exist only for runs with --optim.ema", folder)
+    backbone = build(model, args=args, image_size=image_size)
+    load_into(backbone.net, read_weights(file), str(file))
+    return backbone
+
+
+def validation_crop(config: dict[str, Any], source: DataSource, crop_pct: float | None, backbone: Backbone) -> Augment:
+    """The validation crop: the run's, the bundled data's (none), or the one that the model was published with."""
+    published = getattr(backbone.net, "pretrained_cfg", None) or {}
+    if config:
+        options = dict(config.get("augment") or {})
+    elif source.image_size:
+        options = {"recipe": "none"}
+    else:
+        options = {"recipe": "tiny"}
+        options |= {key: published[key] for key in ("crop_pct", "interpolation") if published.get(key)}
+    if crop_pct is not None:
+        options["crop_pct"] = crop_pct
+    return Augment(**options)
+
+
+def place_of(device: str) -> torch.device:
+    """The device that a name stands for; "auto" is the first GPU where there is one.
+
+    Raises:
+        UserError: when this machine has no such device.
+    """
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError("The device must exist on this machine", f"{device} ({str(error).splitlines()[0]})") from error
+    return torch.device(name)
+
+
+class Reader:
+    """Hands a network its images: resized, centre-cropped and normalised as in validation, never augmented.
+
+    Attributes:
+        place: the device on which the images arrive.
+    """
+
+    def __init__(self, subject: Subject, *, batch_size: int, device: str, workers: int | None) -> None:
+        """
+        Args:
+            subject: whose images to read, and for which network.
+            batch_size: images per step.
+            device: auto, cpu, cuda, ...
+            workers: loader processes; None chooses by the data and the cores.
+
+        Raises:
+            UserError: when this machine has no such device.
+        """
+        self.subject, self.batch_size, self.place = subject, batch_size, place_of(device)
+        self.workers = default_workers(subject.source) if workers is None else workers
+
+    def batches(self, images: ImageSet, corrupt: CorruptLog, text: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised images (b, 3, height, width) on the device with their class numbers (b,), in order.
+
+        Args:
+            images: the set to read, once.
+            corrupt: takes note of unreadable images, which are left out.
+            text: shown before the progress bar.
+
+        Raises:
+            UserError: when more than 1% of the set is unreadable.
+        """
+        backbone, source, augment = self.subject
+        on_device = OnDevice(augment, backbone.mean, backbone.std, len(source.classes))
+        loader = make_loader(
+            images,
+            eval_transform(augment, backbone.image_size),
+            EvalBatchSampler(len(images), self.batch_size),
+            seed=0,
+            num_workers=self.workers,
+            pin_memory=self.place.type == "cuda",
+        )
+        for batch in track(loader, text, len(loader)):
+            corrupt.add(batch.skipped)
+            corrupt.check(len(images))
+            if len(batch.images):
+                yield on_device.eval(batch.images.to(self.place)), batch.targets
