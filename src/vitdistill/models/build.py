@@ -40,7 +40,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-BUNDLED = {"digits-teacher": ASSETS / "digits_teacher"}
+BUNDLED = {"digits-teacher": ASSETS / "digits_teacher", "digits-mae": ASSETS / "digits_mae"}
 
 
 def build(

@@ -52,7 +52,9 @@ class ModelRecord:
             )
         try:
             content = json.loads(path.read_text())
-            heads = {int(block): int(count) for block, count in content.pop("heads", {}).items()}  # JSON's keys are text
+            heads = {
+                int(block): int(count) for block, count in content.pop("heads", {}).items()
+            }  # JSON's keys are text
             return cls(**content, heads=heads)
         except (TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{RECORD} must be a model record", f"{path} ({error})") from error

@@ -1,0 +1,100 @@
+"""What the studies on small data share: runs over seeds in parallel, paired differences, verdicts, summaries."""
+
+import math
+import multiprocessing
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+VERDICTS = ("reproduced", "contradicted", "not resolved")
+
+# (claim of the paper, better, worse, strict): strict claims a gain, the others "no worse".
+Finding = tuple[str, str, str, bool]
+RunOne = Callable[[str, int, int, str], dict[str, Any]]  # name, seed, epochs, folder -> a row with name, seed, top1
+
+
+def run_all(run_one: RunOne, names: list[str], seeds: int, jobs: int, epochs: int) -> list[dict[str, Any]]:
+    """All runs, `jobs` at a time, each on one thread."""
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+            # Seeds outermost: an interruption leaves whole comparisons.
+            runs = [pool.submit(run_one, name, seed, epochs, folder) for seed in range(seeds) for name in names]
+            for done in as_completed(runs):
+                results.append(done.result())
+                latest = results[-1]
+                text = f"[{len(results)}/{len(runs)}] {latest['name']}, seed {latest['seed']}: {latest['top1']:.2f}%"
+                print(text, flush=True)
+    return results
+
+
+def spread(values: list[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (NaN for one value)."""
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else math.nan
+
+
+def judge(table: dict[str, dict[str, Any]], findings: tuple[Finding, ...], key: str = "top1") -> list[dict[str, Any]]:
+    """Each finding against the paired differences between seeds (t distribution, 95%)."""
+    verdicts = []
+    for claim, better, worse, strict in findings:
+        if better not in table or worse not in table:
+            continue
+        differences = [a - b for a, b in zip(table[better][key], table[worse][key], strict=True)]
+        mean, half = statistics.mean(differences), half_width(differences)
+        if strict:
+            verdict = "reproduced" if mean - half > 0 else "contradicted" if mean + half < 0 else "not resolved"
+        else:
+            verdict = "contradicted" if mean + half < 0 else "reproduced" if mean - half > -1 else "not resolved"
+        verdicts.append(
+            {"claim": claim, "better": better, "worse": worse, "gain": mean, "half_width": half, "verdict": verdict}
+        )
+    return verdicts
+
+
+def half_width(differences: list[float]) -> float:
+    """Half the 95% confidence interval of a mean."""
+    from scipy.stats import t
+
+    if len(differences) < 2:
+        return math.inf
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    return float(t.ppf(0.975, len(differences) - 1)) * error
+
+
+def findings_table(verdicts: list[dict[str, Any]]) -> list[str]:
+    """The verdicts as lines of markdown."""
+    lines = [
+        "## The paper's findings at this scale",
+        "",
+        "Differences are paired by seed; ± is the half width of the 95% confidence interval (t). A claim of a gain is "
+        "reproduced if the interval lies above zero; a claim of no loss if it lies above -1 point.",
+        "",
+        "| finding | difference, points | at this scale |",
+        "|---|---|---|",
+    ]
+    return lines + [
+        f"| {v['claim']} | {v['gain']:+.2f} ± {v['half_width']:.2f} ({v['better']} - {v['worse']}) | {v['verdict']} |"
+        for v in verdicts
+    ]
+
+
+def in_words(verdicts: list[dict[str, Any]]) -> str:
+    """What the table settles, and what it does not."""
+    by_verdict = {kind: [v["claim"] for v in verdicts if v["verdict"] == kind] for kind in VERDICTS}
+    parts = [f"{len(claims)} of {len(verdicts)} findings {kind}" for kind, claims in by_verdict.items()]
+    text = "In short: " + ", ".join(parts) + ". "
+    for kind in ("reproduced", "contradicted"):
+        if by_verdict[kind]:
+            text += f"{kind.capitalize()}: {'; '.join(by_verdict[kind])}. "
+    return text + "What is not resolved is smaller than the spread between seeds on 360 test images. "
+
+
+def command_line() -> str:
+    """How the study was called."""
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
