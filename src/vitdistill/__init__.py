@@ -37,6 +37,7 @@ _LAZY = {
             "finetune",
             "probe",
             "knn",
+            "chain",
             "resume",
             "evaluate",
             "export",

@@ -25,6 +25,7 @@ VERBS: dict[str, str] = {
     "finetune": "Fine-tune a pre-trained network on labels.",
     "probe": "Linear probe: how well a linear classifier does on frozen features.",
     "knn": "k-nearest-neighbour accuracy of frozen features.",
+    "chain": "Several runs that build on each other, from one recipe; resumes in the middle.",
     "resume": "Continue an interrupted run, exactly where it was.",
     "evaluate": "Top-1 and top-5 accuracy of a run or a model.",
     "export": "A run's student as safetensors for timm, or as ONNX, checked.",

@@ -1,4 +1,4 @@
-"""From a pre-trained teacher over a distilled student to a fine-tuned one, as a user would go, with exact resumption."""
+"""From a pre-trained teacher over a distilled student to a fine-tuned one, as a user would go; exact resumption."""
 
 import json
 import os

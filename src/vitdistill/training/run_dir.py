@@ -17,7 +17,7 @@ from vitdistill.errors import UserError
 
 # Keys that may differ between a run and its continuation: they do not change what is computed. A continuation on
 # other devices must come to the same global batch, which the checkpoint knows.
-_FREE = re.compile(
+FREE = re.compile(
     r"out$|resume$|overwrite$|loader(\.|$)|trainer\.(enable_\w+|profiler|devices|num_nodes|accelerator|strategy)$"
 )
 
@@ -92,7 +92,7 @@ class RunDirectory:
         changed = [
             f"{key} (was {old}, is {new})"
             for key, old, new in differences(before, plain(config))
-            if not _FREE.match(key)
+            if not FREE.match(key)
         ]
         if changed:
             raise UserError(

@@ -1,0 +1,188 @@
+"""`vitdistill chain`: several runs, each building on earlier ones, with one command that can be interrupted."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vitdistill.errors import UserError, near
+
+TRAINING_VERBS = ("mae", "tinymim", "finetune", "maskedkd", "supervised")
+_REFERENCE = re.compile(r"\{([^{}]*)\}")
+
+
+def chain(
+    recipe: str, *, out: str, data: str | None = None, overwrite: bool = False, json: bool = False
+) -> dict[str, Any]:
+    """Run the steps of a recipe one after the other: teachers, students of students, fine-tuning.
+
+    Calling it again skips what is finished and resumes what is not, exactly.
+
+    Args:
+        recipe: YAML file with `steps`, each a training verb with its options; `{name}` in an option stands for the run
+            directory of an earlier step.
+        out: folder for the run directories, one per step.
+        data: data of every step that names none.
+        overwrite: run every step anew.
+        json: print one JSON object in place of the table.
+
+    Returns:
+        Per step, the content of its run's run.json.
+
+    Raises:
+        UserError: before anything is run, when a step names an unknown verb, option or step, or when a finished step
+            was run with other options than the recipe has now.
+    """
+    folder = Path(out)
+    steps = {name: _parsed(name, step, folder, data) for name, step in read_chain(recipe).items()}
+    todo = {name: _state(folder / name, *step) if not overwrite else "new" for name, step in steps.items()}
+    results = {}
+    for name, (verb, options) in steps.items():
+        if todo[name] == "finished":
+            _say(f"{name}: finished before", json)
+            results[name] = _info(folder / name)
+            continue
+        _say(f"{name}: {verb}{', resumed' if todo[name] == 'resume' else ''}", json)
+        results[name] = _run(verb, options, resume=todo[name] == "resume", overwrite=overwrite)
+    _show(results, json)
+    return results
+
+
+def read_chain(path: str | Path) -> dict[str, dict[str, Any]]:
+    """Steps by name, each with its verb and options; `config` files are merged in under the step's own options.
+
+    Raises:
+        UserError: when the file is no recipe, a name or verb is unusable, or a reference is to no earlier step.
+    """
+    from vitdistill.cli import check_yaml
+
+    check_yaml(path)
+    content = yaml.safe_load(Path(path).read_text())
+    steps = content.get("steps")
+    if not isinstance(steps, dict) or not steps or set(content) != {"steps"}:
+        raise UserError("A chain is a mapping `steps` from names to verbs with their options", path)
+    merged: dict[str, dict[str, Any]] = {}
+    for name, step in steps.items():
+        merged[str(name)] = _merged(str(name), step, list(merged))
+    return merged
+
+
+def _merged(name: str, step: Any, earlier: list[str]) -> dict[str, Any]:
+    from vitdistill.cli import check_yaml
+
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise UserError("A step's name becomes a folder, so it may hold letters, digits, '.', '_' and '-'", repr(name))
+    verb = step.get("verb") if isinstance(step, dict) else None
+    if verb not in TRAINING_VERBS:
+        raise UserError(
+            f"Step {name} must name a verb: {', '.join(TRAINING_VERBS)}", repr(verb), near(str(verb), TRAINING_VERBS)
+        )
+    options: dict[str, Any] = {}
+    if "config" in step:
+        check_yaml(step["config"])
+        options = yaml.safe_load(Path(step["config"]).read_text())
+    own = {key: value for key, value in step.items() if key != "config"}
+    for value in own.values():
+        for reference in _REFERENCE.findall(value) if isinstance(value, str) else []:
+            if reference not in earlier:
+                remedy = near(reference, earlier)
+                raise UserError(f"Step {name} can only build on an earlier step", f"{{{reference}}}", remedy)
+    if "out" in {**options, **own}:
+        raise UserError(f"Step {name} is written to a folder of its own", "out", "Leave it out")
+    return _deep(options, own)
+
+
+def _deep(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `over` on top, group by group."""
+    result = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _deep(result[key], value) if both else value
+    return result
+
+
+def _parsed(name: str, step: dict[str, Any], folder: Path, data: str | None) -> tuple[str, dict[str, Any]]:
+    """A step's verb and its arguments, checked by the verb's own parser."""
+    from vitdistill.cli import make_parser, verb
+
+    kind = step["verb"]
+    options = {key: _resolved(value, folder) for key, value in step.items() if key != "verb"}
+    options |= {"out": str(folder / name)} | ({"data": data} if data is not None and "data" not in options else {})
+    parser = make_parser(kind, verb(kind))
+    try:
+        values = parser.instantiate_classes(parser.parse_object(options))
+    except UserError as error:
+        raise UserError(f"Step {name}: {error}") from error
+    values.pop("config", None)
+    return kind, values.as_dict()
+
+
+def _resolved(value: Any, folder: Path) -> Any:
+    return _REFERENCE.sub(lambda match: str(folder / match[1]), value) if isinstance(value, str) else value
+
+
+def _state(run: Path, verb: str, options: dict[str, Any]) -> str:
+    """new, resume or finished.
+
+    Raises:
+        UserError: when a finished step was run with other options.
+    """
+    from vitdistill.training.run_dir import FREE, differences, plain
+
+    info, config = _info(run), run / "config.yaml"
+    if not info or not config.is_file():
+        return "new"
+    if info.get("status") != "finished":
+        return "resume"
+    now = {key: value for key, value in plain(options).items() if key not in ("resume", "overwrite")}
+    before = yaml.safe_load(config.read_text()) or {}
+    changed = [key for key, _, _ in differences(before, now) if not FREE.match(key)]
+    if info.get("verb") != verb or changed:
+        raise UserError(
+            f"{run} is finished, but with other options than the recipe has now",
+            f"changed {', '.join(changed) or 'verb'}",
+            "Run every step anew with --overwrite, or choose another --out",
+        )
+    return "finished"
+
+
+def _info(run: Path) -> dict[str, Any]:
+    import json
+
+    file = run / "run.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def _run(verb_name: str, options: dict[str, Any], *, resume: bool, overwrite: bool) -> dict[str, Any]:
+    from vitdistill.cli import verb
+
+    return verb(verb_name)(**{**options, "resume": resume, "overwrite": overwrite})
+
+
+def _say(text: str, quiet: bool) -> None:
+    if not quiet:
+        print(f"\n{text}", flush=True)
+
+
+def _show(results: dict[str, dict[str, Any]], as_json: bool) -> None:
+    import json
+
+    if as_json:
+        print(json.dumps(results))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("step", "verb", "top-1 %", "validation loss", "minutes")
+    for name, info in results.items():
+        accuracy = info.get("accuracy") or {}
+        top1 = accuracy.get("top1")
+        table.add_row(
+            name,
+            str(info.get("verb", "")),
+            "-" if top1 is None else f"{top1:.2f}",
+            f"{accuracy['loss']:.4f}" if "loss" in accuracy else "-",
+            f"{info.get('seconds', 0) / 60:.1f}",
+        )
+    Console().print(table)

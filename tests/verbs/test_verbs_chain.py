@@ -1,0 +1,117 @@
+"""A chain of runs: one command, each step built on earlier ones, skipped when finished and resumed when not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from vitdistill.errors import UserError
+from vitdistill.training.module import TrainingModule
+from vitdistill.verbs.chain import chain, read_chain
+
+COMMON = {
+    "student": "digits_vit_small",
+    "epochs": 2,
+    "batch_size": 256,
+    "augment": {"recipe": "none"},
+    "optim": {"lr": 2e-3, "lr_batch": 0, "warmup_epochs": 0},
+}
+STEPS: dict[str, Any] = {
+    "big": {
+        "verb": "mae",
+        **COMMON,
+        **{"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2},
+        "student_args": {"embed_dim": 24, "depth": 2, "num_heads": 6},
+    },
+    "small": {
+        "verb": "tinymim",
+        "config": "small.yaml",
+        "teacher": "{big}",
+        "student_args": {"embed_dim": 12, "depth": 2, "num_heads": 2},
+        "optim": {"lr": 1e-3},
+    },
+    "tuned": {
+        "verb": "finetune",
+        "model": "{small}",
+        **{key: value for key, value in COMMON.items() if key != "student"},
+    },
+}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(COMMON))
+    return write(tmp_path, STEPS)
+
+
+def write(folder: Path, steps: Any) -> Path:
+    path = folder / "chain.yaml"
+    path.write_text(yaml.safe_dump({"steps": steps}, sort_keys=False))
+    return path
+
+
+def test_configuration_files_are_merged_under_the_steps_own_options(recipe: Path) -> None:
+    small = read_chain(recipe)["small"]
+    assert small["epochs"] == 2 and small["optim"] == {"lr": 1e-3, "lr_batch": 0, "warmup_epochs": 0}
+    assert "config" not in small
+
+
+def test_a_chain_interrupted_in_the_middle_goes_on_exactly(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = chain(str(recipe), out=str(tmp_path / "whole"), data="digits")
+    assert list(whole) == ["big", "small", "tuned"] and whole["tuned"]["accuracy"]["top1"] > 0
+
+    original, steps = TrainingModule.training_step, []
+
+    def interrupted(self: TrainingModule, batch: Any, batch_idx: int) -> Any:
+        steps.append(batch_idx)
+        if len(steps) == 15 + 2:  # 12 steps of the first run, then in the first epoch of the second
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(TrainingModule, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        chain(str(recipe), out=str(tmp_path / "pieced"), data="digits")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert json.loads((tmp_path / "pieced" / "small" / "run.json").read_text())["status"] == "interrupted"
+    capsys.readouterr()
+    chain(str(recipe), out=str(tmp_path / "pieced"), data="digits")
+    said = capsys.readouterr().out
+    assert "big: finished before" in said and "small: tinymim, resumed" in said and "tuned: finetune\n" in said
+    for name in STEPS:
+        for file in ("student.safetensors", "metrics.csv"):
+            got, expected = (tmp_path / run / name / file for run in ("pieced", "whole"))
+            assert got.read_bytes() == expected.read_bytes(), (name, file)
+
+    changed = {**STEPS, "big": {**STEPS["big"], "mask_ratio": 0.5}}
+    with pytest.raises(UserError, match=r"big is finished, but with other options.*changed mask_ratio.*--overwrite"):
+        chain(str(write(tmp_path, changed)), out=str(tmp_path / "pieced"), data="digits")
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ({}, "mapping `steps`"),
+        ({"a": {"verb": "mea"}}, "Step a must name a verb.*Did you mean 'mae'"),
+        ({"a": {"verb": "evaluate"}}, "Step a must name a verb"),
+        ({"a": "mae"}, "Step a must name a verb"),
+        ({"a/b": {"verb": "mae"}}, "becomes a folder"),
+        ({"small": {**STEPS["small"], "config": "none.yaml"}}, "configuration file must be readable"),
+        ({"small": {"verb": "tinymim", "teacher": "{big}"}}, r"can only build on an earlier step; got \{big\}"),
+        ({"big": STEPS["big"], "small": {"verb": "tinymim", "teacher": "{bug}"}}, "Did you mean 'big'"),
+        ({"big": {**STEPS["big"], "out": "x"}}, "folder of its own"),
+        ({"big": {**STEPS["big"], "mask_rato": 0.5}}, "Step big: There is no option mask_rato"),
+    ],
+)
+def test_a_bad_recipe_is_refused_before_anything_runs(recipe: Path, tmp_path: Path, steps: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        chain(str(write(tmp_path, steps)), out=str(tmp_path / "out"), data="digits")
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
