@@ -8,17 +8,13 @@ Writes benchmarks/results/digits_maskedkd.{json,md,svg}. Runs are the verb `mask
 
 import argparse
 import json
-import math
-import multiprocessing
 import statistics
 import sys
-import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from study import RESULTS, Finding, findings_table, in_words, judge, run_all, spread
 
 # Name -> arguments of `maskedkd` beyond the common ones.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -37,10 +33,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "masked student 50%": {"keep": 0.5, "mask": "student"},
 }
 
-VERDICTS = ("reproduced", "contradicted", "not resolved")
-
-# (claim of the paper, better, worse, smallest gain for it to hold); a gain of None means "no worse".
-FINDINGS: tuple[tuple[str, str, str, bool], ...] = (
+FINDINGS: tuple[Finding, ...] = (
     ("A teacher helps (Table 2)", "full teacher", "no teacher", True),
     ("75% of the patches cost no accuracy (Table 2)", "student 75%", "full teacher", False),
     ("50% of the patches cost no accuracy (Table 2)", "student 50%", "full teacher", False),
@@ -91,22 +84,6 @@ def run_one(name: str, seed: int, epochs: int, folder: str) -> dict[str, Any]:
     }
 
 
-def study(seeds: int, jobs: int, epochs: int, only: list[str]) -> list[dict[str, Any]]:
-    """All runs, `jobs` at a time, each on one thread."""
-    names = [name for name in SETTINGS if not only or name in only]
-    results = []
-    with tempfile.TemporaryDirectory() as folder:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-            # Seeds outermost: an interruption leaves whole comparisons.
-            runs = [pool.submit(run_one, name, seed, epochs, folder) for seed in range(seeds) for name in names]
-            for done in as_completed(runs):
-                results.append(done.result())
-                latest = results[-1]
-                print(f"[{len(results)}/{len(runs)}] {latest['name']}, seed {latest['seed']}: {latest['top1']:.2f}%")
-    return results
-
-
 def earlier_results(path: Path, only: list[str], epochs: int) -> list[dict[str, Any]]:
     """With --only: the runs of the other settings in an earlier result of as many epochs, to be kept."""
     if not only or not path.is_file():
@@ -128,43 +105,15 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         early = [run["curve"][len(run["curve"]) // 4 - 1] for run in runs]
         table[name] = {
             "top1": scores,
-            "mean": statistics.mean(scores),
-            "sd": statistics.stdev(scores) if len(scores) > 1 else math.nan,
-            "early_mean": statistics.mean(early),
-            "early_sd": statistics.stdev(early) if len(early) > 1 else math.nan,
+            "mean": spread(scores)[0],
+            "sd": spread(scores)[1],
+            "early_mean": spread(early)[0],
+            "early_sd": spread(early)[1],
             "tokens": runs[0]["tokens"],
             "teacher_mmacs": runs[0]["teacher_mmacs"],
             "seconds": statistics.mean(run["seconds"] for run in runs),
         }
     return table
-
-
-def judge(table: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each finding against the paired differences between seeds (t distribution, 95%)."""
-    verdicts = []
-    for claim, better, worse, strict in FINDINGS:
-        if better not in table or worse not in table:
-            continue
-        differences = [a - b for a, b in zip(table[better]["top1"], table[worse]["top1"], strict=True)]
-        mean, half = statistics.mean(differences), half_width(differences)
-        if strict:
-            verdict = "reproduced" if mean - half > 0 else "contradicted" if mean + half < 0 else "not resolved"
-        else:
-            verdict = "contradicted" if mean + half < 0 else "reproduced" if mean - half > -1 else "not resolved"
-        verdicts.append(
-            {"claim": claim, "better": better, "worse": worse, "gain": mean, "half_width": half, "verdict": verdict}
-        )
-    return verdicts
-
-
-def half_width(differences: list[float]) -> float:
-    """Half the 95% confidence interval of a mean."""
-    from scipy.stats import t
-
-    if len(differences) < 2:
-        return math.inf
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    return float(t.ppf(0.975, len(differences) - 1)) * error
 
 
 def markdown(table: dict[str, dict[str, Any]], verdicts: list[dict[str, Any]], meta: dict[str, Any]) -> str:
@@ -197,37 +146,21 @@ def markdown(table: dict[str, dict[str, Any]], verdicts: list[dict[str, Any]], m
         "",
         "`teacher's attention` costs a full teacher pass on top of the masked one, which the last column leaves out.",
         "",
-        "## The paper's findings at this scale",
-        "",
-        "Differences are paired by seed; ± is the half width of the 95% confidence interval (t). A claim of a gain is "
-        "reproduced if the interval lies above zero; a claim of no loss if it lies above -1 point.",
-        "",
-        "| finding | difference, points | at this scale |",
-        "|---|---|---|",
     ]
-    lines += [
-        f"| {v['claim']} | {v['gain']:+.2f} ± {v['half_width']:.2f} ({v['better']} - {v['worse']}) | {v['verdict']} |"
-        for v in verdicts
-    ]
-    return "\n".join([*lines, "", in_words(table, verdicts)]) + "\n"
+    lines += findings_table(verdicts)
+    words = in_words(verdicts) + stuck_runs(table)
+    return "\n".join([*lines, "", words]) + "\n"
 
 
-def in_words(table: dict[str, dict[str, Any]], verdicts: list[dict[str, Any]]) -> str:
-    """What the table settles, and what it does not."""
-    by_verdict = {kind: [v["claim"] for v in verdicts if v["verdict"] == kind] for kind in VERDICTS}
-    parts = [f"{len(claims)} of {len(verdicts)} findings {kind}" for kind, claims in by_verdict.items()]
-    text = "In short: " + ", ".join(parts) + ". "
-    for kind in ("reproduced", "contradicted"):
-        if by_verdict[kind]:
-            text += f"{kind.capitalize()}: {'; '.join(by_verdict[kind])}. "
-    text += "What is not resolved is smaller than the spread between seeds on 360 test images. "
+def stuck_runs(table: dict[str, dict[str, Any]]) -> str:
+    """Runs that never learned, in words; empty when there is none."""
     stuck = [
         f"{name}, seed {seed} ({score:.1f}%)"
         for name, row in table.items()
         for seed, score in enumerate(row["top1"])
         if score < 50
     ]
-    return text + (f"Runs that never learned: {', '.join(stuck)}." if stuck else "")
+    return f"Runs that never learned: {', '.join(stuck)}." if stuck else ""
 
 
 def figure(table: dict[str, dict[str, Any]], path: Path) -> None:
@@ -274,7 +207,8 @@ def main() -> int:
 
     started = time.time()
     earlier = earlier_results(options.out / "digits_maskedkd.json", options.only, options.epochs)
-    results = [*earlier, *study(options.seeds, options.jobs, options.epochs, options.only)]
+    names = [name for name in SETTINGS if not options.only or name in options.only]
+    results = [*earlier, *run_all(run_one, names, options.seeds, options.jobs, options.epochs)]
     meta = {
         "command": "python " + " ".join(["benchmarks/digits_maskedkd.py", "--seeds", str(options.seeds)]),
         "hardware": hardware(),
@@ -283,7 +217,7 @@ def main() -> int:
         "seconds": sum(run["seconds"] for run in results) / options.jobs if earlier else time.time() - started,
     }
     table = summarise(results)
-    verdicts = judge(table)
+    verdicts = judge(table, FINDINGS)
     options.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"meta": meta, "table": table, "findings": verdicts, "runs": results}, indent=1)
     (options.out / "digits_maskedkd.json").write_text(text + "\n")
