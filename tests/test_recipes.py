@@ -12,13 +12,23 @@ import yaml
 from vitdistill.cli import check_yaml, make_parser, normalised, verb
 from vitdistill.costing.macs import backbone_macs
 from vitdistill.data.recipes import Augment
+from vitdistill.methods.mae import MAE
+from vitdistill.methods.tinymim import TinyMIM
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
+from vitdistill.models.heads import head_count
 from vitdistill.tokens.keep import keep_count
+from vitdistill.verbs.chain import read_chain
+from vitdistill.verbs.tinymim import relation_list
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+CHAINS = [path for path in RECIPES if path.stem == "chain"]
+RUNS = [path for path in RECIPES if path not in CHAINS]
 PAPER = [path for path in RECIPES if path.parent.name == "maskedkd"]
+TINYMIM = [path for path in RUNS if path.parent.name == "tinymim" and "_from_" in path.stem]
+MAES = [path for path in RUNS if path.parent.name == "mae" and "finetune" not in path.stem]
+TUNED = [path for path in RUNS if path.stem.endswith("_finetune")]
 KEYS = ("command", "hardware", "time", "score")
 # One row of the table in a header: option, patches seen, accuracy, PFLOPs; "-" where the paper prints none.
 ROW = re.compile(r"^\s*--keep (\S+)\s+(\d+) of (\d+)\s+([\d.]+)\s+(\d+|-)$", re.MULTILINE)
@@ -74,6 +84,7 @@ def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_there_are_recipes() -> None:
     assert len(PAPER) >= 8 and len(RECIPES) > len(PAPER)
+    assert (len(MAES), len(TINYMIM), len(TUNED), len(CHAINS)) == (2, 3, 5, 2)
 
 
 @recipe(RECIPES)
@@ -83,17 +94,24 @@ def test_header_says_what_a_reader_needs(path: Path) -> None:
     assert header(path).splitlines()[0].endswith(".")
 
 
-@recipe(RECIPES)
+@recipe(RUNS)
 def test_command_of_the_header_runs_this_file(path: Path) -> None:
     check_yaml(path)
     command = stated(path, "command")
     assert f"--config {path.relative_to(ROOT)} " in command
     _, values = parsed(command)
     for key, value in yaml.safe_load(path.read_text()).items():
-        got = values[key]
+        got = listed(values[key])
         assert value.items() <= got.items() if isinstance(value, dict) else got == value, key
     assert values["out"].startswith("runs/")
     Augment(**values["augment"]).resolved()
+
+
+def listed(value: Any) -> Any:
+    """Tuples as YAML writes them."""
+    if isinstance(value, dict):
+        return {key: listed(part) for key, part in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 @recipe([path for path in RECIPES if "cost:" in path.read_text()])
@@ -145,4 +163,113 @@ def test_networks_exist_and_have_the_same_classes(path: Path) -> None:
 @recipe(PAPER)
 def test_global_batch_is_that_of_the_papers(path: Path) -> None:
     _, training = parsed(stated(path, "command"))
-    assert 8 * training["batch_size"] * training["optim"]["accumulate"] == 1024
+    assert global_batch(training) == 1024
+
+
+def global_batch(training: dict[str, Any]) -> int:
+    """On the eight GPUs that the headers name."""
+    return int(8 * training["batch_size"] * training["optim"]["accumulate"])
+
+
+# --- MAE and TinyMIM ---------------------------------------------------------------------------------------------
+
+
+@recipe([*MAES, *TINYMIM])
+def test_pre_training_has_the_papers_batch_and_rate(path: Path) -> None:
+    _, training = parsed(stated(path, "command"))
+    optim = training["optim"]
+    assert global_batch(training) == 4096
+    assert optim["lr"] * global_batch(training) / optim["lr_batch"] == pytest.approx(2.4e-3)
+    assert training["augment"]["recipe"] == "pretrain"
+    assert "after fine-tuning, published" in stated(path, "score")
+
+
+@recipe(TUNED)
+def test_fine_tuning_has_the_papers_batch_and_a_model_that_recipes_make(path: Path) -> None:
+    name, training = parsed(stated(path, "command"))
+    assert name == "finetune" and global_batch(training) == 1024
+    assert training["augment"]["recipe"] == "finetune"
+    assert encoder(training["model"]).num_classes == 0
+    assert re.match(r"[\d.]+% top-1, published", stated(path, "score"))
+
+
+@recipe([*MAES, *TINYMIM, *TUNED])
+def test_recipes_named_in_a_header_exist(path: Path) -> None:
+    named = re.findall(r"recipes/[\w/]+\.yaml", header(path))
+    assert named and all((ROOT / name).is_file() for name in named)
+
+
+@recipe(MAES)
+def test_mae_fits_its_encoder(path: Path) -> None:
+    _, training = parsed(stated(path, "command"))
+    student = encoder(training["student"])
+    method = MAE(student, mask_ratio=training["mask_ratio"], decoder_width=training["decoder_width"])
+    assert method.visible == student.grid.count // 4
+
+
+@pytest.mark.parametrize(("stem", "heads", "last"), [("vit_b", 12, 16), ("vit_s", 6, 16), ("vit_t", 6, 16)])
+def test_last_block_gets_the_heads_of_the_teacher(stem: str, heads: int, last: int) -> None:
+    path = next(path for path in TINYMIM if path.stem.startswith(stem))
+    student = distilled(path).student
+    assert [head_count(student, block) for block in range(student.depth)] == [heads] * 11 + [last]
+
+
+def distilled(path: Path) -> TinyMIM:
+    """A TinyMIM recipe's networks, without weights, as the method puts them together."""
+    _, options = parsed(stated(path, "command"))
+    student = build(options["student"], args=options["student_args"], num_classes=0, meta=True)
+    return TinyMIM(
+        student,
+        encoder(options["teacher"]),
+        relations=relation_list(options["relations"]),
+        teacher_block=options["teacher_block"],
+        align_heads=options["align_heads"],
+    )
+
+
+def encoder(spec: str) -> Backbone:
+    """A network by name, or the student of the recipe whose header writes the run."""
+    if not spec.startswith("runs/"):
+        return teacher_of(spec)
+    path = next(path for path in [*MAES, *TINYMIM] if stated(path, "command").endswith(f"--out {spec}"))
+    if path in TINYMIM:
+        return distilled(path).student
+    return build(parsed(stated(path, "command"))[1]["student"], num_classes=0, meta=True)
+
+
+# --- chains ------------------------------------------------------------------------------------------------------
+
+
+@recipe(CHAINS)
+def test_command_of_a_chain_runs_this_file(path: Path) -> None:
+    name, values = parsed(stated(path, "command"))
+    assert name == "chain"
+    assert values["recipe"] == str(path.relative_to(ROOT)) and values["out"].startswith("runs/")
+
+
+@recipe(CHAINS)
+def test_every_step_of_a_chain_parses(path: Path) -> None:
+    _, values = parsed(stated(path, "command"))
+    for step in read_chain(path).values():
+        given = {"data": values["data"], "out": "runs/step", **step}
+        assert given["data"]
+        options = parser_of(given.pop("verb")).parse_object(given).as_dict()
+        Augment(**options["augment"]).resolved()
+
+
+@recipe(CHAINS)
+def test_chain_goes_from_the_teacher_to_a_fine_tuned_student(path: Path) -> None:
+    steps = read_chain(path)
+    assert [step["verb"] for step in steps.values() if step["verb"] != "finetune"].count("tinymim") >= 2
+    assert steps["tiny"]["teacher"] == "{small}" and steps["tiny-tuned"]["model"] == "{tiny}"
+
+
+def test_chain_of_tinymim_differs_from_its_recipes_in_the_models_only() -> None:
+    """Runs by hand, recipe after recipe, and the chain are the same training."""
+    steps = read_chain(ROOT / "recipes" / "tinymim" / "chain.yaml")
+    assert len(steps) == 6
+    written = yaml.safe_load((ROOT / "recipes" / "tinymim" / "chain.yaml").read_text())["steps"]
+    for name, step in steps.items():
+        own = yaml.safe_load((ROOT / written[name]["config"]).read_text())
+        changed = {key for key in step.keys() | own.keys() if step.get(key) != own.get(key)}
+        assert changed <= {"verb", "teacher", "model"}

@@ -24,3 +24,17 @@ def near(name: str, known: Iterable[str], count: int = 3) -> str:
     """A remedy naming the closest known names, e.g. "Did you mean 'keep' or 'seed'?"; empty when none is near."""
     matches = get_close_matches(name, list(known), n=count, cutoff=0.5)
     return f"Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""
+
+
+def refuse_unused(**unused: tuple[bool, str]) -> None:
+    """Refuse options that were given but would change nothing.
+
+    Args:
+        unused: per option, whether it was given in vain, and what it goes with.
+
+    Raises:
+        UserError: naming them all.
+    """
+    vain = [f"--{name} ({goes_with})" for name, (given, goes_with) in unused.items() if given]
+    if vain:
+        raise UserError("Options that would change nothing are refused", ", ".join(vain), "Leave them out")

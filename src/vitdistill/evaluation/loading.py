@@ -12,11 +12,10 @@ from vitdistill.data.on_device import OnDevice
 from vitdistill.data.recipes import Augment, eval_transform
 from vitdistill.data.sampling import EvalBatchSampler
 from vitdistill.data.source import DataSource, ImageSet, open_source
-from vitdistill.errors import UserError
+from vitdistill.errors import UserError, refuse_unused
 from vitdistill.evaluation.progress import track
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.record import ModelRecord
-from vitdistill.verbs.common import refuse_unused
 
 Checkpoint = Literal["exported", "last", "best", "ema"]
 

@@ -40,15 +40,17 @@ def finetunable(
     Raises:
         UserError: when the network has a classifier for other classes or another pooling, and `new_head` is not set.
     """
-    own_pool = getattr(body.net, "global_pool", None)
+    if pool != "auto" and not isinstance(body, ViT):
+        raise UserError(f"Only a ViT's pooling can be chosen, and {body.name} is none", pool, "Leave --pool out")
+    own_pool = body.net.global_pool if isinstance(body, ViT) else None
     wanted = _TIMM_POOL.get(pool, own_pool)
     if body.num_classes and not new_head:
         _check_head(body, classes, own_pool, wanted)
         network = body
     else:
-        if pool == "auto" and isinstance(body, ViT) and not body.num_classes and own_pool == "token":
+        if pool == "auto" and not body.num_classes and own_pool == "token":
             wanted = "avg"
-        network = _with_new_head(body, classes, wanted if isinstance(body, ViT) else None, head_init)
+        network = _with_new_head(body, classes, wanted, head_init)
     network.requires_grad_(True)
     if drop_path:
         set_drop_path(network, rising(drop_path, network.depth))

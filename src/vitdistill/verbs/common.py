@@ -9,7 +9,7 @@ from torch import nn
 from vitdistill.data.recipes import Augment
 from vitdistill.data.sampling import seed_everything_at
 from vitdistill.data.source import DataSource, open_source
-from vitdistill.errors import UserError
+from vitdistill.errors import UserError, refuse_unused
 from vitdistill.methods.teacher import Teacher
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import BUNDLED, build
@@ -171,17 +171,3 @@ def _dtype(name: str, trainer: dict[str, Any] | None, width: int) -> torch.dtype
     if name not in dtypes:
         raise UserError(f"teacher_dtype must be auto, {', '.join(dtypes)}", repr(name))
     return dtypes[name]
-
-
-def refuse_unused(**unused: tuple[bool, str]) -> None:
-    """Refuse options that were given but would change nothing.
-
-    Args:
-        unused: per option, whether it was given in vain, and what it goes with.
-
-    Raises:
-        UserError: naming them all.
-    """
-    vain = [f"--{name} ({goes_with})" for name, (given, goes_with) in unused.items() if given]
-    if vain:
-        raise UserError("Options that would change nothing are refused", ", ".join(vain), "Leave them out")

@@ -3,8 +3,9 @@
 from typing import Any, Literal
 
 from vitdistill.data.recipes import Augment
+from vitdistill.errors import refuse_unused
 from vitdistill.training.settings import Loader, Optim
-from vitdistill.verbs.common import Model, refuse_unused, settings_of, start
+from vitdistill.verbs.common import Model, settings_of, start
 
 
 def finetune(

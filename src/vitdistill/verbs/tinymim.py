@@ -3,9 +3,10 @@
 from typing import Any, Literal
 
 from vitdistill.data.recipes import Augment
+from vitdistill.errors import refuse_unused
 from vitdistill.methods.tinymim import PixelDecoder
 from vitdistill.training.settings import Loader, Optim
-from vitdistill.verbs.common import Model, make_teacher, refuse_unused, settings_of, start
+from vitdistill.verbs.common import Model, make_teacher, settings_of, start
 from vitdistill.verbs.pretraining import Positions, make_pretraining_student
 
 
