@@ -4,6 +4,7 @@ Shape legend, used in every jaxtyping annotation of the package:
 
     b  batch            n  patches of a grid        m  tokens, prefix tokens included
     k  kept patches     h  attention heads          d  channels (of a head where q, k, v are meant)
+    ch colour channels  *pixels  height width, or frames height width
     c  classes          p  prefix tokens (class, distillation, register)
 
 Patch coordinates: outside `models/`, patches are numbered 0..N-1 of a `TokenGrid`, row by row, frame by frame;

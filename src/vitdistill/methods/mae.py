@@ -12,6 +12,7 @@ from vitdistill.models.build import build
 from vitdistill.models.decoder import Decoder, official_names
 from vitdistill.models.weights import adapt, decoder_part, load_into, read_weights
 from vitdistill.tokens.gather import restore, take
+from vitdistill.tokens.masking import Masking
 
 GOAL = "pixels"
 
@@ -45,7 +46,7 @@ class MAE(MaskedModelling):
         """
         student = build(student)
         goal = pixel_goal(student, norm_pix, decoder_width, decoder_depth, decoder_heads, decoder_mlp_ratio)
-        super().__init__(student, {GOAL: goal}, mask_ratio=mask_ratio)
+        super().__init__(student, {GOAL: goal}, masking=Masking(mask_ratio))
 
     @property
     def decoder(self) -> Decoder:

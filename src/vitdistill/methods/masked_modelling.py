@@ -18,7 +18,8 @@ from vitdistill.methods.teacher import Teacher
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
 from vitdistill.models.decoder import Decoder
-from vitdistill.tokens.masking import random_mask, visible_count
+from vitdistill.tokens.gather import take
+from vitdistill.tokens.masking import Masking
 from vitdistill.types import StepOutput
 
 
@@ -36,12 +37,20 @@ class MaskedModelling(Method):
 
     uses_labels = False
 
-    def __init__(self, student: Backbone | nn.Module, goals: Mapping[str, Goal], *, mask_ratio: float = 0.75) -> None:
+    def __init__(
+        self,
+        student: Backbone | nn.Module,
+        goals: Mapping[str, Goal],
+        *,
+        masking: Masking = Masking(),
+        masks_per_clip: int = 1,
+    ) -> None:
         """
         Args:
             student: the encoder, whose patches can be left out.
             goals: by the name under which each loss is reported.
-            mask_ratio: share of the patches that the encoder does not see.
+            masking: which patches the encoder does not see.
+            masks_per_clip: masks of each input; all share its embedding and one pass of every teacher.
 
         Raises:
             UserError: when patches cannot be left out, there is no goal, or the ratio leaves nothing to do.
@@ -51,8 +60,10 @@ class MaskedModelling(Method):
             raise UserError(f"{self.student.name} cannot leave out patches", remedy="Choose a ViT or DeiT")
         if not goals:
             raise UserError("Masked modelling needs at least one target")
-        self.mask_ratio = mask_ratio
-        self.visible = visible_count(self.student.grid.count, mask_ratio)
+        if masks_per_clip < 1:
+            raise UserError("masks_per_clip must be at least 1", masks_per_clip)
+        self.masking, self.masks_per_clip = masking, masks_per_clip
+        masking.visible(self.student.grid)  # refuses impossible ratios
         self.decoders = nn.ModuleDict({name: goal.decoder for name, goal in goals.items()})
         self.targets = {name: goal.target for name, goal in goals.items()}
         self.weights = {name: goal.weight for name, goal in goals.items()}
@@ -64,11 +75,12 @@ class MaskedModelling(Method):
 
     def forward(
         self,
-        images: Float[Tensor, "b ch height width"],
+        images: Float[Tensor, "b ch *pixels"],
         targets: Int[Tensor, "b"] | Float[Tensor, "b c"] | None = None,
         progress: float = 0.0,
     ) -> StepOutput:
-        kept, masked = random_mask(len(images), self.student.grid.count, self.visible, device=images.device)
+        rows = len(images) * self.masks_per_clip
+        kept, masked = self.masking.draw(rows, self.student.grid, device=images.device)
         tokens = self.student(images, keep=kept).tokens
         assert tokens is not None
         terms = self.losses(images, tokens, kept, masked)
@@ -77,10 +89,10 @@ class MaskedModelling(Method):
 
     def losses(
         self,
-        images: Float[Tensor, "b ch height width"],
-        tokens: Float[Tensor, "b pk d"],
-        kept: Int[Tensor, "b k"],
-        masked: Int[Tensor, "b r"],
+        images: Float[Tensor, "b ch *pixels"],
+        tokens: Float[Tensor, "bm pk d"],
+        kept: Int[Tensor, "bm k"],
+        masked: Int[Tensor, "bm r"],
     ) -> dict[str, Float[Tensor, ""]]:
         """Every goal's loss, unweighted.
 
@@ -93,8 +105,10 @@ class MaskedModelling(Method):
         terms = {}
         for name, target in self.targets.items():
             with self.clock("teacher"), torch.no_grad():
-                values = target.values(images, masked)
-            terms[name] = target.distance(self.decoders[name](tokens, kept, masked), values)
+                values = target.values(images)
+            if len(masked) != len(values):  # row i * r + j of the masks is mask j of input i
+                values = values.repeat_interleave(len(masked) // len(values), dim=0)
+            terms[name] = target.distance(self.decoders[name](tokens, kept, masked), take(values, masked))
         return terms
 
 

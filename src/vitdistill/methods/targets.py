@@ -6,12 +6,11 @@ To add a target: subclass `Target` here or in a file of its own; `MaskedModellin
 from abc import ABC, abstractmethod
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from vitdistill.losses.features import mean_squared
 from vitdistill.methods.teacher import Teacher
-from vitdistill.tokens.gather import take
 from vitdistill.types import TokenGrid
 
 
@@ -29,8 +28,8 @@ class Target(ABC):
         return []
 
     @abstractmethod
-    def values(self, images: Float[Tensor, "b ch height width"], patches: Int[Tensor, "b r"]) -> Float[Tensor, "b r c"]:
-        """The target at some patches; called without gradient."""
+    def values(self, images: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b n c"]:
+        """The target at every patch; called without gradient."""
 
     @abstractmethod
     def distance(self, prediction: Float[Tensor, "b r c"], values: Float[Tensor, "b r c"]) -> Float[Tensor, ""]:
@@ -53,8 +52,8 @@ class Pixels(Target):
     def channels(self) -> int:
         return self.patch[0] * self.patch[1] * 3
 
-    def values(self, images: Float[Tensor, "b ch height width"], patches: Int[Tensor, "b r"]) -> Float[Tensor, "b r c"]:
-        pixels = take(patchify(images.float(), self.grid), patches)
+    def values(self, images: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b n c"]:
+        pixels = patchify(images.float(), self.grid)
         return standardised(pixels) if self.normalise else pixels
 
     def distance(self, prediction: Float[Tensor, "b r c"], values: Float[Tensor, "b r c"]) -> Float[Tensor, ""]:

@@ -69,7 +69,7 @@ class Teacher:
 
     def __call__(
         self,
-        images: Float[Tensor, "b ch height width"],
+        images: Float[Tensor, "b ch *pixels"],
         *,
         keep: Int[Tensor, "b k"] | None = None,
         capture: Capture = NOTHING,
@@ -93,13 +93,15 @@ class Teacher:
     def _drop_paths(self) -> list[DropPath]:
         return [module for module in self.backbone.modules() if isinstance(module, DropPath)]
 
-    def resized(self, images: Float[Tensor, "b ch height width"]) -> Float[Tensor, "b ch height2 width2"]:
-        """The images at the teacher's resolution (MaskedKD, App. C, interpolates for higher-resolution teachers)."""
+    def resized(self, images: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b ch *pixels2"]:
+        """Images or frames at the teacher's resolution (MaskedKD, App. C, and MVD's H interpolate)."""
         size = self.backbone.image_size
         if tuple(images.shape[-2:]) == size or not self.backbone.sized:
             return images
         shrinking = images.shape[-2] > size[0] or images.shape[-1] > size[1]
-        return F.interpolate(images, size=size, mode="bicubic", align_corners=False, antialias=shrinking)
+        frames = images.transpose(1, 2).flatten(0, 1) if images.ndim == 5 else images
+        frames = F.interpolate(frames, size=size, mode="bicubic", align_corners=False, antialias=shrinking)
+        return frames.unflatten(0, (len(images), -1)).transpose(1, 2) if images.ndim == 5 else frames
 
     def _class_scores(self, output: Float[Tensor, "b e"]) -> Float[Tensor, "b c"]:
         if self.text_embeddings is None:
@@ -128,7 +130,8 @@ class _Renormalise(nn.Module):
         )
         return cls(old_std / new_std, (old_mean - new_mean) / new_std)
 
-    def forward(self, images: Float[Tensor, "b ch height width"]) -> Float[Tensor, "b ch height width"]:
+    def forward(self, images: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b ch *pixels"]:
         if self.scale.device != images.device:
             self.scale, self.shift = self.scale.to(images.device), self.shift.to(images.device)
-        return images * self.scale + self.shift
+        shape = (-1, *[1] * (images.ndim - 2))
+        return images * self.scale.view(shape) + self.shift.view(shape)

@@ -24,6 +24,7 @@ from vitdistill.models.build import build
 from vitdistill.models.drop_path import set_drop_path
 from vitdistill.models.heads import head_count, set_heads
 from vitdistill.models.vit import ViT, is_plain
+from vitdistill.tokens.gather import take
 from vitdistill.tokens.masking import random_mask, visible_count
 from vitdistill.types import Capture, StepOutput
 
@@ -172,7 +173,7 @@ class TinyMIM(Method):
         if self.decoder is not None and self._pixels is not None:
             assert student.tokens is not None and masked is not None
             predicted = self.decoder(student.tokens, kept, masked)
-            terms[GOAL] = self._pixels.distance(predicted, self._pixels.values(images, masked))
+            terms[GOAL] = self._pixels.distance(predicted, take(self._pixels.values(images), masked))
         loss = torch.stack(list(terms.values())).sum()
         return StepOutput(loss=loss, terms={name: term.detach() for name, term in terms.items()}, kept=kept)
 

@@ -95,7 +95,7 @@ class Backbone(nn.Module, ABC):
     # --- running it --------------------
 
     @abstractmethod
-    def embed(self, images: Float[Tensor, "b ch height width"]) -> Float[Tensor, "b m d"]:
+    def embed(self, images: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b m d"]:
         """Prefix and patch tokens with their positions added, before anything is left out."""
 
     @abstractmethod
@@ -122,16 +122,17 @@ class Backbone(nn.Module, ABC):
 
     def forward(
         self,
-        images: Float[Tensor, "b ch height width"],
+        images: Float[Tensor, "b ch *pixels"],
         *,
-        keep: Int[Tensor, "b k"] | None = None,
+        keep: Int[Tensor, "bm k"] | None = None,
         capture: Capture = NOTHING,
     ) -> BackboneOutput:
         """Run the backbone on all patches, or on the prefix tokens and the patches in `keep`.
 
         Args:
             images: normalised with `mean` and `std`.
-            keep: patch coordinates; positions are added before the others are dropped.
+            keep: patch coordinates; positions are added before the others are dropped. With a multiple of the batch,
+                rows i * r to (i + 1) * r - 1 are r selections of input i.
             capture: what to hand out besides logits.
 
         Raises:
@@ -144,6 +145,8 @@ class Backbone(nn.Module, ABC):
             )
         tokens = self.embed(images)
         if keep is not None:
+            if len(keep) != len(tokens):  # several selections of each input share its embedding
+                tokens = tokens.repeat_interleave(len(keep) // len(tokens), dim=0)
             tokens = keep_patches(tokens, keep, prefix=self.prefix)
         output = BackboneOutput()
         with self._reading(capture, output):

@@ -21,6 +21,7 @@ from vitdistill.models.heads import set_heads
 from vitdistill.models.opaque import Opaque
 from vitdistill.models.record import WEIGHTS, ModelRecord, attach_record, record_of
 from vitdistill.models.swin import Swin
+from vitdistill.models.video_vit import TubeletEmbed, VideoViT
 from vitdistill.models.vit import ViT
 from vitdistill.models.weights import adapt, classes_in, load_into, read_weights
 
@@ -81,6 +82,8 @@ def build(
 
 def adapter_of(net: nn.Module) -> Backbone:
     """The adapter for a network; `Opaque` where only its logits can be used."""
+    if isinstance(net, VisionTransformer) and isinstance(net.patch_embed, TubeletEmbed):
+        return VideoViT(net)
     for family, adapter in ADAPTERS.items():
         if isinstance(net, family):
             return adapter(net)

@@ -1,7 +1,7 @@
 """The decoder of masked modelling: from the encoder's visible tokens to a prediction at every masked patch."""
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -9,7 +9,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vitdistill.errors import UserError
-from vitdistill.models.positions import sincos_2d
+from vitdistill.models.drop_path import rising
+from vitdistill.models.positions import TABLES
+from vitdistill.models.video_vit import QueryValueBias
 from vitdistill.tokens.gather import take
 from vitdistill.types import TokenGrid
 
@@ -34,6 +36,10 @@ class Decoder(nn.Module):
         depth: int = 8,
         heads: int = 16,
         mlp_ratio: float = 4.0,
+        positions: Literal["sincos_2d", "sincos_3d", "sinusoid_1d"] = "sincos_2d",
+        embed_bias: bool = True,
+        key_bias: bool = True,
+        drop_path: float = 0.0,
     ) -> None:
         """
         Args:
@@ -45,6 +51,10 @@ class Decoder(nn.Module):
             depth: blocks.
             heads: attention heads of each block.
             mlp_ratio: hidden channels of the MLPs, as a multiple of `width`.
+            positions: MAE's table (sincos_2d), MVD's (sincos_3d) or VideoMAE's (sinusoid_1d).
+            embed_bias: whether the map from the encoder has a bias (VideoMAE's has none).
+            key_bias: whether keys have a bias (VideoMAE's and MVD's have none).
+            drop_path: stochastic depth rate of the last block, rising from 0.
 
         Raises:
             UserError: when the sizes do not go together.
@@ -57,12 +67,16 @@ class Decoder(nn.Module):
             )
         norm: Any = partial(nn.LayerNorm, eps=1e-6)
         self.prefix = prefix
-        self.embed = nn.Linear(encoder_width, width)
+        self.embed = nn.Linear(encoder_width, width, bias=embed_bias)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.register_buffer("pos_embed", sincos_2d(width, grid, prefix))
+        table = TABLES[positions](width, grid)
+        self.register_buffer("pos_embed", torch.cat((torch.zeros(1, prefix, width), table), dim=1))
+        rates = rising(drop_path, depth)
         self.blocks = nn.ModuleList(
-            Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth)
+            Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=norm, drop_path=rate) for rate in rates
         )
+        if not key_bias:
+            QueryValueBias.replace_in(self.blocks)
         self.norm = norm(width)
         self.pred = nn.Linear(width, channels)
         nn.init.normal_(self.mask_token, std=0.02)

@@ -47,3 +47,28 @@ def fix_positions(backbone: Backbone) -> None:
     with torch.no_grad():
         embedding.copy_(sincos_2d(embedding.shape[2], backbone.grid, prefix))
     embedding.requires_grad_(False)
+
+
+def sincos_3d(width: int, grid: TokenGrid) -> Float[Tensor, "1 n {width}"]:
+    """MVD's table: a quarter of the channels for time, then three quarters for space, columns before rows.
+
+    Raises:
+        UserError: when the width is no multiple of 16.
+    """
+    if width % 16:
+        raise UserError("Sine-cosine positions over space and time need a width that is a multiple of 16", width)
+    time = sincos_1d(width // 4, torch.arange(float(grid.t)))
+    space = sincos_2d(width // 4 * 3, TokenGrid(1, grid.h, grid.w))[0]
+    steps, patches = grid.t, grid.h * grid.w
+    time = time[:, None].expand(-1, patches, -1).float()
+    return torch.cat((time, space[None].expand(steps, -1, -1)), dim=2).reshape(1, grid.count, width)
+
+
+def sinusoid_1d(width: int, grid: TokenGrid) -> Float[Tensor, "1 n {width}"]:
+    """VideoMAE's table: sines in the even channels, cosines in the odd ones, over all tokens in one row."""
+    channel = torch.arange(width, dtype=torch.float64)
+    angles = torch.arange(grid.count, dtype=torch.float64)[:, None] / 10000 ** (2 * (channel // 2) / width)
+    return torch.where(channel % 2 == 0, angles.sin(), angles.cos()).float()[None]
+
+
+TABLES = {"sincos_2d": sincos_2d, "sincos_3d": sincos_3d, "sinusoid_1d": sinusoid_1d}

@@ -48,7 +48,7 @@ class ViT(Backbone):
     def blocks(self) -> Sequence[Any]:
         return list(self.net.blocks)
 
-    def embed(self, images: Float[Tensor, "b ch height width"]) -> Float[Tensor, "b m d"]:
+    def embed(self, images: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b m d"]:
         return self.net._pos_embed(self.net.patch_embed(images))
 
     def run_blocks(self, tokens: Float[Tensor, "b m d"], capture: Capture, hidden: dict[int, Tensor]) -> Tensor:
