@@ -5,6 +5,7 @@ and several targets are co-teaching.
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -92,7 +93,7 @@ class MaskedModelling(Method):
         """
         terms = {}
         for name, target in self.targets.items():
-            with self.clock("teacher"), torch.no_grad():
+            with self.clock("teacher") if target.teachers else nullcontext(), torch.no_grad():
                 values = target.values(images, masked)
             terms[name] = target.distance(self.decoders[name](tokens, kept, masked), values)
         return terms
