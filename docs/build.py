@@ -15,7 +15,20 @@ from markdown import Markdown
 HERE = Path(__file__).resolve().parent
 
 # Pages in reading order; a page that is not listed is an error, so that none is left out of the navigation.
-ORDER = ("index", "maskedkd", "data", "models", "training", "cost", "python", "extending", "errors")
+ORDER = (
+    "index",
+    "maskedkd",
+    "tinymim",
+    "mae",
+    "evaluation",
+    "data",
+    "models",
+    "training",
+    "cost",
+    "python",
+    "extending",
+    "errors",
+)
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --link: #2563c4; }

@@ -1,6 +1,7 @@
 """Relation maps and reconstructions: what they hold, that they are drawn, and what a page says where they cannot be."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ import pytest
 import torch
 import yaml
 
-from vitdistill.errors import UserError
 from vitdistill.methods.mae import MAE
 from vitdistill.methods.tinymim import TinyMIM
 from vitdistill.models.backbone import Backbone
@@ -122,9 +122,8 @@ def test_figures_have_panels_for_both_networks_and_a_scale_for_both(make_tinymim
         assert len(panels) == 2 * 5 and len(figure.axes) == len(panels) + 2
         ranges = [axes.images[0].get_clim() for axes in panels[2:6]]  # Q-K of teacher and student
         assert len(set(ranges)) == 1 and ranges[0][0] == 0
-    framed = [axes for axes in row_figure(found, found.middle).axes if axes.patches]
+    framed = [axes for axes in row_figure(found, found.middle).axes if axes.images and axes.patches]
     assert len(framed) == 10 and found.middle == 21
-    assert row_figure(found).axes[2].images[0].get_array().shape == (6, 6)
 
 
 def test_the_page_shows_relations_and_says_what_they_are(make_tinymim: Make, tmp_path: Path) -> None:
@@ -180,8 +179,7 @@ def test_what_the_encoder_saw_is_kept_in_its_reconstruction(make_mae: Make, norm
     assert len(reconstruction_figure(found).axes) == 9
 
 
-def test_drawing_leaves_the_random_numbers_alone(make_mae: Make) -> None:
-    # Of whoever reports in the middle of something seeded: the masks are fixed by a seed of their own.
+def test_masks_do_not_depend_on_the_callers_seed(make_mae: Make) -> None:
     run = read_run(make_mae())
     masked = [reconstructions(run, count=2).masked for seed in (1, 2) if torch.manual_seed(seed)]
     assert torch.equal(*masked)
@@ -225,13 +223,9 @@ def test_columns_that_say_nothing_are_left_out(
 ) -> None:
     mae, mim, labelled = make_mae(), make_tinymim(), make_run("kd")
 
-    def headings(*paths: Path) -> list[str]:
-        html = write_report(list(paths), tmp_path / "r.html", masks=False).read_text(encoding="utf-8")
-        head = html.partition("<thead>")[2].partition("</thead>")[0]
-        return [cell.partition(">")[2] for cell in head.replace("</tr>", "").split("</th>") if cell]
-
     def shown(*paths: Path) -> set[str]:
-        return {heading.rpartition(">")[2] for heading in headings(*paths)}
+        html = write_report(list(paths), tmp_path / "r.html", masks=False).read_text(encoding="utf-8")
+        return set(re.findall(r"<th[^>]*>([^<]*)</th>", html.partition("</thead>")[0]))
 
     assert shown(mae) == {"run", "status", "verb", "validation loss"}
     assert shown(mim) == {"run", "status", "verb", "teacher", "validation loss"}

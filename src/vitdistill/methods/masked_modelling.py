@@ -5,6 +5,7 @@ and several targets are co-teaching.
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -104,7 +105,7 @@ class MaskedModelling(Method):
         """
         terms = {}
         for name, target in self.targets.items():
-            with self.clock("teacher"), torch.no_grad():
+            with self.clock("teacher") if target.teachers else nullcontext(), torch.no_grad():
                 values = target.values(images)
             if len(masked) != len(values):  # row i * r + j of the masks is mask j of input i
                 values = values.repeat_interleave(len(masked) // len(values), dim=0)

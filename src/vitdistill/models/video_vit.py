@@ -14,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitdistill.errors import UserError, near
+from vitdistill.models.backbone import Backbone
 from vitdistill.models.positions import TABLES
 from vitdistill.models.vit import ViT
 from vitdistill.types import TokenGrid
@@ -152,6 +153,21 @@ class VideoViT(ViT):
     def tubelet(self) -> int:
         """Frames that make one token."""
         return int(self.net.patch_embed.tubelet)
+
+
+def check_video(backbone: Backbone, role: str) -> VideoViT:
+    """The backbone, if it takes clips.
+
+    Raises:
+        UserError: when it takes images.
+    """
+    if not isinstance(backbone, VideoViT):
+        raise UserError(
+            f"The {role} must be a video ViT",
+            backbone.name,
+            "Choose one of video_vit_{small,base,large,huge}_patch16_224",
+        )
+    return backbone
 
 
 SIZES = {

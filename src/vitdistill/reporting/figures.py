@@ -42,11 +42,13 @@ class Curve(NamedTuple):
         column: column of `metrics.csv`.
         title: what is drawn, with its unit.
         companion: column drawn dashed beside it, or "".
+        label_free: whether it is for runs without labels only; runs with labels have better to show.
     """
 
     column: str
     title: str
     companion: str = ""
+    label_free: bool = False
 
 
 CURVES = (
@@ -55,6 +57,19 @@ CURVES = (
     Curve("teacher/top1", "teacher top-1 under the mask (%)"),
     Curve("keep", "patches the teacher sees"),
 )
+VALIDATION_LOSS = Curve("val/loss", "validation loss", label_free=True)
+TERM = "train/"  # before the name of a part of the loss
+TERMS = {
+    **{name: f"{name[0].upper()}-{name[1].upper()} relations" for name in ("qk", "vv", "qq", "kk")},
+    "pixels": "pixels",
+    "cls": "class token",
+    "output": "block output",
+    "attention": "attention output",
+    "ffn": "FFN output",
+    "q": "queries",
+    "k": "keys",
+    "v": "values",
+}
 
 
 class LegendEntry(NamedTuple):
@@ -130,11 +145,28 @@ def accuracy_against_cost(runs: Sequence[Run]) -> str | None:
     return _svg(figure)
 
 
+def curves_of(runs: Sequence[Run]) -> list[Curve]:
+    """The panels for these runs: the usual ones, and one per part of a loss without labels that has several."""
+    terms: dict[str, None] = {}
+    for run in runs:
+        own = [name for name in run.metrics if name.startswith(TERM) and name != "train/loss" and _known(run, name)]
+        if _label_free(run) and len(own) > 1:
+            terms |= dict.fromkeys(own)
+    named = [(column, column.removeprefix(TERM)) for column in terms]
+    parts = [Curve(column, f"training loss: {TERMS.get(name, name)}", label_free=True) for column, name in named]
+    top1, loss, *others = CURVES
+    return [top1, VALIDATION_LOSS, loss, *parts, *others]
+
+
 def curve(runs: Sequence[Run], what: Curve) -> str | None:
     """One metric over epochs, a line per run; SVG, or None when no run has it."""
     from matplotlib.ticker import MaxNLocator
 
-    drawn = [(run, style) for run, style in zip(runs, styles(runs), strict=True) if _known(run, what.column)]
+    drawn = [
+        (run, style)
+        for run, style in zip(runs, styles(runs), strict=True)
+        if _known(run, what.column) and (_label_free(run) or not what.label_free)
+    ]
     if not drawn:
         return None
     figure, axes = _panel("epoch", what.title)
@@ -195,6 +227,10 @@ def _parts(run: Run) -> dict[str, float]:
     if rest > 0 and known and rest > 0.01 * sum(known.values()):
         known["other"] = rest
     return known
+
+
+def _label_free(run: Run) -> bool:
+    return not _known(run, "val/top1") and run.number("accuracy.top1") is None
 
 
 def _known(run: Run, column: str) -> bool:

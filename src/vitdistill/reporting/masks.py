@@ -186,6 +186,9 @@ def unmasked_because(run: "Run") -> str | None:
     Only the student's own attention can be recomputed from a run directory: other networks are not in it, and random
     patches were drawn anew in every step.
     """
+    verb = run.text("verb")
+    if verb not in (None, "maskedkd"):  # a damaged run that does not say its verb may have masks still
+        return f"it is a run of {verb}, which drops no patches by attention"
     if run.has_no_teacher or run.setting("alpha") == 0:
         return "it has no teacher"
     criterion = run.setting("criterion")
@@ -227,12 +230,16 @@ def _teacher_grid(run: "Run") -> TokenGrid | None:
     return TokenGrid(1, int(sides[0]), int(sides[1])) if len(sides) == 2 else None
 
 
-def data_of(config: dict[str, Any]) -> DataSource:
+def data_of(config: dict[str, Any], *, labels: bool = True) -> DataSource:
     """The data of a run.
+
+    Args:
+        config: of the run.
+        labels: False for a run without labels, whose data may be any folder of images.
 
     Raises:
         UserError: when the run does not say, or the data is not there.
     """
     if not config.get("data"):
         raise UserError("The run must say which data it used", remedy="Give --images")
-    return open_source(str(config["data"]))
+    return open_source(str(config["data"]), labels=labels)

@@ -1,39 +1,36 @@
 """The HTML page over one or more runs: self-contained, so that it can be mailed."""
 
-import base64
-import io
 import json
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
 from vitdistill.reporting import figures
+from vitdistill.reporting.pictures import Picture, galleries
 from vitdistill.reporting.runs import MISSING, Run, differing_settings, group_by_seed, read_runs, spread
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 DASH = "–"
-ACROSS, ROWS, HEAT_IMAGES = 5, 6, 256  # runs and images in a picture of masks; images behind a heat map
-
-
-class Picture(NamedTuple):
-    """A picture on the page: its markup and the words under it. Without markup it is words alone."""
-
-    markup: str
-    caption: str
 
 
 class Column(NamedTuple):
-    """A column of the table: heading, key of `rows_of`, how to write a value, whether it is text."""
+    """A column of a table.
+
+    Attributes:
+        heading: what it is called.
+        key: of `rows_of`.
+        write: how to write a value.
+        text: whether it is text.
+        void: a value that says no more than a missing one; a column with nothing else is left out.
+    """
 
     heading: str
     key: str
     write: Callable[[Any], str]
     text: bool = False
+    void: Any = None
 
 
 def _fixed(digits: int) -> Callable[[Any], str]:
@@ -60,11 +57,12 @@ RESULTS = (
     Column("status", "status", str, text=True),
     Column("verb", "verb", str, text=True),
     Column("student", "student", str, text=True),
-    Column("teacher", "teacher", str, text=True),
+    Column("teacher", "teacher", str, text=True, void="none"),
     Column("patches kept", "patches", str),
     Column("top-1 %", "top1", _fixed(2)),
     Column("top-5 %", "top5", _fixed(2)),
-    Column("teacher MACs / image", "teacher_gmacs_per_image", _macs),
+    Column("validation loss", "loss", lambda value: f"{value:.4g}"),
+    Column("teacher MACs / image", "teacher_gmacs_per_image", _macs, void=0.0),
     Column("saved", "saved_fraction", lambda value: f"{100 * value:.0f}%"),
 )
 SPEED = (
@@ -75,6 +73,7 @@ SPEED = (
     Column("peak GiB", "peak_memory_gib", _fixed(2)),
     Column("time", "seconds", _duration),
 )
+TABLES = (("Results", RESULTS), ("Cost and speed", SPEED))
 
 
 def write_report(run_dirs: Sequence[Path], out: Path, *, masks: bool = True) -> Path:
@@ -83,7 +82,8 @@ def write_report(run_dirs: Sequence[Path], out: Path, *, masks: bool = True) -> 
     Args:
         run_dirs: run directories, in the order of the tables.
         out: HTML file.
-        masks: include pictures of masks; what cannot be drawn is said on the page and fails nothing.
+        masks: include pictures of masks, token relations and reconstructions; what cannot be drawn is said on the
+            page and fails nothing.
 
     Returns:
         `out`.
@@ -94,19 +94,21 @@ def write_report(run_dirs: Sequence[Path], out: Path, *, masks: bool = True) -> 
     from jinja2 import Environment
 
     runs = read_runs(run_dirs)
+    tables = [(heading, *_table(columns, runs)) for heading, columns in TABLES]
     template = resources.files("vitdistill.reporting").joinpath("page.html").read_text(encoding="utf-8")
     text = (
         Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
         .from_string(template)
         .render(
             title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
-            tables=[("Results", *_table(RESULTS, runs)), ("Cost and speed", *_table(SPEED, runs))],
+            tables=[table for table in tables if len(table[1]) > 1],
+            macs=any(run.teacher_gmacs for run in runs),
             groups=_groups(runs),
             settings=[(row.key, [_setting(value) for value in row.values]) for row in differing_settings(runs)],
             names=[run.name for run in runs],
             figures=_figures(runs),
             legend=figures.legend(runs),
-            masks=_masks(runs) if masks else [],
+            galleries=galleries(runs) if masks else [],
             details=[_details(run) for run in runs],
             problems=[(run.name, problem) for run in runs for problem in run.problems],
         )
@@ -133,6 +135,7 @@ def _row(run: Run) -> dict[str, Any]:
         "patches": None if kept is None or of is None else f"{kept:.0f} of {of:.0f}",
         "top1": run.number("accuracy.top1"),
         "top5": run.number("accuracy.top5"),
+        "loss": _loss(run),
         "teacher_gmacs_per_image": run.teacher_gmacs,
         "teacher_pmacs": None if total is None else total / 1e6,
         "saved_fraction": run.number("cost.saved_fraction"),
@@ -145,15 +148,30 @@ def _row(run: Run) -> dict[str, Any]:
     }
 
 
+def _loss(run: Run) -> float | None:
+    """The validation loss that the run ended with, or its best."""
+    last = run.number("accuracy.loss")
+    return run.number("accuracy.best_loss") if last is None else last
+
+
 def _given(run: Run, role: str) -> str | None:
-    """A network as the user named it, else by its architecture."""
-    given = run.config.get(role)
+    """A network as the user named it, else by its architecture; `finetune` calls its network the model."""
+    given = run.config.get(role) or (run.config.get("model") if role == "student" else None)
     return str(given) if given else run.text(f"{role}.name")
 
 
 def _table(columns: Sequence[Column], runs: Sequence[Run]) -> tuple[Sequence[Column], list[list[tuple[str, bool]]]]:
-    """Columns, and per run the cells with whether each is text."""
-    return columns, [[(_cell(column, row), column.text) for column in columns] for row in rows_of(runs)]
+    """The columns that say something, and per run the cells with whether each is text."""
+    rows = rows_of(runs)
+    shown = [column for column in columns if _says_something(column, rows)]
+    return shown, [[(_cell(column, row), column.text) for column in shown] for row in rows]
+
+
+def _says_something(column: Column, rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether any run has a value; losses are shown where a run has nothing better."""
+    if column.key == "loss":
+        return any(row["loss"] is not None and row["top1"] is None for row in rows)
+    return any(row[column.key] not in (None, column.void) for row in rows)
 
 
 def _cell(column: Column, row: dict[str, Any]) -> str:
@@ -184,67 +202,11 @@ def _figures(runs: Sequence[Run]) -> list[Picture]:
     accuracy = "Top-1 accuracy against what the teacher costs per image, 0 without a teacher. The accuracy axis is cut "
     accuracy += "to the data; thin bars are one standard error for this many validation images."
     drawn = [(figures.accuracy_against_cost(runs), accuracy)]
-    for what in figures.CURVES:
+    for what in figures.curves_of(runs):
         beside = ", dashed: its moving average (EMA)" if any(what.companion in run.metrics for run in runs) else ""
-        drawn.append((figures.curve(runs, what), f"{what.title.capitalize()}, by epoch{beside}."))
+        drawn.append((figures.curve(runs, what), f"{what.title[0].upper()}{what.title[1:]}, by epoch{beside}."))
     drawn.append((figures.step_times(runs), "Where a training step's time goes."))
     return [Picture(svg, caption) for svg, caption in drawn if svg]
-
-
-def _masks(runs: Sequence[Run]) -> list[Picture]:
-    """Masks of the runs on each set of data; words in place of what cannot be drawn, which costs no page."""
-    from vitdistill.reporting.masks import unmasked_because
-
-    reasons = {run.name: unmasked_because(run) for run in runs}
-    notes = [Picture("", f"{name}: no masks, since {reason}.") for name, reason in reasons.items() if reason]
-    masked = [run for run in runs if reasons[run.name] is None]
-    pictures = []
-    for data in dict.fromkeys(str(run.config.get("data")) for run in masked):
-        same = [run for run in masked if str(run.config.get("data")) == data]
-        pictures += _pictures_or_reason(data, same)
-    return pictures + (notes if masked else [])
-
-
-def _pictures_or_reason(data: str, runs: Sequence[Run]) -> list[Picture]:
-    try:
-        return _mask_pictures(runs)
-    except Exception as error:  # a picture must not cost the page
-        return [Picture("", f"The masks could not be drawn. Data {data}: {' '.join(str(error).split())}")]
-
-
-def _mask_pictures(runs: Sequence[Run]) -> list[Picture]:
-    """Masks of runs of one set of data, a column each, `ACROSS` of them in a picture."""
-    from vitdistill.reporting.masks import Column as Masks
-    from vitdistill.reporting.masks import data_of, heatmap_figure, mask_grid_figure, run_columns, some_images
-
-    images = some_images(data_of(runs[0].config), [], _image_size(runs), HEAT_IMAGES)
-    notes: list[Picture] = []
-    columns: list[Masks] = []
-    for run in runs:
-        try:
-            columns += run_columns(run, images)
-        except Exception as error:  # the other runs still have theirs
-            notes.append(Picture("", f"{run.name}: no masks, since {' '.join(str(error).split())}"))
-    drawn = []
-    for start in range(0, len(columns), ACROSS):
-        part = columns[start : start + ACROSS]
-        shown = [column._replace(kept=column.kept[:ROWS]) for column in part]
-        grid, heat = mask_grid_figure(images[:ROWS], shown), heatmap_figure(part)
-        drawn.append(Picture(_png(grid), "Validation images; dropped patches are faded to blue."))
-        drawn.append(Picture(_png(heat), f"How often each position is kept, over {len(images)} images."))
-    return drawn + notes
-
-
-def _image_size(runs: Sequence[Run]) -> tuple[int, int]:
-    """The largest input among the students: what the pictures are drawn at, and scaled from for the others."""
-    sizes = [size for run in runs if isinstance(size := run.get("student.image_size"), list) and len(size) == 2]
-    return max(((int(height), int(width)) for height, width in sizes), default=(224, 224))
-
-
-def _png(figure: "Figure") -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
 def _details(run: Run) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The only `LightningModule`: drives any `Method`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
@@ -196,7 +197,9 @@ class TrainingModule(pl.LightningModule):
         if not self.method.uses_labels:
             # The same masks in every epoch, so that epochs can be compared.
             seed_everything_at(self.settings.seed, "validation", batch_idx, self.global_rank)
-            self._note_val_loss(self.method(images, batch.targets, self.progress).loss * len(images), len(images))
+            with self._off_the_clock():
+                loss = self.method(images, batch.targets, self.progress).loss
+            self._note_val_loss(loss * len(images), len(images))
             return
         logits = self.method.student(images).logits
         loss = nn.functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
@@ -207,6 +210,15 @@ class TrainingModule(pl.LightningModule):
             logits = self._ema[0].module(images)
             for metric in self._accuracy["ema"].values():  # type: ignore[operator]
                 metric.update(logits, batch.targets)
+
+    @contextmanager
+    def _off_the_clock(self) -> Iterator[None]:
+        """The teacher's time in validation is not that of training steps."""
+        clock, self.method.clock = self.method.clock, nullcontext
+        try:
+            yield
+        finally:
+            self.method.clock = clock
 
     def _note_val_loss(self, loss: Tensor, images: int) -> None:
         self._val_sum += torch.stack((loss.to(self._wide), torch.full_like(loss, images, dtype=self._wide)))

@@ -1,0 +1,73 @@
+"""Weights of video ViTs under the names of VideoMAE, MVD and Hugging Face, brought to ours (timm's)."""
+
+import re
+
+import torch
+from torch import Tensor
+
+# Hugging Face's names of what lies in a block, and ours.
+_HUGGING_FACE = (
+    (r"^videomae\.", ""),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^encoder\.layer\.(\d+)\.", r"blocks.\1."),
+    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.attention\.attention\.", ".attn."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"^layernorm\.", "norm."),
+    (r"^classifier\.", "head."),
+)
+
+
+def is_hugging_face(weights: dict[str, Tensor]) -> bool:
+    """Whether names are those of `transformers`' VideoMAE classes."""
+    return any("embeddings.patch_embeddings.projection" in name for name in weights)
+
+
+def from_foreign(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder of a VideoMAE, MVD or Hugging Face file under our names; decoders and tables are left out.
+
+    The separate biases of q and v become one of q, k and v with zeros for the keys, which have none.
+    """
+    if is_hugging_face(weights):
+        weights = _from_hugging_face(weights)
+    if any(name.startswith("encoder.") for name in weights):  # VideoMAE's pre-training files
+        weights = {n.removeprefix("encoder."): v for n, v in weights.items() if n.startswith("encoder.")}
+    result = {}
+    for name, value in weights.items():
+        if re.match(r"(decoder|down_|mask_token|pos_embed|encoder_to_decoder)", name) or name.endswith(".v_bias"):
+            continue
+        if name.endswith(".q_bias"):
+            stem = name.removesuffix("q_bias")
+            result[f"{stem}qkv.bias"] = torch.cat((value, torch.zeros_like(value), weights[f"{stem}v_bias"]))
+        else:
+            result[name] = value
+    return result
+
+
+def _from_hugging_face(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    renamed = {}
+    for name, value in weights.items():
+        if name.startswith(("decoder.", "encoder_to_decoder", "mask_token", "position_embeddings")):
+            continue
+        for pattern, ours in _HUGGING_FACE:
+            name = re.sub(pattern, ours, name)
+        renamed[name] = value
+    for name in [name for name in renamed if name.endswith(".attn.query.weight")]:
+        stem = name.removesuffix("query.weight")
+        parts = [renamed.pop(f"{stem}{role}.weight") for role in ("query", "key", "value")]
+        renamed[f"{stem}qkv.weight"] = torch.cat(parts)
+        # Newer releases give the linear maps of q and v their biases; keys have none, or zeros.
+        for role, short in (("query", "q_bias"), ("value", "v_bias")):
+            bias = renamed.pop(f"{stem}{role}.bias", None)
+            if bias is not None:
+                renamed[f"{stem}{short}"] = bias
+        renamed.pop(f"{stem}key.bias", None)
+    return renamed
+
+
+def is_foreign(weights: dict[str, Tensor]) -> bool:
+    """Whether weights of a video ViT come from VideoMAE, MVD or Hugging Face."""
+    return is_hugging_face(weights) or any(name.endswith(".attn.q_bias") for name in weights)
