@@ -21,7 +21,8 @@ from vitdistill.models.heads import set_heads
 from vitdistill.models.opaque import Opaque
 from vitdistill.models.record import WEIGHTS, ModelRecord, attach_record, record_of
 from vitdistill.models.swin import Swin
-from vitdistill.models.video_vit import TubeletEmbed, VideoViT
+from vitdistill.models.video_vit import VIDEO, TubeletEmbed, VideoViT
+from vitdistill.models.video_weights import arguments_for
 from vitdistill.models.vit import ViT
 from vitdistill.models.weights import adapt, classes_in, load_into, read_weights
 
@@ -182,6 +183,8 @@ def _with_file(
     if meta:
         return _from_timm(name, args, num_classes, image_size, pretrained=False)
     weights = read_weights(file)
+    if name.startswith(VIDEO):
+        args = arguments_for(weights, args)
     probe = _from_timm(name, dict(args), None, image_size, pretrained=False)
     weights = adapt(weights, probe)  # before its classes are counted: a foreign file may name its head otherwise
     in_file = classes_in(weights, probe)

@@ -170,6 +170,7 @@ def check_video(backbone: Backbone, role: str) -> VideoViT:
     return backbone
 
 
+VIDEO = "video_vit_"  # what the names of the registered architectures begin with
 SIZES = {
     "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
     "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
@@ -193,7 +194,7 @@ def _register(size: str) -> None:
         }
         return net
 
-    build.__name__ = build.__qualname__ = f"video_vit_{size}_patch16_224"
+    build.__name__ = build.__qualname__ = f"{VIDEO}{size}_patch16_224"
     build.__module__ = __name__
     register_model(build)
 

@@ -1,9 +1,12 @@
 """Weights of video ViTs under the names of VideoMAE, MVD and Hugging Face, brought to ours (timm's)."""
 
 import re
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from vitdistill.errors import UserError
 
 # Hugging Face's names of what lies in a block, and ours.
 _HUGGING_FACE = (
@@ -71,3 +74,43 @@ def _from_hugging_face(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def is_foreign(weights: dict[str, Tensor]) -> bool:
     """Whether weights of a video ViT come from VideoMAE, MVD or Hugging Face."""
     return is_hugging_face(weights) or any(name.endswith(".attn.q_bias") for name in weights)
+
+
+def arguments_for(weights: dict[str, Tensor], args: dict[str, Any]) -> dict[str, Any]:
+    """The architecture's arguments with what foreign weights of a video ViT decide: positions, and where it normalises.
+
+    VideoMAE's files and Hugging Face's hold no position table and go with sinusoid_1d; MVD's hold theirs, sincos_3d.
+
+    Args:
+        weights: as they come in the file.
+        args: what the user asked for.
+
+    Raises:
+        UserError: when the user asked for other positions than the file goes with.
+    """
+    if not is_foreign(weights):
+        return args
+    found = "sincos_3d" if "pos_embed" in weights else "sinusoid_1d"
+    asked = args.get("positions", found)
+    if asked != found:
+        raise UserError(f"These weights were trained with the positions {found}", asked, "Leave positions out")
+    return {"fc_norm": any(name.startswith("fc_norm.") for name in weights), **args, "positions": found}
+
+
+def for_video(weights: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    """Weights for a video ViT: foreign names brought to ours, its own fixed positions where the file has none.
+
+    Raises:
+        UserError: when the file's position table is not the network's.
+    """
+    own: Any = net.pos_embed
+    table = weights.get("pos_embed")
+    if table is not None and table.shape == own.shape and not torch.allclose(table, own.detach(), atol=1e-4):
+        raise UserError(
+            "The position table in the weights must be the network's",
+            "another one",
+            "Set positions to sincos_3d (MVD) or sinusoid_1d (VideoMAE) among the architecture's arguments",
+        )
+    ours = from_foreign(weights) if is_foreign(weights) else dict(weights)
+    ours.setdefault("pos_embed", own.detach() if table is None else table)
+    return ours

@@ -15,6 +15,8 @@ from timm.models import clean_state_dict
 from torch import Tensor, nn
 
 from vitdistill.errors import UserError
+from vitdistill.models.video_vit import TubeletEmbed
+from vitdistill.models.video_weights import for_video
 
 # Where training codes put the weights in their checkpoints, first match wins (DeiT and MAE: "model").
 _CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -95,6 +97,8 @@ def adapt(weights: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
     Raises:
         UserError: when the conversion fails, since the weights are of another architecture.
     """
+    if isinstance(getattr(net, "patch_embed", None), TubeletEmbed):
+        return for_video(weights, net)
     decoder = decoder_part(weights)
     weights = {name: value for name, value in weights.items() if name not in decoder}
     convert = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
