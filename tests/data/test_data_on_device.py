@@ -106,3 +106,20 @@ def test_on_a_gpu_a_step_repeats_and_never_waits_for_the_device(batch):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(outcomes[0][0], outcomes[1][0]) and torch.equal(outcomes[0][1], outcomes[1][1])
+
+
+# --- clips --------------------
+
+
+def test_clips_are_normalised_and_mixed_alike_in_every_frame():
+    clips = torch.randint(0, 256, (4, 3, 2, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    clips[:, :, 1] = clips[:, :, 0]  # still pictures stay still, whatever is erased or mixed
+    options = Augment(recipe="none", mixup=0.8, cutmix=1.0, smoothing=0.1)
+    on_device = OnDevice(options, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 10)
+    frames = on_device.eval(clips[:, :, 0])
+    assert torch.equal(on_device.eval(clips)[:, :, 1], frames)
+    for seed in range(4):
+        seed_everything_at(seed, "clips")
+        mixed, targets = on_device.train(clips, torch.arange(4))
+        assert mixed.shape == clips.shape and targets.shape == (4, 10)
+        assert torch.equal(mixed[:, :, 0], mixed[:, :, 1]) and not torch.equal(mixed[:, :, 0], frames)

@@ -32,7 +32,7 @@ UNREADABLE = (
 )
 MAX_WORKERS = 8
 
-Transform = Callable[[Image.Image], Tensor]
+Transform = Callable[[Any], Tensor]  # of an image or a video
 BatchSampler = EpochBatchSampler | EvalBatchSampler
 
 
@@ -46,14 +46,14 @@ class Batch(NamedTuple):
         skipped: paths of the images that could not be read while making this batch.
     """
 
-    images: UInt8[Tensor, "b 3 height width"]
+    images: UInt8[Tensor, "b 3 *pixels"]
     targets: Int64[Tensor, "b"]
     index: Int64[Tensor, "b"]  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     skipped: list[str]
 
 
 class Sample(NamedTuple):
-    image: UInt8[Tensor, "3 height width"]
+    image: UInt8[Tensor, "3 *pixels"]
     target: int
     number: int
 
@@ -103,14 +103,16 @@ class SampleSet(Dataset[Batch]):
             if self._kept is not None and index in self._kept:
                 return self._kept[index]
             try:
+                # A video is only opened by `load`; its frames are decoded where the transform asks for them.
                 image, target = self.image_set.load(index)
-            except UNREADABLE:
-                skipped.append(self.image_set.path(index))
-            else:
                 return self._transformed(SampleKey(key.epoch, index, key.repeat), image, target)
+            except UNREADABLE as error:
+                if isinstance(error, UserError):
+                    raise
+                skipped.append(self.image_set.path(index))
         return None
 
-    def _transformed(self, key: SampleKey, image: Image.Image, target: int) -> Sample:
+    def _transformed(self, key: SampleKey, image: Any, target: int) -> Sample:
         if self.random:
             seed_cpu_at("sample", self.seed, *key)
         sample = Sample(self.transform(image), target, key.index)
@@ -120,8 +122,10 @@ class SampleSet(Dataset[Batch]):
 
     def _no_images(self) -> Tensor:
         """An empty stack with the shape that the transform gives."""
-        image = self.transform(Image.new("RGB", (32, 32)))
-        return image.new_empty((0, *image.shape))
+        shape = getattr(self.transform, "shape", None)  # a clip's, which no image can stand in for
+        if shape is None:
+            shape = self.transform(Image.new("RGB", (32, 32))).shape
+        return torch.empty((0, *shape), dtype=torch.uint8)
 
 
 class CorruptLog:

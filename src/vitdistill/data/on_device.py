@@ -61,9 +61,9 @@ class OnDevice:
             )
 
     def train(
-        self, images: UInt8[Tensor, "b 3 height width"], targets: Int64[Tensor, "b"]
-    ) -> tuple[Float[Tensor, "b 3 height width"], Float[Tensor, "b c"] | Int64[Tensor, "b"]]:
-        """Normalise, erase and mix a training batch.
+        self, images: UInt8[Tensor, "b 3 *pixels"], targets: Int64[Tensor, "b"]
+    ) -> tuple[Float[Tensor, "b 3 *pixels"], Float[Tensor, "b c"] | Int64[Tensor, "b"]]:
+        """Normalise, erase and mix a training batch; clips alike in all their frames.
 
         Returns:
             The images, normalised, and the targets: soft ones (b, num_classes) with label smoothing applied when
@@ -73,22 +73,25 @@ class OnDevice:
             UserError: when the recipe mixes batches and this one is odd.
         """
         self.check_batch_size(len(images))
-        normalised = self.eval(images)
+        # timm's erasing and mixing know pictures: a clip's frames stand in for so many more channels.
+        pictures = self.eval(images).flatten(1, -3)
         if self.augment.erasing > 0:
-            normalised = self._eraser(images.device)(normalised)
-        return (normalised, targets) if self.mixup is None else self.mixup(normalised, targets)
+            pictures = self._eraser(images.device)(pictures)
+        if self.mixup is not None:
+            pictures, targets = self.mixup(pictures, targets)
+        return pictures.view(images.shape), targets
 
-    def eval(self, images: UInt8[Tensor, "b 3 height width"]) -> Float[Tensor, "b 3 height width"]:
+    def eval(self, images: UInt8[Tensor, "b 3 *pixels"]) -> Float[Tensor, "b 3 *pixels"]:
         """Normalise a batch: (x / 255 - mean) / std."""
-        mean, std = self._statistics(images.device)
+        shape = (-1, *[1] * (images.ndim - 2))
+        mean, std = (values.view(shape) for values in self._statistics(images.device))
         return images.to(torch.float32).sub_(mean).div_(std)
 
     def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation for inputs in 0..255, as timm's loaders have them."""
         if device not in self._stats:  # built once: making a tensor on a GPU from numbers waits for the GPU
             mean, std = (
-                torch.tensor([value * 255 for value in values], device=device).view(-1, 1, 1)
-                for values in (self.mean, self.std)
+                torch.tensor([value * 255 for value in values], device=device) for values in (self.mean, self.std)
             )
             self._stats[device] = (mean, std)
         return self._stats[device]
