@@ -16,11 +16,17 @@ from vitdistill.errors import UserError
 from vitdistill.methods.mae import MAE
 from vitdistill.methods.maskedkd import MaskedKD
 from vitdistill.methods.method import Method
+from vitdistill.methods.mvd import MVD, FeatureDecoder
+from vitdistill.methods.per_token import PerToken
 from vitdistill.methods.supervised import Supervised
 from vitdistill.methods.teacher import Teacher
 from vitdistill.methods.tinymim import PixelDecoder, TinyMIM
+from vitdistill.methods.video_targets import TeacherFeatures
+from vitdistill.methods.videomae import VideoMAE
 from vitdistill.models.build import build
+from vitdistill.models.video_vit import VideoViT, video_vit
 from vitdistill.tokens.criteria import Criterion
+from vitdistill.tokens.masking import Masking
 from vitdistill.types import Capture, StepOutput
 
 TARGETS = torch.tensor([1, 0, 9])
@@ -37,6 +43,42 @@ def tinymim(student: str = "deit", teacher: str = "vit", **options: Any) -> Tiny
 
 def mae(student: str = "vit", **options: Any) -> MAE:
     return MAE(tiny(student, seed=1), decoder_width=16, decoder_depth=1, decoder_heads=2, **options)
+
+
+DECODER = FeatureDecoder(width=16, depth=1, heads=2)
+
+
+def clip_net(seed: int, **options: Any) -> nn.Module:
+    """A video ViT over clips of four frames of 32 pixels: 2 x 4 x 4 tokens."""
+    torch.manual_seed(seed)
+    sizes = {"img_size": 32, "patch_size": 8, "frames": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    return video_vit(**{**sizes, "num_classes": 10, **options})
+
+
+def videomae(**options: Any) -> VideoMAE:
+    sizes = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2, "masking": Masking(0.75, "tube")}
+    return VideoMAE(clip_net(1), **{**sizes, **options})
+
+
+def image_teacher_net() -> nn.Module:
+    return tiny("vit", seed=2, embed_dim=32, num_heads=4)
+
+
+def mvd(**options: Any) -> MVD:
+    teachers = {
+        "image_teacher": image_teacher_net(),
+        "video_teacher": clip_net(3, embed_dim=48, positions="sinusoid_1d"),
+    }
+    return MVD(clip_net(1), **{**teachers, "masking": Masking(0.75, "tube"), "decoder": DECODER, **options})
+
+
+def per_token() -> PerToken:
+    student = build(clip_net(1))
+    targets = {
+        name: (TeacherFeatures(Teacher(build(net)), student.grid), weight)
+        for name, net, weight in (("image", image_teacher_net(), 1.0), ("video", clip_net(3), 0.5))
+    }
+    return PerToken(student, targets)
 
 
 PIXELS = PixelDecoder(width=16, depth=1, heads=2)
@@ -75,6 +117,18 @@ METHODS: dict[str, Callable[[], Method]] = {
     "tinymim, noisy teacher": lambda: tinymim(teacher_drop_path=0.1),
     "tinymim, two heads": lambda: tinymim("deit3", "vit"),
     "mae": mae,
+    "videomae": lambda: videomae(),
+    "videomae, plain pixels, random mask": lambda: videomae(norm_pix=False, masking=Masking(0.75)),
+    "videomae, whole frames hidden": lambda: videomae(masking=Masking(0.5, "frame"), masks_per_clip=2),
+    "mvd": lambda: mvd(),
+    "mvd, image teacher": lambda: mvd(video_teacher=None),
+    "mvd, video teacher": lambda: mvd(image_teacher=None, normalise=True, loss="l1"),
+    "mvd, pixels, four masks": lambda: mvd(pixel_weight=0.5, masks_per_clip=4),
+    "mvd, its own average": lambda: mvd(image_teacher=None, video_teacher=None, bootstrap=0.9),
+    "mvd, images": lambda: MVD(
+        tiny("vit", seed=1), image_teacher=image_teacher_net(), masking=Masking(), decoder=DECODER
+    ),
+    "per token": lambda: per_token(),
     "mae, plain pixels": lambda: mae(norm_pix=False, mask_ratio=0.5),
     "mae, no class token": lambda: mae("no_class_token"),
     "mae, registers": lambda: mae("registers"),
@@ -82,13 +136,27 @@ METHODS: dict[str, Callable[[], Method]] = {
 
 
 # What a method may learn besides the student.
-EXTRA: dict[type[Method], tuple[str, ...]] = {TinyMIM: ("imitation", "decoder"), MAE: ("decoders",)}
+EXTRA: dict[type[Method], tuple[str, ...]] = {
+    TinyMIM: ("imitation", "decoder"),
+    MAE: ("decoders",),
+    VideoMAE: ("decoders",),
+    MVD: ("decoders", "average"),
+    PerToken: ("heads",),
+}
 
 
 @pytest.fixture(params=METHODS)
 def method(request: pytest.FixtureRequest) -> Method:
     torch.manual_seed(0)
     return METHODS[request.param]().train()
+
+
+@pytest.fixture
+def images(request: pytest.FixtureRequest, images: Tensor) -> Tensor:
+    """Three images, or three clips for a method over clips."""
+    if "method" not in request.fixturenames or not isinstance(request.getfixturevalue("method").student, VideoViT):
+        return images
+    return torch.randn(3, 3, 4, 32, 32, generator=torch.Generator().manual_seed(7))
 
 
 def teacher_of(method: MaskedKD) -> Teacher:
@@ -111,7 +179,23 @@ def test_the_loss_is_a_finite_scalar_with_gradient_to_every_parameter(method, im
 
 def test_terms_are_detached_finite_scalars_and_logits_are_the_students(method, images):
     step = method(images, TARGETS)
-    known = {"ce", "kd", "qk", "vv", "qq", "kk", "q", "k", "v", "output", "attention", "ffn", "pixels"}
+    known = {
+        "ce",
+        "kd",
+        "qk",
+        "vv",
+        "qq",
+        "kk",
+        "q",
+        "k",
+        "v",
+        "output",
+        "attention",
+        "ffn",
+        "pixels",
+        "image",
+        "video",
+    }
     assert step.terms and set(step.terms) <= known
     assert all(t.shape == () and not t.requires_grad and bool(t.isfinite()) for t in step.terms.values())
     if method.uses_labels:
@@ -129,6 +213,8 @@ def test_a_method_holds_the_student_and_nothing_else(method):
     own = {name.removeprefix("student.net.") for name in names if name.startswith("student.")}
     assert own == set(method.student.net.state_dict())
     assert {name.partition(".")[0] for name in names} <= {"student", *EXTRA.get(type(method), ())}
+    if getattr(method, "average", None) is not None:
+        return  # a teacher that is the student's own average is state that a run has to resume
     held = {id(parameter) for parameter in method.parameters()}
     for teacher in method.teachers:
         assert not held & {id(parameter) for parameter in teacher.backbone.parameters()}

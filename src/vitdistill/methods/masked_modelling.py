@@ -64,7 +64,7 @@ class MaskedModelling(Method):
         if masks_per_clip < 1:
             raise UserError("masks_per_clip must be at least 1", masks_per_clip)
         self.masking, self.masks_per_clip = masking, masks_per_clip
-        masking.visible(self.student.grid)  # refuses impossible ratios
+        self.visible: int = masking.visible(self.student.grid)  # refuses impossible ratios
         self.decoders = nn.ModuleDict({name: goal.decoder for name, goal in goals.items()})
         self.targets = {name: goal.target for name, goal in goals.items()}
         self.weights = {name: goal.weight for name, goal in goals.items()}

@@ -47,6 +47,9 @@ class Method(nn.Module, ABC):
         """What the first teacher's pass hands out, which decides where it stops; by default it runs to its logits."""
         return NOTHING
 
+    def after_step(self) -> None:  # most methods have nothing to do
+        """Called after every optimizer step."""
+
     def exports(self, state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Weights that a finished run leaves beside the student's, by file name.
 

@@ -3,11 +3,14 @@
 Two targets with a decoder each are co-teaching: lambda_img * L_img + lambda_vid * L_vid (Eq. 3).
 """
 
+import copy
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from vitdistill.errors import UserError
+from vitdistill.methods.mae import pixel_goal
 from vitdistill.methods.masked_modelling import Goal, MaskedModelling
 from vitdistill.methods.teacher import Teacher
 from vitdistill.methods.video_targets import FeatureLoss, TeacherFeatures
@@ -53,13 +56,15 @@ class MVD(MaskedModelling):
         normalise: bool = False,
         loss: FeatureLoss = "smooth_l1",
         pixel_weight: float = 0.0,
+        bootstrap: float | None = None,
         masking: Masking = Masking(0.9, "tube"),
         masks_per_clip: int = 1,
         decoder: FeatureDecoder = FeatureDecoder(),
     ) -> None:
         """
         Args:
-            student: a video ViT.
+            student: a video ViT; with an image teacher alone also a ViT over images (image masked feature modelling,
+                Table 11).
             image_teacher: sees the first frame of each tubelet; None leaves its target out.
             video_teacher: sees the whole clip; None leaves its target out.
             image_weight: of the image teacher's loss.
@@ -67,6 +72,8 @@ class MVD(MaskedModelling):
             normalise: LayerNorm without affine parameters on the targets (off in every released recipe).
             loss: smooth_l1 (beta 1), l1 or l2.
             pixel_weight: of an extra branch that predicts pixels (Table 8: hurts); 0 leaves it out.
+            bootstrap: decay of a teacher that is a moving average of the student itself, in place of a frozen one
+                (Table 9: worse); None for frozen teachers.
             masking: which tokens the student does not see.
             masks_per_clip: masks of each clip, which share its embedding and one pass of each teacher.
             decoder: of each target.
@@ -74,7 +81,13 @@ class MVD(MaskedModelling):
         Raises:
             UserError: when there is no teacher, a teacher is of the other kind, or tokens cannot be matched.
         """
-        student = check_video(build(student), "student")
+        student = build(student)
+        if video_teacher is not None or image_teacher is None:
+            check_video(student, "student")
+        own = None if bootstrap is None else Average(student, bootstrap)
+        if own is not None and (image_teacher is not None or video_teacher is not None):
+            raise UserError("A bootstrapped teacher is the student's own average, so no other may be given")
+        video_teacher = video_teacher if own is None else Teacher(own.backbone)
         goals = {}
         for name, teacher, weight in (
             ("image", image_teacher, image_weight),
@@ -88,10 +101,41 @@ class MVD(MaskedModelling):
         if not goals:
             raise UserError("MVD needs an image teacher, a video teacher, or both")
         if pixel_weight:
-            goals[PIXELS] = cube_goal(
-                student, True, decoder.width, decoder.depth, decoder.heads, decoder.mlp_ratio, weight=pixel_weight
-            )
+            goals[PIXELS] = _pixel_goal(student, decoder, pixel_weight)
         super().__init__(student, goals, masking=masking, masks_per_clip=masks_per_clip)
+        self.average = own
+
+    def after_step(self) -> None:
+        if self.average is not None:
+            self.average.update(self.student)
+
+
+class Average(nn.Module):
+    """A moving average of a network: the bootstrapped teacher. Part of the method's state, so that it is resumed."""
+
+    def __init__(self, student: Backbone, decay: float) -> None:
+        """
+        Raises:
+            UserError: when the decay is not in (0, 1).
+        """
+        super().__init__()
+        if not 0 < decay < 1:
+            raise UserError("The decay of a bootstrapped teacher must lie in (0, 1)", decay)
+        self.decay = decay
+        self.backbone = copy.deepcopy(student)
+
+    @torch.no_grad()
+    def update(self, student: Backbone) -> None:
+        """One step towards the student."""
+        for own, new in zip(self.backbone.parameters(), student.parameters(), strict=True):
+            own.lerp_(new.to(own.dtype), 1 - self.decay)
+
+
+def _pixel_goal(student: Backbone, decoder: FeatureDecoder, weight: float) -> Goal:
+    sizes = (decoder.width, decoder.depth, decoder.heads, decoder.mlp_ratio)
+    if isinstance(student, VideoViT):
+        return cube_goal(student, True, *sizes, weight=weight)
+    return pixel_goal(student, True, *sizes, weight=weight)
 
 
 def _guest(teacher: Teacher | Backbone | nn.Module, student: Backbone) -> Teacher:
@@ -108,7 +152,8 @@ def _check_kind(role: str, backbone: Backbone) -> None:
         )
 
 
-def _decoder(student: VideoViT, channels: int, options: FeatureDecoder) -> Decoder:
+def _decoder(student: Backbone, channels: int, options: FeatureDecoder) -> Decoder:
+    clips = isinstance(student, VideoViT)
     return Decoder(
         student.grid,
         student.prefix,
@@ -118,7 +163,7 @@ def _decoder(student: VideoViT, channels: int, options: FeatureDecoder) -> Decod
         depth=options.depth,
         heads=options.heads,
         mlp_ratio=options.mlp_ratio,
-        positions="sincos_3d",
-        key_bias=False,
+        positions="sincos_3d" if clips else "sincos_2d",
+        key_bias=not clips,
         drop_path=options.drop_path,
     )

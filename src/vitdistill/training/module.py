@@ -154,9 +154,11 @@ class TrainingModule(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.position = (self.current_epoch, batch_idx + 1)
-        if self._ema and self.global_step > self._ema_steps:
+        if self.global_step > self._ema_steps:  # not in the middle of an accumulated step
             self._ema_steps = self.global_step
-            self._ema[0].update(self.method.student.net)
+            self.method.after_step()
+            if self._ema:
+                self._ema[0].update(self.method.student.net)
 
     def on_train_epoch_end(self) -> None:
         self.check_finite(weights=True)
