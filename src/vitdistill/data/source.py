@@ -58,6 +58,7 @@ class DataSource:
         val: validation images.
         classes: class names, in the order of the class numbers; `["image"]` where the images have no labels.
         image_size: native height and width in pixels of a bundled source; None means the model's.
+        frames: native frames of a clip of a bundled source of videos; None means the model's.
     """
 
     name: str
@@ -65,6 +66,7 @@ class DataSource:
     val: ImageSet
     classes: list[str]
     image_size: int | None = None
+    frames: int | None = None
 
 
 def bundled() -> dict[str, Callable[[], DataSource]]:

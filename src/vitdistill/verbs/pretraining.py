@@ -10,6 +10,7 @@ from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import BUNDLED
 from vitdistill.models.decoder import xavier
 from vitdistill.models.positions import fix_positions
+from vitdistill.models.video_vit import VideoPositions, VideoViT, check_video
 from vitdistill.verbs.common import Model, make_student
 
 Positions = Literal["sincos", "learned"]
@@ -35,6 +36,36 @@ def make_pretraining_student(
         if positions == "sincos":
             fix_positions(student)
     return student
+
+
+def make_video_student(
+    spec: Model,
+    source: DataSource,
+    *,
+    args: dict[str, Any] | None,
+    frames: int | None,
+    image_size: int | None,
+    positions: VideoPositions,
+    drop_path: float,
+) -> VideoViT:
+    """A video ViT without a classifier; a fresh one with the method's positions and MAE's initialisation.
+
+    Raises:
+        UserError: when the network takes images.
+    """
+    options = dict(args or {})
+    wanted = frames or source.frames
+    if wanted is not None:
+        options.setdefault("frames", wanted)
+    if is_fresh(spec, pretrained=False):
+        options.setdefault("positions", positions)
+    student = make_student(
+        spec, source, args=options, image_size=image_size, pretrained=False, drop_path=drop_path, classes=0
+    )
+    network = check_video(student, "student")
+    if is_fresh(spec, pretrained=False):
+        xavier(network.net)
+    return network
 
 
 def is_fresh(spec: Model, pretrained: bool) -> bool:
