@@ -22,6 +22,8 @@ VERBS: dict[str, str] = {
     "supervised": "Train a network on labels alone: a baseline, or a teacher of your own.",
     "tinymim": "Distil a masked-image-modelling teacher, without labels, through token relations.",
     "mae": "Pre-train a teacher, without labels, by predicting masked pixels.",
+    "videomae": "Pre-train a video teacher, without labels, by predicting masked pixels.",
+    "mvd": "Distil image and video teachers into a video student that sees a tenth of each clip.",
     "finetune": "Fine-tune a pre-trained network on labels.",
     "probe": "Linear probe: how well a linear classifier does on frozen features.",
     "knn": "k-nearest-neighbour accuracy of frozen features.",

@@ -26,6 +26,7 @@ from vitdistill.errors import UserError
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.cait import CaiT
 from vitdistill.models.swin import Swin
+from vitdistill.models.video_vit import TubeletEmbed
 from vitdistill.models.vit import ViT
 from vitdistill.types import NOTHING, Capture
 
@@ -224,8 +225,9 @@ def _window_block(block: SwinTransformerBlock, tokens: int, layernorm: bool) -> 
     return macs + _norms_in(block, tokens, layernorm)
 
 
-def _patch_embed(patch_embed: PatchEmbed, patches: int, layernorm: bool) -> Macs:
-    return Macs(patch_embed=patch_embed.proj.weight.numel() * patches) + _norm(patch_embed.norm, patches, layernorm)
+def _patch_embed(patch_embed: PatchEmbed | TubeletEmbed, patches: int, layernorm: bool) -> Macs:
+    macs = Macs(patch_embed=patch_embed.proj.weight.numel() * patches)
+    return macs if isinstance(patch_embed, TubeletEmbed) else macs + _norm(patch_embed.norm, patches, layernorm)
 
 
 def _head(net: nn.Module) -> Macs:
@@ -322,7 +324,7 @@ def _is_plain(backbone: Backbone) -> bool:
     """Whether patch embedding, blocks and pooling are of the kinds that the analytic count knows."""
     net = backbone.net
     return (
-        isinstance(net.patch_embed, PatchEmbed)
+        isinstance(net.patch_embed, PatchEmbed | TubeletEmbed)
         and getattr(net, "attn_pool", None) is None
         and all(isinstance(b, LayerScaleBlockClassAttn) or _is_self_attention_block(b) for b in backbone.blocks)
     )

@@ -21,7 +21,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as tvf
 
 from vitdistill.data.loading import UNREADABLE
-from vitdistill.data.recipes import Augment, ResolvedAugment, _mend_posterize
+from vitdistill.data.recipes import Augment, ResolvedAugment, mend_posterize
 from vitdistill.data.video import Video, VideoSet
 from vitdistill.errors import UserError, near
 
@@ -142,10 +142,12 @@ class ClipTransform:
     Attributes:
         steps: what runs.
         random: whether the outcome depends on the state of the random number generators.
+        shape: of every clip: (3, frames, height, width).
     """
 
     steps: Callable[[Video], Tensor]
     random: bool
+    shape: tuple[int, int, int, int]
 
     def __call__(self, video: Video) -> SquareClip:
         return self.steps(video)
@@ -160,7 +162,7 @@ def pretrain_transform(size: int, sampling: Sampling) -> ClipTransform:
         size: height and width of the clip in pixels.
         sampling: which frames.
     """
-    return ClipTransform(partial(_pretrain, size=size, sampling=sampling), random=True)
+    return ClipTransform(partial(_pretrain, size=size, sampling=sampling), True, (3, sampling.frames, size, size))
 
 
 def finetune_transform(size: int, sampling: Sampling, augment: Augment) -> ClipTransform:
@@ -182,7 +184,7 @@ def finetune_transform(size: int, sampling: Sampling, augment: Augment) -> ClipT
     if options.interpolation not in ("bilinear", "bicubic", "nearest"):
         raise UserError("Clips are resized by bilinear, bicubic or nearest interpolation", options.interpolation)
     steps = partial(_finetune, size=size, sampling=sampling, options=options, distort=_distortion(options, size))
-    return ClipTransform(steps, random=True)
+    return ClipTransform(steps, True, (3, sampling.frames, size, size))
 
 
 def eval_transform(size: int, sampling: Sampling) -> ClipTransform:
@@ -192,7 +194,7 @@ def eval_transform(size: int, sampling: Sampling) -> ClipTransform:
         size: height and width of the clip in pixels.
         sampling: which frames.
     """
-    return ClipTransform(partial(_eval, size=size, sampling=sampling), random=False)
+    return ClipTransform(partial(_eval, size=size, sampling=sampling), False, (3, sampling.frames, size, size))
 
 
 def views(video: Video, size: int, sampling: Sampling, clips: int, crops: int) -> UInt8[Tensor, "views 3 t size size"]:
@@ -332,7 +334,7 @@ def _distortion(options: ResolvedAugment, size: int) -> Callable[[Image.Image], 
         interpolation=options.interpolation,
     )
     for transform in distort.transforms:
-        _mend_posterize(transform)
+        mend_posterize(transform)
     return distort
 
 

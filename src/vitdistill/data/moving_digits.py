@@ -218,6 +218,7 @@ def moving_digits(task: Task = "digit", *, clips_per_scan: int = 1, seed: int = 
         val=MovingDigits(scans.val, task, clips_per_scan=clips_per_scan, seed=(seed, 1)),
         classes=list(CLASSES[task]),
         image_size=CANVAS,
+        frames=FRAMES,
     )
 
 

@@ -198,14 +198,14 @@ def train_transform(augment: Augment, image_size: ImageSize) -> ImageTransform:
         steps[:1] = _eval_steps(options, image_size).transforms[:-1]
     distortions = list(distort.transforms)
     for transform in distortions:
-        _mend_posterize(transform)
+        mend_posterize(transform)
     if not options.color_jitter and policy is None:
         distortions.clear()  # timm adds a jitter of strength 0, which only costs time
     random = options.scale < 1 or options.hflip > 0 or options.color_jitter > 0 or policy is not None
     return ImageTransform(Compose([*steps, *distortions, *to_tensor.transforms]), random)
 
 
-def _mend_posterize(policy: Any) -> None:
+def mend_posterize(policy: Any) -> None:
     """Keep at least one bit: timm's strongest posterize asks for none, which Pillow has come to refuse."""
     for operation in getattr(policy, "ops", []):
         if operation.name.startswith("Posterize"):

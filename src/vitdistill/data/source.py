@@ -6,6 +6,7 @@ To add a bundled source: write one file with a function that returns a `DataSour
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -72,8 +73,13 @@ class DataSource:
 def bundled() -> dict[str, Callable[[], DataSource]]:
     """Sources that need no download, by the name that `--data` takes."""
     from vitdistill.data.digits import digits
+    from vitdistill.data.moving_digits import moving_digits
 
-    return {"digits": digits}
+    return {
+        "digits": digits,
+        "moving_digits": moving_digits,
+        "moving_digits:motion": partial(moving_digits, "motion"),
+    }
 
 
 def open_source(data: str | Path | DataSource, *, labels: bool = True) -> DataSource:
@@ -99,5 +105,8 @@ def open_source(data: str | Path | DataSource, *, labels: bool = True) -> DataSo
             near(str(data), sources),
         )
     from vitdistill.data.image_folder import image_folder
+    from vitdistill.data.video_files import has_videos, video_files
 
+    if has_videos(data):
+        return video_files(data, labels=labels)
     return image_folder(data, labels=labels)

@@ -7,11 +7,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from vitdistill.data.clips import Sampling
 from vitdistill.data.loading import CorruptLog, default_workers, make_loader
 from vitdistill.data.on_device import OnDevice
-from vitdistill.data.recipes import Augment, eval_transform
+from vitdistill.data.recipes import Augment
 from vitdistill.data.sampling import EvalBatchSampler
 from vitdistill.data.source import DataSource, ImageSet, open_source
+from vitdistill.data.transforms import clip_sampling, validation_transform
 from vitdistill.errors import UserError, refuse_unused
 from vitdistill.evaluation.progress import track
 from vitdistill.models.backbone import Backbone
@@ -21,11 +23,12 @@ Checkpoint = Literal["exported", "last", "best", "ema"]
 
 
 class Subject(NamedTuple):
-    """What is evaluated: a network, the data, and how images are resized and cropped for it."""
+    """What is evaluated: a network, the data, how images are resized and cropped for it, and how clips are taken."""
 
     backbone: Backbone
     source: DataSource
     augment: Augment
+    sampling: Sampling | None = None
 
 
 def open_subject(
@@ -49,7 +52,8 @@ def open_subject(
     config = run_config(folder)
     source = open_source(data or data_of(model, config))
     backbone = load(model, folder, checkpoint, image_size, model_args)
-    return Subject(backbone, source, validation_crop(config, source, crop_pct, backbone))
+    sampling = clip_sampling(backbone, source, config.get("stride"), config.get("sampling", "dense"))
+    return Subject(backbone, source, validation_crop(config, source, crop_pct, backbone), sampling)
 
 
 def run_config(folder: Path) -> dict[str, Any]:
@@ -161,11 +165,11 @@ class Reader:
         Raises:
             UserError: when more than 1% of the set is unreadable.
         """
-        backbone, source, augment = self.subject
+        backbone, source, augment, _ = self.subject
         on_device = OnDevice(augment, backbone.mean, backbone.std, len(source.classes))
         loader = make_loader(
             images,
-            eval_transform(augment, backbone.image_size),
+            validation_transform(source, augment, backbone.image_size, self.subject.sampling),
             EvalBatchSampler(len(images), self.batch_size),
             seed=0,
             num_workers=self.workers,

@@ -10,6 +10,7 @@ from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import rebuild
 from vitdistill.models.drop_path import rising, set_drop_path
 from vitdistill.models.record import record_of
+from vitdistill.models.video_vit import VideoViT
 from vitdistill.models.vit import ViT
 from vitdistill.models.weights import head_names
 
@@ -52,6 +53,8 @@ def finetunable(
             wanted = "avg"
         network = _with_new_head(body, classes, wanted, head_init)
     network.requires_grad_(True)
+    if isinstance(network, VideoViT):
+        network.net.pos_embed.requires_grad_(False)  # fixed in VideoMAE's and MVD's fine-tuning, too
     if drop_path:
         set_drop_path(network, rising(drop_path, network.depth))
     return network
@@ -73,7 +76,9 @@ def _check_head(body: Backbone, classes: int, own_pool: str | None, wanted: str 
 
 
 def _with_new_head(body: Backbone, classes: int, pool: str | None, head_init: float) -> Backbone:
-    options: dict[str, str | int] = {"num_classes": classes} | ({} if pool is None else {"global_pool": pool})
+    options: dict[str, str | int | bool] = {"num_classes": classes} | ({} if pool is None else {"global_pool": pool})
+    if pool == "avg":
+        options["fc_norm"] = True
     network = rebuild(record_of(body.net), **options)
     own, heads = network.net.state_dict(), set(head_names(network.net))
     old_heads = set(head_names(body.net))

@@ -17,11 +17,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vitdistill.costing.measure import hardware
+from vitdistill.data.clips import check_length
 from vitdistill.data.loading import CorruptLog, default_workers, make_loader
 from vitdistill.data.on_device import OnDevice
-from vitdistill.data.recipes import eval_transform, train_transform
 from vitdistill.data.sampling import EpochBatchSampler, EvalBatchSampler
 from vitdistill.data.source import DataSource
+from vitdistill.data.transforms import training_transform, validation_transform
+from vitdistill.data.video import VideoSet
 from vitdistill.errors import UserError
 from vitdistill.methods.method import Method
 from vitdistill.models.record import RECORD, WEIGHTS, record_of
@@ -146,8 +148,13 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
         module.listeners += [run.add_row, bar.on_row]
     callbacks = [_Timing(), bar, StopBetweenSteps(run.last), SaveCheckpoints(run.checkpoints)]
     trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
-    train_loader = make_loader(source.train, train_transform(augment, settings.image_size), sampler, **options)
-    val_loader = make_loader(source.val, eval_transform(augment, settings.image_size), eval_sampler, **options)
+    if settings.sampling is not None:
+        assert isinstance(source.train, VideoSet)
+        check_length(source.train, settings.sampling)
+    place = (settings.image_size, settings.sampling)
+    train_transform = training_transform(source, augment, *place, labels=method.uses_labels)
+    train_loader = make_loader(source.train, train_transform, sampler, **options)
+    val_loader = make_loader(source.val, validation_transform(source, augment, *place), eval_sampler, **options)
     return _Parts(module, trainer, train_loader, val_loader, global_batch)
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from timm.optim import list_optimizers
 
+from vitdistill.data.clips import Sampling
 from vitdistill.data.recipes import Augment
 from vitdistill.errors import UserError, near
 
@@ -70,6 +71,7 @@ class Settings:
         image_size: height and width of the student's input, in pixels.
         precision: Lightning's precision, or "auto".
         trainer: further arguments for `lightning.Trainer`.
+        sampling: which frames of a video make a clip; None for images.
     """
 
     epochs: int
@@ -82,6 +84,7 @@ class Settings:
     precision: str = "auto"
     compile: bool = False
     trainer: dict[str, Any] = field(default_factory=dict)
+    sampling: Sampling | None = None
 
     def check(self) -> None:
         """Refuse values that cannot train anything, all together.

@@ -8,7 +8,7 @@ import yaml
 
 from vitdistill.errors import UserError, near
 
-TRAINING_VERBS = ("mae", "tinymim", "finetune", "maskedkd", "supervised")
+TRAINING_VERBS = ("mae", "tinymim", "videomae", "mvd", "finetune", "maskedkd", "supervised")
 _REFERENCE = re.compile(r"\{([^{}]*)\}")
 
 

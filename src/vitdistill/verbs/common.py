@@ -9,6 +9,7 @@ from torch import nn
 from vitdistill.data.recipes import Augment
 from vitdistill.data.sampling import seed_everything_at
 from vitdistill.data.source import DataSource, open_source
+from vitdistill.data.transforms import clip_sampling
 from vitdistill.errors import UserError, refuse_unused
 from vitdistill.methods.teacher import Teacher
 from vitdistill.models.backbone import Backbone
@@ -39,13 +40,18 @@ def start(verb: str, arguments: dict[str, Any], *, labels: bool = True) -> tuple
     return run, source
 
 
-def settings_of(arguments: dict[str, Any], student: Backbone) -> Settings:
-    """The training engine's settings out of a training verb's arguments."""
+def settings_of(arguments: dict[str, Any], student: Backbone, source: DataSource) -> Settings:
+    """The training engine's settings out of a training verb's arguments.
+
+    Raises:
+        UserError: when a network over clips is given images, or the reverse.
+    """
     names = ("epochs", "batch_size", "seed", "augment", "optim", "loader", "precision", "compile")
     return Settings(
         **{name: arguments[name] for name in names},
         image_size=student.image_size,
         trainer=arguments["trainer"] or {},
+        sampling=clip_sampling(student, source, arguments.get("stride"), arguments.get("sampling", "dense")),
     )
 
 

@@ -19,6 +19,8 @@ def finetune(
     epochs: int = 100,
     batch_size: int = 128,
     image_size: int | None = None,
+    stride: int | None = None,
+    sampling: Literal["dense", "uniform"] = "dense",
     drop_path: float = 0.1,
     model_args: dict[str, Any] | None = None,
     augment: Augment = Augment(recipe="finetune"),
@@ -45,6 +47,8 @@ def finetune(
         epochs: passes over the training images.
         batch_size: images per device and step.
         image_size: input size in pixels; by default the data's or the network's own. Positions are resampled.
+        stride: of videos: frames from one frame of a dense clip to the next; by default 4, and 1 for bundled clips.
+        sampling: of videos: dense takes a window of frames x stride, uniform one frame of each of so many equal parts.
         drop_path: stochastic depth rate of the last block; earlier blocks get less.
         model_args: further arguments of the architecture.
         augment: augmentation.
@@ -82,4 +86,4 @@ def finetune(
         drop_path=drop_path,
     )
     method = Supervised(network, smoothing=augment.resolved().smoothing)
-    return train(method, source, run, settings_of(arguments, network), resume=resume)
+    return train(method, source, run, settings_of(arguments, network, source), resume=resume)

@@ -87,7 +87,7 @@ def mae(
     )
     if init is not None:
         method.load_full(full_file(init))
-    return train(method, source, run, settings_of(arguments, encoder), resume=resume)
+    return train(method, source, run, settings_of(arguments, encoder, source), resume=resume)
 
 
 def full_file(spec: str) -> Path:

@@ -29,7 +29,7 @@ def mvd(
     masks_per_clip: int = 1,
     decoder: FeatureDecoder = FeatureDecoder(),
     frames: int | None = None,
-    stride: int = 4,
+    stride: int | None = None,
     sampling: Literal["dense", "uniform"] = "dense",
     epochs: int = 400,
     batch_size: int = 32,
@@ -72,7 +72,7 @@ def mvd(
         masks_per_clip: masks of each clip in a step, which share its decoding, embedding and the teachers' passes.
         decoder: the decoder of each target.
         frames: of a clip; by default the data's or 16.
-        stride: frames of the video from one frame of a dense clip to the next.
+        stride: frames of the video from one frame of a dense clip to the next; by default 4, and 1 for bundled clips.
         sampling: dense takes a window of frames x stride, uniform one frame of each of so many equal parts.
         epochs: passes over the training videos.
         batch_size: clips per device and step.
@@ -115,9 +115,7 @@ def mvd(
         drop_path=drop_path,
     )
     guests = {
-        name: make_teacher(
-            spec, source, pupil, args=args, dtype=teacher_dtype, trainer=trainer, check_classes=False
-        )
+        name: make_teacher(spec, source, pupil, args=args, dtype=teacher_dtype, trainer=trainer, check_classes=False)
         for name, spec, args in (
             ("image", image_teacher, image_teacher_args),
             ("video", video_teacher, video_teacher_args),
@@ -149,4 +147,4 @@ def mvd(
             masks_per_clip=masks_per_clip,
             decoder=decoder,
         )
-    return train(method, source, run, settings_of(arguments, pupil), resume=resume)
+    return train(method, source, run, settings_of(arguments, pupil, source), resume=resume)

@@ -21,7 +21,7 @@ def videomae(
     decoder_depth: int = 4,
     decoder_heads: int = 6,
     frames: int | None = None,
-    stride: int = 4,
+    stride: int | None = None,
     sampling: Literal["dense", "uniform"] = "dense",
     epochs: int = 800,
     batch_size: int = 32,
@@ -52,7 +52,7 @@ def videomae(
         decoder_depth: blocks of the decoder.
         decoder_heads: attention heads of the decoder.
         frames: of a clip; by default the data's or 16.
-        stride: frames of the video from one frame of a dense clip to the next.
+        stride: frames of the video from one frame of a dense clip to the next; by default 4, and 1 for bundled clips.
         sampling: dense takes a window of frames x stride, uniform one frame of each of so many equal parts.
         epochs: passes over the training videos.
         batch_size: clips per device and step.
@@ -97,4 +97,4 @@ def videomae(
         decoder_heads=decoder_heads,
         drop_path=drop_path,
     )
-    return train(method, source, run, settings_of(arguments, encoder), resume=resume)
+    return train(method, source, run, settings_of(arguments, encoder, source), resume=resume)
