@@ -3,7 +3,7 @@
 Real: the digits, scikit-learn's 8x8 scans (UCI optical digits) in the split of `digits.py`, so no scan of the
 validation clips is seen in training. No scan is resampled: a frame shows its pixels as they are, at whole positions.
 Synthetic: the motion. The canvas wraps around, and a clip starts anywhere on it, whatever its motion. In every single
-frame the digit's position is therefore uniform on the canvas for every motion: only the order of frames shows motion.
+frame the digit's position is therefore uniform on the canvas for every motion: one frame never shows the motion.
 
 There are two tasks on the same clips: which digit (spatial, one frame is enough) and which motion (temporal).
 Flipping or reversing a clip, or skipping some of its frames, turns a motion into another one.
@@ -195,7 +195,8 @@ def moving_digits(task: Task = "digit", *, clips_per_scan: int = 1, seed: int = 
     """Open the moving digits: 1437 clips to train on and 360 to validate on, times `clips_per_scan`.
 
     The scans are real, their motion is synthetic (see the top of this file). Both tasks have ten classes and the same
-    clips: `DIGITS`, or `MOTIONS`, which no single frame and no set of frames without their order tells apart.
+    clips: `DIGITS`, or `MOTIONS`. A single frame says nothing of the motion, and opposite motions differ in nothing
+    but the order of their frames.
 
     Args:
         task: what the label is: "digit", the source `moving_digits`, or "motion", the source `moving_digits:motion`.

@@ -73,7 +73,7 @@ def _check_encoder(backbone: Backbone) -> None:
         )
 
 
-def pooled(backbone: Backbone, images: Float[Tensor, "b 3 height width"], pool: Pool) -> Float[Tensor, "b d"]:
+def pooled(backbone: Backbone, images: Float[Tensor, "b 3 *pixels"], pool: Pool) -> Float[Tensor, "b d"]:
     """Features of one batch, behind the network's final norm and before its classifier.
 
     Args:

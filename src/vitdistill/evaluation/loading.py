@@ -165,7 +165,7 @@ class Reader:
         Raises:
             UserError: when more than 1% of the set is unreadable.
         """
-        backbone, source, augment, _ = self.subject
+        backbone, source, augment = self.subject.backbone, self.subject.source, self.subject.augment
         on_device = OnDevice(augment, backbone.mean, backbone.std, len(source.classes))
         loader = make_loader(
             images,

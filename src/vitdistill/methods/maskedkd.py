@@ -185,7 +185,7 @@ class MaskedKD(Method):
 
     def forward(
         self,
-        images: Float[Tensor, "b ch height width"],
+        images: Float[Tensor, "b ch *pixels"],
         targets: Int[Tensor, "b"] | Float[Tensor, "b c"],
         progress: float = 0.0,
     ) -> StepOutput:

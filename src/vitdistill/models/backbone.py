@@ -83,6 +83,11 @@ class Backbone(nn.Module, ABC):
         return int(height), int(width)
 
     @property
+    def input_shape(self) -> tuple[int, ...]:
+        """One input without its batch dimension: (channels, height, width), or (channels, frames, height, width)."""
+        return (3, *self.image_size)
+
+    @property
     def mean(self) -> tuple[float, ...]:
         """Per-channel mean of the input statistics that the network expects, for inputs in 0..1."""
         return tuple((getattr(self.net, "pretrained_cfg", None) or {}).get("mean", DEFAULT_MEAN))

@@ -150,6 +150,10 @@ class VideoViT(ViT):
         return int(self.net.patch_embed.frames)
 
     @property
+    def input_shape(self) -> tuple[int, ...]:
+        return (3, self.frames, *self.image_size)
+
+    @property
     def tubelet(self) -> int:
         """Frames that make one token."""
         return int(self.net.patch_embed.tubelet)

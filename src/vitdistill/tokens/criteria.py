@@ -38,7 +38,7 @@ class Scene:
         grid: the grid in which patches are selected.
     """
 
-    images: Float[Tensor, "b ch height width"]
+    images: Float[Tensor, "b ch *pixels"]
     student: Backbone
     output: BackboneOutput
     teacher: Network | None

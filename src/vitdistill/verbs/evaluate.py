@@ -48,7 +48,7 @@ def evaluate(
     subject = open_subject(
         model, data=data, checkpoint=checkpoint, image_size=image_size, crop_pct=crop_pct, model_args=model_args
     )
-    backbone, source, _ = subject
+    backbone, source = subject.backbone, subject.source
     if backbone.num_classes != len(source.classes):
         raise UserError(
             f"The model must have the classes of the data; {backbone.name} has {backbone.num_classes} and "
@@ -70,7 +70,7 @@ def _check_keep(backbone: Backbone, keep: int | float) -> None:
 def _accuracy(reader: Reader, keep: int | float) -> dict[str, Any]:
     from torchmetrics.functional.classification import multiclass_accuracy
 
-    backbone, source, _ = reader.subject
+    backbone, source = reader.subject.backbone, reader.subject.source
     backbone.eval().to(reader.place)
     corrupt, scores, targets = CorruptLog(), [], []
     for images, labels_of_batch in reader.batches(source.val, corrupt, "evaluating"):

@@ -46,7 +46,7 @@ def export(
     student = load(run, folder, checkpoint, None, None).eval()
     path = Path(out) if out else folder / "export" / f"student.{format}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    images = torch.randn(3, 3, *student.image_size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(3, *student.input_shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = student.net(images)
     result = (

@@ -1,0 +1,165 @@
+"""Video from end to end: teachers, a distilled student, fine-tuning, evaluation, export; from memory and from mp4."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vitdistill.data.moving_digits import write_mp4
+from vitdistill.data.recipes import Augment
+from vitdistill.errors import UserError
+from vitdistill.methods.mvd import FeatureDecoder
+from vitdistill.models.build import build
+from vitdistill.training.settings import Optim
+from vitdistill.verbs.evaluate import evaluate
+from vitdistill.verbs.export import export
+from vitdistill.verbs.finetune import finetune
+from vitdistill.verbs.knn import knn
+from vitdistill.verbs.mae import mae
+from vitdistill.verbs.mvd import mvd
+from vitdistill.verbs.resume import resume
+from vitdistill.verbs.videomae import videomae
+
+NET: dict[str, Any] = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
+IMAGES: dict[str, Any] = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2}
+COMMON: dict[str, Any] = {
+    "batch_size": 240,
+    "epochs": 1,
+    "augment": Augment(recipe="none"),
+    "optim": Optim(lr=2e-3, lr_batch=0, warmup_epochs=0, min_lr=0.0),
+}
+VIDEO: dict[str, Any] = {"student": "video_vit_small_patch16_224", "student_args": NET, **COMMON}
+SMALL_DECODER: dict[str, Any] = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
+DECODER = FeatureDecoder(width=16, depth=1, heads=2, drop_path=0.0)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A video teacher and an image teacher."""
+    folder = tmp_path_factory.mktemp("video")
+    videomae(data="moving_digits", out=str(folder / "video"), **VIDEO, **SMALL_DECODER)
+    image = {**COMMON, "student": "vit_tiny_patch16_224", "student_args": IMAGES, "image_size": 16}
+    mae(data="digits", out=str(folder / "image"), **image, **SMALL_DECODER)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def student(runs: Path) -> Path:
+    teachers = {"image_teacher": str(runs / "image"), "video_teacher": str(runs / "video")}
+    mvd(data="moving_digits", out=str(runs / "mvd"), **VIDEO, **teachers, decoder=DECODER)
+    return runs / "mvd"
+
+
+def test_co_teaching_records_both_losses(student: Path) -> None:
+    rows = (student / "metrics.csv").read_text().splitlines()
+    assert {"train/image", "train/video", "val/loss"} <= set(rows[0].split(","))
+    record = json.loads((student / "student.json").read_text())
+    assert record["architecture"] == "video_vit_small_patch16_224" and record["args"]["num_classes"] == 0
+    backbone = build(str(student))
+    assert (backbone.grid.t, backbone.grid.h, backbone.grid.w) == (8, 4, 4)
+
+
+def test_the_student_is_fine_tuned_evaluated_and_exported(student: Path, tmp_path: Path) -> None:
+    info = finetune(str(student), data="moving_digits:motion", out=str(tmp_path / "tuned"), drop_path=0.0, **COMMON)
+    again = evaluate(str(tmp_path / "tuned"))
+    assert again["top1"] == pytest.approx(info["accuracy"]["top1"], abs=1e-3) and again["images"] == 360
+    assert knn(str(student), k=[5])["scores"][0]["top1"] > 10
+    result = export(str(tmp_path / "tuned"), format="onnx")
+    assert Path(result["path"]).is_file() and result["max_difference"] < 1e-4
+    table = build(str(tmp_path / "tuned")).net.pos_embed
+    assert torch.equal(table, build(str(student)).net.pos_embed)  # fixed positions stay as they are
+
+
+def test_from_mp4_files_to_a_tuned_student(runs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    write_mp4(tmp_path / "data", "digit", train=40, val=20, size=32)
+    small = {**COMMON, "batch_size": 20, "augment": Augment(recipe="pretrain")}
+    options = {**VIDEO, **small, "stride": 1, "frames": 16}
+    mvd(
+        data=str(tmp_path / "data"),
+        out=str(tmp_path / "mvd"),
+        **options,
+        video_teacher=str(runs / "video"),
+        decoder=DECODER,
+    )
+    tune = {**COMMON, "batch_size": 20, "augment": Augment(recipe="finetune"), "stride": 1}
+    finetune(str(tmp_path / "mvd"), data=str(tmp_path / "data"), out=str(tmp_path / "tuned"), **tune)
+    assert evaluate(str(tmp_path / "tuned"))["images"] == 20
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "needs an image teacher, a video teacher, or both"),
+        ({"video_teacher": "image"}, "video teacher must see videos.*sees images. Give it as the image teacher"),
+        ({"image_teacher": "video"}, "image teacher must see images.*sees clips. Give it as the video teacher"),
+        ({"video_teacher": "video", "frames": 15}, "multiple of the tubelet's 2; got 15. Use 14 or 16"),
+        ({"video_teacher": "video", "data": "digits"}, "sees clips and digits holds images"),
+        ({"video_teacher": "video", "masks_per_clip": 0}, "masks_per_clip must be at least 1"),
+        ({"video_teacher": "video", "bootstrap": 0.9}, "no other may be given"),
+        ({"bootstrap": 1.5}, r"must lie in \(0, 1\); got 1.5"),
+        ({"video_teacher": "video", "mask_ratio": 1.0}, "at least one patch to see"),
+        ({"video_teacher": "video", "student_args": {**NET, "patch_size": 8}}, r"has 8x4x4 and the student 8x2x2"),
+    ],
+)
+def test_bad_input_is_one_line(runs: Path, tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    options = {k: str(runs / v) if k.endswith("teacher") else v for k, v in options.items()}
+    with pytest.raises(UserError, match=words) as error:
+        mvd(**{"data": "moving_digits", **VIDEO, "decoder": DECODER, **options}, out=str(tmp_path / "out"))
+    assert "\n" not in str(error.value)
+
+
+KILLED = """
+import json, os, signal, sys
+import torch
+from vitdistill.data.recipes import Augment
+from vitdistill.methods.mvd import FeatureDecoder
+from vitdistill.training.module import TrainingModule
+from vitdistill.training.settings import Optim
+from vitdistill.verbs.mvd import mvd
+
+arguments = json.loads(sys.argv[1])
+for name, kind in (("augment", Augment), ("optim", Optim), ("decoder", FeatureDecoder)):
+    arguments[name] = kind(**arguments[name])
+done = 0
+original = TrainingModule.training_step
+
+def step_then_die(self, batch, batch_idx):
+    global done
+    loss = original(self, batch, batch_idx)
+    done += 1
+    if done == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return loss
+
+TrainingModule.training_step = step_then_die
+torch.set_num_threads(1)
+mvd(**arguments)
+"""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"bootstrap": 0.9, "pixel_weight": 0.5, "masks_per_clip": 2}, {"video_teacher": "video", "mask": "frame"}],
+)
+def test_a_killed_run_resumes_bit_for_bit(runs: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    from vitdistill.training.run_dir import plain
+
+    options = {k: str(runs / v) if k.endswith("teacher") else v for k, v in options.items()}
+    optim = Optim(lr=1e-3, lr_batch=0, warmup_epochs=1, ema=0.8, accumulate=2)
+    arguments = {"data": "moving_digits", **VIDEO, "decoder": DECODER, "mask_ratio": 0.75, "drop_path": 0.1, **options}
+    arguments |= {"epochs": 2, "optim": optim}
+    whole, pieced = tmp_path / "whole", tmp_path / "pieced"
+    mvd(**arguments, out=str(whole))
+    command = [sys.executable, "-c", KILLED, json.dumps(plain({**arguments, "out": str(pieced)}))]
+    process = subprocess.run(command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert process.returncode == -signal.SIGKILL, process.stderr.decode()[-500:]
+    resume(str(pieced))
+    for file in ("student.safetensors", "student_ema.safetensors", "metrics.csv", "student.json"):
+        assert (whole / file).read_bytes() == (pieced / file).read_bytes(), file
