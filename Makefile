@@ -33,7 +33,9 @@ check: install
 
 bench: install
 	$(BIN)/python benchmarks/maskedkd_step.py
+	$(BIN)/python benchmarks/tinymim_step.py
 	$(BIN)/python benchmarks/digits_maskedkd.py
+	$(BIN)/python benchmarks/digits_tinymim.py
 
 docs: install
 	$(BIN)/python docs/build.py

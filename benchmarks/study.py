@@ -96,5 +96,9 @@ def in_words(verdicts: list[dict[str, Any]]) -> str:
 
 
 def command_line() -> str:
-    """How the study was called."""
-    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    """How the study was called, but for where it wrote."""
+    arguments = sys.argv[1:]
+    if "--out" in arguments:
+        place = arguments.index("--out")
+        del arguments[place : place + 2]
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])

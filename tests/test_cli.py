@@ -134,3 +134,10 @@ def test_layers_by_word() -> None:
     # Table 6 counts from 1: first 1, middle 6, last 12 of 12.
     assert [layer_number(word, 12) for word in ("first", "middle", "last")] == [0, 5, -1]
     assert layer_number("middle", 3) == 1 and layer_number("2", 3) == 2 and layer_number(-2, 3) == -2
+
+
+def test_a_word_that_is_no_choice_names_the_choices(capsys):
+    assert main(["tinymim", "--target", "clss"]) == 2
+    assert capsys.readouterr().err.strip() == (
+        "error: target must be relations, features or cls; got 'clss'. Did you mean 'cls'?"
+    )

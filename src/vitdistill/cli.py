@@ -162,6 +162,10 @@ def _one_line(message: str, options: list[str]) -> str:
         lasts = {option.lstrip("-").rpartition(".")[2]: option for option in options}
         hints = [repr(lasts[name]) for name in get_close_matches(unknown, lasts, n=3, cutoff=0.5)]
         return f"There is no option {unknown}. {'Did you mean ' + ' or '.join(hints) + '?' if hints else ''}".strip()
+    if choice := re.search(r'Parser key "([^"]+)": .*typing\.Literal\[(.*?)\].*?Got value: (.*)$', text):
+        name, values, got = choice.groups()
+        known = [value.strip().strip("'\"") for value in values.split(",")]
+        return f"{name} must be {', '.join(known[:-1])} or {known[-1]}; got {got!r}. {near(got, known)}".strip()
     return text
 
 

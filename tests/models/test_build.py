@@ -269,7 +269,9 @@ def test_a_run_directory_with_other_classes_forgets_their_names(run):
 def test_an_unfinished_run(run):
     (run / "student.json").unlink()
     text = refused(str(run))
-    assert "must hold student.json and student.safetensors" in text and "vitdistill resume" in text
+    assert "must hold student.json and student.safetensors" in text and "It is no run directory" in text
+    (run / "config.yaml").write_text("student: vit_tiny_patch16_224")
+    assert f"vitdistill resume {run}" in refused(str(run))
 
 
 def test_a_run_without_its_weights(run):

@@ -117,7 +117,7 @@ def test_resuming_with_another_configuration_names_the_keys(arguments: dict[str,
     from vitdistill.training.run_dir import RunDirectory, plain
 
     config = plain(arguments)
-    RunDirectory.prepare(tmp_path, "maskedkd", config, resume=False, overwrite=False)
+    RunDirectory.prepare(tmp_path, "maskedkd", config, resume=False, overwrite=False).begin()
     changed = {**config, "keep": 0.25, "optim": {**config["optim"], "lr": 5.0}}
     with pytest.raises(UserError, match=r"keep \(was 0.8->0.4, is 0.25\), optim.lr \(was 0.001, is 5.0\)"):
         RunDirectory.prepare(tmp_path, "maskedkd", changed, resume=True, overwrite=False)
@@ -127,6 +127,6 @@ def test_what_does_not_change_the_result_may_change_on_resume(tmp_path: Path) ->
     from vitdistill.training.run_dir import RunDirectory
 
     config = {"keep": 0.5, "loader": {"workers": 2}, "trainer": {"devices": 1}, "out": "a"}
-    RunDirectory.prepare(tmp_path, "maskedkd", config, resume=False, overwrite=False)
+    RunDirectory.prepare(tmp_path, "maskedkd", config, resume=False, overwrite=False).begin()
     other = {"keep": 0.5, "loader": {"workers": 4}, "trainer": {"devices": 1, "enable_progress_bar": False}, "out": "b"}
     RunDirectory.prepare(tmp_path, "maskedkd", other, resume=True, overwrite=False)

@@ -55,18 +55,22 @@ def test_the_teacher_is_in_no_checkpoint(short: dict[str, Any], tmp_path: Path) 
 
 def test_an_occupied_directory_is_refused_and_overwritten_only_if_it_is_a_run(tmp_path: Path) -> None:
     def prepare(**options: bool) -> RunDirectory:
-        return RunDirectory.prepare(tmp_path, "maskedkd", {}, **{"resume": False, "overwrite": False, **options})
+        run = RunDirectory.prepare(tmp_path / "run", "maskedkd", {}, **{"resume": False, "overwrite": False, **options})
+        run.begin()
+        return run
 
+    RunDirectory.prepare(tmp_path / "run", "maskedkd", {}, resume=False, overwrite=False)
+    assert not (tmp_path / "run").exists()  # a run that is refused before it begins leaves no trace
     prepare()
     prepare()  # a run that failed before its first checkpoint is no loss
-    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"weights")
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").write_bytes(b"weights")
     with pytest.raises(UserError, match=r"--resume.*--overwrite"):
         prepare()
     prepare(overwrite=True)
-    (tmp_path / "thesis.tex").write_text("dear diary")
+    (tmp_path / "run" / "thesis.tex").write_text("dear diary")
     with pytest.raises(UserError, match=r"thesis\.tex"):
         prepare(overwrite=True)
-    assert (tmp_path / "thesis.tex").is_file()
+    assert (tmp_path / "run" / "thesis.tex").is_file()
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:

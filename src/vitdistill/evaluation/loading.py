@@ -50,7 +50,13 @@ def open_subject(
     if folder.is_dir():
         ModelRecord.read(folder)  # a folder that is no run is refused as such, before its data is missed
     config = run_config(folder)
-    source = open_source(data or data_of(model, config))
+    try:
+        source = open_source(data or data_of(model, config))
+    except UserError as error:
+        if data is not None or "data" not in config:
+            raise
+        # A run without labels may have been trained on any folder of images.
+        raise UserError(f"Labelled data is needed, and the run's own is not: {error}", remedy="Give --data") from error
     backbone = load(model, folder, checkpoint, image_size, model_args)
     sampling = clip_sampling(backbone, source, config.get("stride"), config.get("sampling", "dense"))
     return Subject(backbone, source, validation_crop(config, source, crop_pct, backbone), sampling)

@@ -246,14 +246,15 @@ def check_pair(student: Backbone, teacher: Backbone) -> None:
             raise UserError(f"TinyMIM's {role} must be a plain ViT or DeiT", backbone.name)
     if student.prefix != teacher.prefix:
         raise UserError(
-            f"Student and teacher must have as many prefix tokens (class, distillation, register); {student.name} has "
-            f"{student.prefix} and {teacher.name} {teacher.prefix}",
+            "Student and teacher must have as many prefix tokens (class, distillation, register); the student "
+            f"{student.name} has {student.prefix} and the teacher {teacher.name} {teacher.prefix}",
             remedy="Choose networks of one kind",
         )
     if student.grid != teacher.grid:
         raise UserError(
-            f"Student and teacher must see the same patches; {student.name} has {student.grid} at "
-            f"{_pixels(student.image_size)} pixels and {teacher.name} {teacher.grid} at {_pixels(teacher.image_size)}",
+            f"Student and teacher must see the same patches; the student {student.name} has {student.grid} at "
+            f"{_pixels(student.image_size)} pixels and the teacher {teacher.name} {teacher.grid} at "
+            f"{_pixels(teacher.image_size)}",
             remedy=f"They match at --image_size {_matching(student, teacher)} for the student, or at "
             f"--teacher_args.img_size {_matching(teacher, student)} for the teacher",
         )

@@ -154,6 +154,12 @@ def _from_timm(
         if isinstance(error, TypeError) and args.get("img_size") is not None and "'img_size'" in str(error):
             # A CNN has no fixed input size.
             return _from_timm(name, {k: v for k, v in args.items() if k != "img_size"}, None, None, pretrained)
+        if "Invalid pretrained tag" in str(error):
+            architecture, _, tag = name.partition(".")
+            tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+            raise UserError(
+                f"timm has no weights {tag!r} of {architecture}", remedy=f"There are: {', '.join(tags) or 'none'}"
+            ) from error
         raise UserError(f"{name} cannot be built with {args}", _short(error), "Check its arguments") from error
     except Exception as error:  # the hub raises its own kinds of errors, depending on its version
         raise UserError(

@@ -45,11 +45,10 @@ class ModelRecord:
         """
         path = folder / RECORD
         if not path.is_file():
-            raise UserError(
-                f"A run directory given as a model must hold {RECORD} and {WEIGHTS}",
-                f"{folder} without {RECORD}",
-                "Its run may not have finished; continue it with `vitdistill resume`",
-            )
+            is_run = (folder / "config.yaml").is_file()
+            remedy = f"Continue its run with `vitdistill resume {folder}`" if is_run else "It is no run directory"
+            rule = f"A run directory given as a model must hold {RECORD} and {WEIGHTS}"
+            raise UserError(rule, f"{folder} without {RECORD}", remedy)
         try:
             content = json.loads(path.read_text())
             heads = {

@@ -115,11 +115,11 @@ def read_run(path: str | Path) -> Run:
     path = Path(path)
     if not (path / "run.json").is_file() and not (path / "config.yaml").is_file():
         what = "a directory without them" if path.is_dir() else "a file" if path.exists() else "nothing there"
-        raise UserError(
-            "A run directory holds run.json or config.yaml",
-            f"{path} ({what})",
-            "Give the directory that a training verb wrote with --out",
+        holds_runs = path.is_dir() and any(path.glob("*/run.json"))
+        remedy = (
+            f"Give those in it: {path}/*" if holds_runs else "Give the directory that a training verb wrote with --out"
         )
+        raise UserError("A run directory holds run.json or config.yaml", f"{path} ({what})", remedy)
     problems: list[str] = []
     info = _read_mapping(path / "run.json", problems)
     config = _read_mapping(path / "config.yaml", problems)

@@ -74,6 +74,8 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
             or a full disk. What was computed up to the last checkpoint is kept.
     """
     settings.check()
+    _warn_about_warmup(settings)
+    run.begin()
     parts = _assemble(method, source, run, settings)
     checkpoint = run.last if resume and run.last.is_file() else None
     if is_first_process():
@@ -114,6 +116,15 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
     if status == "interrupted":
         raise KeyboardInterrupt
     return _finish(parts, method, run)
+
+
+def _warn_about_warmup(settings: Settings) -> None:
+    if settings.optim.warmup_epochs >= settings.epochs > 1:
+        log.warning(
+            "The warm-up of %g epochs takes all of the %d, so the learning rate never gets to its peak; "
+            "set --optim.warmup_epochs",
+            *(settings.optim.warmup_epochs, settings.epochs),
+        )
 
 
 def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: Settings) -> _Parts:
@@ -159,6 +170,7 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
 
 
 def _trainer(run: RunDirectory, settings: Settings) -> pl.Trainer:
+    logging.getLogger("timm.scheduler.cosine_lr").setLevel(logging.ERROR)  # about runs of a single step
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     disable_possible_user_warnings()

@@ -34,12 +34,13 @@ class RunDirectory:
         self.config, self.info, self.metrics = path / "config.yaml", path / "run.json", path / "metrics.csv"
         self.checkpoints = path / "checkpoints"
         self.last = self.checkpoints / "last.ckpt"
+        self._plan: tuple[str, dict[str, Any], bool] = ("", {}, False)  # verb, configuration, whether it is resumed
 
     @classmethod
     def prepare(
         cls, out: str | Path, verb: str, config: dict[str, Any], *, resume: bool, overwrite: bool
     ) -> "RunDirectory":
-        """Make or reopen a run directory and write its configuration.
+        """Check that a run may be written here; `begin` then writes. A run that is refused in between leaves no trace.
 
         Raises:
             UserError: when it is not empty and neither `resume` nor `overwrite` is given, when there is nothing to
@@ -48,6 +49,7 @@ class RunDirectory:
         if resume and overwrite:
             raise UserError("--resume and --overwrite exclude each other", remedy="Give one of them")
         run = cls(Path(out))
+        run._plan = (verb, config, resume)
         if not is_first_process():
             return run
         occupied = run.path.exists() and not run._is_blank()
@@ -60,16 +62,31 @@ class RunDirectory:
                 "Continue the run in it with --resume, or replace it with --overwrite",
             )
         elif occupied:
-            run._clear()
-        try:
-            run.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError("The run directory must be writable", f"{run.path} ({error.strerror})") from error
-        if not resume:
-            header = f"# vitdistill {verb} --config {run.config.name}\n"
-            _write(run.config, header + yaml.safe_dump(config, sort_keys=False))
-        run.update(verb=verb, status="running", command=command_line())
+            run._check_only_ours()
+        parent = next(folder for folder in (run.path.absolute(), *run.path.absolute().parents) if folder.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise UserError("The run directory must be writable", run.path)
         return run
+
+    def begin(self) -> None:
+        """Make the directory, in place of an earlier run where that may be replaced, and write the configuration.
+
+        Raises:
+            UserError: when it cannot be written.
+        """
+        if not is_first_process():
+            return
+        verb, config, resume = self._plan
+        if not resume and self.path.exists() and not self._is_blank():
+            self._clear()
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError("The run directory must be writable", f"{self.path} ({error.strerror})") from error
+        if not resume:
+            header = f"# vitdistill {verb} --config {self.config.name}\n"
+            _write(self.config, header + yaml.safe_dump(config, sort_keys=False))
+        self.update(verb=verb, status="running", command=command_line())
 
     def _is_blank(self) -> bool:
         """Whether there is nothing to lose: an empty folder, or a run that failed before its first checkpoint."""
@@ -101,8 +118,8 @@ class RunDirectory:
                 "Undo these, or start a new run in another --out",
             )
 
-    def _clear(self) -> None:
-        """Remove an earlier run, but nothing that no run of ours wrote."""
+    def _check_only_ours(self) -> None:
+        """Refuse to replace what no run of ours wrote."""
         ours = {self.config.name, self.info.name, self.metrics.name, "checkpoints", "tensorboard", "report.html"}
         ours |= {
             "student.safetensors",
@@ -121,6 +138,9 @@ class RunDirectory:
                 f"{self.path} with {', '.join(strangers[:3]) or 'no folder'}",
                 "Choose another --out, or empty it yourself",
             )
+
+    def _clear(self) -> None:
+        """Remove an earlier run."""
         for entry in self.path.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 

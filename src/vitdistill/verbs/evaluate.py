@@ -49,6 +49,10 @@ def evaluate(
         model, data=data, checkpoint=checkpoint, image_size=image_size, crop_pct=crop_pct, model_args=model_args
     )
     backbone, source = subject.backbone, subject.source
+    if not backbone.num_classes:
+        raise UserError(
+            f"{model} has no classifier to evaluate", remedy="Fine-tune it, or look at its features with knn or probe"
+        )
     if backbone.num_classes != len(source.classes):
         raise UserError(
             f"The model must have the classes of the data; {backbone.name} has {backbone.num_classes} and "

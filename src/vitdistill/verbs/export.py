@@ -102,7 +102,7 @@ def loading_code(record: ModelRecord, path: Path) -> str:
             f"{attention}.num_heads, {attention}.head_dim = {heads}, {attention}.qkv.out_features // 3 // {heads}",
             f"{attention}.scale = {attention}.head_dim ** -0.5",
         ]
-    return lines[0] if len(lines) == 1 else "; ".join([f"model = {lines[0]}", *lines[1:]])
+    return lines[0] if len(lines) == 1 else "\n".join([f"model = {lines[0]}", *lines[1:]])
 
 
 def _onnx(student: Backbone, path: Path, images: torch.Tensor, dynamic_batch: bool) -> dict[str, Any]:
@@ -139,4 +139,5 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
         return
     print(f"wrote {result['path']} ({result['megabytes']:.2f} MB)")
     print(f"its logits differ from the student's by at most {result['max_difference']:.1e}")
-    print(f"load it with: {result['load']}")
+    code = result["load"]
+    print(f"load it with:\n{code}" if "\n" in code else f"load it with: {code}")
