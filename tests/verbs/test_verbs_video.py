@@ -144,9 +144,15 @@ mvd(**arguments)
 """
 
 
+COARSE = {**NET, "patch_size": 8}  # a quarter of the tokens
+
+
 @pytest.mark.parametrize(
     "options",
-    [{"bootstrap": 0.9, "pixel_weight": 0.5, "masks_per_clip": 2}, {"video_teacher": "video", "mask": "frame"}],
+    [
+        {"bootstrap": 0.9, "pixel_weight": 0.5, "masks_per_clip": 2, "student_args": COARSE},
+        pytest.param({"video_teacher": "video", "mask": "frame"}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_run_resumes_bit_for_bit(runs: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     from vitdistill.training.run_dir import plain
