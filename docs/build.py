@@ -19,6 +19,7 @@ ORDER = (
     "index",
     "maskedkd",
     "tinymim",
+    "video",
     "mae",
     "evaluation",
     "data",

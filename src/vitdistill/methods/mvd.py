@@ -95,7 +95,7 @@ class MVD(MaskedModelling):
         ):
             if teacher is not None:
                 guest = _guest(teacher, student)
-                _check_kind(name, guest.backbone)
+                check_kind(name, guest.backbone)
                 target = TeacherFeatures(guest, student.grid, normalise=normalise, loss=loss)
                 goals[name] = Goal(target, _decoder(student, target.channels, decoder), weight)
         if not goals:
@@ -142,7 +142,12 @@ def _guest(teacher: Teacher | Backbone | nn.Module, student: Backbone) -> Teache
     return teacher if isinstance(teacher, Teacher) else Teacher(build(teacher), mean=student.mean, std=student.std)
 
 
-def _check_kind(role: str, backbone: Backbone) -> None:
+def check_kind(role: str, backbone: Backbone) -> None:
+    """An image teacher sees images, a video teacher clips.
+
+    Raises:
+        UserError: when it is the other kind.
+    """
     is_video = isinstance(backbone, VideoViT)
     if is_video != (role == "video"):
         other = "video" if is_video else "image"

@@ -99,7 +99,7 @@ def mvd(
     arguments = dict(locals())
     run, source = start("mvd", arguments, labels=False)
     from vitdistill.methods.method import Method
-    from vitdistill.methods.mvd import MVD
+    from vitdistill.methods.mvd import MVD, check_kind
     from vitdistill.methods.per_token import PerToken
     from vitdistill.methods.video_targets import TeacherFeatures
     from vitdistill.tokens.masking import Masking
@@ -126,6 +126,8 @@ def mvd(
     if per_token:
         if pixel_weight or bootstrap is not None:
             raise UserError("Per-token distillation masks nothing, so it has no pixel branch and no own average")
+        for name, guest in guests.items():
+            check_kind(name, guest.backbone)
         weights = {"image": image_weight, "video": video_weight}
         targets = {
             name: (TeacherFeatures(guest, pupil.grid, normalise=normalise, loss=loss), weights[name])
