@@ -97,7 +97,7 @@ def test_open_source_takes_names_paths_and_sources(photos, monkeypatch):
 
 
 def test_unknown_data_names_what_is_near():
-    with pytest.raises(UserError, match=r"bundled source \(digits.*got 'digts'. Did you mean 'digits'\?"):
+    with pytest.raises(UserError, match=r"bundled source \(digits.*got 'digts'. Did you mean 'digits'"):
         open_source("digts")
     with pytest.raises(UserError, match="got '/no/such/folder'"):
         open_source("/no/such/folder")
