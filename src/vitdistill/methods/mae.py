@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from vitdistill.methods.masked_modelling import Goal, MaskedModelling
 from vitdistill.methods.targets import Pixels, patchify, unpatchify
 from vitdistill.models.backbone import Backbone
-from vitdistill.models.build import build
+from vitdistill.models.build import build, warn_about_statistics
 from vitdistill.models.decoder import Decoder, official_names
 from vitdistill.models.weights import adapt, decoder_part, load_into, read_weights
 from vitdistill.tokens.gather import restore, take
@@ -63,6 +63,7 @@ class MAE(MaskedModelling):
         weights = read_weights(path)
         decoder = decoder_part(weights)
         self.decoder.load_official(decoder)
+        warn_about_statistics(self.student.name, Path(path), self.student.net)
         load_into(self.student.net, adapt(weights, self.student.net), str(path))
 
     def exports(self, state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

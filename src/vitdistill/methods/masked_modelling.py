@@ -115,7 +115,7 @@ class MaskedModelling(Method):
 
 def freeze_head(student: Backbone) -> None:
     """Keep a classifier that the loss does not reach from training: DDP waits for gradients of all that trains."""
-    for name in ("fc_norm", "head", "head_dist"):
+    for name in ("fc_norm", "attn_pool", "head", "head_dist"):
         module = getattr(student.net, name, None)
         if isinstance(module, nn.Module):
             module.requires_grad_(False)

@@ -198,7 +198,7 @@ def _with_file(
     net = probe if wanted in (None, probe.num_classes) else _from_timm(name, args, wanted, image_size, False)
     new_head = wanted != (in_file or 0)
     if in_file is None and record is None:
-        _warn_about_statistics(name, file, net)
+        warn_about_statistics(name, file, net)
     if new_head and (in_file or record is None):
         log.warning("%s: a new classifier for %s classes (the file has %s)", file, wanted, in_file or "none")
     load_into(net, weights, str(file), new_head=new_head)
@@ -263,7 +263,7 @@ def _warn_about_activation(name: str, pretrained: bool) -> None:
         log.warning("%s: these CLIP weights expect QuickGELU; use the '_clip_quickgelu_' architecture", name)
 
 
-def _warn_about_statistics(name: str, file: Path, net: nn.Module) -> None:
+def warn_about_statistics(name: str, file: Path, net: nn.Module) -> None:
     """Pre-trained encoders come in bare files; the architecture's name alone says what images they expect."""
     mean = adapter_of(net).mean
     if "." not in name and tuple(mean) != DEFAULT_MEAN:

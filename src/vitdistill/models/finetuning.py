@@ -45,6 +45,8 @@ def finetunable(
         raise UserError(f"Only a ViT's pooling can be chosen, and {body.name} is none", pool, "Leave --pool out")
     own_pool = body.net.global_pool if isinstance(body, ViT) else None
     wanted = _TIMM_POOL.get(pool, own_pool)
+    if own_pool == "map" and wanted != own_pool:
+        raise UserError(f"{body.name} pools by attention, which cannot be exchanged", repr(pool), "Leave --pool out")
     if body.num_classes and not new_head:
         _check_head(body, classes, own_pool, wanted)
         network = body

@@ -265,7 +265,7 @@ def _results(parts: _Parts, source: DataSource, run: RunDirectory, seconds: floa
         saves = next(c for c in parts.trainer.callbacks if isinstance(c, SaveCheckpoints))  # type: ignore[attr-defined]
         result["accuracy"] = {
             **{name: round(last[f"val/{name}"], 4) for name in ("top1", "top5", "loss") if f"val/{name}" in last},
-            **({} if method.uses_labels else {"best_loss": min(float(row["val/loss"]) for row in rows)}),
+            **_best_loss(method, rows),
             **({"best_top1": round(saves.best, 4), "best_epoch": saves.best_epoch} if saves.best_epoch >= 0 else {}),
             **({"ema_top1": round(last["ema/top1"], 4)} if "ema/top1" in last else {}),
         }
@@ -279,6 +279,12 @@ def _results(parts: _Parts, source: DataSource, run: RunDirectory, seconds: floa
     return result
 
 
+def _best_loss(method: Method, rows: list[dict[str, str]]) -> dict[str, float]:
+    """Lowest validation loss of a run without labels; nothing where no epoch was validated."""
+    losses = [float(row["val/loss"]) for row in rows if "val/loss" in row]
+    return {"best_loss": min(losses)} if losses and not method.uses_labels else {}
+
+
 def _peak_memory_gib(device: torch.device) -> float:
     """Most memory in use: allocated on the GPU, or resident in this process on a CPU."""
     if device.type == "cuda":
@@ -290,9 +296,15 @@ def _peak_memory_gib(device: torch.device) -> float:
 
 
 def _finish(parts: _Parts, method: Method, run: RunDirectory) -> dict[str, Any]:
-    """Export the student, mark the run finished, write the report."""
-    if not is_first_process():
-        return {}
+    """Export the student, mark the run finished, write the report; every process gets what the run says."""
+    if is_first_process():
+        _export(method, run)
+    # The next run of a chain reads what this one wrote, in every process.
+    parts.trainer.strategy.barrier()
+    return run.read_info()
+
+
+def _export(method: Method, run: RunDirectory) -> None:
     # From the checkpoint, which is whole under every strategy; the module may be in shards.
     content = read_checkpoint(run.last)
     export_weights(student_weights(content["state_dict"]), run.path / WEIGHTS)
@@ -301,14 +313,13 @@ def _finish(parts: _Parts, method: Method, run: RunDirectory) -> dict[str, Any]:
         export_weights(weights, run.path / name)
     if content["vitdistill"]["ema"] is not None:
         export_weights(content["vitdistill"]["ema"], run.path / "student_ema.safetensors")
-    info = run.update(status="finished")
+    run.update(status="finished")
     try:
         from vitdistill.reporting.page import write_report
 
         write_report([run.path], run.path / "report.html")
     except Exception as error:  # the run itself is safe; a picture must not fail it
         log.warning("The report could not be written: %s", error)
-    return info
 
 
 def export_weights(weights: dict[str, Tensor], path: Path) -> None:

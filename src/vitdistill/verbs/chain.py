@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from vitdistill.errors import UserError, near
+from vitdistill.training.run_dir import is_first_process
 
 TRAINING_VERBS = ("mae", "tinymim", "videomae", "mvd", "finetune", "maskedkd", "supervised")
 _REFERENCE = re.compile(r"\{([^{}]*)\}")
@@ -44,7 +45,8 @@ def chain(
             results[name] = _info(folder / name)
             continue
         _say(f"{name}: {verb}{', resumed' if todo[name] == 'resume' else ''}", json)
-        results[name] = _run(verb, options, resume=todo[name] == "resume", overwrite=overwrite)
+        anew = overwrite or todo[name] == "again"
+        results[name] = _run(verb, options, resume=todo[name] == "resume", overwrite=anew)
     _show(results, json)
     return results
 
@@ -82,15 +84,23 @@ def _merged(name: str, step: Any, earlier: list[str]) -> dict[str, Any]:
     if "config" in step:
         check_yaml(step["config"])
         options = yaml.safe_load(Path(step["config"]).read_text())
-    own = {key: value for key, value in step.items() if key != "config"}
-    for value in own.values():
-        for reference in _REFERENCE.findall(value) if isinstance(value, str) else []:
-            if reference not in earlier:
-                remedy = near(reference, earlier)
-                raise UserError(f"Step {name} can only build on an earlier step", f"{{{reference}}}", remedy)
-    if "out" in {**options, **own}:
+    merged = _deep(options, {key: value for key, value in step.items() if key != "config"})
+    for reference in _references(merged):
+        if reference not in earlier:
+            remedy = near(reference, earlier)
+            raise UserError(f"Step {name} can only build on an earlier step", f"{{{reference}}}", remedy)
+    if "out" in merged:
         raise UserError(f"Step {name} is written to a folder of its own", "out", "Leave it out")
-    return _deep(options, own)
+    return merged
+
+
+def _references(value: Any) -> list[str]:
+    """The names in `{name}`, wherever they stand."""
+    if isinstance(value, dict):
+        return [found for part in value.values() for found in _references(part)]
+    if isinstance(value, list):
+        return [found for part in value for found in _references(part)]
+    return _REFERENCE.findall(value) if isinstance(value, str) else []
 
 
 def _deep(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -119,11 +129,15 @@ def _parsed(name: str, step: dict[str, Any], folder: Path, data: str | None) -> 
 
 
 def _resolved(value: Any, folder: Path) -> Any:
+    if isinstance(value, dict):
+        return {key: _resolved(part, folder) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_resolved(part, folder) for part in value]
     return _REFERENCE.sub(lambda match: str(folder / match[1]), value) if isinstance(value, str) else value
 
 
 def _state(run: Path, verb: str, options: dict[str, Any]) -> str:
-    """new, resume or finished.
+    """new, again (from the beginning), resume or finished.
 
     Raises:
         UserError: when a finished step was run with other options.
@@ -134,7 +148,8 @@ def _state(run: Path, verb: str, options: dict[str, Any]) -> str:
     if not info or not config.is_file():
         return "new"
     if info.get("status") != "finished":
-        return "resume"
+        # Without a checkpoint there is nothing to lose, and the recipe may have been mended since.
+        return "resume" if (run / "checkpoints" / "last.ckpt").is_file() else "again"
     now = {key: value for key, value in plain(options).items() if key not in ("resume", "overwrite")}
     before = yaml.safe_load(config.read_text()) or {}
     changed = [key for key, _, _ in differences(before, now) if not FREE.match(key)]
@@ -161,13 +176,15 @@ def _run(verb_name: str, options: dict[str, Any], *, resume: bool, overwrite: bo
 
 
 def _say(text: str, quiet: bool) -> None:
-    if not quiet:
+    if not quiet and is_first_process():
         print(f"\n{text}", flush=True)
 
 
 def _show(results: dict[str, dict[str, Any]], as_json: bool) -> None:
     import json
 
+    if not is_first_process():
+        return
     if as_json:
         print(json.dumps(results))
         return

@@ -14,7 +14,7 @@ def finetune(
     data: str,
     out: str,
     pool: Literal["auto", "avg", "cls"] = "auto",
-    head_init: float = 0.001,
+    head_init: float | None = None,
     new_head: bool = False,
     epochs: int = 100,
     batch_size: int = 128,
@@ -42,7 +42,8 @@ def finetune(
         out: run directory to make.
         pool: avg pools the patches under a fresh norm, cls takes the class token; auto is avg for a ViT without a
             classifier, and what the classifier belongs to otherwise.
-        head_init: factor on the initial weights of a fresh classifier.
+        head_init: factor on the initial weights of a fresh classifier; by default 0.001, and 1 for a network that was
+            not pre-trained.
         new_head: replace the classifier of a network that has one.
         epochs: passes over the training images.
         batch_size: images per device and step.
@@ -81,7 +82,7 @@ def finetune(
         body,
         len(source.classes),
         pool=pool,
-        head_init=head_init,
+        head_init=(0.001 if downloads or not isinstance(model, str) else 1.0) if head_init is None else head_init,
         new_head=new_head or (model in PRESETS if isinstance(model, str) else False),
         drop_path=drop_path,
     )
