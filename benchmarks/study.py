@@ -18,8 +18,10 @@ Finding = tuple[str, str, str, bool]
 RunOne = Callable[[str, int, int, str], dict[str, Any]]  # name, seed, epochs, folder -> a row with name, seed, top1
 
 
-def run_all(run_one: RunOne, names: list[str], seeds: int, jobs: int, epochs: int) -> list[dict[str, Any]]:
-    """All runs, `jobs` at a time, each on one thread."""
+def run_all(
+    run_one: RunOne, names: list[str], seeds: int, jobs: int, epochs: int, shown: tuple[str, ...] = ("top1",)
+) -> list[dict[str, Any]]:
+    """All runs, `jobs` at a time, each on one thread; prints the scores `shown` of each as it ends."""
     results = []
     with tempfile.TemporaryDirectory() as folder:
         context = multiprocessing.get_context("spawn")
@@ -29,8 +31,8 @@ def run_all(run_one: RunOne, names: list[str], seeds: int, jobs: int, epochs: in
             for done in as_completed(runs):
                 results.append(done.result())
                 latest = results[-1]
-                text = f"[{len(results)}/{len(runs)}] {latest['name']}, seed {latest['seed']}: {latest['top1']:.2f}%"
-                print(text, flush=True)
+                scores = ", ".join(f"{key} {latest[key]:.2f}%" for key in shown)
+                print(f"[{len(results)}/{len(runs)}] {latest['name']}, seed {latest['seed']}: {scores}", flush=True)
     return results
 
 
@@ -67,10 +69,10 @@ def half_width(differences: list[float]) -> float:
     return float(t.ppf(0.975, len(differences) - 1)) * error
 
 
-def findings_table(verdicts: list[dict[str, Any]]) -> list[str]:
+def findings_table(verdicts: list[dict[str, Any]], title: str = "The paper's findings at this scale") -> list[str]:
     """The verdicts as lines of markdown."""
     lines = [
-        "## The paper's findings at this scale",
+        f"## {title}",
         "",
         "Differences are paired by seed; ± is the half width of the 95% confidence interval (t). A claim of a gain is "
         "reproduced if the interval lies above zero; a claim of no loss if it lies above -1 point.",

@@ -29,6 +29,10 @@ PAPER = [path for path in RECIPES if path.parent.name == "maskedkd"]
 TINYMIM = [path for path in RUNS if path.parent.name == "tinymim" and "_from_" in path.stem]
 MAES = [path for path in RUNS if path.parent.name == "mae" and "finetune" not in path.stem]
 TUNED = [path for path in RUNS if path.stem.endswith("_finetune")]
+VIDEO = [path for path in RUNS if path.parent.name == "mvd"]
+MVDS = [path for path in VIDEO if "_from_" in path.stem]
+VIDEOMAES = [path for path in VIDEO if path.stem.startswith("videomae")]
+ACTIONS = [path for path in VIDEO if "_finetune_" in path.stem]
 KEYS = ("command", "hardware", "time", "score")
 # One row of the table in a header: option, patches seen, accuracy, PFLOPs; "-" where the paper prints none.
 ROW = re.compile(r"^\s*--keep (\S+)\s+(\d+) of (\d+)\s+([\d.]+)\s+(\d+|-)$", re.MULTILINE)
@@ -85,6 +89,7 @@ def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_there_are_recipes() -> None:
     assert len(PAPER) >= 8 and len(RECIPES) > len(PAPER)
     assert (len(MAES), len(TINYMIM), len(TUNED), len(CHAINS)) == (2, 3, 5, 2)
+    assert (len(MVDS), len(VIDEOMAES), len(ACTIONS)) == (6, 3, 10)
 
 
 @recipe(RECIPES)
@@ -235,6 +240,58 @@ def encoder(spec: str) -> Backbone:
     if path in TINYMIM:
         return distilled(path).student
     return build(parsed(stated(path, "command"))[1]["student"], num_classes=0, meta=True)
+
+
+# --- MVD ---------------------------------------------------------------------------------------------------------
+
+
+@recipe([*MVDS, *VIDEOMAES])
+def test_video_pre_training_has_the_papers_batch_and_rate(path: Path) -> None:
+    _, training = parsed(stated(path, "command"))
+    optim = training["optim"]
+    assert global_batch(training) == (512 if path in MVDS and path.stem[4] in "lh" else 1024)
+    assert optim["lr"] / optim["lr_batch"] == pytest.approx(1.5e-4 / 256)
+    scaled = 1e-4 * global_batch(training) / 256
+    assert optim["min_lr"] == pytest.approx(scaled if training["epochs"] == 400 else 1e-5)
+    assert (training["mask_ratio"], training["mask"], training["stride"]) == (0.9, "tube", 4)
+    assert training["augment"]["recipe"] == "pretrain"
+
+
+@recipe(MVDS)
+def test_teachers_of_a_video_student_fit(path: Path) -> None:
+    """Same grid of patches, and the video teacher is the run of a recipe."""
+    _, training = parsed(stated(path, "command"))
+    student = build(training["student"], num_classes=0, meta=True)
+    image = build(training["image_teacher"], args=training["image_teacher_args"], num_classes=0, meta=True)
+    assert (image.grid.h, image.grid.w) == (student.grid.h, student.grid.w)
+    source = next(path for path in VIDEOMAES if stated(path, "command").endswith(f"--out {training['video_teacher']}"))
+    video = build(parsed(stated(source, "command"))[1]["student"], num_classes=0, meta=True)
+    assert video.grid == student.grid
+    assert training["decoder"].items() >= DECODERS[path.stem[4]].items()
+
+
+DECODERS = {
+    "s": {"width": 384, "depth": 2, "heads": 6},
+    "b": {"width": 768, "depth": 2, "heads": 12},
+    "l": {"width": 512, "depth": 4, "heads": 8},
+    "h": {"width": 640, "depth": 8, "heads": 8},
+}
+
+
+@recipe(ACTIONS)
+def test_action_recognition_starts_from_a_recipe_and_is_tested_with_the_papers_views(path: Path) -> None:
+    name, training = parsed(stated(path, "command"))
+    assert name == "finetune" and any(
+        stated(source, "command").endswith(f"--out {training['model']}") for source in MVDS
+    )
+    motion = path.stem.endswith("ssv2")
+    assert training["sampling"] == ("uniform" if motion else "dense")
+    assert training["augment"]["hflip"] == (0 if motion else 0.5) and training["augment"]["repeats"] == 2
+    assert global_batch(training) == 256
+    name, test = parsed(stated(path, "test"))
+    assert name == "evaluate" and test["model"] == training["out"]
+    assert (test["clips"], test["crops"]) == (2 if motion else 5, 3)
+    assert re.match(r"[\d.]+% top-1 .* published", stated(path, "score"))
 
 
 # --- chains ------------------------------------------------------------------------------------------------------

@@ -10,12 +10,15 @@ from torchvision.transforms import functional as tvf
 
 from vitdistill.data.clips import (
     Sampling,
+    Views,
     check_length,
+    cut_views,
     eval_transform,
     finetune_transform,
     multi_scale_crop,
     pretrain_transform,
-    views,
+    views_of,
+    views_transform,
 )
 from vitdistill.data.recipes import Augment
 from vitdistill.data.sampling import seed_cpu_at
@@ -257,19 +260,29 @@ def test_options_out_of_range_are_refused():
 @pytest.mark.parametrize(("height", "width", "channel"), [(60, 90, 2), (90, 60, 1)])
 def test_views_are_clips_times_crops_along_the_longer_edge(height, width, channel):
     video, sampling = Made(100, height, width), Sampling(frames=4, stride=2)
-    seen = views(video, 30, sampling, 5, 3)
+    seen = views_of(video, 30, sampling, Views(5, 3))
     assert seen.shape == (15, 3, 4, 30, 30) and seen.dtype == torch.uint8
     assert len(video.reads) == 1
     starts = [sampling.test(100, clip, 5) for clip in range(5)]
     assert seen[:, 0, :, 0, 0].tolist() == [start for start in starts for _ in range(3)]
     assert seen[:3, channel, 0, 0, 0].tolist() == [0, 8, 15]
-    single = views(video, 30, sampling, 1, 1)
+    single = views_of(video, 30, sampling, Views())
     assert torch.equal(single[0, 0], eval_transform(30, sampling)(video)[0])
 
 
 def test_square_videos_and_bad_views():
-    seen = views(Made(10, 30, 30), 30, Sampling(frames=2, stride=1), 2, 3)
+    seen = views_of(Made(10, 30, 30), 30, Sampling(frames=2, stride=1), Views(2, 3))
     assert torch.equal(seen[0], seen[2])
     for clips, crops in ((0, 1), (1, 2)):
         with pytest.raises(UserError, match="1 or 3 crops"):
-            views(Made(), 30, Sampling(), clips, crops)
+            Views(clips, crops)
+
+
+def test_views_travel_as_one_clip_and_are_cut_apart_again():
+    video, sampling, chosen = Made(100, 60, 90), Sampling(frames=4, stride=2), Views(5, 3)
+    transform = views_transform(30, sampling, chosen)
+    clips = torch.stack([transform(video), transform(Made(90, 60, 90))])
+    assert clips.shape[1:] == transform.shape and not transform.random
+    single = cut_views(clips, chosen)
+    assert torch.equal(single[:15], views_of(video, 30, sampling, chosen))
+    assert torch.equal(single[15:], views_of(Made(90, 60, 90), 30, sampling, chosen))

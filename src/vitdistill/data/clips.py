@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
@@ -22,6 +22,7 @@ from torchvision.transforms import functional as tvf
 
 from vitdistill.data.loading import UNREADABLE
 from vitdistill.data.recipes import Augment, ResolvedAugment, mend_posterize
+from vitdistill.data.source import ImageSet
 from vitdistill.data.video import Video, VideoSet
 from vitdistill.errors import UserError, near
 
@@ -106,18 +107,19 @@ class Sampling:
         return numbers.clip(0, length - 1).tolist()
 
 
-def check_length(videos: VideoSet, sampling: Sampling) -> None:
+def check_length(videos: ImageSet, sampling: Sampling | None) -> None:
     """Refuse clips that are longer than every video; opens up to 64 videos, mostly only one.
 
     Args:
         videos: the set; 64 evenly spaced ones are looked at, unreadable ones among them passed over.
-        sampling: of the clips. Uniform sampling fits every video.
+        sampling: of the clips. Uniform sampling fits every video, and None takes no clips.
 
     Raises:
         UserError: when all videos looked at are shorter than a clip.
     """
-    if sampling.kind == "uniform":
+    if sampling is None or sampling.kind == "uniform":
         return
+    assert isinstance(videos, VideoSet)
     longest = 0
     for index in np.unique(np.linspace(0, len(videos) - 1, min(LOOKED_AT, len(videos))).astype(int)).tolist():
         try:
@@ -197,8 +199,57 @@ def eval_transform(size: int, sampling: Sampling) -> ClipTransform:
     return ClipTransform(partial(_eval, size=size, sampling=sampling), False, (3, sampling.frames, size, size))
 
 
-def views(video: Video, size: int, sampling: Sampling, clips: int, crops: int) -> UInt8[Tensor, "views 3 t size size"]:
-    """All test views of a video: evenly spaced clips, in each of them crops along the longer edge.
+@dataclass(frozen=True)
+class Views:
+    """Test views of a video: evenly spaced clips, and in each of them crops along the longer edge.
+
+    Args:
+        clips: test clips.
+        crops: 1 (centre) or 3 (both ends and the centre).
+
+    Raises:
+        UserError: when there is no view, or another number of crops.
+    """
+
+    clips: int = 1
+    crops: int = 1
+
+    def __post_init__(self) -> None:
+        if self.clips < 1 or self.crops not in (1, 3):
+            raise UserError(
+                "Test views are at least one clip, and 1 or 3 crops", f"{self.clips} clips, {self.crops} crops"
+            )
+
+    @property
+    def count(self) -> int:
+        """Views of each video."""
+        return self.clips * self.crops
+
+
+def views_transform(size: int, sampling: Sampling, views: Views) -> ClipTransform:
+    """The transform of testing: all views of a video, one behind the other, (3, views * frames, size, size).
+
+    Args:
+        size: height and width of a view in pixels.
+        sampling: which frames.
+        views: clips and crops.
+    """
+    steps = partial(_views, size=size, sampling=sampling, views=views)
+    return ClipTransform(steps, False, (3, views.count * sampling.frames, size, size))
+
+
+def cut_views(clips: Shaped[Tensor, "b 3 vt size size"], views: Views) -> Shaped[Tensor, "bv 3 t size size"]:
+    """Single views out of what `views_transform` makes: those of the first video first.
+
+    Args:
+        clips: a batch of videos.
+        views: clips and crops.
+    """
+    return clips.unflatten(2, (views.count, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def views_of(video: Video, size: int, sampling: Sampling, views: Views) -> UInt8[Tensor, "views 3 t size size"]:
+    """All test views of a video.
 
     Every frame is decoded once, however many views show it.
 
@@ -206,17 +257,12 @@ def views(video: Video, size: int, sampling: Sampling, clips: int, crops: int) -
         video: the video.
         size: height and width of a view in pixels; the shorter edge of the frames.
         sampling: which frames.
-        clips: test clips.
-        crops: 1 (centre) or 3 (both ends and the centre).
+        views: clips and crops.
 
     Returns:
         (clips * crops, 3, frames, size, size), all crops of the first clip first.
-
-    Raises:
-        UserError: when there is no view, or another number of crops.
     """
-    if clips < 1 or crops not in (1, 3):
-        raise UserError("Test views are at least one clip, and 1 or 3 crops", f"{clips} clips, {crops} crops")
+    clips, crops = views.clips, views.crops
     length = _length(video)
     numbers = [number for clip in range(clips) for number in sampling.test(length, clip, clips)]
     frames = _channels_first(video.read(numbers, size)).unflatten(1, (clips, sampling.frames))
@@ -252,6 +298,10 @@ def _finetune(
     if torch.rand(()) < options.hflip:
         frames = frames.flip(-1)
     return (frames if distort is None else _distort_alike(frames, distort)).contiguous()
+
+
+def _views(video: Video, *, size: int, sampling: Sampling, views: Views) -> Tensor:
+    return views_of(video, size, sampling, views).transpose(0, 1).flatten(1, 2).contiguous()
 
 
 def _eval(video: Video, *, size: int, sampling: Sampling) -> Tensor:

@@ -1,12 +1,18 @@
-"""Which transforms a source needs: of images or of videos, with labels or without."""
+"""Which transforms a source needs: of images, of clips or of single frames of videos, with labels or without."""
 
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
 from vitdistill.data import clips, recipes
-from vitdistill.data.clips import Sampling
-from vitdistill.data.recipes import Augment
+from vitdistill.data.clips import Sampling, Views
+from vitdistill.data.recipes import Augment, ImageTransform
 from vitdistill.data.source import DataSource
-from vitdistill.data.video import VideoSet
+from vitdistill.data.video import Video, VideoSet
 from vitdistill.errors import UserError
 
 
@@ -30,18 +36,45 @@ def sampling_of(source: DataSource, frames: int, stride: int | None, kind: str) 
 
 
 def clip_sampling(network: Any, source: DataSource, stride: int | None, kind: str) -> Sampling | None:
-    """How clips are taken from videos for a network; None for images.
+    """How clips are taken from videos for a network; None for networks over images, which see single frames of videos.
 
     Raises:
-        UserError: when a network over clips is given images, or the reverse.
+        UserError: when a network over clips is given images.
     """
     frames = getattr(network, "frames", None)
-    if (frames is not None) != is_video(source):
-        sees, holds = ("clips", "images") if frames is not None else ("images", "videos")
+    if frames is None:
+        return None
+    if not is_video(source):
         raise UserError(
-            f"The network must see what the data holds; {network.name} sees {sees} and {source.name} holds {holds}"
+            f"A network over clips needs videos; {network.name} sees clips and {source.name} holds images",
+            remedy="Give a folder of videos, or moving_digits",
         )
-    return None if frames is None else sampling_of(source, frames, stride, kind)
+    return sampling_of(source, frames, stride, kind)
+
+
+@dataclass(frozen=True)
+class FrameTransform:
+    """One frame of a video, for networks over images: anywhere in training, the middle one in validation.
+
+    Attributes:
+        image: what happens to the frame.
+        anywhere: a random frame, drawn from torch's CPU generator.
+    """
+
+    image: ImageTransform
+    anywhere: bool
+
+    @property
+    def random(self) -> bool:
+        return self.anywhere or self.image.random
+
+    def __call__(self, video: Video | Image.Image) -> UInt8[Tensor, "3 height width"]:
+        if isinstance(video, Image.Image):  # the loader's stand-in, of which only the shape counts
+            return self.image(video)
+        if video.length < 1:
+            raise ValueError("a video without frames")
+        number = int(torch.randint(video.length, ())) if self.anywhere else video.length // 2
+        return self.image(Image.fromarray(video.read([number])[0]))
 
 
 def training_transform(
@@ -50,7 +83,8 @@ def training_transform(
     """From an image or a video of the source to what the device gets, with the recipe's randomness."""
     if not is_video(source):
         return recipes.train_transform(augment, image_size)
-    assert sampling is not None
+    if sampling is None:
+        return FrameTransform(recipes.train_transform(augment, image_size), anywhere=True)
     size, options = _square(image_size), augment.resolved()
     if options.scale == 1 and not options.hflip and options.auto_augment == "none" and source.frames:
         return clips.eval_transform(size, sampling)  # bundled clips, whole and as they are
@@ -60,12 +94,19 @@ def training_transform(
 
 
 def validation_transform(
-    source: DataSource, augment: Augment, image_size: tuple[int, int], sampling: Sampling | None
+    source: DataSource,
+    augment: Augment,
+    image_size: tuple[int, int],
+    sampling: Sampling | None,
+    views: Views = Views(),
 ) -> Any:
-    """The same without randomness: the centre crop, of a video's middle clip."""
+    """The same without randomness: the centre crop, of a video's middle clip, or several views of it."""
     if not is_video(source):
         return recipes.eval_transform(augment, image_size)
-    assert sampling is not None
+    if sampling is None:
+        return FrameTransform(recipes.eval_transform(augment, image_size), anywhere=False)
+    if views.count > 1:
+        return clips.views_transform(_square(image_size), sampling, views)
     return clips.eval_transform(_square(image_size), sampling)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vitdistill.data.clips import Sampling
+from vitdistill.data.clips import Sampling, Views, check_length, cut_views
 from vitdistill.data.loading import CorruptLog, default_workers, make_loader
 from vitdistill.data.on_device import OnDevice
 from vitdistill.data.recipes import Augment
@@ -29,6 +29,7 @@ class Subject(NamedTuple):
     source: DataSource
     augment: Augment
     sampling: Sampling | None = None
+    views: Views = Views()
 
 
 def open_subject(
@@ -39,12 +40,15 @@ def open_subject(
     image_size: int | None,
     crop_pct: float | None,
     model_args: dict[str, Any] | None,
+    views: Views = Views(),
+    stride: int | None = None,
+    sampling: str | None = None,
 ) -> Subject:
     """Open the network and the data of an evaluation verb, whose arguments of the same names these are.
 
     Raises:
-        UserError: when the model or the data cannot be had, the folder is no run, or no data is named for a
-            model that is no run.
+        UserError: when the model or the data cannot be had, the folder is no run, no data is named for a model that
+            is no run, or options of videos are given for images.
     """
     folder = Path(model)
     if folder.is_dir():
@@ -55,11 +59,20 @@ def open_subject(
     except UserError as error:
         if data is not None or "data" not in config:
             raise
-        # A run without labels may have been trained on any folder of images.
+        # A run without labels may have been trained on any folder of images. What is wrong with it even then is said.
+        open_source(data_of(model, config), labels=False)
         raise UserError(f"Labelled data is needed, and the run's own is not: {error}", remedy="Give --data") from error
     backbone = load(model, folder, checkpoint, image_size, model_args)
-    sampling = clip_sampling(backbone, source, config.get("stride"), config.get("sampling", "dense"))
-    return Subject(backbone, source, validation_crop(config, source, crop_pct, backbone), sampling)
+    frames = clip_sampling(
+        backbone, source, stride or config.get("stride"), sampling or config.get("sampling", "dense")
+    )
+    check_length(source.val, frames)
+    if frames is None:
+        needs = "networks over clips"
+        refuse_unused(
+            clips=(views.count > 1, needs), stride=(stride is not None, needs), sampling=(sampling is not None, needs)
+        )
+    return Subject(backbone, source, validation_crop(config, source, crop_pct, backbone), frames, views)
 
 
 def run_config(folder: Path) -> dict[str, Any]:
@@ -78,8 +91,9 @@ def data_of(model: str, config: dict[str, Any]) -> str:
     """
     if "data" in config:
         return str(config["data"])
-    if model.startswith("digits"):
-        return "digits"
+    for source in ("digits", "moving_digits"):
+        if model.startswith((source, source.replace("_", "-"))):
+            return source
     raise UserError("Data must be named for a model that is no run directory", remedy="Give --data")
 
 
@@ -150,7 +164,7 @@ class Reader:
         """
         Args:
             subject: whose images to read, and for which network.
-            batch_size: images per step.
+            batch_size: images, or views of videos, per step.
             device: auto, cpu, cuda, ...
             workers: loader processes; None chooses by the data and the cores.
 
@@ -163,6 +177,8 @@ class Reader:
     def batches(self, images: ImageSet, corrupt: CorruptLog, text: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised images (b, 3, height, width) on the device with their class numbers (b,), in order.
 
+        Of videos, clips (b, 3, frames, height, width), or all views of b videos (b * views, 3, frames, height, width).
+
         Args:
             images: the set to read, once.
             corrupt: takes note of unreadable images, which are left out.
@@ -171,12 +187,12 @@ class Reader:
         Raises:
             UserError: when more than 1% of the set is unreadable.
         """
-        backbone, source, augment = self.subject.backbone, self.subject.source, self.subject.augment
+        backbone, source, augment, sampling, views = self.subject
         on_device = OnDevice(augment, backbone.mean, backbone.std, len(source.classes))
         loader = make_loader(
             images,
-            validation_transform(source, augment, backbone.image_size, self.subject.sampling),
-            EvalBatchSampler(len(images), self.batch_size),
+            validation_transform(source, augment, backbone.image_size, sampling, views),
+            EvalBatchSampler(len(images), max(1, self.batch_size // views.count)),
             seed=0,
             num_workers=self.workers,
             pin_memory=self.place.type == "cuda",
@@ -185,4 +201,5 @@ class Reader:
             corrupt.add(batch.skipped)
             corrupt.check(len(images))
             if len(batch.images):
-                yield on_device.eval(batch.images.to(self.place)), batch.targets
+                inputs = batch.images.to(self.place)
+                yield on_device.eval(inputs if views.count == 1 else cut_views(inputs, views)), batch.targets

@@ -7,7 +7,7 @@ from vitdistill.methods.video_targets import Cubes
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
 from vitdistill.models.decoder import Decoder
-from vitdistill.models.video_vit import VideoViT, check_video
+from vitdistill.models.video_vit import VideoPositions, VideoViT, check_video
 from vitdistill.tokens.masking import Masking
 
 GOAL = "pixels"
@@ -27,6 +27,7 @@ class VideoMAE(MaskedModelling):
         decoder_depth: int = 4,
         decoder_heads: int = 6,
         decoder_mlp_ratio: float = 4.0,
+        positions: VideoPositions = "sinusoid_1d",
         drop_path: float = 0.0,
     ) -> None:
         """
@@ -39,15 +40,15 @@ class VideoMAE(MaskedModelling):
             decoder_depth: its blocks (S 3, B 4, L and H 12).
             decoder_heads: its attention heads (S 3, B 6, L and H 8).
             decoder_mlp_ratio: hidden channels of its MLPs, as a multiple of its width.
+            positions: the decoder's fixed table, sinusoid_1d (VideoMAE's, over all tokens in one row) or sincos_3d.
             drop_path: stochastic depth of the decoder.
 
         Raises:
             UserError: when the student is no video ViT, or sizes and ratio are impossible.
         """
         student = check_video(build(student), "student")
-        goal = cube_goal(
-            student, norm_pix, decoder_width, decoder_depth, decoder_heads, decoder_mlp_ratio, drop_path=drop_path
-        )
+        sizes = (decoder_width, decoder_depth, decoder_heads, decoder_mlp_ratio)
+        goal = cube_goal(student, norm_pix, *sizes, positions=positions, drop_path=drop_path)
         super().__init__(student, {GOAL: goal}, masking=masking, masks_per_clip=masks_per_clip)
 
 
@@ -60,6 +61,7 @@ def cube_goal(
     mlp_ratio: float = 4.0,
     *,
     weight: float = 1.0,
+    positions: VideoPositions = "sinusoid_1d",
     drop_path: float = 0.0,
 ) -> Goal:
     """Pixels of the student's tubelets with VideoMAE's decoder."""
@@ -75,7 +77,7 @@ def cube_goal(
         depth=depth,
         heads=heads,
         mlp_ratio=mlp_ratio,
-        positions="sinusoid_1d",
+        positions=positions,
         embed_bias=False,
         key_bias=False,
         drop_path=drop_path,

@@ -40,9 +40,22 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         "vit_tiny_patch16_224",
         {"img_size": 12, "patch_size": 2, "embed_dim": 96, "depth": 4, "num_heads": 3, "num_classes": 10},
     ),
+    "moving_digits_vit_small": (
+        "video_vit_small_patch16_224",
+        {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 10},
+    ),
+    "moving_digits_vit_base": (
+        "video_vit_base_patch16_224",
+        {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4, "num_classes": 10},
+    ),
 }
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-BUNDLED = {"digits-teacher": ASSETS / "digits_teacher", "digits-mae": ASSETS / "digits_mae"}
+BUNDLED = {
+    "digits-teacher": ASSETS / "digits_teacher",
+    "digits-mae": ASSETS / "digits_mae",
+    "moving-digits-mae": ASSETS / "moving_digits_mae",
+    "moving-digits-videomae": ASSETS / "moving_digits_videomae",
+}
 
 
 def build(
@@ -150,6 +163,8 @@ def _from_timm(
     args.setdefault("img_size", None)
     try:
         net = timm.create_model(name, pretrained=pretrained, **args)
+    except UserError:  # our own networks say what is wrong
+        raise
     except (TypeError, AssertionError, RuntimeError, ValueError, KeyError) as error:
         if isinstance(error, TypeError) and args.get("img_size") is not None and "'img_size'" in str(error):
             # A CNN has no fixed input size.

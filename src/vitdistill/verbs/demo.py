@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 
 def demo(
-    method: Literal["maskedkd", "tinymim"] = "maskedkd",
+    method: Literal["maskedkd", "tinymim", "mvd"] = "maskedkd",
     *,
     out: str | None = None,
     epochs: int | None = None,
@@ -18,13 +18,15 @@ def demo(
 
     maskedkd trains four students: without a teacher, with the bundled teacher on every patch, and on half and a
     quarter of them. tinymim distils the bundled MAE teacher without labels into three students (class token, features,
-    relations) and fine-tunes them and one from scratch. Each takes a few minutes on two CPU cores. One seed and 360
-    test images settle no difference of a point or two: the studies with several seeds are in benchmarks/.
+    relations) and fine-tunes them and one from scratch. mvd distils a bundled image teacher, a video teacher and both
+    into small video ViTs without labels, pre-trains one on pixels, and fine-tunes each on two tasks: which digit moves,
+    and how. Each demo takes a few minutes on two CPU cores. One seed and 360 test images settle no difference of a
+    point or two: the studies with several seeds are in benchmarks/.
 
     Args:
         method: which method to show.
         out: folder for the run directories and the report; runs/demo-METHOD by default.
-        epochs: passes over the 1437 training images of each student's distillation.
+        epochs: passes over the 1437 training images or clips of each student's distillation.
         seed: of all runs.
         overwrite: replace the runs of an earlier demo.
         json: print one JSON object in place of the table.

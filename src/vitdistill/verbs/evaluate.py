@@ -1,10 +1,14 @@
 """`vitdistill evaluate`: accuracy on a validation set."""
 
+import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from vitdistill.data.clips import Views
 from vitdistill.data.loading import CorruptLog
 from vitdistill.errors import UserError
 from vitdistill.evaluation.loading import Checkpoint, Reader, open_subject
@@ -18,6 +22,10 @@ def evaluate(
     data: str | None = None,
     checkpoint: Checkpoint = "exported",
     keep: int | float = 1.0,
+    clips: int = 1,
+    crops: Literal[1, 3] = 1,
+    stride: int | None = None,
+    sampling: Literal["dense", "uniform"] | None = None,
     batch_size: int = 128,
     image_size: int | None = None,
     crop_pct: float | None = None,
@@ -26,14 +34,19 @@ def evaluate(
     model_args: dict[str, Any] | None = None,
     json: bool = False,
 ) -> dict[str, Any]:
-    """Top-1 and top-5 accuracy of a run or a model on the validation images.
+    """Top-1 and top-5 accuracy of a run or a model on the validation images or videos.
 
     Args:
         model: run directory, timm name (pretrained weights are downloaded), name@weights-file, or digits-teacher.
         data: folder with a val/ folder, or a bundled source; by default the run's own data.
         checkpoint: of a run: the exported student, the last or best checkpoint, or the averaged weights.
         keep: evaluate on the patches to which the model itself attends: a count or a fraction; 1.0 takes all.
-        batch_size: images per step.
+        clips: of videos: test clips spread over each video, whose probabilities are averaged; Kinetics is tested with
+            5 clips x 3 crops, Something-Something with 2 x 3.
+        crops: of videos: 1 takes the centre of each clip, 3 both ends of the longer edge and the centre.
+        stride: of videos: frames from one frame of a dense clip to the next; by default the run's.
+        sampling: of videos: dense or uniform; by default the run's.
+        batch_size: images, or views of videos, per step.
         image_size: input size in pixels; by default the model's.
         crop_pct: share of the resized image that the centre crop keeps; by default that of the run's recipe, or the
             one that the model was published with.
@@ -43,10 +56,18 @@ def evaluate(
         json: print one JSON object in place of the table.
 
     Returns:
-        top1, top5 and loss, in percent and nats, with the number of images.
+        top1, top5 and loss, in percent and nats, with the number of images, and of views of each.
     """
     subject = open_subject(
-        model, data=data, checkpoint=checkpoint, image_size=image_size, crop_pct=crop_pct, model_args=model_args
+        model,
+        data=data,
+        checkpoint=checkpoint,
+        image_size=image_size,
+        crop_pct=crop_pct,
+        model_args=model_args,
+        views=Views(clips, crops),
+        stride=stride,
+        sampling=sampling,
     )
     backbone, source = subject.backbone, subject.source
     if not backbone.num_classes:
@@ -75,21 +96,30 @@ def _accuracy(reader: Reader, keep: int | float) -> dict[str, Any]:
     from torchmetrics.functional.classification import multiclass_accuracy
 
     backbone, source = reader.subject.backbone, reader.subject.source
+    views = reader.subject.views.count
     backbone.eval().to(reader.place)
-    corrupt, scores, targets = CorruptLog(), [], []
+    corrupt, scores, targets = CorruptLog.of(source.val), [], []
     for images, labels_of_batch in reader.batches(source.val, corrupt, "evaluating"):
-        scores.append(_logits(backbone, images, keep).float().cpu())
+        logits = _logits(backbone, images, keep).float().cpu()
+        scores.append(logits.log_softmax(dim=1) if views == 1 else averaged(logits, views))
         targets.append(labels_of_batch)
-    logits, labels = torch.cat(scores), torch.cat(targets)
+    log_probabilities, labels = torch.cat(scores), torch.cat(targets)
     classes = len(source.classes)
     result: dict[str, Any] = {
         f"top{k}": round(
-            100 * float(multiclass_accuracy(logits, labels, classes, top_k=min(k, classes), average="micro")), 4
+            100
+            * float(multiclass_accuracy(log_probabilities, labels, classes, top_k=min(k, classes), average="micro")),
+            4,
         )
         for k in (1, 5)
     }
-    result["loss"] = float(torch.nn.functional.cross_entropy(logits, labels))
-    return {**result, "images": len(labels), "unreadable": len(corrupt.paths)}
+    result["loss"] = float(torch.nn.functional.nll_loss(log_probabilities, labels))
+    return {**result, "images": len(labels), "views": views, "unreadable": len(corrupt.paths)}
+
+
+def averaged(logits: Float[Tensor, "bv c"], views: int) -> Float[Tensor, "b c"]:
+    """Logarithm of the mean of the views' probabilities (averaged after the softmax, as VideoMAE and MVD do)."""
+    return logits.log_softmax(dim=1).unflatten(0, (-1, views)).logsumexp(dim=1) - math.log(views)
 
 
 @torch.inference_mode()
@@ -115,13 +145,17 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("model", "data", "images", "top-1 %", "top-5 %", "loss")
-    table.add_row(
-        str(result["model"]),
-        result["data"],
-        str(result["images"]),
-        f"{result['top1']:.2f}",
-        f"{result['top5']:.2f}",
-        f"{result['loss']:.4f}",
-    )
+    columns = {
+        "model": str(result["model"]),
+        "data": result["data"],
+        "images": str(result["images"]),
+        "views": str(result["views"]),
+        "top-1 %": f"{result['top1']:.2f}",
+        "top-5 %": f"{result['top5']:.2f}",
+        "loss": f"{result['loss']:.4f}",
+    }
+    if result["views"] == 1:
+        del columns["views"]
+    table = Table(*columns)
+    table.add_row(*columns.values())
     Console().print(table)

@@ -40,7 +40,7 @@ def mvd(
     video_teacher_args: dict[str, Any] | None = None,
     teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     augment: Augment = Augment(recipe="pretrain"),
-    optim: Optim = Optim(lr=1.5e-4, lr_batch=256, betas=(0.9, 0.95), warmup_epochs=40, warmup_lr=0.0, min_lr=1e-4),
+    optim: Optim = Optim(lr=1.5e-4, lr_batch=256, betas=(0.9, 0.95), warmup_epochs=40, warmup_lr=0.0, min_lr=1e-5),
     loader: Loader = Loader(),
     precision: str = "auto",
     compile: bool = False,

@@ -20,6 +20,7 @@ def videomae(
     decoder_width: int = 384,
     decoder_depth: int = 4,
     decoder_heads: int = 6,
+    positions: Literal["sinusoid_1d", "sincos_3d"] = "sinusoid_1d",
     frames: int | None = None,
     stride: int | None = None,
     sampling: Literal["dense", "uniform"] = "dense",
@@ -51,6 +52,8 @@ def videomae(
         decoder_width: channels of the decoder.
         decoder_depth: blocks of the decoder.
         decoder_heads: attention heads of the decoder.
+        positions: fixed table of encoder and decoder: VideoMAE's over all tokens in one row, or one over space and time,
+            with which small networks learn sooner; a loaded student keeps its own.
         frames: of a clip; by default the data's or 16.
         stride: frames of the video from one frame of a dense clip to the next; by default 4, and 1 for bundled clips.
         sampling: dense takes a window of frames x stride, uniform one frame of each of so many equal parts.
@@ -84,7 +87,7 @@ def videomae(
         args=student_args,
         frames=frames,
         image_size=image_size,
-        positions="sinusoid_1d",
+        positions=positions,
         drop_path=drop_path,
     )
     method = VideoMAE(
@@ -95,6 +98,7 @@ def videomae(
         decoder_width=decoder_width,
         decoder_depth=decoder_depth,
         decoder_heads=decoder_heads,
+        positions=positions,
         drop_path=drop_path,
     )
     return train(method, source, run, settings_of(arguments, encoder, source), resume=resume)
