@@ -17,11 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from study import RESULTS, Finding, command_line, findings_table, in_words, judge, run_all, spread
+from vitdistill.verbs.demo_mvd import DECODER, IMAGE, PIXEL_DECODER, TASKS, VIDEO, pretraining, tuning
 
-from vitdistill.verbs.demo_mvd import DECODER, PIXEL_DECODER, TASKS, pretraining, tuning
-
-IMAGE: dict[str, Any] = {"image_teacher": "moving-digits-mae"}
-VIDEO: dict[str, Any] = {"video_teacher": "moving-digits-videomae"}
 BOTH = {**IMAGE, **VIDEO}
 
 # Name -> arguments of `mvd`; "pretrain" names another verb, or none. "same_time" takes as many epochs as fit into the
@@ -131,9 +128,7 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return table
 
 
-def markdown(
-    table: dict[str, dict[str, Any]], verdicts: dict[str, list[dict[str, Any]]], meta: dict[str, Any]
-) -> str:
+def markdown(table: dict[str, dict[str, Any]], verdicts: dict[str, list[dict[str, Any]]], meta: dict[str, Any]) -> str:
     """The committed table."""
     tuned = tuning(pretrained=True)["epochs"]
     lines = [

@@ -48,6 +48,7 @@ _LAZY = {
             "cost",
             "bench",
             "masks",
+            "similarity",
             "report",
             "demo",
         )

@@ -34,6 +34,7 @@ VERBS: dict[str, str] = {
     "cost": "What a distillation will cost, before spending anything.",
     "bench": "Measured speed and memory of teacher and student on this machine.",
     "masks": "Pictures of what the teacher saw.",
+    "similarity": "How alike the frames of a clip are to teachers and students.",
     "report": "One self-contained HTML page over one or more runs.",
     "demo": "A complete small study on real handwritten digits, offline, in a few minutes.",
 }

@@ -17,7 +17,7 @@ from vitdistill.errors import UserError
 from vitdistill.methods.mvd import FeatureDecoder
 from vitdistill.models.build import build
 from vitdistill.training.settings import Optim
-from vitdistill.verbs.evaluate import evaluate
+from vitdistill.verbs.evaluate import averaged, evaluate
 from vitdistill.verbs.export import export
 from vitdistill.verbs.finetune import finetune
 from vitdistill.verbs.knn import knn
@@ -88,9 +88,48 @@ def test_from_mp4_files_to_a_tuned_student(runs: Path, tmp_path: Path) -> None:
         video_teacher=str(runs / "video"),
         decoder=DECODER,
     )
-    tune = {**COMMON, "batch_size": 20, "augment": Augment(recipe="finetune"), "stride": 1}
-    finetune(str(tmp_path / "mvd"), data=str(tmp_path / "data"), out=str(tmp_path / "tuned"), **tune)
-    assert evaluate(str(tmp_path / "tuned"))["images"] == 20
+    tune = {**COMMON, "batch_size": 20, "stride": 1, "head_init": 1.0}
+    # Mixup, erasing, RandAugment and two differently augmented clips of each video.
+    recipe = Augment(recipe="finetune", repeats=2)
+    finetune(
+        str(tmp_path / "mvd"), data=str(tmp_path / "data"), out=str(tmp_path / "tuned"), **{**tune, "augment": recipe}
+    )
+    plain = evaluate(str(tmp_path / "tuned"))
+    assert (plain["images"], plain["views"]) == (20, 1)
+    tested = evaluate(str(tmp_path / "tuned"), clips=2, crops=3, batch_size=7)
+    assert (tested["images"], tested["views"]) == (20, 6)
+    # The clips are whole and square: all views are the same one.
+    assert tested["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+    skipping = evaluate(str(tmp_path / "tuned"), clips=3, stride=2)
+    assert skipping["views"] == 3 and skipping["loss"] != pytest.approx(plain["loss"], rel=1e-6)
+    uniform = evaluate(str(tmp_path / "tuned"), sampling="uniform")  # one frame of each of 16 parts of 16 frames
+    assert uniform["loss"] == pytest.approx(plain["loss"], rel=1e-6)
+
+
+def test_views_average_probabilities() -> None:
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [5.0, 0.0], [0.0, 0.0]])
+    expected = torch.stack([logits[:2].softmax(1).mean(0), logits[2:].softmax(1).mean(0)]).log()
+    torch.testing.assert_close(averaged(logits, 2), expected)
+
+
+def test_an_image_network_sees_single_frames_of_videos(runs: Path, tmp_path: Path) -> None:
+    info = mae(
+        student="vit_tiny_patch16_224", student_args=IMAGES, data="moving_digits", out=str(tmp_path / "image"), **COMMON
+    )
+    assert info["data"]["train_images"] == 1437
+    assert knn(str(tmp_path / "image"), data="moving_digits", k=[5])["images"] == 360
+    with pytest.raises(UserError, match="clips goes with networks over clips|networks over clips"):
+        evaluate("digits-teacher", data="moving_digits", clips=2)
+
+
+def test_images_are_distilled_by_masked_features_as_well(runs: Path, tmp_path: Path) -> None:
+    small = {"student": "vit_tiny_patch16_224", "student_args": IMAGES, "image_size": 16, **COMMON}
+    options = {"image_teacher": str(runs / "image"), "decoder": DECODER, "mask_ratio": 0.75}
+    mvd(data="digits", out=str(tmp_path / "mfm"), **small, **options)
+    rows = (tmp_path / "mfm" / "metrics.csv").read_text().splitlines()
+    assert {"train/image", "val/loss"} <= set(rows[0].split(","))
+    with pytest.raises(UserError, match="frames"):
+        mvd(data="digits", out=str(tmp_path / "frames"), frames=4, **small, **options)
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,8 @@ CURVES = (
 VALIDATION_LOSS = Curve("val/loss", "validation loss", label_free=True)
 TERM = "train/"  # before the name of a part of the loss
 TERMS = {
+    "image": "image teacher",
+    "video": "video teacher",
     **{name: f"{name[0].upper()}-{name[1].upper()} relations" for name in ("qk", "vv", "qq", "kk")},
     "pixels": "pixels",
     "cls": "class token",
@@ -142,7 +144,7 @@ def accuracy_against_cost(runs: Sequence[Run]) -> str | None:
         labels.append((x, y, f"{group.name} (mean of {len(members)})" if several else group.name))
     _limit(axes, [x for _, x, _, _ in known], [(y, error) for _, _, y, error in known])
     _label_points(figure, axes, labels)
-    return _svg(figure)
+    return svg(figure)
 
 
 def curves_of(runs: Sequence[Run]) -> list[Curve]:
@@ -178,7 +180,7 @@ def curve(runs: Sequence[Run], what: Curve) -> str | None:
     if what.column == "keep":
         axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    return _svg(figure)
+    return svg(figure)
 
 
 def step_times(runs: Sequence[Run]) -> str | None:
@@ -205,7 +207,7 @@ def step_times(runs: Sequence[Run]) -> str | None:
     used = [part for part in PARTS if any(part in parts for _, parts in rows)]
     handles = [Patch(color=PARTS[part]) for part in used]
     figure.legend(handles, used, loc="outside upper center", ncols=len(used), frameon=False, fontsize=8.5)
-    return _svg(figure)
+    return svg(figure)
 
 
 # --- their parts -----------------------------------------------------------------------------------------
@@ -315,7 +317,7 @@ def _short(name: str, most: int = 34) -> str:
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most // 2) :]}"
 
 
-def _svg(figure: "Figure") -> str:
+def svg(figure: "Figure") -> str:
     """SVG text with real text in it, without addresses of schemas and the date of drawing."""
     import matplotlib
 

@@ -38,19 +38,19 @@ class Column(NamedTuple):
     grid: TokenGrid
 
 
-def keep_map(kept: Int[Tensor, "b k"], grid: TokenGrid) -> Float[Tensor, "b h w"]:
-    """1 where a patch is kept, 0 where it is dropped."""
+def keep_map(kept: Int[Tensor, "b k"], grid: TokenGrid) -> Float[Tensor, "bt h w"]:
+    """1 where a patch is kept, 0 where it is dropped; the time steps of a clip one behind the other."""
     flat = torch.zeros(len(kept), grid.count).scatter(1, kept.cpu(), 1.0)
     return flat.reshape(-1, grid.h, grid.w)
 
 
 def dim_dropped(
-    images: UInt8[Tensor, "b 3 height width"], kept: Int[Tensor, "b k"], grid: TokenGrid, strength: float = DIM
-) -> UInt8[Tensor, "b 3 height width"]:
+    images: UInt8[Tensor, "bt 3 height width"], kept: Int[Tensor, "b k"], grid: TokenGrid, strength: float = DIM
+) -> UInt8[Tensor, "bt 3 height width"]:
     """The images with dropped patches faded to slate blue; kept patches are untouched.
 
     Args:
-        images: any size; the grid is stretched over them.
+        images: any size; the grid is stretched over them. Of clips, one frame per time step, clip by clip.
         kept: patch coordinates in `grid`.
         grid: the grid of the mask.
         strength: 1 replaces dropped patches by the colour, 0 leaves them.
@@ -110,7 +110,7 @@ def mask_grid_figure(images: UInt8[Tensor, "b 3 height width"], columns: Sequenc
             axes = panels[row, position]
             axes.imshow(batch[row].permute(1, 2, 0).numpy(), interpolation="nearest")
             axes.set_axis_off()
-        panels[0, position].set_title(_wrapped(title, 22), fontsize=7.5, parse_math=False)
+        panels[0, position].set_title(wrapped(title, 22), fontsize=7.5, parse_math=False)
     return figure
 
 
@@ -123,14 +123,14 @@ def heatmap_figure(columns: Sequence[Column]) -> "Figure":
     for axes, column in zip(panels, columns, strict=True):
         share = keep_heatmap(column.kept, column.grid)
         drawn = axes.imshow(share.numpy(), vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
-        axes.set_title(_wrapped(f"{column.title}\n{len(column.kept)} images", 36), fontsize=8, parse_math=False)
+        axes.set_title(wrapped(f"{column.title}\n{len(column.kept)} images", 36), fontsize=8, parse_math=False)
         axes.set_xticks([])
         axes.set_yticks([])
     figure.colorbar(drawn, ax=list(panels), label="share of images that keep it", shrink=0.8)
     return figure
 
 
-def _wrapped(title: str, width: int) -> str:
+def wrapped(title: str, width: int) -> str:
     """The title in lines of at most `width` characters, so that it stays over its own column."""
     return "\n".join("\n".join(textwrap.wrap(line, width)) for line in title.splitlines())
 
@@ -143,15 +143,20 @@ def some_images(
 ) -> UInt8[Tensor, "b 3 height width"]:
     """Up to `count` images, from files or drawn from a source's validation images, as a model would see them.
 
+    Of videos, each shows its middle frame.
+
     Raises:
         UserError: when there is none, or a file cannot be read.
     """
     from vitdistill.data.recipes import Augment, eval_transform
+    from vitdistill.data.transforms import validation_transform
 
-    transform = eval_transform(Augment(recipe="none"), image_size)
+    plain = Augment(recipe="none")
     if source is None:
+        transform = eval_transform(plain, image_size)
         chosen = [transform(_image(path)) for path in paths[:count]]
     else:
+        transform = validation_transform(source, plain, image_size, sampling=None)
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(source.val), generator=generator)[:count]
         chosen = [transform(source.val.load(int(index))[0]) for index in order]
@@ -209,6 +214,8 @@ def run_columns(run: "Run", images: UInt8[Tensor, "b 3 height width"]) -> list[C
     if unmasked_because(run) is not None:
         return []
     student = build(str(run.path))
+    if student.grid.t > 1:
+        raise UserError("Masks are drawn over images", f"{student.name}, which sees clips")
     grid = student.grid if run.setting("mask") == "student" else _teacher_grid(run) or student.grid
     count = KeepSchedule.parse(run.setting("keep")).count(1.0, grid.count)
     kept = masks_of(

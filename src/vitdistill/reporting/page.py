@@ -82,8 +82,8 @@ def write_report(run_dirs: Sequence[Path], out: Path, *, masks: bool = True) -> 
     Args:
         run_dirs: run directories, in the order of the tables.
         out: HTML file.
-        masks: include pictures of masks, token relations and reconstructions; what cannot be drawn is said on the
-            page and fails nothing.
+        masks: include pictures of masks, token relations, frame similarity and reconstructions; what cannot be drawn
+            is said on the page and fails nothing.
 
     Returns:
         `out`.
@@ -157,6 +157,8 @@ def _loss(run: Run) -> float | None:
 def _given(run: Run, role: str) -> str | None:
     """A network as the user named it, else by its architecture; `finetune` calls its network the model."""
     given = run.config.get(role) or (run.config.get("model") if role == "student" else None)
+    if role == "teacher" and not given:  # `mvd` has two kinds
+        given = " + ".join(str(run.config[key]) for key in ("image_teacher", "video_teacher") if run.config.get(key))
     return str(given) if given else run.text(f"{role}.name")
 
 

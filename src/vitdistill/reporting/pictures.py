@@ -3,8 +3,10 @@
 import base64
 import io
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from vitdistill.errors import UserError
 from vitdistill.reporting.runs import Run, group_by_seed
 
 if TYPE_CHECKING:
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
 
     from vitdistill.reporting.relations import TokenRelations
 
+KINDS = (".png", ".jpg", ".pdf", ".svg")  # of pictures that verbs write
 ACROSS, ROWS, HEAT_IMAGES = 5, 6, 256  # runs and images in a picture of masks; images behind a heat map
 MOST_RUNS = 6  # of which a page shows pictures that every run has for itself
 
@@ -43,7 +46,8 @@ def galleries(runs: Sequence[Run]) -> list[Gallery]:
     """The sections of pictures that these runs have something to say in."""
     sections = (
         ("Token relations", _of_each(_of_verb(runs, "tinymim"), "relation maps", _relations), True),
-        ("Reconstructions", _of_each(_of_verb(runs, "mae"), "reconstructions", _reconstructions), True),
+        ("Frame similarity", _similarity(_of_verb(runs, "mvd", "videomae")), True),
+        ("Reconstructions", _of_each(_of_verb(runs, "mae", "videomae"), "reconstructions", _reconstructions), True),
         ("Masks", _masks(runs), False),
     )
     return [
@@ -53,28 +57,34 @@ def galleries(runs: Sequence[Run]) -> list[Gallery]:
     ]
 
 
-def _of_verb(runs: Sequence[Run], verb: str) -> list[Run]:
-    return [run for run in runs if run.text("verb") == verb]
+def _of_verb(runs: Sequence[Run], *verbs: str) -> list[Run]:
+    return [run for run in runs if run.text("verb") in verbs]
 
 
 def _of_each(runs: Sequence[Run], what: str, draw: Callable[[Run], list[Picture]]) -> list[Picture]:
-    """Pictures of the first run of each setting; other seeds look much the same."""
-    groups = group_by_seed(runs)
+    """Pictures of each setting."""
+    shown, notes = _one_of_each_setting(runs)
     pictures = []
-    for group in groups[:MOST_RUNS]:
-        run = runs[group.members[0]]
+    for run in shown:
         try:
             pictures += draw(run)
         except Exception as error:  # a picture must not cost the page
-            pictures.append(Picture("", f"{run.name}: no {what}, since {_in_words(error)}"))
-        if len(group.members) > 1:
-            pictures.append(Picture("", f"{run.name} stands for {len(group.members)} seeds."))
+            pictures.append(Picture("", f"{run.name}: no {what}, since {error_words(error)}"))
+    return pictures + notes
+
+
+def _one_of_each_setting(runs: Sequence[Run]) -> tuple[list[Run], list[Picture]]:
+    """The first run of each setting, since other seeds look much the same, and words on those left out."""
+    groups = group_by_seed(runs)
+    shown = [(runs[group.members[0]], len(group.members)) for group in groups[:MOST_RUNS]]
+    notes = [Picture("", f"{run.name} stands for {seeds} seeds.") for run, seeds in shown if seeds > 1]
     if len(groups) > MOST_RUNS:
-        pictures.append(Picture("", f"Only the first {MOST_RUNS} settings are shown, of {len(groups)}."))
-    return pictures
+        notes.append(Picture("", f"Only the first {MOST_RUNS} settings are shown, of {len(groups)}."))
+    return [run for run, _ in shown], notes
 
 
-def _in_words(error: Exception) -> str:
+def error_words(error: Exception) -> str:
+    """What an error says, in one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -118,10 +128,41 @@ def _compared(run: Run, found: "TokenRelations") -> str:
 _TARGETS = {"features": "the teacher's features", "cls": "the teacher's class token"}
 
 
+# --- frame similarity ------------------------------------------------------------------------------------
+
+
+def _similarity(runs: Sequence[Run]) -> list[Picture]:
+    """One picture per set of clips, with all networks that saw them."""
+    from vitdistill.reporting.figures import svg
+    from vitdistill.reporting.similarity import similarities_of, similarity_figure, summary
+
+    shown, notes = _one_of_each_setting(runs)
+    found = similarities_of(shown)
+    drawn = []
+    for each in found.comparisons:
+        for similarities, words in ((each.plain, _ALIKE), (each.centred, _CENTRED)):
+            caption = f"{words.format(each.clips)} {summary(similarities, each.steps)}"
+            drawn.append(Picture(svg(similarity_figure(similarities, each.steps)), caption))
+    return drawn + [Picture("", note) for note in found.notes] + notes
+
+
+_ALIKE = (
+    "How alike the frames of a clip are to each network: cosine similarity between the features of its time steps (the "
+    "last block's output before the final norm, averaged over positions), mean over {} validation clips. All matrices "
+    "share one colour scale; frames are numbered from 0."
+)
+_CENTRED = (
+    "The same, with each network's mean feature over all {} clips subtracted, since features that share a large "
+    "constant part are all alike without that."
+)
+
+
 # --- reconstructions -------------------------------------------------------------------------------------
 
 
 def _reconstructions(run: Run) -> list[Picture]:
+    if run.text("verb") == "videomae":
+        return _clip_reconstructions(run)
     from vitdistill.reporting.reconstructions import reconstruction_figure, reconstructions
 
     found = reconstructions(run)
@@ -132,6 +173,23 @@ def _reconstructions(run: Run) -> list[Picture]:
     if run.config.get("norm_pix", True):
         words += " It predicts each patch's pattern only: brightness and contrast of hidden patches are the true ones."
     return [Picture(_png(reconstruction_figure(found)), words)]
+
+
+def _clip_reconstructions(run: Run) -> list[Picture]:
+    """A picture per clip, with the first frames of its time steps."""
+    from vitdistill.reporting.clip_reconstructions import clip_reconstructions
+    from vitdistill.reporting.reconstructions import reconstruction_figure
+
+    pictures = []
+    for found in clip_reconstructions(run):
+        words = (
+            f"{run.name}: a validation clip, the first frame of {len(found.images)} time steps. The encoder "
+            f"sees {found.visible} of {found.patches} tokens; hidden ones are blue, and the decoder predicts them."
+        )
+        if run.config.get("norm_pix", True):
+            words += " It predicts each token's pattern only: colour and contrast of hidden tokens are the true ones."
+        pictures.append(Picture(_png(reconstruction_figure(found, "frame")), words))
+    return pictures
 
 
 # --- masks -----------------------------------------------------------------------------------------------
@@ -157,7 +215,7 @@ def _pictures_or_reason(data: str, runs: Sequence[Run]) -> list[Picture]:
     try:
         return _mask_pictures(runs)
     except Exception as error:  # a picture must not cost the page
-        return [Picture("", f"The masks could not be drawn. Data {data}: {_in_words(error)}")]
+        return [Picture("", f"The masks could not be drawn. Data {data}: {error_words(error)}")]
 
 
 def _mask_pictures(runs: Sequence[Run]) -> list[Picture]:
@@ -172,7 +230,7 @@ def _mask_pictures(runs: Sequence[Run]) -> list[Picture]:
         try:
             columns += run_columns(run, images)
         except Exception as error:  # the other runs still have theirs
-            notes.append(Picture("", f"{run.name}: no masks, since {_in_words(error)}"))
+            notes.append(Picture("", f"{run.name}: no masks, since {error_words(error)}"))
     drawn = []
     for start in range(0, len(columns), ACROSS):
         part = columns[start : start + ACROSS]
@@ -193,3 +251,22 @@ def _png(figure: "Figure") -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+
+
+# --- pictures in files -----------------------------------------------------------------------------------
+
+
+def picture_path(out: str) -> Path:
+    """The file to write, checked before any work is done; its folder is made.
+
+    Raises:
+        UserError: when it is no kind of picture, or its folder cannot be made.
+    """
+    path = Path(out)
+    if path.suffix.lower() not in KINDS:
+        raise UserError(f"out must end in {', '.join(KINDS)}", repr(out))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError("The folder of out must be writable", f"{path.parent} ({error.strerror})") from error
+    return path

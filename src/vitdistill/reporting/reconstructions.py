@@ -67,11 +67,11 @@ def to_pixels(images: Float[Tensor, "b 3 height width"], backbone: "Backbone") -
     return ((images.float() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def reconstruction_figure(found: Reconstructions) -> "Figure":
-    """One column per image; below each other the image, what the encoder saw, and the reconstruction."""
+def reconstruction_figure(found: Reconstructions, what: str = "image") -> "Figure":
+    """One column per image (or frame); below each other it, what the encoder saw, and the reconstruction."""
     from matplotlib.figure import Figure
 
-    rows = (("image", found.images), ("what the\nencoder sees", found.masked), ("reconstruction", found.predicted))
+    rows = ((what, found.images), ("what the\nencoder sees", found.masked), ("reconstruction", found.predicted))
     count = len(found.images)
     width, height = LEFT + count * (CELL + GAP), len(rows) * (CELL + GAP) + GAP
     figure = Figure(figsize=(width, height), facecolor="white")

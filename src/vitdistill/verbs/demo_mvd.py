@@ -20,9 +20,10 @@ PIXEL_DECODER: dict[str, Any] = {
 # The paper's two kinds of data: appearance (Kinetics) and motion (Something-Something).
 TASKS = {"digit": "moving_digits", "motion": "moving_digits:motion"}
 
-IMAGE, VIDEO = {"image_teacher": "moving-digits-mae"}, {"video_teacher": "moving-digits-videomae"}
+IMAGE: dict[str, Any] = {"image_teacher": "moving-digits-mae"}
+VIDEO: dict[str, Any] = {"video_teacher": "moving-digits-videomae"}
 # Folder, title, teachers (None: pixels).
-STUDENTS: tuple[tuple[str, str, dict[str, str] | None], ...] = (
+STUDENTS: tuple[tuple[str, str, dict[str, Any] | None], ...] = (
     ("videomae", "pixels (VideoMAE)", None),
     ("image", "image teacher", IMAGE),
     ("video", "video teacher", VIDEO),

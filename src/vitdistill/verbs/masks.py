@@ -5,8 +5,6 @@ from typing import Any, Literal
 
 from vitdistill.errors import UserError
 
-PICTURES = (".png", ".jpg", ".pdf", ".svg")
-
 
 def masks(
     models: list[str],
@@ -57,13 +55,14 @@ def masks(
         normalised,
         some_images,
     )
+    from vitdistill.reporting.pictures import picture_path
     from vitdistill.tokens.keep import KeepSchedule
     from vitdistill.verbs.maskedkd import layer_number
 
     models, images = _split(list(models), images)
     if count < 1:
         raise UserError("count must be at least 1", count)
-    path = _picture_path(out)
+    path = picture_path(out)
     seed_everything_at(seed, "initialisation")
     students = [(_title(spec), _load(spec, student_args)) for spec in models]
     named = images or _data_of(models)
@@ -110,22 +109,6 @@ def _split(models: list[str], images: str | None) -> tuple[list[str], str | None
     if not models:
         raise UserError("masks needs at least one run, checkpoint or model name")
     return models, images
-
-
-def _picture_path(out: str) -> Path:
-    """The file to write, checked before any work is done; its folder is made.
-
-    Raises:
-        UserError: when it is no kind of picture, or its folder cannot be made.
-    """
-    path = Path(out)
-    if path.suffix.lower() not in PICTURES:
-        raise UserError(f"out must end in {', '.join(PICTURES)}", repr(out))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError("The folder of out must be writable", f"{path.parent} ({error.strerror})") from error
-    return path
 
 
 def _title(spec: str) -> str:

@@ -3,11 +3,13 @@
 from typing import Any, Literal
 
 from vitdistill.data.recipes import Augment
-from vitdistill.errors import UserError
+from vitdistill.data.transforms import is_video
+from vitdistill.errors import UserError, refuse_unused
 from vitdistill.methods.mvd import FeatureDecoder
+from vitdistill.models.backbone import Backbone
 from vitdistill.training.settings import Loader, Optim
 from vitdistill.verbs.common import Model, make_teacher, settings_of, start
-from vitdistill.verbs.pretraining import make_video_student
+from vitdistill.verbs.pretraining import make_pretraining_student, make_video_student
 
 
 def mvd(
@@ -51,9 +53,11 @@ def mvd(
 ) -> dict[str, Any]:
     """Distil an image teacher, a video teacher, or both into a video student that sees a tenth of a clip (MVD).
 
+    With images, an image teacher and an image student this is image masked feature modelling (Table 11).
+
     Args:
         student: video_vit_{small,base,large,huge}_patch16_224, name@weights-file, or run directory.
-        data: folder of videos (labels are not needed), or a bundled source: moving_digits.
+        data: folder of videos (labels are not needed) or images, or a bundled source: moving_digits, digits.
         out: run directory to make.
         image_teacher: pre-trained image ViT (vit_base_patch16_224.mae, a run of `mae`), which sees the first frame of
             each tubelet.
@@ -105,15 +109,23 @@ def mvd(
     from vitdistill.tokens.masking import Masking
     from vitdistill.training.run import train
 
-    pupil = make_video_student(
-        student,
-        source,
-        args=student_args,
-        frames=frames,
-        image_size=image_size,
-        positions="sincos_3d",
-        drop_path=drop_path,
-    )
+    pupil: Backbone
+    if video_teacher is None and image_teacher is not None and not is_video(source):
+        refuse_unused(frames=(frames is not None, "videos"))
+        options = {"drop_path_rate": drop_path, **(student_args or {})}
+        pupil = make_pretraining_student(
+            student, source, args=options, image_size=image_size, pretrained=False, positions="sincos"
+        )
+    else:
+        pupil = make_video_student(
+            student,
+            source,
+            args=student_args,
+            frames=frames,
+            image_size=image_size,
+            positions="sincos_3d",
+            drop_path=drop_path,
+        )
     guests = {
         name: make_teacher(spec, source, pupil, args=args, dtype=teacher_dtype, trainer=trainer, check_classes=False)
         for name, spec, args in (

@@ -11,7 +11,8 @@ def report(runs: list[str], *, out: str | None = None, masks: bool = True, json:
         runs: run directories, also unfinished ones. Runs that differ only by seed are also shown as mean and spread.
             Pages and pictures among them are left out, so that runs/* works where an earlier report lies.
         out: HTML file; by default report.html in the run, or in the folder that holds all of them.
-        masks: include pictures: what teachers saw, token relations, reconstructions; needs students and data.
+        masks: include pictures: what teachers saw, token relations, frame similarity, reconstructions; needs students
+            and data.
         json: print one JSON object in place of text.
 
     Returns:
