@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from vitdistill.data import open_source
-from vitdistill.data.image_folder import _hold_out, image_folder, list_images
+from vitdistill.data.folders import hold_out
+from vitdistill.data.image_folder import IMAGES, image_folder, list_images
 from vitdistill.errors import UserError
 
 
@@ -24,6 +26,18 @@ def test_classes_are_numbered_in_sorted_order_and_images_found_at_any_depth(make
     assert (image.size, image.mode, label) == ((40, 32), "RGB", 1)
 
 
+def test_the_order_within_a_class_is_folder_by_folder(make_folder):
+    root = make_folder(train={"a": 0, "b": 1}, val={"a": 1, "b": 1})
+    for name in ("z.jpg", "m/2.jpg", "m-/1.jpg", "m/k/3.jpg"):
+        (root / "train/a" / name).parent.mkdir(exist_ok=True, parents=True)
+        (root / "train/a" / name).touch()
+    # As torchvision's, so that runs repeat whichever of the two found the files.
+    listed = [os.path.relpath(path, root / "train") for path, _ in ImageFolder(root / "train").samples]
+    train = image_folder(root).train
+    assert [os.path.relpath(train.path(index), root / "train") for index in range(len(train))] == listed
+    assert listed == ["a/z.jpg", "a/m/2.jpg", "a/m-/1.jpg", "a/m/k/3.jpg", "b/000.jpg"]
+
+
 def test_grey_and_transparent_images_become_rgb(make_folder):
     root = make_folder(train={"a": 1, "b": 1}, val={"a": 1, "b": 1})
     Image.new("L", (8, 8), 7).save(root / "train/a/000.jpg")
@@ -34,6 +48,8 @@ def test_grey_and_transparent_images_become_rgb(make_folder):
 
 def test_what_other_programs_leave_behind_is_ignored(photos):
     (photos / "train/.ipynb_checkpoints").mkdir()
+    (photos / "train/cat/.thumbs").mkdir()
+    (photos / "train/cat/.thumbs/000.jpg").write_text("a file manager")
     (photos / "train/cat/._000.jpg").write_text("macOS")
     (photos / "train/cat/Thumbs.db").write_text("Windows")
     source = image_folder(photos)
@@ -212,15 +228,15 @@ def test_without_labels_a_validation_folder_is_used(touch, name):
 @pytest.mark.parametrize(("count", "held_out"), [(2, 1), (199, 1), (300, 3), (499_999, 4999), (600_000, 5000)])
 def test_the_held_out_share(count, held_out, tmp_path):
     names = np.array([b"%07d.jpg" % number for number in range(count)])
-    train, val = _hold_out(names, tmp_path)
+    train, val = hold_out(names, tmp_path, IMAGES)
     assert len(val) == held_out and np.array_equal(np.sort(np.concatenate([train, val])), names)
     assert all(np.array_equal(np.sort(part), part) for part in (train, val))
-    assert np.array_equal(val, _hold_out(names, tmp_path)[1]), "the same at every opening"
+    assert np.array_equal(val, hold_out(names, tmp_path, IMAGES)[1]), "the same at every opening"
 
 
 def test_the_held_out_images_come_from_everywhere_and_never_change(tmp_path):
     names = np.array([b"%04d.jpg" % number for number in range(1000)])
-    held_out = [int(name[:4]) for name in _hold_out(names, tmp_path)[1]]
+    held_out = [int(name[:4]) for name in hold_out(names, tmp_path, IMAGES)[1]]
     assert held_out == [27, 231, 298, 306, 553, 672, 706, 859, 971, 993]
 
 

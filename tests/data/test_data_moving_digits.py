@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vitdistill.data.digits import digits
 from vitdistill.data.moving_digits import (
@@ -202,6 +203,14 @@ def test_the_video_honours_frames_and_size():
     # What a reader does to its frames must not reach the next one.
     whole[:] = 0
     assert video.read(ALL).any()
+
+
+@pytest.mark.parametrize("side", [5, 16, 17, 25, 32, 33, 100])
+def test_frames_of_other_sizes_are_pillow_s_box_filter(side):
+    video, _ = moving_digits().train.load(7)
+    whole, resized = video.read([0, 9]), video.read([0, 9], short_side=side)
+    for frame, seen in zip(whole, resized, strict=True):
+        assert np.array_equal(np.asarray(Image.fromarray(frame).resize((side, side), Image.Resampling.BOX)), seen)
 
 
 @pytest.mark.parametrize("frames", [[FRAMES], [0, -1]])

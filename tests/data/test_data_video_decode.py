@@ -1,48 +1,16 @@
 import builtins
-from fractions import Fraction
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from generated_videos import av, numbers, picture, turn, write_sound, write_video
+from vitdistill.data.frame_folder import FrameFolder
 from vitdistill.data.loading import UNREADABLE
-from vitdistill.data.video_decode import FrameFolder, VideoFile, nearest_times, needed_runs
+from vitdistill.data.video_decode import Decoder, VideoFile
+from vitdistill.data.video_packets import nearest_times, needed_runs
 from vitdistill.errors import UserError
-
-av = pytest.importorskip("av")
-BITS = 8
-
-
-def picture(number: int, width: int, height: int) -> np.ndarray:
-    """A frame that tells its number: eight vertical bars, black or white, as its bits."""
-    bits = [(number >> bit) & 1 for bit in range(BITS)]
-    bars = np.repeat(np.array(bits, dtype=np.uint8) * 255, width // BITS)
-    return np.broadcast_to(np.pad(bars, (0, width - len(bars)))[None, :, None], (height, width, 3)).copy()
-
-
-def numbers(frames: np.ndarray) -> list[int]:
-    """The numbers that frames tell."""
-    width = frames.shape[2]
-    centres = ((np.arange(BITS) + 0.5) * (width // BITS)).astype(int)
-    bits = frames[:, frames.shape[1] // 2, centres, 0] > 127
-    return (bits * 2 ** np.arange(BITS)).sum(1).tolist()
-
-
-def write(path, count=60, *, codec="mpeg4", size=(96, 64), rate=25, gop=12, pts=None, format=None, **options) -> Path:
-    with av.open(str(path), "w", format=format) as container:
-        stream = container.add_stream(codec, rate=rate, options=options)
-        stream.width, stream.height, stream.pix_fmt, stream.gop_size = *size, "yuv420p", gop
-        if pts:
-            stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
-        for number in range(count):
-            frame = av.VideoFrame.from_ndarray(picture(number, *size), format="rgb24")
-            if pts:
-                frame.pts, frame.time_base = pts[number], Fraction(1, 1000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
 
 
 def codec_or_skip(name: str) -> str:
@@ -64,20 +32,20 @@ KINDS = [
 
 @pytest.mark.parametrize(("name", "codec", "options"), KINDS)
 def test_every_frame_of_every_container_is_the_one_asked_for(tmp_path, name, codec, options):
-    path = write(tmp_path / name, codec=codec_or_skip(codec), **options)
+    path = write_video(tmp_path / name, codec=codec_or_skip(codec), **options)
     assert VideoFile(path).length == 60
     for frames in (range(60), [0], [59], [11, 12, 13, 24], range(30, 46, 4), [40, 3, 40, 23]):
         assert numbers(VideoFile(path).read(list(frames))) == list(frames)
 
 
 def test_a_file_can_be_read_again_and_again(tmp_path):
-    video = VideoFile(write(tmp_path / "a.mp4"))
+    video = VideoFile(write_video(tmp_path / "a.mp4"))
     first = video.read([5, 50])
     assert video.length == 60 and np.array_equal(video.read([50, 5]), first[::-1])
 
 
 def test_frames_are_resized_to_the_shorter_edge_whatever_the_size(tmp_path):
-    video = VideoFile(write(tmp_path / "odd.mkv", 3, size=(98, 54), codec="mpeg4"))
+    video = VideoFile(write_video(tmp_path / "odd.mkv", 3, size=(98, 54), codec="mpeg4"))
     assert video.short_side == 54
     assert video.read([0, 2]).shape == (2, 54, 98, 3)
     assert video.read([0, 2], 27).shape == (2, 27, 49, 3)
@@ -86,30 +54,24 @@ def test_frames_are_resized_to_the_shorter_edge_whatever_the_size(tmp_path):
 
 def test_odd_sizes(tmp_path):
     path = tmp_path / "odd.webm"
-    write(path, 3, size=(97, 55), codec=codec_or_skip("libvpx"))
+    write_video(path, 3, size=(97, 55), codec=codec_or_skip("libvpx"))
     assert VideoFile(path).read([1]).shape == (1, 55, 97, 3) and numbers(VideoFile(path).read([1], 33)) == [1]
 
 
-def test_rotation_is_applied(tmp_path):
-    path = write(tmp_path / "phone.mp4", 3)
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_rotation_is_applied(tmp_path, degrees):
+    path = write_video(tmp_path / "phone.mp4", 3)
     plain = VideoFile(path).read([2])
-    content = bytearray(path.read_bytes())
-    matrix = content.index(b"tkhd") + 44  # version 0 of the box: 40 bytes of other fields before the matrix
-    turned = (0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)  # clockwise
-    content[matrix : matrix + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in turned)
-    path.write_bytes(content)
+    turn(path, degrees)
     rotated = VideoFile(path).read([2])
-    assert rotated.shape == (1, 96, 64, 3) and np.array_equal(rotated[0], np.rot90(plain[0], -1))
-    assert VideoFile(path).read([2], 32).shape == (1, 48, 32, 3)
+    assert np.array_equal(rotated[0], np.rot90(plain[0], -degrees // 90))
+    assert VideoFile(path).read([2], 32).shape == ((1, 32, 48, 3) if degrees == 180 else (1, 48, 32, 3))
 
 
 def test_a_short_read_decodes_one_group_of_pictures_and_not_the_file(tmp_path, monkeypatch):
-    path, decoded = write(tmp_path / "long.mp4", 240), []
-    original = VideoFile(path)._open().__class__._decode
-    monkeypatch.setattr(
-        "vitdistill.data.video_decode._Stream._decode",
-        lambda self, packet: decoded.append(packet) or original(self, packet),
-    )
+    path, decoded = write_video(tmp_path / "long.mp4", 240), []
+    original = Decoder._decode
+    monkeypatch.setattr(Decoder, "_decode", lambda self, packet: decoded.append(packet) or original(self, packet))
     assert numbers(VideoFile(path).read([100, 104])) == [100, 104]
     assert sum(packet is not None for packet in decoded) <= 12
     decoded.clear()
@@ -121,7 +83,7 @@ def test_a_short_read_decodes_one_group_of_pictures_and_not_the_file(tmp_path, m
 def test_variable_frame_rate_is_sampled_by_time(tmp_path):
     # 10 frames in the first second, 50 in the next: the mean rate is 30, and frame 15 of it is at 0.5 s.
     times = [number * 100 for number in range(10)] + [1000 + number * 20 for number in range(50)]
-    path = write(tmp_path / "v.mkv", 60, codec="mpeg4", rate=30, pts=times)
+    path = write_video(tmp_path / "v.mkv", 60, codec="mpeg4", rate=30, pts=times)
     video = VideoFile(path)
     stream = video._open()
     for frame in (0, 15, 29, 31, 45, video.length - 1):
@@ -131,7 +93,7 @@ def test_variable_frame_rate_is_sampled_by_time(tmp_path):
 
 
 def test_a_file_without_timestamps_is_counted_through(tmp_path):
-    path = write(tmp_path / "raw.mp4", 30, codec=codec_or_skip("libx264"), format="h264")
+    path = write_video(tmp_path / "raw.mp4", 30, codec=codec_or_skip("libx264"), format="h264")
     video = VideoFile(path)
     assert video.length == 30 and numbers(video.read([0, 7, 29])) == [0, 7, 29]
 
@@ -139,7 +101,7 @@ def test_a_file_without_timestamps_is_counted_through(tmp_path):
 def test_what_is_no_video_is_unreadable_and_named(tmp_path):
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("no video at all " * 100)
-    whole = write(tmp_path / "whole.mp4").read_bytes()
+    whole = write_video(tmp_path / "whole.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])  # its table of contents was at the end
     for name in ("empty.mp4", "text.mp4", "cut.mp4", "missing.mp4"):
         with pytest.raises(OSError, match=name) as error:
@@ -148,18 +110,13 @@ def test_what_is_no_video_is_unreadable_and_named(tmp_path):
 
 
 def test_sound_without_pictures_is_unreadable(tmp_path):
-    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
-        stream = container.add_stream("aac", rate=44100)
-        sound = av.AudioFrame.from_ndarray(np.zeros((1, 4096), dtype=np.float32), format="fltp", layout="mono")
-        sound.sample_rate = 44100
-        container.mux(stream.encode(sound))
-        container.mux(stream.encode())
+    write_sound(tmp_path / "sound.mp4")
     with pytest.raises(OSError, match="only sound"):
         _ = VideoFile(tmp_path / "sound.mp4").length
 
 
 def test_a_truncated_file_repeats_its_last_picture_and_says_so(tmp_path, caplog):
-    whole = write(tmp_path / "whole.mp4", 100, gop=10)
+    whole = write_video(tmp_path / "whole.mp4", 100, gop=10)
     with (
         av.open(str(tmp_path / "fast.mp4"), "w", options={"movflags": "faststart"}) as out,
         av.open(str(whole)) as into,
@@ -181,7 +138,7 @@ def test_a_truncated_file_repeats_its_last_picture_and_says_so(tmp_path, caplog)
 
 
 def test_damaged_pictures_are_replaced_by_a_neighbour(tmp_path):
-    path = write(tmp_path / "a.mp4", 60)
+    path = write_video(tmp_path / "a.mp4", 60)
     content = bytearray(path.read_bytes())
     with av.open(str(path)) as container:
         packet = list(container.demux(video=0))[30]
@@ -192,21 +149,21 @@ def test_damaged_pictures_are_replaced_by_a_neighbour(tmp_path):
 
 
 def test_packets_that_do_not_decode_are_passed_over(tmp_path, monkeypatch):
-    path = write(tmp_path / "a.mp4", 60, sc_threshold="1000000000")  # keyframes at 0, 12, 24, 36, ... only
-    original = VideoFile(path)._open().__class__._decode
+    path = write_video(tmp_path / "a.mp4", 60, sc_threshold="1000000000")  # keyframes at 0, 12, 24, 36, ... only
+    original = Decoder._decode
 
     def fails(stream, packet):
         broken = packet is not None and 24 <= round(packet.pts * packet.time_base * 25) < 36
         return [] if broken else original(stream, packet)
 
-    monkeypatch.setattr("vitdistill.data.video_decode._Stream._decode", fails)
+    monkeypatch.setattr(Decoder, "_decode", fails)
     assert numbers(VideoFile(path).read([22, 23, 25, 34, 37])) == [22, 23, 23, 37, 37]
     with pytest.raises(OSError, match="no picture could be decoded"):
         VideoFile(path).read([30])
 
 
 def test_frames_out_of_range_are_refused(tmp_path):
-    video = VideoFile(write(tmp_path / "a.mp4", 5))
+    video = VideoFile(write_video(tmp_path / "a.mp4", 5))
     for frames in ([5], [-1], []):
         with pytest.raises(IndexError, match="0 to 4"):
             video.read(frames)

@@ -1,11 +1,13 @@
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vitdistill.data.video_decode import FrameFolder, VideoFile
+from vitdistill.data.frame_folder import FrameFolder
+from vitdistill.data.video_decode import VideoFile
 from vitdistill.data.video_files import has_videos, video_files
 from vitdistill.errors import UserError
 
@@ -98,6 +100,69 @@ def test_absolute_paths_and_quotes(lists, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "names", [("train.csv", "val.csv", "test.csv"), ("k_train_list.txt", "k_val_list.txt", "x.txt")]
+)
+def test_a_list_is_opened_with_its_partner(lists, names):
+    (lists / "val.csv").write_text("c.mkv 1\n")
+    (lists / "test.csv").write_text("c.mkv 0\nc.mkv 1\n")
+    for old, new in zip(("train.csv", "val.csv", "test.csv"), names, strict=True):
+        (lists / old).rename(lists / new)
+    train, val, test = (lists / name for name in names)
+    for place in (train, val):
+        source = video_files(place)
+        assert (source.train.labels, source.val.labels) == ([0, 1], [1]) and has_videos(place)
+    if test.name == "test.csv":
+        assert video_files(test).val.labels == [0, 1] and video_files(lists).val.labels == [1]
+
+
+def test_a_list_without_a_partner_is_the_one_to_train_on(lists):
+    (lists / "train.csv").rename(lists / "mine.csv")
+    with pytest.raises(UserError, match="Next to .*mine.csv there must be a list to validate on"):
+        video_files(lists / "mine.csv")
+    (lists / "val.csv").rename(lists / "val_only.csv")
+    assert len(video_files(lists / "mine.csv", labels=False).train) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "videos/a clip 1.mp4\t0\r\nvideos/b.mp4\t1\r\n",
+        "\ufeffvideos/a clip 1.mp4 , 0\n\n  videos/b.mp4 ,1  ",
+        "videos/a clip 1.mp4   +0\nvideos/b.mp4 01\n",
+        "'videos/a clip 1.mp4' 16 0\n\"videos/b.mp4\" 300 1\n",
+    ],
+)
+def test_separators_ends_of_lines_and_counts(lists, text):
+    (lists / "train.csv").write_bytes(text.encode())
+    source = video_files(lists)
+    assert source.train.labels == [0, 1]
+    assert [Path(source.train.path(n)).name for n in range(2)] == ["a clip 1.mp4", "b.mp4"]
+
+
+def test_paths_are_kept_as_the_file_system_has_them(tmp_path):
+    name = "k\udcf6ter 猫.mp4"  # a byte that is no UTF-8
+    touch(tmp_path / name, tmp_path / "b.mp4")
+    for file in ("train.txt", "val.txt"):
+        (tmp_path / file).write_text(f"{name} 0\nb.mp4 1\n", encoding="utf-8", errors="surrogateescape")
+    assert video_files(tmp_path).train.path(0) == str(tmp_path / name)
+
+
+def test_lists_of_which_something_is_missing_still_look_like_videos(tmp_path):
+    frames(tmp_path / "clips" / "b")
+    (tmp_path / "train.txt").write_text("clips/a 3 0\nclips/b 3 1\n")
+    assert has_videos(tmp_path) and has_videos(tmp_path / "train.txt")
+    with pytest.raises(UserError, match="1 of 2 missing: 'clips/a'. Relative paths start from"):
+        video_files(tmp_path, labels=False)
+    (tmp_path / "train.txt").write_text("")
+    assert has_videos(tmp_path / "train.txt")
+    (tmp_path / "train.txt").write_text("clips/b/img_00001.png 0\n")
+    assert not has_videos(tmp_path / "train.txt"), "a list of images"
+    (tmp_path / "empty").mkdir()
+    touch(tmp_path / "empty" / "train.txt")
+    assert has_videos(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
     ("train", "val", "message"),
     [
         ("c.mkv 0\nvideos/b.mp4\n", None, "line 2: 'videos/b.mp4'"),
@@ -109,8 +174,13 @@ def test_absolute_paths_and_quotes(lists, tmp_path):
         ("c.mkv 0\nvideos/b.mp4 2\n", None, "without gaps; got no label 1 below 2"),
         ("c.mkv 1\nvideos/b.mp4 2\n", None, "without gaps; got no label 0 below 2"),
         ("c.mkv -1\nvideos/b.mp4 0\n", None, "without gaps; got the label -1"),
+        ("c.mkv 0\nvideos/b.mp4 1000000000000\n", None, "no label 1, 2, 3 and 999999999996 more below 1000000000000"),
+        ("c.mkv 0\nvideos/b.mp4 99999999999999999999\n", None, "line 2: .*with a whole number as label"),
+        ("c.mkv 0\nvideos/b.mp4 1.0\n", None, "line 2: 'videos/b.mp4 1.0'. A line is 'path label'"),
+        ("path,label\nc.mkv,0\n", None, "line 1: 'path,label'"),
         ("c.mkv 0\nvideos/b.mp4 0\n", None, "at least two classes; got only label 0"),
-        (None, "c.mkv 2\n", "must be among the 0 to 1 of train.csv; got 2"),
+        (None, "c.mkv 2\n", "must be among the 0 to 1 of train.csv; got 2. Number the classes alike in both lists"),
+        (None, "c.mkv -1\n", "must be among the 0 to 1 of train.csv; got -1"),
         ("\n", None, "must name at least one video; got none"),
     ],
 )
@@ -212,3 +282,20 @@ def test_videos_look_like_videos(folders, tmp_path):
 
 def test_labels_are_whole_arrays(folders):
     assert video_files(folders).train._labels.dtype == np.int64
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_one_video_file_among_folders_of_frames_needs_pyav(tmp_path, monkeypatch, listed):
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            frames(tmp_path / split / name / "clip")
+    if listed:
+        for split in ("train", "val"):
+            (tmp_path / f"{split}.csv").write_text("train/a/clip 0\ntrain/b/clip 1\n")
+    monkeypatch.setitem(sys.modules, "av", None)
+    video_files(tmp_path)
+    touch(tmp_path / "val" / "b" / "late.mkv")
+    if listed:
+        (tmp_path / "val.csv").write_text("train/a/clip 0\nval/b/late.mkv 1\n")
+    with pytest.raises(UserError, match=r"Reading video files needs PyAV.*pip install 'vitdistill\[video\]'"):
+        video_files(tmp_path)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitdistill.data.sampling import EpochBatchSampler, EvalBatchSampler, SampleKey, seed_cpu_at
 from vitdistill.data.source import DataSource, ImageSet
+from vitdistill.data.video import VideoSet
 from vitdistill.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -129,23 +130,30 @@ class SampleSet(Dataset[Batch]):
 
 
 class CorruptLog:
-    """Unreadable images of one run: warns of each once, and stops the run when there are too many."""
+    """Unreadable images or videos of one run: warns of each once, and stops the run when there are too many."""
 
     LIMIT_PERCENT = 1
 
-    def __init__(self, paths: Iterable[str] = ()) -> None:
+    def __init__(self, paths: Iterable[str] = (), word: str = "image") -> None:
         """
         Args:
             paths: images that are already known, e.g. from before a resume; there is no warning of these.
+            word: what they are called in messages.
         """
         self.paths = dict.fromkeys(paths)  # a set that keeps its order
+        self.word = word
+
+    @classmethod
+    def of(cls, images: ImageSet) -> "CorruptLog":
+        """An empty log that calls the samples of a set what they are."""
+        return cls(word="video" if isinstance(images, VideoSet) else "image")
 
     def add(self, paths: Iterable[str]) -> None:
         """Take note of a batch's `skipped`; warns of every path that is new."""
         for path in paths:
             if path not in self.paths:
                 self.paths[path] = None
-                logger.warning("Unreadable image, skipped: %s", path)
+                logger.warning("Unreadable %s, skipped: %s", self.word, path)
 
     def check(self, total: int) -> None:
         """Stop when more than 1% is unreadable.
@@ -160,7 +168,7 @@ class CorruptLog:
         if count * 100 > total * self.LIMIT_PERCENT:
             first = ", ".join(list(self.paths)[:3])
             raise UserError(
-                f"At most {self.LIMIT_PERCENT}% of the images may be unreadable",
+                f"At most {self.LIMIT_PERCENT}% of the {self.word}s may be unreadable",
                 f"{count} of {total}: {first}{', ...' if count > 3 else ''}",
                 "Repair or remove these files",
             )

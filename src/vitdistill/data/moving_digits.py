@@ -23,6 +23,7 @@ from vitdistill.data.digits import DIGIT
 from vitdistill.data.digits import digits as still_digits
 from vitdistill.data.source import DataSource, ImageSet
 from vitdistill.data.video import Video, VideoSet
+from vitdistill.data.video_stream import require_av
 from vitdistill.errors import UserError, near
 
 FRAMES = 16
@@ -105,18 +106,26 @@ class MovingDigit(Video):
             raise IndexError(f"Frames are 0 to {self.length - 1}; got {list(frames)}")
         canvas = np.zeros((CANVAS, CANVAS), dtype=np.uint8)
         canvas[:DIGIT, :DIGIT] = self._scan
+        side = short_side or CANVAS
         # What a pixel of a frame shows: the canvas, rolled to the digit's place.
-        seen = (np.arange(CANVAS) - self._places[numbers][:, :, None]) % CANVAS
+        seen = (_repeated(side) - self._places[numbers][:, :, None]) % CANVAS
         grey = canvas[seen[:, 0, :, None], seen[:, 1, None, :]]
-        return np.repeat(_resized(grey, short_side or CANVAS)[..., None], 3, axis=3)
+        return np.repeat((_averaged(grey, side) if side < CANVAS else grey)[..., None], 3, axis=3)
 
 
-def _resized(grey: np.ndarray, side: int) -> np.ndarray:
-    """Frames (t, height, width) at another size; a box filter repeats pixels upwards and averages them downwards."""
-    if side == CANVAS:
-        return grey
-    if side % CANVAS == 0:
-        return grey.repeat(side // CANVAS, axis=1).repeat(side // CANVAS, axis=2)
+@cache
+def _repeated(side: int) -> np.ndarray:
+    """Which row (or column) of the canvas each row of a frame of that size shows: a box filter upwards repeats pixels.
+
+    Taken from Pillow's filter, so that repeated pixels and averaged ones go by the same rules.
+    """
+    ramp = np.arange(CANVAS, dtype=np.uint8)[None].repeat(CANVAS, axis=0)
+    side = max(side, CANVAS)
+    return np.asarray(Image.fromarray(ramp).resize((side, side), Image.Resampling.BOX))[0].astype(np.int64)
+
+
+def _averaged(grey: np.ndarray, side: int) -> np.ndarray:
+    """Frames (t, height, width) at a smaller size, by a box filter."""
     resized = [np.asarray(Image.fromarray(frame).resize((side, side), Image.Resampling.BOX)) for frame in grey]
     return np.array(resized, dtype=np.uint8).reshape(-1, side, side)  # also when there are none
 
@@ -253,7 +262,7 @@ def write_mp4(
     Raises:
         UserError: when PyAV is not installed, when the folder holds anything, or when size or numbers cannot be.
     """
-    av = _require_av()
+    av = require_av("Writing video files")
     source = moving_digits(task, clips_per_scan=clips_per_scan, seed=seed)
     if size < CANVAS or size % CANVAS:
         raise UserError(f"The size must be a multiple of {CANVAS} pixels", size)
@@ -266,14 +275,6 @@ def write_mp4(
         lines = [_write_clip(av, root, part, clips, index, source.classes, size) for index in chosen[part]]
         (root / f"{part}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return root
-
-
-def _require_av() -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise UserError("Writing video files needs PyAV", remedy="Run: pip install 'vitdistill[video]'") from error
-    return av
 
 
 def _in_turn(part: str, clips: ImageSet, count: int | None) -> list[int]:

@@ -11,6 +11,8 @@ from jaxtyping import UInt8
 
 from vitdistill.data.source import ImageSet
 
+Picture = UInt8[np.ndarray, "height width 3"]
+
 
 class Video(ABC):
     """One video. Reading may raise what `loading.UNREADABLE` lists; the loader then skips and counts it."""
@@ -36,3 +38,23 @@ class VideoSet(ImageSet):
     @abstractmethod
     def load(self, index: int) -> tuple[Video, int]:  # type: ignore[override]
         """A video and its class number."""
+
+
+def distinct(frames: Sequence[int], length: int, path: str) -> tuple[list[int], list[int]]:
+    """The distinct numbers in ascending order, and where among them each frame is.
+
+    Raises:
+        IndexError: when a number is out of range, or there is none.
+    """
+    if not len(frames) or min(frames) < 0 or max(frames) >= length:
+        raise IndexError(f"{path}: frames must be among 0 to {length - 1}; got {list(frames)}")
+    numbers, places = np.unique(np.asarray(frames), return_inverse=True)
+    return numbers.tolist(), places.tolist()
+
+
+def scaled(width: int, height: int, short_side: int | None) -> tuple[int, int]:
+    """Width and height with the given shorter edge."""
+    if short_side is None:
+        return width, height
+    shorter = min(width, height)
+    return max(1, round(width * short_side / shorter)), max(1, round(height * short_side / shorter))

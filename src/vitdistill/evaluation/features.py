@@ -113,7 +113,7 @@ def extract(reader: Reader, images: ImageSet, pool: Pool = "auto", text: str = "
     backbone = reader.subject.backbone
     pooling_of(backbone, pool)  # refuses before any image is read
     backbone.eval().to(reader.place)
-    corrupt, count = CorruptLog(), 0
+    corrupt, count = CorruptLog.of(images), 0
     # Filled in place: a list of batches would need twice the memory when it is put together.
     values, labels = torch.empty(0, 0), torch.empty(len(images), dtype=torch.int64)
     for batch, targets in reader.batches(images, corrupt, text):

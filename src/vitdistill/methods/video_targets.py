@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vitdistill.errors import UserError
 from vitdistill.losses.features import mean_squared
+from vitdistill.methods.method import Pass
 from vitdistill.methods.targets import Target
 from vitdistill.methods.teacher import Teacher
 from vitdistill.types import Capture, TokenGrid
@@ -89,12 +90,24 @@ class TeacherFeatures(Target):
         own = teacher.backbone.grid
         wanted = TokenGrid(1, grid.h, grid.w) if self.sees_frames else grid
         if own != wanted:
-            patch = teacher.backbone.image_size[0] // own.h, teacher.backbone.image_size[1] // own.w
-            size = f"{patch[0] * grid.h}x{patch[1] * grid.w}"
             raise UserError(
                 f"The teacher must see the student's patches; {teacher.backbone.name} has {own} and the student {grid}",
-                remedy=f"They match at frames of {size} pixels for the teacher (--...teacher_args.img_size)",
+                remedy=self._remedy(wanted),
             )
+
+    def _remedy(self, wanted: TokenGrid) -> str:
+        """What would make the teacher's grid the wanted one."""
+        backbone, role = self.teacher.backbone, "image" if self.sees_frames else "video"
+        own = backbone.grid
+        if own.t != wanted.t:
+            frames = backbone.input_shape[1] // own.t * wanted.t
+            return f"Give both the same frames in the same tubelets, e.g. --{role}_teacher_args.frames {frames}"
+        height, width = (
+            side // cells * new
+            for side, cells, new in zip(backbone.image_size, (own.h, own.w), (wanted.h, wanted.w), strict=True)
+        )
+        size = height if height == width else [height, width]
+        return f"They match with --{role}_teacher_args.img_size {size}; frames are then resized for the teacher"
 
     @property
     def channels(self) -> int:
@@ -104,14 +117,26 @@ class TeacherFeatures(Target):
     def teachers(self) -> list[Teacher]:
         return [self.teacher]
 
+    @property
+    def _capture(self) -> Capture:
+        return Capture(hidden=(self.teacher.backbone.depth - 1,), logits=False)
+
+    def passes(self) -> list[Pass]:
+        return [Pass(self.teacher.backbone, capture=self._capture, times=self.grid.t if self.sees_frames else 1)]
+
     def values(self, images: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b n c"]:
-        last = self.teacher.backbone.depth - 1
         seen = images
         if self.sees_frames and images.ndim == 5:
             step = images.shape[2] // self.grid.t
             seen = images[:, :, ::step].transpose(1, 2).flatten(0, 1)  # sent through as so many images
-        output = self.teacher(seen, capture=Capture(hidden=(last,), logits=False))
-        features = output.hidden[last][:, self.teacher.backbone.prefix :].float()
+        elif images.ndim == 5 and images.shape[2] != self.teacher.backbone.input_shape[1]:
+            raise UserError(
+                "Student and video teacher must see the same frames in tubelets of the same length",
+                f"clips of {images.shape[2]} frames, and {self.teacher.backbone.input_shape[1]} for the teacher",
+                "Give both the same tubelet",
+            )
+        output = self.teacher(seen, capture=self._capture)
+        features = output.hidden[self._capture.hidden[0]][:, self.teacher.backbone.prefix :].float()
         features = features.reshape(len(images), self.grid.count, -1)
         return F.layer_norm(features, features.shape[-1:], eps=1e-6) if self.normalise else features
 

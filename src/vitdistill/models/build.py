@@ -19,7 +19,7 @@ from vitdistill.models.backbone import DEFAULT_MEAN, Backbone
 from vitdistill.models.cait import CaiT
 from vitdistill.models.heads import set_heads
 from vitdistill.models.opaque import Opaque
-from vitdistill.models.record import WEIGHTS, ModelRecord, attach_record, record_of
+from vitdistill.models.record import WEIGHTS, ModelRecord, attach_record, record_of, set_statistics
 from vitdistill.models.swin import Swin
 from vitdistill.models.video_vit import VIDEO, TubeletEmbed, VideoViT
 from vitdistill.models.video_weights import arguments_for
@@ -42,7 +42,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "moving_digits_vit_small": (
         "video_vit_small_patch16_224",
-        {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 10},
+        {"img_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 10},
     ),
     "moving_digits_vit_base": (
         "video_vit_base_patch16_224",
@@ -134,15 +134,29 @@ def _from_text(
         )
     name, separator, file = spec.partition("@")
     preset, preset_args = PRESETS.get(name, (name, {}))
-    args = {**preset_args, **args}
+    stored = ModelRecord.of_file(Path(file)) if separator else None
+    args = {**preset_args, **_recorded(stored, preset, args, file), **args}
     if not separator:
-        if pretrained and name in PRESETS:
+        if pretrained and (name in PRESETS or name.startswith(VIDEO)):
+            verbs = "videomae or supervised" if preset.startswith(VIDEO) else "supervised"
             raise UserError(
-                f"{name} has no published weights",
-                remedy=f"Train it with `vitdistill supervised --student {name}` and give the run directory",
+                f"{name} has no published weights that can be downloaded",
+                remedy=f"Give {name}@weights-file, or train it with {verbs} and give the run directory",
             )
         return _from_timm(preset, args, num_classes, image_size, pretrained and not meta)
-    return _with_file(preset, args, num_classes, image_size, Path(file), meta)
+    return _with_file(preset, args, num_classes, image_size, Path(file), meta, stored)
+
+
+def _recorded(record: ModelRecord | None, name: str, asked: dict[str, Any], file: str) -> dict[str, Any]:
+    """What a weights file says of the arguments of its network, of which the weights' shapes show but a part."""
+    if record is None:
+        return {}
+    heads = record.args.get("num_heads")
+    if heads is not None and asked.get("num_heads", heads) != heads:
+        log.warning("%s was trained with %s attention heads, not %s", file, heads, asked["num_heads"])
+    if (record.architecture or "").partition(".")[0] == name.partition(".")[0]:
+        return record.args
+    return {} if heads is None else {"num_heads": heads}
 
 
 def _from_timm(
@@ -218,9 +232,8 @@ def _with_file(
         log.warning("%s: a new classifier for %s classes (the file has %s)", file, wanted, in_file or "none")
     load_into(net, weights, str(file), new_head=new_head)
     if record is not None:
-        built = net.__dict__["_vitdistill_record"]
-        built.mean, built.std = record.mean or built.mean, record.std or built.std
-        built.classes = [] if new_head else record.classes
+        record_of(net).classes = [] if new_head else record.classes
+        set_statistics(net, record.mean, record.std)
         set_heads(adapter_of(net), record.heads)
     return net
 
@@ -239,8 +252,7 @@ def rebuild(record: ModelRecord, **args: Any) -> Backbone:
         raise UserError("A network that was given as a module object can only be rebuilt in Python")
     backbone = build(record.architecture, args={**record.args, **args})
     set_heads(backbone, record.heads)
-    built = record_of(backbone.net)
-    built.mean, built.std = record.mean or built.mean, record.std or built.std
+    set_statistics(backbone.net, record.mean, record.std)
     return backbone
 
 

@@ -112,5 +112,6 @@ def for_video(weights: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
             "Set positions to sincos_3d (MVD) or sinusoid_1d (VideoMAE) among the architecture's arguments",
         )
     ours = from_foreign(weights) if is_foreign(weights) else dict(weights)
-    ours.setdefault("pos_embed", own.detach() if table is None else table)
+    # Positions are fixed functions of the grid, so another number of frames or pixels has its own table.
+    ours["pos_embed"] = own.detach() if table is None or table.shape != own.shape else table
     return ours

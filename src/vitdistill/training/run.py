@@ -23,10 +23,9 @@ from vitdistill.data.on_device import OnDevice
 from vitdistill.data.sampling import EpochBatchSampler, EvalBatchSampler
 from vitdistill.data.source import DataSource
 from vitdistill.data.transforms import training_transform, validation_transform
-from vitdistill.data.video import VideoSet
 from vitdistill.errors import UserError
 from vitdistill.methods.method import Method
-from vitdistill.models.record import RECORD, WEIGHTS, record_of
+from vitdistill.models.record import RECORD, WEIGHTS, ModelRecord, record_of
 from vitdistill.training.checkpoints import (
     AtomicCheckpointIO,
     SaveCheckpoints,
@@ -150,7 +149,7 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
         "num_workers": default_workers(source, trainer.num_devices) if loader.workers is None else loader.workers,
         "pin_memory": on_gpu if loader.pin is None else loader.pin,
     }
-    corrupt = CorruptLog()
+    corrupt = CorruptLog.of(source.train)
     module = TrainingModule(
         method, settings, on_device, sampler, corrupt, len(source.train) + len(source.val), global_batch
     )
@@ -159,9 +158,7 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
         module.listeners += [run.add_row, bar.on_row]
     callbacks = [_Timing(), bar, StopBetweenSteps(run.last), SaveCheckpoints(run.checkpoints)]
     trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
-    if settings.sampling is not None:
-        assert isinstance(source.train, VideoSet)
-        check_length(source.train, settings.sampling)
+    check_length(source.train, settings.sampling)
     place = (settings.image_size, settings.sampling)
     train_transform = training_transform(source, augment, *place, labels=method.uses_labels)
     train_loader = make_loader(source.train, train_transform, sampler, **options)
@@ -306,13 +303,13 @@ def _finish(parts: _Parts, method: Method, run: RunDirectory) -> dict[str, Any]:
 
 def _export(method: Method, run: RunDirectory) -> None:
     # From the checkpoint, which is whole under every strategy; the module may be in shards.
-    content = read_checkpoint(run.last)
-    export_weights(student_weights(content["state_dict"]), run.path / WEIGHTS)
+    content, record = read_checkpoint(run.last), ModelRecord.read(run.path)
+    export_weights(student_weights(content["state_dict"]), run.path / WEIGHTS, record)
     state = {name.removeprefix("method."): value for name, value in content["state_dict"].items()}
     for name, weights in method.exports(state).items():
-        export_weights(weights, run.path / name)
+        export_weights(weights, run.path / name, record)
     if content["vitdistill"]["ema"] is not None:
-        export_weights(content["vitdistill"]["ema"], run.path / "student_ema.safetensors")
+        export_weights(content["vitdistill"]["ema"], run.path / "student_ema.safetensors", record)
     run.update(status="finished")
     try:
         from vitdistill.reporting.page import write_report
@@ -322,10 +319,17 @@ def _export(method: Method, run: RunDirectory) -> None:
         log.warning("The report could not be written: %s", error)
 
 
-def export_weights(weights: dict[str, Tensor], path: Path) -> None:
-    """Write a student's tensors under timm's names as safetensors."""
+def export_weights(weights: dict[str, Tensor], path: Path, record: ModelRecord | None = None) -> None:
+    """Write a student's tensors under timm's names as safetensors.
+
+    Args:
+        weights: by name.
+        path: of the file.
+        record: of the network, for the file's header: the file then says by itself what its tensors do not show.
+    """
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
-    write_atomically(path, lambda file: file.write(save(tensors)))
+    content = save(tensors, metadata=None if record is None else record.metadata())
+    write_atomically(path, lambda file: file.write(content))
 
 
 __all__ = ["RECORD", "WEIGHTS", "export_weights", "train"]

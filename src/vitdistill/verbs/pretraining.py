@@ -1,11 +1,13 @@
 """What the verbs that pre-train without labels share: a student without a classifier, initialised as MAE does."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
 from vitdistill.data.source import DataSource
+from vitdistill.errors import UserError
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import BUNDLED
 from vitdistill.models.decoder import xavier
@@ -25,11 +27,23 @@ def make_pretraining_student(
     pretrained: bool,
     positions: Positions,
 ) -> Backbone:
-    """A student without a classifier; a fresh one with MAE's initialisation and, by default, fixed positions."""
-    student = make_student(
-        spec, source, args=args, image_size=image_size, pretrained=pretrained, drop_path=0.0, classes=0
-    )
-    if is_fresh(spec, pretrained):
+    """A student without a classifier; a fresh one with MAE's initialisation and, by default, fixed positions.
+
+    A fresh one that mean-pools has its final norm in front of the pooling, where a decoder sees it.
+
+    Raises:
+        UserError: when the network takes clips.
+    """
+    from vitdistill.methods.masked_modelling import norm_behind_pooling
+
+    fresh = is_fresh(spec, pretrained)
+    make = partial(make_student, spec, source, image_size=image_size, pretrained=pretrained, drop_path=0.0, classes=0)
+    student = make(args=args)
+    if fresh and norm_behind_pooling(student) and "fc_norm" not in (args or {}):
+        student = make(args={**(args or {}), "fc_norm": False})
+    if isinstance(student, VideoViT):
+        raise UserError("The student must see images", student.name, "Pre-train video ViTs with `videomae` or `mvd`")
+    if fresh:
         xavier(student.net)
         if getattr(student.net, "cls_token", None) is not None:
             nn.init.normal_(student.net.cls_token, std=0.02)

@@ -1,0 +1,225 @@
+"""What folders of images and folders of videos share: splits, class folders, files at any depth, a share held out.
+
+`image_folder.py` and `video_files.py` say what a sample is (`Kind`); which samples a folder holds is decided here.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torchvision.datasets.folder import is_image_file
+
+from vitdistill.data.source import DataSource, ImageSet
+from vitdistill.errors import UserError
+
+TRAIN_NAMES = ("train",)
+VAL_NAMES = ("val", "validation", "test")
+HOLD_OUT_EVERY = 100  # one sample in so many is held out for validation where there is no folder for it
+HOLD_OUT_MOST = 5000
+NAMED = 3  # how many of the names that are wrong a message shows
+
+
+class FileSet(ImageSet):
+    """The samples of one split, by their paths.
+
+    Paths are held in one array of bytes and not in a list of strings: workers share the pages of an array after a
+    fork, while counting references would copy those of a list, once per worker.
+    """
+
+    def __init__(self, root: Path, names: np.ndarray, labels: np.ndarray | None = None) -> None:
+        """
+        Args:
+            root: the folder that relative paths start from.
+            names: paths, bytes as the file system has them, (samples,).
+            labels: class numbers, int64, (samples,); None means 0 for all.
+        """
+        self.root = str(root)
+        self._names = names
+        self._labels = np.zeros(len(names), dtype=np.int64) if labels is None else labels
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def path(self, index: int) -> str:
+        return os.path.join(self.root, os.fsdecode(bytes(self._names[index])))
+
+    @property
+    def labels(self) -> list[int]:
+        return self._labels.tolist()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What distinguishes images from videos here.
+
+    Attributes:
+        word: what a sample is called in messages; also the one class of samples without labels.
+        is_sample: whether a file is one, by its name.
+        below: paths of all samples below a folder (without the named folders in it), relative to it and in order.
+        make: from a folder, names and labels to a set.
+        layout: what a labelled folder looks like, for messages.
+        formats: which files are read, for messages.
+        otherwise: what there may be in place of the split folders, for messages.
+    """
+
+    word: str
+    is_sample: Callable[[str], bool]
+    below: Callable[[Path, tuple[str, ...]], list[str]]
+    make: Callable[[Path, np.ndarray, np.ndarray | None], FileSet]
+    layout: str
+    formats: str
+    otherwise: str = ""
+
+
+def labelled(root: Path, kind: Kind) -> DataSource:
+    """A folder with `train/` and `val/` (or `validation/`, `test/`), one folder per class in each.
+
+    Raises:
+        UserError: when a split is missing, a class is empty, there are fewer than two classes, or the classes of the
+            two splits differ.
+    """
+    train, val = _split_folder(root, TRAIN_NAMES, kind), _split_folder(root, VAL_NAMES, kind)
+    classes, val_classes = _class_names(train, kind), _class_names(val, kind)
+    if len(classes) < 2:
+        raise UserError("Training needs at least two classes", f"only '{classes[0]}' in {train}", kind.layout)
+    if classes != val_classes:
+        only_train, only_val = sorted(set(classes) - set(val_classes)), sorted(set(val_classes) - set(classes))
+        raise UserError(
+            f"{train} and {val} must have the same class folders",
+            f"{some(only_train)} only in {train.name}, {some(only_val)} only in {val.name}",
+            "Remove or rename the folders that differ",
+        )
+    return DataSource(root.resolve().name, _of_classes(train, classes, kind), _of_classes(val, classes, kind), classes)
+
+
+def labelled_if_possible(root: Path, kind: Kind) -> DataSource | None:
+    """The labelled source, or None where the folder is not laid out as one."""
+    splits = (first_folder(root, TRAIN_NAMES), first_folder(root, VAL_NAMES))
+    # A sample beside the class folders has no class: reading the folder as a labelled one would leave it out.
+    if any(split is None or any(map(kind.is_sample, os.listdir(split))) for split in splits):
+        return None
+    try:
+        return labelled(root, kind)
+    except UserError:
+        return None
+
+
+def unlabelled(root: Path, kind: Kind) -> DataSource:
+    """Any folder of samples: those below `train/`, or all but the other splits; some held out where there is no `val/`.
+
+    Raises:
+        UserError: when there are fewer than two samples, or none in a split.
+    """
+    train_root, val_root = first_folder(root, TRAIN_NAMES) or root, first_folder(root, VAL_NAMES)
+    # Without train/, the other splits lie among the training samples, and must not be trained on.
+    train = np.sort(as_bytes(kind.below(train_root, VAL_NAMES if train_root == root else ())))
+    if val_root is None:
+        val_root = train_root
+        train, val = hold_out(train, train_root, kind)
+    else:
+        val = np.sort(as_bytes(kind.below(val_root, ())))
+        outside = f" outside {val_root.name}/" if train_root == root else ""
+        for names, rule in (
+            (train, f"{train_root} must hold at least one {kind.word}{outside} to train on"),
+            (val, f"{val_root} must hold at least one {kind.word} to validate on"),
+        ):
+            if not len(names):
+                raise UserError(rule, "none", kind.formats)
+    name = root.resolve().name
+    return DataSource(name, kind.make(train_root, train, None), kind.make(val_root, val, None), [kind.word])
+
+
+def hold_out(names: np.ndarray, place: Path, kind: Kind) -> tuple[np.ndarray, np.ndarray]:
+    """The names of the training samples, and of those held out for validation.
+
+    Args:
+        names: paths as bytes, sorted.
+        place: where they were found, for the message.
+        kind: what they are.
+
+    Raises:
+        UserError: when there are fewer than two.
+    """
+    if len(names) < 2:
+        found = "none" if not len(names) else f"only '{os.fsdecode(bytes(names[0]))}'"
+        rule = f"At least two {kind.word}s are needed, one to validate on"
+        raise UserError(rule, f"{found} in {place}", kind.formats)
+    count = min(max(len(names) // HOLD_OUT_EVERY, 1), HOLD_OUT_MOST)
+    # RandomState's streams are frozen, so the split is the same under every version of numpy.
+    held_out = np.zeros(len(names), dtype=bool)
+    held_out[np.random.RandomState(0).permutation(len(names))[:count]] = True
+    return names[~held_out], names[held_out]
+
+
+def walk(root: Path, leave_out: tuple[str, ...] = ()) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As os.walk, but relative to `root`, sorted, through links (each folder once), and without hidden folders.
+
+    Args:
+        root: the folder.
+        leave_out: folders directly in it that are not entered.
+    """
+    entered: set[tuple[int, int]] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in entered:  # links may lead round in a circle
+            folders.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        below = "" if folder == str(root) else os.path.relpath(folder, root)
+        not_wanted = () if below else leave_out
+        # Sorted, so that of two links to one folder the same is followed each time.
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in not_wanted)
+        yield below, folders, sorted(files)
+
+
+def first_folder(root: Path, names: tuple[str, ...]) -> Path | None:
+    """The first of the names that is a folder in `root`."""
+    return next((root / name for name in names if (root / name).is_dir()), None)
+
+
+def is_image(path: str) -> bool:
+    """Whether a file is an image by its name; upper or lower case does not matter."""
+    # Names with a leading dot are other programs' files, such as the "._photo.jpg" that macOS leaves behind.
+    return is_image_file(path) and not os.path.basename(path).startswith(".")
+
+
+def as_bytes(names: Iterable[str]) -> np.ndarray:
+    """Paths as the file system has them, in one array."""
+    return np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
+
+
+def some(names: Iterable[object]) -> str:
+    """Up to three names in the order given, e.g. "'a', 'b', 'c' and 2 more"."""
+    ordered = list(names)
+    text = ", ".join(repr(name) for name in ordered[:NAMED]) or "none"
+    return text if len(ordered) <= NAMED else f"{text} and {len(ordered) - NAMED} more"
+
+
+def _split_folder(root: Path, names: tuple[str, ...], kind: Kind) -> Path:
+    if (folder := first_folder(root, names)) is not None:
+        return folder
+    found = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+    raise UserError(
+        f"The data folder {root} must hold a folder {' or '.join(repr(name) for name in names)}{kind.otherwise}",
+        f"the folders {some(found)}" if found else "no folder in it",
+        kind.layout,
+    )
+
+
+def _class_names(split: Path, kind: Kind) -> list[str]:
+    names = sorted(entry.name for entry in split.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise UserError(f"{split} must hold one folder per class", "no folder in it", kind.layout)
+    return names
+
+
+def _of_classes(split: Path, classes: list[str], kind: Kind) -> FileSet:
+    per_class = [kind.below(split / name, ()) for name in classes]
+    if empty := [name for name, found in zip(classes, per_class, strict=True) if not found]:
+        rule = f"Every class folder in {split} must hold at least one {kind.word}"
+        raise UserError(rule, f"none in {some(empty)}", kind.formats)
+    names = as_bytes(os.path.join(name, path) for name, found in zip(classes, per_class, strict=True) for path in found)
+    labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(found) for found in per_class])
+    return kind.make(split, names, labels)
