@@ -100,8 +100,10 @@ def test_from_mp4_files_to_a_tuned_student(runs: Path, tmp_path: Path) -> None:
     assert (tested["images"], tested["views"]) == (20, 6)
     # The clips are whole and square: all views are the same one.
     assert tested["loss"] == pytest.approx(plain["loss"], rel=1e-5)
-    skipping = evaluate(str(tmp_path / "tuned"), clips=3, stride=2)
-    assert skipping["views"] == 3 and skipping["loss"] != pytest.approx(plain["loss"], rel=1e-6)
+    shorter = evaluate(str(tmp_path / "tuned"), clips=3, model_args={"frames": 8})
+    assert shorter["views"] == 3 and shorter["loss"] != pytest.approx(plain["loss"], rel=1e-6)
+    with pytest.raises(UserError, match="A clip must not be longer than every video"):
+        evaluate(str(tmp_path / "tuned"), stride=2)
     uniform = evaluate(str(tmp_path / "tuned"), sampling="uniform")  # one frame of each of 16 parts of 16 frames
     assert uniform["loss"] == pytest.approx(plain["loss"], rel=1e-6)
 
