@@ -14,6 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from vitdistill.data.source import check_there
 from vitdistill.errors import UserError, near
 
 # One verb = one function of the same name in one module of `vitdistill.verbs`, with what `--help` says of it.
@@ -98,11 +99,14 @@ def run_verb(name: str, arguments: list[str]) -> int:
     Raises:
         UserError: for unknown options (with near names), values of the wrong type, and unusable YAML files.
     """
+    for data in given(arguments, "--data"):
+        if data != "null":
+            check_there(data)  # before torch is loaded, which takes seconds; what opens the data says the same
     function = verb(name)
     parser = make_parser(name, function)
     options = [string for action in parser._actions for string in action.option_strings]
     arguments = normalised(function, arguments, options)
-    for path in config_files(arguments):
+    for path in given(arguments, "--config"):
         check_yaml(path)
     values = parser.parse_args(arguments)
     values = parser.instantiate_classes(values)
@@ -205,10 +209,10 @@ def normalised(function: Callable[..., Any], arguments: list[str], options: list
     return result
 
 
-def config_files(arguments: list[str]) -> list[str]:
-    """The values of --config."""
-    found = [following for word, following in pairwise(arguments) if word == "--config"]
-    return found + [word.partition("=")[2] for word in arguments if word.startswith("--config=")]
+def given(arguments: list[str], option: str) -> list[str]:
+    """The values of an option, as far as they stand on the command line itself."""
+    found = [following for word, following in pairwise(arguments) if word == option]
+    return found + [word.partition("=")[2] for word in arguments if word.startswith(f"{option}=")]
 
 
 def check_yaml(path: str | Path) -> None:

@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tiny import tiny
+from vitdistill.costing.macs import backbone_macs
 from vitdistill.errors import UserError
 from vitdistill.methods.mae import MAE
 from vitdistill.methods.maskedkd import MaskedKD
-from vitdistill.methods.method import Method
+from vitdistill.methods.method import Method, Pass
 from vitdistill.methods.mvd import MVD, FeatureDecoder
 from vitdistill.methods.per_token import PerToken
 from vitdistill.methods.supervised import Supervised
@@ -37,12 +39,20 @@ def maskedkd(student: str = "deit", teacher: str = "deit3", **options: Any) -> M
     return MaskedKD(tiny(student, seed=1), tiny(teacher, seed=2), **options)
 
 
+def tinymim_qk_norm(**options: Any) -> TinyMIM:
+    """A student that normalises q and k per head, so that its heads stay: the teacher has as many."""
+    return TinyMIM(tiny("qk_norm", seed=1), tiny("qk_norm", seed=2, depth=4), **options)
+
+
 def tinymim(student: str = "deit", teacher: str = "vit", **options: Any) -> TinyMIM:
     return TinyMIM(tiny(student, seed=1), tiny(teacher, seed=2, embed_dim=32, num_heads=4, depth=4), **options)
 
 
+MAE_DECODER: dict[str, Any] = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
+
+
 def mae(student: str = "vit", **options: Any) -> MAE:
-    return MAE(tiny(student, seed=1), decoder_width=16, decoder_depth=1, decoder_heads=2, **options)
+    return MAE(tiny(student, seed=1), **MAE_DECODER, **options)
 
 
 DECODER = FeatureDecoder(width=16, depth=1, heads=2)
@@ -116,6 +126,11 @@ METHODS: dict[str, Callable[[], Method]] = {
     "tinymim, masked, pixels": lambda: tinymim(mask_ratio=0.75, pixels=PIXELS),
     "tinymim, noisy teacher": lambda: tinymim(teacher_drop_path=0.1),
     "tinymim, two heads": lambda: tinymim("deit3", "vit"),
+    "tinymim, qk norm": lambda: tinymim_qk_norm(),
+    "tinymim, qk norm, values": lambda: tinymim_qk_norm(relations=("vv",)),
+    "tinymim, qk norm, queries": lambda: tinymim_qk_norm(relations=("qq", "vv")),
+    "tinymim, qk norm, feature v": lambda: tinymim_qk_norm(target="features", feature="v"),
+    "tinymim, qk norm, values, pixels": lambda: tinymim_qk_norm(relations=("vv",), mask_ratio=0.75, pixels=PIXELS),
     "mae": mae,
     "videomae": lambda: videomae(),
     "videomae, plain pixels, random mask": lambda: videomae(norm_pix=False, masking=Masking(0.75)),
@@ -130,7 +145,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     ),
     "per token": lambda: per_token(),
     "mae, plain pixels": lambda: mae(norm_pix=False, mask_ratio=0.5),
-    "mae, no class token": lambda: mae("no_class_token"),
+    "mae, no class token": lambda: MAE(tiny("no_class_token", seed=1, fc_norm=False), **MAE_DECODER),
     "mae, registers": lambda: mae("registers"),
 }
 
@@ -555,3 +570,53 @@ def test_a_network_cannot_teach_itself():
     net = tiny("deit")
     with pytest.raises(UserError, match="another network than the student"):
         MaskedKD(net, net)
+
+
+def test_a_decoder_behind_a_mean_pooled_student_is_refused():
+    for make in (
+        lambda: mae("mae_mean_pool"),
+        lambda: tinymim("mae_mean_pool", mask_ratio=0.75, pixels=PIXELS),
+    ):
+        with pytest.raises(UserError, match=r"final norm on the tokens.*behind its mean pooling.*fc_norm=False"):
+            make()
+    tinymim("mae_mean_pool")  # relations do not get as far as the norm
+
+
+# --- what a step computes --------------------
+
+
+def test_the_passes_of_a_step_are_what_it_computes(method, images):
+    """All forward passes of student and teachers, counted by torch while they run."""
+    counted = {"student": 0, "teachers": 0}
+
+    def counting(backbone: nn.Module, role: str) -> None:
+        original = backbone.forward
+
+        def forward(*inputs: Any, **options: Any) -> Any:
+            with FlopCounterMode(display=False) as counter:
+                output = original(*inputs, **options)
+            counted[role] += counter.get_total_flops() // 2
+            return output
+
+        backbone.forward = forward
+
+    def macs(passes: list[Pass]) -> float:
+        total = 0
+        for one in passes:
+            macs = backbone_macs(one.backbone, one.patches, capture=one.capture, layernorm=False)
+            total += one.times * (macs.total if one.embeds else macs.total - macs.patch_embed)
+        return total * len(images)
+
+    kept = method.kept_patches(0.5)
+    teachers = method.teacher_passes()
+    if kept is not None and getattr(method, "mask", "teacher") == "teacher":
+        teachers = [one._replace(patches=kept) for one in teachers]
+    asked = macs([Pass(one) for one in method.extra_passes()])  # an upper bound: they stop at the layer in question
+    student, teacher = macs(method.student_passes(0.5)), macs(teachers)
+    counting(method.student, "student")
+    for guest in method.teachers:
+        counting(guest.backbone, "teachers")
+    method.eval()
+    method(images, TARGETS, 0.5)
+    assert counted["student"] == student
+    assert counted["teachers"] == teacher if not asked else teacher < counted["teachers"] <= teacher + asked

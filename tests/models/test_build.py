@@ -16,13 +16,15 @@ from torch import nn
 from tiny import SMALL, tiny
 from vitdistill.errors import UserError
 from vitdistill.models.backbone import Backbone
-from vitdistill.models.build import PRESETS, adapter_of, build
+from vitdistill.models.build import PRESETS, adapter_of, build, rebuild
 from vitdistill.models.cait import CaiT
+from vitdistill.models.heads import head_count, set_heads
 from vitdistill.models.opaque import Opaque
-from vitdistill.models.record import ModelRecord, record_of
+from vitdistill.models.record import METADATA, ModelRecord, record_of, set_statistics
 from vitdistill.models.swin import Swin
 from vitdistill.models.vit import ViT
 from vitdistill.models.weights import read_weights
+from vitdistill.training.run import export_weights
 from vitdistill.types import Capture
 
 ARGS: dict[str, Any] = {key: value for key, value in SMALL.items() if key != "num_classes"}
@@ -120,7 +122,7 @@ def test_meta_builds_without_memory(file):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_ordinary_timm_networks(preset):
     backbone = build(preset)
-    assert backbone.num_classes == 10 and backbone.grid.count == 36
+    assert backbone.num_classes == 10 and backbone.grid.count == (128 if preset.startswith("moving") else 36)
     record = record_of(backbone.net)
     again = timm.create_model(record.architecture, **record.args)
     assert {k: v.shape for k, v in again.state_dict().items()} == {
@@ -289,6 +291,67 @@ def test_a_damaged_record(run, content):
 def test_a_run_of_a_module_object(run):
     ModelRecord(None).write(run)
     assert "trained from a module object" in refused(str(run))
+
+
+def test_the_statistics_of_a_run_are_those_of_its_network(run):
+    backbone = build(str(run))
+    assert backbone.mean == (0.5,) * 3 and backbone.std == (0.25,) * 3
+    again = rebuild(record_of(backbone.net))
+    assert again.mean == (0.5,) * 3 and again.std == (0.25,) * 3
+
+
+# --- the record in a weights file --------------------
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Path:
+    """Weights with the record of their network: other heads in the last block, and statistics that are not timm's."""
+    backbone = build(NAME, args={**ARGS, "num_classes": 10, "num_heads": 2})
+    set_heads(backbone, {-1: 4})
+    set_statistics(backbone.net, [0.4] * 3, [0.2] * 3)
+    record = record_of(backbone.net)
+    record.classes = [f"class {i}" for i in range(10)]
+    export_weights(backbone.net.state_dict(), tmp_path / "recorded.safetensors", record)
+    return tmp_path / "recorded.safetensors"
+
+
+def heads(backbone: Backbone) -> list[int]:
+    return [head_count(backbone, block) for block in range(backbone.depth)]
+
+
+@pytest.mark.parametrize("args", [{}, ARGS])
+def test_a_weights_file_says_what_its_tensors_do_not_show(recorded, args, caplog):
+    args = {key: value for key, value in args.items() if key != "num_heads"}
+    backbone = build(f"{NAME}@{recorded}", args=args)
+    assert heads(backbone) == [2, 2, 4] and not caplog.records
+    assert backbone.mean == (0.4,) * 3 and backbone.std == (0.2,) * 3
+    assert record_of(backbone.net).heads == {2: 4} and record_of(backbone.net).classes[3] == "class 3"
+    assert heads(rebuild(record_of(backbone.net))) == [2, 2, 4]
+    assert record_of(build(f"{NAME}@{recorded}", num_classes=7).net).classes == []
+
+
+def test_under_another_name_the_heads_are_the_files_and_the_rest_is_given(recorded):
+    args = {key: value for key, value in ARGS.items() if key != "num_heads"}
+    backbone = build(f"vit_tiny_patch16_224@{recorded}", args=args)
+    assert backbone.name == "vit_tiny_patch16_224" and heads(backbone) == [2, 2, 4]
+    assert backbone.mean == (0.4,) * 3  # not the (0.5, 0.5, 0.5) of timm's vit_tiny
+
+
+def test_heads_other_than_those_of_the_file_are_warned_of(recorded, caplog):
+    assert heads(build(f"{NAME}@{recorded}", args={"num_heads": 3})) == [3, 3, 4]
+    assert "was trained with 2 attention heads, not 3" in caplog.text
+
+
+def test_timm_reads_a_file_with_a_record(recorded):
+    net = timm.create_model(NAME, checkpoint_path=str(recorded), **{**SMALL, "num_heads": 2})
+    assert torch.equal(net.norm.weight, load_file(recorded)["norm.weight"])
+
+
+def test_files_of_others_have_no_record(file, tmp_path, weights, caplog):
+    assert ModelRecord.of_file(file) is None and ModelRecord.of_file(tmp_path / "none.safetensors") is None
+    save_file(weights, tmp_path / "odd.safetensors", metadata={METADATA: '{"colour": 1}'})
+    assert_loaded(build(f"{NAME}@{tmp_path / 'odd.safetensors'}", args=ARGS), weights)
+    assert "record of its network is unreadable" in caplog.text
 
 
 # --- bad input --------------------

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from timm.layers import DropPath
 
 from tiny import SMALL, tiny
 from vitdistill.errors import UserError
@@ -81,9 +82,39 @@ def test_other_families_get_a_new_classifier_and_keep_their_pooling(name):
         finetunable(before, 7, new_head=True, pool="avg")
 
 
-def test_a_module_of_ones_own_cannot_be_rebuilt():
-    with pytest.raises(UserError, match="module object can only be rebuilt in Python"):
-        finetunable(build(tiny("vit", num_classes=0)), 5)
+def test_drop_path_of_a_given_module_is_turned_off():
+    before = build(tiny("vit", drop_path_rate=0.3))
+    assert any(block.drop_path1.__class__ is DropPath for block in before.blocks)
+    network = finetunable(before, 10, drop_path=0.0)
+    assert not any(isinstance(module, DropPath) for module in network.net.modules())
+
+
+@pytest.mark.parametrize("pool", ["auto", "cls", "avg"])
+def test_a_headless_module_gets_its_head_in_place(images, pool):
+    """As one that is built by name, which a module object cannot be: the same tensors, the same fresh parts."""
+    before, named = build(tiny("vit", num_classes=0)), body()
+    old = {name: value.clone() for name, value in before.net.state_dict().items()}
+    network, expected = finetunable(before, 5, pool=pool), finetunable(named, 5, pool=pool)
+    state = network.net.state_dict()
+    assert {name: value.shape for name, value in state.items()} == {
+        name: value.shape for name, value in expected.net.state_dict().items()
+    }
+    assert all(torch.equal(state[name], value) for name, value in old.items() if name in state)
+    assert network.net.global_pool == expected.net.global_pool and network(images).logits.shape == (3, 5)
+    assert 0 < float(state["head.weight"].abs().max()) < 1e-3 and not state["head.bias"].any()
+
+
+def test_a_module_with_another_head_gets_a_new_one(images):
+    network = finetunable(build(tiny("mae_mean_pool")), 7, pool="cls", new_head=True)
+    assert "fc_norm.weight" not in network.net.state_dict() and network(images).logits.shape == (3, 7)
+    assert finetunable(build(tiny("deit_distilled")), 7, new_head=True).num_classes == 7
+
+
+def test_a_module_without_classifier_that_cannot_be_given_one_is_refused():
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 4))
+    net.num_classes = 4
+    with pytest.raises(UserError, match="must have a classifier for the 5 classes.*Sequential with 4.*reset_class"):
+        finetunable(build(net), 5, new_head=True)
 
 
 def test_only_position_tables_over_the_patches_can_be_fixed():

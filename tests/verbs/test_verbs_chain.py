@@ -1,6 +1,9 @@
 """A chain of runs: one command, each step built on earlier ones, skipped when finished and resumed when not."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +85,12 @@ def test_a_chain_interrupted_in_the_middle_goes_on_exactly(
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     assert json.loads((tmp_path / "pieced" / "small" / "run.json").read_text())["status"] == "interrupted"
+    # A step that was begun is checked before any other is run, not when its turn comes.
+    anew = {**STEPS, "first": STEPS["big"], "small": {**STEPS["small"], "color_jitter": 0.0}}
+    with pytest.raises(UserError, match=r"small is begun, but with other options.*changed color_jitter"):
+        chain(str(write(tmp_path, {"first": anew.pop("first"), **anew})), out=str(tmp_path / "pieced"), data="digits")
+    assert not (tmp_path / "pieced" / "first").exists()
+    write(tmp_path, STEPS)
     capsys.readouterr()
     chain(str(recipe), out=str(tmp_path / "pieced"), data="digits")
     said = capsys.readouterr().out
@@ -94,6 +103,23 @@ def test_a_chain_interrupted_in_the_middle_goes_on_exactly(
     changed = {**STEPS, "big": {**STEPS["big"], "mask_ratio": 0.5}}
     with pytest.raises(UserError, match=r"big is finished, but with other options.*changed mask_ratio.*--overwrite"):
         chain(str(write(tmp_path, changed)), out=str(tmp_path / "pieced"), data="digits")
+
+
+@pytest.mark.slow
+def test_a_chain_runs_on_two_processes(recipe: Path, tmp_path: Path) -> None:
+    """Every process goes through the steps; the next begins when the first has written what it builds on."""
+    two = {"trainer": {"devices": 2, "strategy": "ddp", "accelerator": "cpu"}}
+    both = {name: {**step, **two, "batch_size": 128, "epochs": 1} for name, step in STEPS.items()}
+    command = [sys.executable, "-m", "vitdistill", "chain", str(write(tmp_path, both)), "--data", "digits"]
+    command += ["--out", str(tmp_path / "out"), "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert [info["status"] for info in said.values()] == ["finished"] * 3
+    assert all(len((tmp_path / "out" / name / "metrics.csv").read_text().splitlines()) == 2 for name in STEPS)
+    # 1437 images in steps of 2 x 128: the processes shared them.
+    assert (tmp_path / "out" / "small" / "metrics.csv").read_text().splitlines()[1].startswith("0,5,")
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
 """knn and probe: on the bundled teacher, on a random network without a classifier, on a run; bad input."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 
 from vitdistill.cli import VERBS, make_parser, normalised
 from vitdistill.data.recipes import Augment
@@ -61,6 +64,23 @@ def test_tables_show_the_scores(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert f"{result['scores']['top1']:.2f}" in out and "0.1" in out
     assert result["lr"] == 0.1 and result["held_out_top1"] is None
+
+
+@pytest.mark.parametrize("classes", [5, 6])
+def test_the_five_best_are_shown_where_there_are_more_classes(
+    classes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generator = np.random.default_rng(0)
+    for split, name, index in itertools.product(("train", "val"), range(classes), range(4)):
+        folder = tmp_path / split / str(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 255, (12, 12, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    args: dict[str, Any] = {"model": "digits-teacher", "data": str(tmp_path), "workers": 0}
+    for run in (lambda: knn(**args, k=3), lambda: probe(**args, lr=0.1, epochs=1)):
+        scores = run()["scores"]
+        assert "top5" in (scores[0] if isinstance(scores, list) else scores)
+        assert ("top-5" in capsys.readouterr().out) == (classes > 5)
 
 
 def test_checkpoints_of_a_run(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,12 +14,16 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from vitdistill.costing.macs import backbone_macs
 from vitdistill.data.recipes import Augment
 from vitdistill.errors import UserError
 from vitdistill.methods.tinymim import PixelDecoder
 from vitdistill.models.build import build
 from vitdistill.models.heads import head_count
+from vitdistill.models.record import ModelRecord
+from vitdistill.training.run import export_weights
 from vitdistill.training.settings import Optim
+from vitdistill.types import Capture
 from vitdistill.verbs.evaluate import evaluate
 from vitdistill.verbs.export import export
 from vitdistill.verbs.finetune import finetune
@@ -116,7 +121,59 @@ def test_official_files_load_as_encoders_with_and_without_their_decoder(teacher:
         assert torch.equal(backbone(torch.ones(1, 3, 12, 12)).tokens, expected)
 
 
+@pytest.mark.parametrize("old", [False, True], ids=["record in the file", "record beside the file"])
+def test_beginning_from_a_run_takes_its_heads_and_statistics(teacher: Path, tmp_path: Path, old: bool) -> None:
+    source = shutil.copytree(teacher, tmp_path / "source")
+    record = ModelRecord.read(source)
+    record.args["num_heads"], record.mean, record.std = 4, [0.4] * 3, [0.2] * 3
+    record.write(source)
+    export_weights(load_file(source / "mae.safetensors"), source / "mae.safetensors", None if old else record)
+    sizes = {key: value for key, value in TEACHER.items() if key != "num_heads"}
+    pretrain(tmp_path / "next", init=str(source), student_args=sizes)
+    after = ModelRecord.read(tmp_path / "next")
+    assert after.args["num_heads"] == 4 and (after.mean, after.std) == ([0.4] * 3, [0.2] * 3)
+    assert build(str(tmp_path / "next")).mean == (0.4,) * 3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"student_args": {**TEACHER, "num_heads": 3}}, "trained with 6 heads; got --student_args.num_heads 3. Use"),
+        ({"decoder_heads": 4}, "trained with 2 heads; got --decoder_heads 4. Use --decoder_heads 2"),
+        (
+            {"student": "digits-mae", "student_args": None},
+            "--init replaces the weights that --student brings; got digi",
+        ),
+    ],
+)
+def test_what_weights_to_begin_with_overrule_is_refused(
+    teacher: Path, tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        pretrain(tmp_path / "out", init=str(teacher), **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mean_pooled_student_is_normalised_in_front_of_the_decoder(teacher: Path, tmp_path: Path) -> None:
+    pretrain(tmp_path / "run", student_args={**TEACHER, "global_pool": "avg", "class_token": False})
+    weights = load_file(tmp_path / "run" / "student.safetensors")
+    assert not (weights["norm.weight"] == 1).all() and "fc_norm.weight" not in weights
+    assert build(str(tmp_path / "run")).net.global_pool == "avg"
+    args = {**TEACHER, "global_pool": "avg"}
+    pretrain(tmp_path / "from_official", student_args=args, init=str(teacher))  # whose file holds the norm
+
+
 # --- tinymim --------------------
+
+
+def test_the_weights_file_alone_knows_the_heads(student: Path, tuned: Path, tmp_path: Path) -> None:
+    for run in (student, tuned):
+        images = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+        backbone = build(f"digits_vit_small@{run / 'student.safetensors'}", args=STUDENT).eval()
+        assert [head_count(backbone, block) for block in range(2)] == [2, 6]
+        assert torch.equal(backbone(images).tokens, build(str(run)).eval()(images).tokens)
+    exported = export(str(tuned), out=str(tmp_path / "exported.safetensors"))["path"]
+    assert head_count(build(f"digits_vit_small@{exported}"), 1) == 6
 
 
 def test_the_student_stores_its_head_count_and_stops_before_its_head(student: Path) -> None:
@@ -158,6 +215,10 @@ def test_an_unfinished_teacher_is_refused(student: Path, tmp_path: Path) -> None
         ({"augment": Augment(recipe="deit")}, "Only labelled images can be mixed"),
         ({"augment": Augment(recipe="none", smoothing=0.1)}, r"--augment.smoothing \(labels\)"),
         ({"pixel_decoder": PixelDecoder(width=8)}, r"--pixel_decoder \(--pixels\)"),
+        (
+            {"student_args": {**STUDENT, "drop_path_rate": 0.2}},
+            r"--student_args.drop_path_rate \(--drop_path sets it\)",
+        ),
     ],
 )
 def test_bad_input_is_one_line(teacher: Path, tmp_path: Path, options: dict[str, Any], words: str) -> None:
@@ -170,6 +231,19 @@ def test_a_pretrained_student_has_no_accuracy_but_neighbours(student: Path) -> N
     with pytest.raises(UserError, match="no classifier to evaluate.*knn or probe"):
         evaluate(str(student))
     assert knn(str(student), k=[10])["scores"][0]["top1"] > 20  # 10 is chance
+    with pytest.raises(UserError, match=r"best\.ckpt.*validate on labels.*Use --checkpoint last or exported"):
+        knn(str(student), checkpoint="best")
+
+
+def test_the_cost_is_that_of_the_tokens_and_blocks_that_a_step_runs(teacher: Path, student: Path) -> None:
+    for run in (teacher, student):
+        cost = json.loads((run / "run.json").read_text())["cost"]
+        backbone = build(str(run))
+        full = backbone_macs(backbone).total / 1e9
+        capture = Capture(qkv=(1,), logits=False) if run == student else Capture()
+        computed = backbone_macs(backbone, 9 if run == teacher else None, capture=capture).total / 1e9
+        assert cost["student_gmacs_full_per_image"] == full
+        assert cost["student_gmacs_per_image"] == computed < full
 
 
 # --- finetune --------------------
@@ -224,6 +298,25 @@ def test_a_stored_head_of_other_classes_is_refused_unless_it_is_to_be_replaced(t
     assert info["accuracy"]["top1"] >= 0
     with pytest.raises(UserError, match="belongs to its pooling 'avg'; got 'token'"):
         finetune(str(tuned), out=str(tmp_path / "cls"), epochs=1, pool="cls", **COMMON)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"head_init": 0.5}, r"--head_init \(a fresh classifier: --new_head\)"),
+        ({"model_args": {"drop_path_rate": 0.2}}, r"--model_args.drop_path_rate \(--drop_path sets it\)"),
+    ],
+)
+def test_options_without_effect_are_refused(tuned: Path, tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        finetune(str(tuned), out=str(tmp_path / "out"), epochs=1, **options, **COMMON)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_headless_module_is_fine_tuned(tmp_path: Path) -> None:
+    net = timm.create_model("vit_tiny_patch16_224", img_size=12, patch_size=2, **STUDENT, num_classes=0)
+    info = finetune(net, out=str(tmp_path / "run"), epochs=1, drop_path=0.0, **COMMON)
+    assert info["accuracy"]["top1"] > 0 and net.num_classes == 10
 
 
 # --- resuming --------------------

@@ -17,7 +17,19 @@ Read in this order:
 6. Batches: `sampling.py` (order and seeds), `loading.py` (batches, unreadable files), `on_device.py` (after transfer).
 """
 
-from vitdistill.data.recipes import Augment
+from typing import TYPE_CHECKING, Any
+
 from vitdistill.data.source import DataSource, ImageSet, open_source
 
+if TYPE_CHECKING:
+    from vitdistill.data.recipes import Augment
+
 __all__ = ["Augment", "DataSource", "ImageSet", "open_source"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Augment":  # on first use: recipes load torch, without which the command line refuses missing data
+        from vitdistill.data.recipes import Augment
+
+        return Augment
+    raise AttributeError(f"module 'vitdistill.data' has no attribute {name!r}")

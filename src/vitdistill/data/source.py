@@ -70,16 +70,29 @@ class DataSource:
     frames: int | None = None
 
 
+BUNDLED = ("digits", "moving_digits", "moving_digits:motion")
+
+
 def bundled() -> dict[str, Callable[[], DataSource]]:
     """Sources that need no download, by the name that `--data` takes."""
     from vitdistill.data.digits import digits
     from vitdistill.data.moving_digits import moving_digits
 
-    return {
-        "digits": digits,
-        "moving_digits": moving_digits,
-        "moving_digits:motion": partial(moving_digits, "motion"),
-    }
+    return dict(zip(BUNDLED, (digits, moving_digits, partial(moving_digits, "motion")), strict=True))
+
+
+def check_there(data: str | Path) -> None:
+    """Quick, and without loading torch.
+
+    Raises:
+        UserError: when `--data` names neither a bundled source nor anything that exists.
+    """
+    if data not in BUNDLED and not Path(data).expanduser().exists():
+        raise UserError(
+            f"--data must be an existing folder or a bundled source ({', '.join(BUNDLED)})",
+            f"'{data}'",
+            near(str(data), BUNDLED),
+        )
 
 
 def open_source(data: str | Path | DataSource, *, labels: bool = True) -> DataSource:
@@ -95,15 +108,9 @@ def open_source(data: str | Path | DataSource, *, labels: bool = True) -> DataSo
     """
     if isinstance(data, DataSource):
         return data
-    sources = bundled()
-    if isinstance(data, str) and data in sources:
-        return sources[data]()
-    if not Path(data).expanduser().exists():
-        raise UserError(
-            f"--data must be an existing folder or a bundled source ({', '.join(sources)})",
-            f"'{data}'",
-            near(str(data), sources),
-        )
+    check_there(data)
+    if isinstance(data, str) and data in BUNDLED:
+        return bundled()[data]()
     from vitdistill.data.image_folder import image_folder
     from vitdistill.data.video_files import has_videos, video_files
 

@@ -22,7 +22,13 @@ FEATURES: tuple[str, ...] = Feature.__args__  # type: ignore[attr-defined]
 
 
 class Imitation(nn.Module, ABC):
-    """One way to compare the student's last block with the teacher's block."""
+    """One way to compare the student's last block with the teacher's block.
+
+    Attributes:
+        roles: which of q, k and v it reads, where it reads any.
+    """
+
+    roles: frozenset[str] = frozenset()
 
     @abstractmethod
     def capture(self, block: int) -> Capture:
@@ -56,6 +62,7 @@ class Relations(Imitation):
         if not relations or len(set(relations)) < len(relations):
             raise UserError(f"relations must name at least one of {', '.join(RELATIONS)}, each once", list(relations))
         self.relations = tuple(relations)
+        self.roles = frozenset("".join(relations))
         self.distance: Callable[..., Tensor] = relation_kl if softmax else relation_smooth_l1
 
     def capture(self, block: int) -> Capture:
@@ -101,6 +108,7 @@ class Features(Imitation):
         elif self.feature == "ffn":
             self.part = "ffn"
         names = tuple("qkv") if feature == "qkv" else (self.feature,)
+        self.roles = frozenset("qkv") & frozenset(names)
         self.project = nn.ModuleDict({name: nn.Linear(student_width, teacher_width) for name in names})
 
     def capture(self, block: int) -> Capture:

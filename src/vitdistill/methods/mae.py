@@ -10,6 +10,8 @@ from vitdistill.methods.targets import Pixels, patchify, unpatchify
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build, warn_about_statistics
 from vitdistill.models.decoder import Decoder, official_names
+from vitdistill.models.heads import set_heads
+from vitdistill.models.record import FULL, RECORD, ModelRecord, set_statistics
 from vitdistill.models.weights import adapt, decoder_part, load_into, read_weights
 from vitdistill.tokens.gather import restore, take
 from vitdistill.tokens.masking import Masking
@@ -55,23 +57,29 @@ class MAE(MaskedModelling):
         return decoder
 
     def load_full(self, path: str | Path) -> None:
-        """Begin with the encoder and decoder of a full MAE file.
+        """Begin with the encoder and decoder of a full MAE file, and what it or its run says of the encoder.
 
         Raises:
             UserError: when the file is encoder-only, or of other sizes.
         """
-        weights = read_weights(path)
+        weights, record = read_weights(path), _record_of_full(Path(path))
         decoder = decoder_part(weights)
         self.decoder.load_official(decoder)
-        warn_about_statistics(self.student.name, Path(path), self.student.net)
+        if record is None:
+            warn_about_statistics(self.student.name, Path(path), self.student.net)
         load_into(self.student.net, adapt(weights, self.student.net), str(path))
+        if record is not None:
+            everywhere = record.args.get("num_heads")
+            set_heads(self.student, {} if everywhere is None else dict.fromkeys(range(self.student.depth), everywhere))
+            set_heads(self.student, record.heads)
+            set_statistics(self.student.net, record.mean, record.std)
 
     def exports(self, state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Encoder and decoder under the names of MAE's release."""
         start = f"decoders.{GOAL}."
         decoder = {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
         encoder = {k.removeprefix("student.net."): v for k, v in state.items() if k.startswith("student.net.")}
-        return {"mae.safetensors": {**encoder, **official_names(decoder)}}
+        return {FULL: {**encoder, **official_names(decoder)}}
 
     def reconstruct(
         self, images: Float[Tensor, "b ch height width"], kept: Int[Tensor, "b k"], masked: Int[Tensor, "b r"]
@@ -91,6 +99,14 @@ class MAE(MaskedModelling):
             true = take(everything, masked)
             predicted = predicted * (true.var(-1, keepdim=True) + 1e-6).sqrt() + true.mean(-1, keepdim=True)
         return unpatchify(restore(predicted, masked, everything), target.grid, target.patch)
+
+
+def _record_of_full(path: Path) -> ModelRecord | None:
+    """The record in a full file, or of the run that wrote it; None for MAE's own."""
+    record = ModelRecord.of_file(path)
+    if record is None and path.name == FULL and (path.parent / RECORD).is_file():
+        record = ModelRecord.read(path.parent)
+    return record
 
 
 def pixel_goal(

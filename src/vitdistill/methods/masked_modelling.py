@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitdistill.errors import UserError
-from vitdistill.methods.method import Method
+from vitdistill.methods.method import Method, Pass
 from vitdistill.methods.targets import Target
 from vitdistill.methods.teacher import Teacher
 from vitdistill.models.backbone import Backbone
@@ -54,11 +54,13 @@ class MaskedModelling(Method):
             masks_per_clip: masks of each input; all share its embedding and one pass of every teacher.
 
         Raises:
-            UserError: when patches cannot be left out, there is no goal, or the ratio leaves nothing to do.
+            UserError: when patches cannot be left out, the decoders would get tokens without a final norm, there is no
+                goal, or the ratio leaves nothing to do.
         """
         super().__init__(build(student))
         if not self.student.maskable:
             raise UserError(f"{self.student.name} cannot leave out patches", remedy="Choose a ViT or DeiT")
+        check_final_norm(self.student)
         if not goals:
             raise UserError("Masked modelling needs at least one target")
         if masks_per_clip < 1:
@@ -73,6 +75,13 @@ class MaskedModelling(Method):
     @property
     def teachers(self) -> list[Teacher]:
         return [teacher for target in self.targets.values() for teacher in target.teachers]
+
+    def student_passes(self, progress: float) -> list[Pass]:
+        first = Pass(self.student, self.visible)
+        return [first, first._replace(times=self.masks_per_clip - 1, embeds=False)]
+
+    def teacher_passes(self) -> list[Pass]:
+        return [one for target in self.targets.values() for one in target.passes()]
 
     def forward(
         self,
@@ -119,3 +128,23 @@ def freeze_head(student: Backbone) -> None:
         module = getattr(student.net, name, None)
         if isinstance(module, nn.Module):
             module.requires_grad_(False)
+
+
+def check_final_norm(student: Backbone) -> None:
+    """A decoder takes the encoder's tokens behind its final norm.
+
+    Raises:
+        UserError: when the norm is behind the pooling, where no decoder sees it.
+    """
+    if norm_behind_pooling(student):
+        raise UserError(
+            "A decoder needs the encoder's final norm on the tokens",
+            f"{student.name}, which has it behind its mean pooling",
+            "Begin with a network that was not fine-tuned, or build it with fc_norm=False",
+        )
+
+
+def norm_behind_pooling(student: Backbone) -> bool:
+    """Whether a network mean-pools first and normalises then (timm's `fc_norm`)."""
+    before, behind = (getattr(student.net, name, None) for name in ("norm", "fc_norm"))
+    return isinstance(before, nn.Identity) and not isinstance(behind, nn.Identity | None)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitdistill.errors import UserError, near
 from vitdistill.losses.logits import cross_entropy, hard_distillation, soft_distillation
-from vitdistill.methods.method import Method
+from vitdistill.methods.method import Method, Pass
 from vitdistill.methods.teacher import Teacher
 from vitdistill.models.backbone import Backbone, SaliencyKind
 from vitdistill.models.build import build
@@ -131,6 +131,18 @@ class MaskedKD(Method):
         patches = self._masked.grid.count
         count = self.keep.count(progress, patches)
         return None if count == patches else count
+
+    def student_passes(self, progress: float) -> list[Pass]:
+        kept = self.kept_patches(progress)
+        if self.mask == "teacher" or kept is None:
+            return super().student_passes(progress)
+        return [*self._ranking_passes(), Pass(self.student, kept)]
+
+    def _ranking_passes(self) -> list[Pass]:
+        """The student's pass over all of its patches that tells which of them it may keep, if it is asked for one."""
+        wanted = self.criterion.capture(self.student)
+        asked = wanted.qkv or wanted.hidden
+        return [Pass(self.student, capture=replace(wanted, logits=False))] if asked else []
 
     def _ever_masks(self) -> bool:
         """Whether a patch is left out at any time of the training."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vitdistill.errors import UserError
 from vitdistill.methods.masked_modelling import freeze_head
-from vitdistill.methods.method import Method
+from vitdistill.methods.method import Method, Pass
 from vitdistill.methods.targets import Target
 from vitdistill.methods.teacher import Teacher
 from vitdistill.models.backbone import Backbone
@@ -50,6 +50,9 @@ class PerToken(Method):
     @property
     def teachers(self) -> list[Teacher]:
         return [teacher for target in self.targets.values() for teacher in target.teachers]
+
+    def teacher_passes(self) -> list[Pass]:
+        return [one for target in self.targets.values() for one in target.passes()]
 
     def forward(
         self,

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitdistill.losses.features import mean_squared
+from vitdistill.methods.method import Pass
 from vitdistill.methods.teacher import Teacher
 from vitdistill.types import TokenGrid
 
@@ -26,6 +27,10 @@ class Target(ABC):
     def teachers(self) -> list[Teacher]:
         """Frozen networks behind the target."""
         return []
+
+    def passes(self) -> list[Pass]:
+        """What `values` runs of the teachers for one input; by default a whole pass of each."""
+        return [Pass(teacher.backbone) for teacher in self.teachers]
 
     @abstractmethod
     def values(self, images: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b n c"]:

@@ -15,8 +15,8 @@ from vitdistill.data.jitter import color_jitter
 from vitdistill.errors import UserError, near
 from vitdistill.methods.imitation import ClassToken, Features, Imitation, Relations
 from vitdistill.methods.mae import GOAL, pixel_goal
-from vitdistill.methods.masked_modelling import freeze_head
-from vitdistill.methods.method import Method
+from vitdistill.methods.masked_modelling import check_final_norm, freeze_head
+from vitdistill.methods.method import Method, Pass
 from vitdistill.methods.targets import Pixels
 from vitdistill.methods.teacher import Teacher
 from vitdistill.models.backbone import Backbone
@@ -116,6 +116,7 @@ class TinyMIM(Method):
         self.decoder: nn.Module | None = None
         self._pixels: Pixels | None = None
         if pixels is not None:
+            check_final_norm(self.student)
             goal = pixel_goal(self.student, pixels.norm_pix, pixels.width, pixels.depth, pixels.heads)
             assert isinstance(goal.target, Pixels)
             self.decoder, self._pixels = goal.decoder, goal.target
@@ -141,18 +142,23 @@ class TinyMIM(Method):
     def kept_patches(self, progress: float) -> int | None:
         return self.visible
 
+    def student_passes(self, progress: float) -> list[Pass]:
+        return [Pass(self.student, self.visible, self.student_capture())]
+
     def _freeze_what_the_loss_does_not_reach(self) -> None:
         freeze_head(self.student)
         if self.decoder is not None:
             return
         net, last, capture = self.student.net, self.student.blocks[-1], self.student_capture()
-        unreached = [net.norm]
-        if capture.qkv:
-            unreached += [last.attn.proj, last.ls1, last.norm2, last.mlp, last.ls2]
+        net.norm.requires_grad_(False)
+        reached: tuple[str, ...] = ("",)
+        if capture.qkv:  # the norm of q (or k) only where q (or k) is read; values have none
+            reached = ("norm1.", "attn.qkv.", *(f"attn.{role}_norm." for role in self.imitation.roles))
         elif capture.parts and capture.parts[0][1] != "ffn":
-            unreached += [last.norm2, last.mlp, last.ls2]
-        for module in unreached:
-            module.requires_grad_(False)
+            reached = ("norm1.", "attn.", "ls1.")
+        for name, parameter in last.named_parameters():
+            if not name.startswith(reached):
+                parameter.requires_grad_(False)
 
     # --- one step --------------------
 

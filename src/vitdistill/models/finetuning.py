@@ -36,10 +36,11 @@ def finetunable(
             the class token; auto keeps the pooling of a network with a classifier, and is avg for a ViT without one.
         head_init: factor on the initial weights of a fresh classifier.
         new_head: replace a classifier that the network has.
-        drop_path: stochastic depth rate of the last block, falling to 0 in the first.
+        drop_path: stochastic depth rate of the last block, falling to 0 in the first; 0 turns off what it has.
 
     Raises:
-        UserError: when the network has a classifier for other classes or another pooling, and `new_head` is not set.
+        UserError: when the network has a classifier for other classes or another pooling, and `new_head` is not set; or
+            when a fresh classifier cannot be given to it.
     """
     if pool != "auto" and not isinstance(body, ViT):
         raise UserError(f"Only a ViT's pooling can be chosen, and {body.name} is none", pool, "Leave --pool out")
@@ -57,8 +58,7 @@ def finetunable(
     network.requires_grad_(True)
     if isinstance(network, VideoViT):
         network.net.pos_embed.requires_grad_(False)  # fixed in VideoMAE's and MVD's fine-tuning, too
-    if drop_path:
-        set_drop_path(network, rising(drop_path, network.depth))
+    set_drop_path(network, rising(drop_path, network.depth))
     return network
 
 
@@ -78,6 +78,10 @@ def _check_head(body: Backbone, classes: int, own_pool: str | None, wanted: str 
 
 
 def _with_new_head(body: Backbone, classes: int, pool: str | None, head_init: float) -> Backbone:
+    if record_of(body.net).architecture is None:
+        _reset(body, classes, pool)
+        _shrink(body.net, head_init)
+        return body
     options: dict[str, str | int | bool] = {"num_classes": classes} | ({} if pool is None else {"global_pool": pool})
     if pool == "avg":
         options["fc_norm"] = True
@@ -96,9 +100,39 @@ def _with_new_head(body: Backbone, classes: int, pool: str | None, head_init: fl
     return network
 
 
-def _shrink(net: nn.Module, factor: float) -> None:
+def _reset(body: Backbone, classes: int, pool: str | None) -> None:
+    """A fresh classifier, and the norm where the pooling needs it, for a module that cannot be built again: in place.
+
+    Raises:
+        UserError: when the module has no `reset_classifier`, which every network of timm has.
+    """
+    net = body.net
+    if not hasattr(net, "reset_classifier"):
+        raise UserError(
+            f"The module must have a classifier for the {classes} classes of the data",
+            f"{type(net).__name__} with {body.num_classes or 'none'}",
+            "Give it one, or a method reset_classifier(num_classes) as timm's networks have",
+        )
+    if pool is None:
+        net.reset_classifier(classes)
+    else:
+        net.reset_classifier(classes, pool)
+        norm = net.fc_norm if isinstance(net.norm, nn.Identity) else net.norm
+        if isinstance(norm, nn.LayerNorm) and (norm is net.norm) == (pool == "avg"):
+            fresh = nn.LayerNorm(norm.normalized_shape, eps=norm.eps)
+            net.norm, net.fc_norm = (nn.Identity(), fresh) if pool == "avg" else (fresh, nn.Identity())
+    for head in _classifiers(net):
+        for name, parameter in head.named_parameters():
+            nn.init.zeros_(parameter) if name == "bias" else nn.init.trunc_normal_(parameter, std=0.02)
+
+
+def _classifiers(net: nn.Module) -> tuple[nn.Module, ...]:
     classifier = net.get_classifier()  # type: ignore[operator]
+    return classifier if isinstance(classifier, tuple) else (classifier,)
+
+
+def _shrink(net: nn.Module, factor: float) -> None:
     with torch.no_grad():
-        for head in classifier if isinstance(classifier, tuple) else (classifier,):
+        for head in _classifiers(net):
             for parameter in head.parameters():
                 parameter.mul_(factor)

@@ -1,15 +1,22 @@
-"""What has to be known to rebuild a network: `student.json` beside `student.safetensors`."""
+"""What has to be known to rebuild a network: `student.json` beside `student.safetensors`, and the same in the file."""
 
 import json
+import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from vitdistill.errors import UserError
 
+log = logging.getLogger(__name__)
+
 WEIGHTS, RECORD = "student.safetensors", "student.json"
+FULL = "mae.safetensors"  # encoder and decoder of a run of `mae`
+METADATA = "vitdistill_record"  # where a safetensors file carries the record
 
 
 @dataclass
@@ -36,6 +43,13 @@ class ModelRecord:
         """Write `student.json` into a folder."""
         (folder / RECORD).write_text(json.dumps(asdict(self), indent=2) + "\n")
 
+    def metadata(self) -> dict[str, str]:
+        """What the header of a safetensors file says of the network whose weights it holds.
+
+        One entry, since safetensors writes several in random order, and equal runs have equal files.
+        """
+        return {METADATA: json.dumps(asdict(self))}
+
     @classmethod
     def read(cls, folder: Path) -> "ModelRecord":
         """Read `student.json` of a run directory.
@@ -50,13 +64,32 @@ class ModelRecord:
             rule = f"A run directory given as a model must hold {RECORD} and {WEIGHTS}"
             raise UserError(rule, f"{folder} without {RECORD}", remedy)
         try:
-            content = json.loads(path.read_text())
-            heads = {
-                int(block): int(count) for block, count in content.pop("heads", {}).items()
-            }  # JSON's keys are text
-            return cls(**content, heads=heads)
+            return cls.parse(path.read_text())
         except (TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{RECORD} must be a model record", f"{path} ({error})") from error
+
+    @classmethod
+    def of_file(cls, path: Path) -> "ModelRecord | None":
+        """The record that a weights file carries; None for files of others, of earlier versions, and damaged ones."""
+        if path.suffix != ".safetensors":
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                text = (file.metadata() or {}).get(METADATA)
+        except (OSError, SafetensorError):  # reading the weights says what is wrong
+            return None
+        try:
+            return None if text is None else cls.parse(text)
+        except (TypeError, ValueError, AttributeError) as error:
+            log.warning("%s: the record of its network is unreadable (%s), so it is left out", path, error)
+            return None
+
+    @classmethod
+    def parse(cls, text: str) -> "ModelRecord":
+        """A record from JSON."""
+        content = json.loads(text)
+        heads = {int(block): int(count) for block, count in content.pop("heads", {}).items()}  # JSON's keys are text
+        return cls(**content, heads=heads)
 
 
 def attach_record(net: nn.Module, record: ModelRecord) -> None:
@@ -67,3 +100,14 @@ def attach_record(net: nn.Module, record: ModelRecord) -> None:
 def record_of(net: nn.Module) -> ModelRecord:
     """How a network was built; an empty record for a user's own module."""
     return net.__dict__.get("_vitdistill_record") or ModelRecord(architecture=None)
+
+
+def set_statistics(net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Let a network of timm, and its record, say with which input statistics it was trained; empty ones leave it be."""
+    if not mean or not std:
+        return
+    config = getattr(net, "pretrained_cfg", None)
+    if isinstance(config, dict):
+        net.pretrained_cfg = {**config, "mean": tuple(mean), "std": tuple(std)}  # type: ignore[assignment]
+    record = record_of(net)
+    record.mean, record.std = list(mean), list(std)

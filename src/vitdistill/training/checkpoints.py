@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from vitdistill.errors import UserError
 from vitdistill.models.backbone import Backbone
+from vitdistill.models.record import WEIGHTS, ModelRecord
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -76,12 +77,23 @@ def load_student(path: str | Path) -> Backbone:
         UserError: when the checkpoint or the record of its architecture is missing.
     """
     from vitdistill.models.build import rebuild
-    from vitdistill.models.record import ModelRecord
 
     path = Path(path)
+    if not path.is_file():
+        raise UserError("The run must have this checkpoint", path, _remedy(path))
     student = rebuild(ModelRecord.read(path.parent.parent))
     student.net.load_state_dict(student_weights(read_checkpoint(path)["state_dict"]))
     return student
+
+
+def _remedy(missing: Path) -> str:
+    """What to evaluate in place of a checkpoint that is not there."""
+    there = [name for name in ("last", "best") if missing.with_name(f"{name}.ckpt").is_file()]
+    there += ["exported"] if (missing.parent.parent / WEIGHTS).is_file() else []
+    if not there:
+        return f"Continue its run with `vitdistill resume {missing.parent.parent}`"
+    why = "Only runs that validate on labels have a best one. " if missing.name == "best.ckpt" else ""
+    return f"{why}Use --checkpoint {' or '.join(there)}"
 
 
 STUDENT = "method.student.net."
@@ -93,7 +105,7 @@ def student_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 class SaveCheckpoints(Checkpoint):
-    """`last.ckpt` after every epoch and `best.ckpt` whenever validation top-1 rises."""
+    """`last.ckpt` after every epoch and `best.ckpt` whenever the method's validation score rises."""
 
     def __init__(self, folder: Path) -> None:
         self.last, self.best_path = folder / "last.ckpt", folder / "best.ckpt"
@@ -111,7 +123,7 @@ class SaveCheckpoints(Checkpoint):
         self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        score = pl_module.row.get("val/top1")
+        score = pl_module.row.get(f"val/{pl_module.method.score}")
         improved = score is not None and score > self.best
         if improved:
             self.best, self.best_epoch = score, trainer.current_epoch

@@ -259,12 +259,13 @@ def _results(parts: _Parts, source: DataSource, run: RunDirectory, seconds: floa
     result: dict[str, Any] = {"seconds": round(before + seconds, 2)}
     if rows:
         last = {name: float(value) for name, value in rows[-1].items()}
+        best, average = f"best_{method.score}", f"ema/{method.score}"
         saves = next(c for c in parts.trainer.callbacks if isinstance(c, SaveCheckpoints))  # type: ignore[attr-defined]
         result["accuracy"] = {
-            **{name: round(last[f"val/{name}"], 4) for name in ("top1", "top5", "loss") if f"val/{name}" in last},
+            **{name: round(last[f"val/{name}"], 4) for name in (*_measured(parts), "loss") if f"val/{name}" in last},
             **_best_loss(method, rows),
-            **({"best_top1": round(saves.best, 4), "best_epoch": saves.best_epoch} if saves.best_epoch >= 0 else {}),
-            **({"ema_top1": round(last["ema/top1"], 4)} if "ema/top1" in last else {}),
+            **({best: round(saves.best, 4), "best_epoch": saves.best_epoch} if saves.best_epoch >= 0 else {}),
+            **({f"ema_{method.score}": round(last[average], 4)} if average in last else {}),
         }
     result |= cost_of(method, settings.epochs, images_per_epoch, epochs_done=len(rows))
     if speed := speed_of(parts.module, settings.batch_size, parts.trainer.world_size):
@@ -274,6 +275,11 @@ def _results(parts: _Parts, source: DataSource, run: RunDirectory, seconds: floa
     corrupt = list(parts.module._corrupt.paths)
     result["data"] = {**data, "corrupt": {"count": len(corrupt), "files": corrupt}}
     return result
+
+
+def _measured(parts: _Parts) -> list[str]:
+    """What validation measures besides the loss."""
+    return list(parts.module.method.metrics()) if parts.module.method.uses_labels else []
 
 
 def _best_loss(method: Method, rows: list[dict[str, str]]) -> dict[str, float]:

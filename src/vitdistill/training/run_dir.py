@@ -127,6 +127,8 @@ class RunDirectory:
             "student_ema.safetensors",
             "mae.safetensors",
             "masks.png",
+            "predictions.csv",
+            "detection.json",
             "export",
         }
         strangers = (

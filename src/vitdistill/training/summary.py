@@ -1,9 +1,10 @@
 """What `run.json` says about a run's networks, cost and speed."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from vitdistill.costing.macs import backbone_macs
-from vitdistill.methods.method import Method
+from vitdistill.methods.method import Method, Pass
 from vitdistill.models.backbone import Backbone
 from vitdistill.training.module import TrainingModule
 
@@ -19,24 +20,35 @@ def describe(backbone: Backbone) -> dict[str, Any]:
 
 
 def cost_of(method: Method, epochs: int, images_per_epoch: int, epochs_done: int) -> dict[str, Any]:
-    """Tokens kept, and MACs of the teacher: per image at the end of training, and in total for the epochs done."""
-    student = backbone_macs(method.student).total / 1e9
-    cost: dict[str, Any] = {"student_gmacs_per_image": student}
-    if not method.teachers:
+    """Tokens kept, and MACs of forward passes: per image (or clip) at the end of training, and the teachers' in total.
+
+    What a step computes, and in `..._full_per_image` whole passes over every patch, which is what the student costs
+    in use. Decoders are left out.
+
+    Args:
+        method: what was trained.
+        epochs: of the whole training.
+        images_per_epoch: images, or clips.
+        epochs_done: of them, so far.
+    """
+    progress = [epoch / max(1, epochs - 1) for epoch in range(epochs)]
+    cost: dict[str, Any] = {
+        "student_gmacs_per_image": _gmacs(method.student_passes(progress[-1])),
+        "student_gmacs_full_per_image": _gmacs([Pass(method.student)]),
+    }
+    passes = method.teacher_passes()
+    if not passes:
         return {"tokens": None, "cost": cost}
-    teacher = method.teachers[0].backbone
-    capture = method.teacher_capture()
-    full = backbone_macs(teacher).total / 1e9
-    unmasked = backbone_macs(teacher, capture=capture).total / 1e9
-    counts = [method.kept_patches(epoch / max(1, epochs - 1)) for epoch in range(epochs)]
+    full = _gmacs([Pass(one.backbone, times=one.times) for one in passes])
+    counts = [method.kept_patches(at) for at in progress]
     masks_teacher = getattr(method, "mask", "teacher") == "teacher"
     # Criteria that ask a network for its attention pay for its pass whenever something is masked.
-    asked = sum(backbone_macs(backbone).total / 1e9 for backbone in method.extra_passes())
+    asked = _gmacs([Pass(backbone) for backbone in method.extra_passes()])
     per_epoch = [
-        (unmasked if not masks_teacher or k is None else backbone_macs(teacher, k, capture=capture).total / 1e9)
-        + (asked if k else 0.0)
+        _gmacs([one._replace(patches=k) for one in passes] if masks_teacher else passes) + (asked if k else 0.0)
         for k in counts
     ]
+    teacher = passes[0].backbone
     patches = teacher.grid.count if masks_teacher else method.student.grid.count
     return {
         "tokens": {"kept": counts[-1] or patches, "of": patches},
@@ -48,6 +60,14 @@ def cost_of(method: Method, epochs: int, images_per_epoch: int, epochs_done: int
             "saved_fraction": round(1 - sum(per_epoch) / (full * epochs), 6) + 0.0,  # no negative zero
         },
     }
+
+
+def _gmacs(passes: Sequence[Pass]) -> float:
+    total = 0
+    for one in passes:
+        macs = backbone_macs(one.backbone, one.patches, capture=one.capture)
+        total += one.times * (macs.total if one.embeds else macs.total - macs.patch_embed)
+    return total / 1e9
 
 
 def speed_of(module: TrainingModule, batch_size: int, world: int) -> dict[str, float]:

@@ -32,8 +32,8 @@ def chain(
         Per step, the content of its run's run.json.
 
     Raises:
-        UserError: before anything is run, when a step names an unknown verb, option or step, or when a finished step
-            was run with other options than the recipe has now.
+        UserError: before anything is run, when a step names an unknown verb, option or step, or when a step that is
+            finished or to be resumed was run with other options than the recipe has now.
     """
     folder = Path(out)
     steps = {name: _parsed(name, step, folder, data) for name, step in read_chain(recipe).items()}
@@ -140,26 +140,26 @@ def _state(run: Path, verb: str, options: dict[str, Any]) -> str:
     """new, again (from the beginning), resume or finished.
 
     Raises:
-        UserError: when a finished step was run with other options.
+        UserError: when a step that is not begun anew was run with other options.
     """
     from vitdistill.training.run_dir import FREE, differences, plain
 
     info, config = _info(run), run / "config.yaml"
     if not info or not config.is_file():
         return "new"
-    if info.get("status") != "finished":
-        # Without a checkpoint there is nothing to lose, and the recipe may have been mended since.
-        return "resume" if (run / "checkpoints" / "last.ckpt").is_file() else "again"
+    finished = info.get("status") == "finished"
+    if not finished and not (run / "checkpoints" / "last.ckpt").is_file():
+        return "again"  # there is nothing to lose, and the recipe may have been mended since
     now = {key: value for key, value in plain(options).items() if key not in ("resume", "overwrite")}
     before = yaml.safe_load(config.read_text()) or {}
     changed = [key for key, _, _ in differences(before, now) if not FREE.match(key)]
     if info.get("verb") != verb or changed:
         raise UserError(
-            f"{run} is finished, but with other options than the recipe has now",
+            f"{run} is {'finished' if finished else 'begun'}, but with other options than the recipe has now",
             f"changed {', '.join(changed) or 'verb'}",
             "Run every step anew with --overwrite, or choose another --out",
         )
-    return "finished"
+    return "finished" if finished else "resume"
 
 
 def _info(run: Path) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def _accuracy(reader: Reader, keep: int | float) -> dict[str, Any]:
         for k in (1, 5)
     }
     result["loss"] = float(torch.nn.functional.nll_loss(log_probabilities, labels))
-    return {**result, "images": len(labels), "views": views, "unreadable": len(corrupt.paths)}
+    return {**result, "classes": classes, "images": len(labels), "views": views, "unreadable": len(corrupt.paths)}
 
 
 def averaged(logits: Float[Tensor, "bv c"], views: int) -> Float[Tensor, "b c"]:
@@ -151,7 +151,7 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
         "images": str(result["images"]),
         "views": str(result["views"]),
         "top-1 %": f"{result['top1']:.2f}",
-        "top-5 %": f"{result['top5']:.2f}",
+        **({"top-5 %": f"{result['top5']:.2f}"} if result["classes"] > 5 else {}),
         "loss": f"{result['loss']:.4f}",
     }
     if result["views"] == 1:

@@ -79,10 +79,10 @@ def _safetensors(student: Backbone, path: Path, images: torch.Tensor) -> dict[st
     from vitdistill.models.record import record_of
     from vitdistill.training.run import export_weights
 
-    export_weights(student.net.state_dict(), path)
     record = record_of(student.net)
     if record.architecture is None:
         raise UserError("Only architectures of timm can be exported for timm")
+    export_weights(student.net.state_dict(), path, record)
     net = timm.create_model(record.architecture, checkpoint_path=str(path), **record.args).eval()
     set_heads(build(net), record.heads)
     with torch.inference_mode():

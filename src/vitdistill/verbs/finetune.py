@@ -42,8 +42,8 @@ def finetune(
         out: run directory to make.
         pool: avg pools the patches under a fresh norm, cls takes the class token; auto is avg for a ViT without a
             classifier, and what the classifier belongs to otherwise.
-        head_init: factor on the initial weights of a fresh classifier; by default 0.001, and 1 for a network that was
-            not pre-trained.
+        head_init: factor on the initial weights of a fresh classifier (not of one that is kept); by default 0.001, and
+            1 for a network that was not pre-trained.
         new_head: replace the classifier of a network that has one.
         epochs: passes over the training images.
         batch_size: images per device and step.
@@ -66,6 +66,7 @@ def finetune(
         The content of the run's run.json.
     """
     arguments = dict(locals())
+    refuse_unused(**{"model_args.drop_path_rate": ("drop_path_rate" in (model_args or {}), "--drop_path sets it")})
     if not isinstance(model, str):
         goes_with = "a module object brings its own"
         refuse_unused(image_size=(image_size is not None, goes_with), model_args=(bool(model_args), goes_with))
@@ -78,12 +79,14 @@ def finetune(
     # A preset has no published weights: fine-tuning it is training from scratch under the same recipe.
     downloads = isinstance(model, str) and model not in PRESETS
     body = build(model, args=model_args, image_size=image_size or source.image_size, pretrained=downloads)
+    fresh_head = new_head or not body.num_classes or (isinstance(model, str) and model in PRESETS)
+    refuse_unused(head_init=(head_init is not None and not fresh_head, "a fresh classifier: --new_head"))
     network = finetunable(
         body,
         len(source.classes),
         pool=pool,
         head_init=(0.001 if downloads or not isinstance(model, str) else 1.0) if head_init is None else head_init,
-        new_head=new_head or (model in PRESETS if isinstance(model, str) else False),
+        new_head=fresh_head,
         drop_path=drop_path,
     )
     method = Supervised(network, smoothing=augment.resolved().smoothing)

@@ -79,11 +79,11 @@ def knn(
         "images": len(val.labels),
         "unreadable": len(train.unreadable) + len(val.unreadable),
     }
-    _show(result, json)
+    _show(result, json, len(source.classes))
     return result
 
 
-def _show(result: dict[str, Any], as_json: bool) -> None:
+def _show(result: dict[str, Any], as_json: bool, classes: int) -> None:
     import json
 
     if as_json:
@@ -92,7 +92,8 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("model", "data", "images", "pool", "k", "top-1 %", "top-5 %")
+    tops = ("top1",) if classes <= 5 else ("top1", "top5")  # of five classes, all are among the five best
+    table = Table("model", "data", "images", "pool", "k", *(f"top-{name[3:]} %" for name in tops))
     for score in result["scores"]:
         table.add_row(
             result["model"],
@@ -100,7 +101,6 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
             str(result["images"]),
             result["pool"],
             str(score["k"]),
-            f"{score['top1']:.2f}",
-            f"{score['top5']:.2f}",
+            *(f"{score[name]:.2f}" for name in tops),
         )
     Console().print(table)

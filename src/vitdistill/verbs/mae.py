@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from vitdistill.data.recipes import Augment
+from vitdistill.errors import UserError
+from vitdistill.models.record import FULL
 from vitdistill.training.settings import Loader, Optim
 from vitdistill.verbs.common import Model, settings_of, start
-from vitdistill.verbs.pretraining import Positions, make_pretraining_student
+from vitdistill.verbs.pretraining import Positions, is_fresh, make_pretraining_student
 
 
 def mae(
@@ -50,7 +52,7 @@ def mae(
         decoder_depth: blocks of the decoder.
         decoder_heads: attention heads of the decoder.
         init: begin with encoder and decoder of a full MAE file (mae_pretrain_vit_base_full.pth, mae.safetensors of a
-            run) or of a run of this verb.
+            run) or of a run of this verb; `student` is then an architecture without weights.
         positions: fixed sine-cosine position embeddings, or learned ones; a loaded student keeps its own.
         epochs: passes over the training images.
         batch_size: images per device and step.
@@ -70,8 +72,11 @@ def mae(
         The content of the run's run.json.
     """
     arguments = dict(locals())
+    if init is not None:
+        _check_init(init, student, decoder_heads)
     run, source = start("mae", arguments, labels=False)
     from vitdistill.methods.mae import MAE
+    from vitdistill.models.heads import head_count
     from vitdistill.training.run import train
 
     encoder = make_pretraining_student(
@@ -87,10 +92,36 @@ def mae(
     )
     if init is not None:
         method.load_full(full_file(init))
+        heads = head_count(encoder, 0)  # the weights' own, whatever was asked for
+        _check_heads(init, "student_args.num_heads", (student_args or {}).get("num_heads", heads), heads)
     return train(method, source, run, settings_of(arguments, encoder, source), resume=resume)
 
 
 def full_file(spec: str) -> Path:
     """The file with encoder and decoder that `--init` names."""
     folder = Path(spec)
-    return folder / "mae.safetensors" if folder.is_dir() else folder
+    return folder / FULL if folder.is_dir() else folder
+
+
+def _check_init(init: str, student: Model, decoder_heads: int) -> None:
+    """Refuse weights that `--init` would overrule, and a decoder whose weights fit though its heads are others.
+
+    Raises:
+        UserError: with what to give in their place.
+    """
+    if isinstance(student, str) and not is_fresh(student, pretrained=False):
+        raise UserError(
+            "--init replaces the weights that --student brings",
+            student,
+            "Name the architecture alone, or leave --init out",
+        )
+    run = full_file(init).parent
+    if full_file(init).name == FULL and (run / "config.yaml").is_file():
+        from vitdistill.evaluation.loading import run_config
+
+        _check_heads(init, "decoder_heads", decoder_heads, run_config(run).get("decoder_heads", decoder_heads))
+
+
+def _check_heads(init: str, option: str, asked: int, trained: int) -> None:
+    if asked != trained:
+        raise UserError(f"{init} was trained with {trained} heads", f"--{option} {asked}", f"Use --{option} {trained}")

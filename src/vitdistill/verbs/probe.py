@@ -91,11 +91,11 @@ def probe(
         "images": len(val.labels),
         "unreadable": len(train.unreadable) + len(val.unreadable),
     }
-    _show(result, json)
+    _show(result, json, len(source.classes))
     return result
 
 
-def _show(result: dict[str, Any], as_json: bool) -> None:
+def _show(result: dict[str, Any], as_json: bool, classes: int) -> None:
     import json
 
     if as_json:
@@ -104,16 +104,19 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("model", "data", "images", "pool", "lr", "held-out %", "top-1 %", "top-5 %")
     held_out = result["held_out_top1"]
-    table.add_row(
-        result["model"],
-        result["data"],
-        str(result["images"]),
-        result["pool"],
-        f"{result['lr']:g}",
-        "-" if held_out is None else f"{held_out:.2f}",
-        f"{result['scores']['top1']:.2f}",
-        f"{result['scores']['top5']:.2f}",
-    )
+    columns = {
+        "model": result["model"],
+        "data": result["data"],
+        "images": str(result["images"]),
+        "pool": result["pool"],
+        "lr": f"{result['lr']:g}",
+        "held-out %": "-" if held_out is None else f"{held_out:.2f}",
+        "top-1 %": f"{result['scores']['top1']:.2f}",
+        "top-5 %": f"{result['scores']['top5']:.2f}",
+    }
+    if classes <= 5:  # always 100
+        del columns["top-5 %"]
+    table = Table(*columns)
+    table.add_row(*columns.values())
     Console().print(table)

@@ -1,6 +1,6 @@
 """`vitdistill supervised`: train without a teacher."""
 
-from typing import Any
+from typing import Any, Literal
 
 from vitdistill.data.recipes import Augment
 from vitdistill.training.settings import Loader, Optim
@@ -15,6 +15,8 @@ def supervised(
     epochs: int = 300,
     batch_size: int = 128,
     image_size: int | None = None,
+    stride: int | None = None,
+    sampling: Literal["dense", "uniform"] = "dense",
     drop_path: float = 0.1,
     pretrained: bool = False,
     student_args: dict[str, Any] | None = None,
@@ -37,6 +39,8 @@ def supervised(
         epochs: passes over the training images.
         batch_size: images per device and step.
         image_size: input size in pixels; by default the data's or the network's own.
+        stride: of videos: frames from one frame of a dense clip to the next; by default 4, and 1 for bundled clips.
+        sampling: of videos: dense takes a window of frames x stride, uniform one frame of each of so many equal parts.
         drop_path: stochastic depth rate of the last block; earlier blocks get less. A module object keeps its own.
         pretrained: start from timm's pretrained weights (downloads them).
         student_args: further arguments of the architecture, e.g. `--student_args.depth 6`.

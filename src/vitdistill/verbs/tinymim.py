@@ -95,6 +95,7 @@ def tinymim(
     """
     arguments = dict(locals())
     refuse_unused(
+        **{"student_args.drop_path_rate": ("drop_path_rate" in (student_args or {}), "--drop_path sets it")},
         relations=(relations != "qk+vv" and target != "relations", "--target relations"),
         softmax=(not softmax and target != "relations", "--target relations"),
         align_heads=(align_heads != "last" and target != "relations", "--target relations"),

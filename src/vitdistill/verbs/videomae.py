@@ -52,7 +52,7 @@ def videomae(
         decoder_width: channels of the decoder.
         decoder_depth: blocks of the decoder.
         decoder_heads: attention heads of the decoder.
-        positions: fixed table of encoder and decoder: VideoMAE's over all tokens in one row, or one over space and time,
+        positions: fixed table of encoder and decoder: VideoMAE's over all tokens in one row, or one of space and time,
             with which small networks learn sooner; a loaded student keeps its own.
         frames: of a clip; by default the data's or 16.
         stride: frames of the video from one frame of a dense clip to the next; by default 4, and 1 for bundled clips.
