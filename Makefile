@@ -34,6 +34,8 @@ check: install
 bench: install
 	$(BIN)/python benchmarks/maskedkd_step.py
 	$(BIN)/python benchmarks/tinymim_step.py
+	$(BIN)/python benchmarks/mvd_step.py
+	$(BIN)/python benchmarks/video_decode.py
 	$(BIN)/python benchmarks/digits_maskedkd.py
 	$(BIN)/python benchmarks/digits_tinymim.py
 

@@ -1,5 +1,6 @@
 """What the studies on small data share: runs over seeds in parallel, paired differences, verdicts, summaries."""
 
+import json
 import math
 import multiprocessing
 import statistics
@@ -19,21 +20,54 @@ RunOne = Callable[[str, int, int, str], dict[str, Any]]  # name, seed, epochs, f
 
 
 def run_all(
-    run_one: RunOne, names: list[str], seeds: int, jobs: int, epochs: int, shown: tuple[str, ...] = ("top1",)
+    run_one: RunOne,
+    names: list[str],
+    seeds: int,
+    jobs: int,
+    epochs: int,
+    shown: tuple[str, ...] = ("top1",),
+    kept: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """All runs, `jobs` at a time, each on one thread; prints the scores `shown` of each as it ends."""
-    results = []
+    """All runs, `jobs` at a time, each on one thread.
+
+    Args:
+        run_one: one run.
+        names: of the settings.
+        seeds: how many, from 0.
+        jobs: processes.
+        epochs: what `run_one` is told; a study with others has nothing in common with this one.
+        shown: scores to print of each run as it ends.
+        kept: file of finished runs, a line each; those that it already has are not run again.
+
+    Returns:
+        A row per run.
+    """
+    results = _finished(kept, names, seeds, epochs)
+    done = {(row["name"], row["seed"]) for row in results}
+    # Seeds outermost: an interruption leaves whole comparisons.
+    wanted = [(name, seed) for seed in range(seeds) for name in names if (name, seed) not in done]
+    total = len(done) + len(wanted)
     with tempfile.TemporaryDirectory() as folder:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-            # Seeds outermost: an interruption leaves whole comparisons.
-            runs = [pool.submit(run_one, name, seed, epochs, folder) for seed in range(seeds) for name in names]
-            for done in as_completed(runs):
-                results.append(done.result())
-                latest = results[-1]
-                scores = ", ".join(f"{key} {latest[key]:.2f}%" for key in shown)
-                print(f"[{len(results)}/{len(runs)}] {latest['name']}, seed {latest['seed']}: {scores}", flush=True)
+            runs = [pool.submit(run_one, name, seed, epochs, folder) for name, seed in wanted]
+            for run in as_completed(runs):
+                row = run.result()
+                results.append(row)
+                if kept is not None:
+                    with kept.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps({"study_epochs": epochs, **row}) + "\n")
+                scores = ", ".join(f"{key} {row[key]:.2f}%" for key in shown)
+                print(f"[{len(results)}/{total}] {row['name']}, seed {row['seed']}: {scores}", flush=True)
     return results
+
+
+def _finished(kept: Path | None, names: list[str], seeds: int, epochs: int) -> list[dict[str, Any]]:
+    """The rows of a file of finished runs that belong to this study."""
+    if kept is None or not kept.is_file():
+        return []
+    rows = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
+    return [row for row in rows if row.pop("study_epochs") == epochs and row["name"] in names and row["seed"] < seeds]
 
 
 def spread(values: list[float]) -> tuple[float, float]:

@@ -1,17 +1,23 @@
-"""Clips per second and core out of a video file, against a reader that decodes the whole file and resizes every frame.
+"""Clips per second and loader worker out of video files, against what a training step takes and a plain reader.
 
-    python benchmarks/video_decode.py            # writes benchmarks/results/video_decode_<machine>.{json,md}
-    python benchmarks/video_decode.py --smoke    # a one-second file, writes nothing
+    python benchmarks/video_decode.py            # a minute; writes benchmarks/results/video_decode_<machine>.{json,md}
+    python benchmarks/video_decode.py --smoke    # files of three seconds, writes nothing
 
 Dense clips of 16 frames with stride 4 at a random start, shorter edge 224, from a generated file of ten seconds,
 320 x 240, 25 frames/s: H.264 with a keyframe every 250 (x264's default) and every 12 frames where the encoder is
-there, else MPEG-4. Both readers open the file, decode in one thread and resize with swscale; they take turns.
-`--need` is the clips/s that a training step takes; the table then says how many loader workers feed it.
+there, else MPEG-4. Per file, all in one thread and taking turns:
+
+1. our reader and a plain one, which decodes the whole file and resizes every frame; both open the file every time;
+2. a loader worker's whole sample of pre-training: the same file opened, a random clip decoded, cropped and resized.
+
+What a step takes comes from the results of `mvd_step.py` beside this benchmark's, of every machine there, or from
+`--need`; the last table says how many workers feed it.
 """
 
 import argparse
 import json
 import math
+import random
 import tempfile
 from collections.abc import Callable
 from itertools import cycle
@@ -20,15 +26,17 @@ from typing import Any
 
 import av
 import numpy as np
+import torch
 
 from vitdistill.costing.measure import compare, hardware
-from vitdistill.data.clips import Sampling
+from vitdistill.data.clips import Sampling, pretrain_transform
 from vitdistill.data.video_decode import VideoFile
 
 WIDTH, HEIGHT, RATE = 320, 240, 25
 SHORT_SIDE = 224
 SAMPLING = Sampling(frames=16, stride=4)
-OURS, WHOLE = "VideoFile", "whole file, every frame resized"
+OURS, WHOLE = "VideoFile", "plain: whole file, every frame resized"
+WORKER = "loader worker, pre-training: VideoFile, multi-scale crop, resize to 224x224"
 STARTS = 8  # different starts, the same for both readers
 
 
@@ -71,14 +79,15 @@ def read_whole(path: str, frames: list[int]) -> np.ndarray:
 
 
 def measure(path: Path, seconds: int, repeats: int) -> dict[str, Any]:
-    """Milliseconds per clip of both readers on one file.
+    """Milliseconds per clip of both readers, and of a worker's sample, on one file.
 
     Raises:
         AssertionError: when the readers do not give the same pictures.
     """
     length = seconds * RATE
     starts = np.linspace(0, max(0, length - SAMPLING.needed), STARTS).astype(int)
-    clips = [np.minimum(start + np.arange(16) * 4, length - 1).tolist() for start in starts]
+    places = np.arange(SAMPLING.frames) * SAMPLING.stride
+    clips = [np.minimum(start + places, length - 1).tolist() for start in starts]
     for clip in (clips[0], clips[-1]):
         assert np.array_equal(read_ours(str(path), clip), read_whole(str(path), clip)), "readers differ"
 
@@ -86,10 +95,37 @@ def measure(path: Path, seconds: int, repeats: int) -> dict[str, Any]:
         order = cycle(clips)
         return lambda: read(str(path), next(order))
 
-    timings = compare({OURS: turn(read_ours), WHOLE: turn(read_whole)}, repeats, warmup=1)
-    rows = {name: {"median_ms": time.median_ms, "spread_ms": time.spread_ms} for name, time in timings.items()}
-    clips_per_s = {name: 1000 / row["median_ms"] for name, row in rows.items()}
-    return {"readers": rows, "clips_per_s": clips_per_s, "speedup": timings.ratio(WHOLE, OURS)}
+    transform = pretrain_transform(SHORT_SIDE, SAMPLING)
+    random.seed(0)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    work = {OURS: turn(read_ours), WHOLE: turn(read_whole), WORKER: lambda: transform(VideoFile(path))}
+    timings = compare(work, repeats, warmup=1)
+    return {
+        "readers": {
+            # Clips/s from the mean: starts late in a group of pictures take longer, and a worker meets all of them.
+            name: {
+                "median_ms": time.median_ms,
+                "spread_ms": time.spread_ms,
+                "clips_per_s": 1000 / float(np.mean(time.samples_ms)),
+            }
+            for name, time in timings.items()
+        },
+        "speedup": timings.ratio(WHOLE, OURS),
+    }
+
+
+def needs(folder: Path, given: float | None) -> dict[str, float]:
+    """Clips/s that steps take, by what they are: the given figure, else those of `mvd_step.py` in a folder."""
+    if given is not None:
+        return {"given": given}
+    found = {}
+    for path in sorted(folder.glob("mvd_step_*.json")):
+        measured = json.loads(path.read_text())
+        for part in measured["settings"]:
+            rate = part["training_step"]["candidates"]["ours"]["clips_per_s"]
+            found[f"{measured['machine']}, {part['label']}"] = rate
+    return found
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -98,37 +134,54 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         "# Decoding clips",
         "",
-        f"Clips of 16 frames, stride 4, shorter edge {SHORT_SIDE}, from {WIDTH}x{HEIGHT} files "
-        f"of {result['seconds']} s, {result['encoder']}; "
-        f"one thread of {facts['cpu']}; {result['repeats']} rounds.",
+        f"`python benchmarks/video_decode.py`. Clips of {SAMPLING.frames} frames, stride {SAMPLING.stride}, from "
+        f"{WIDTH}x{HEIGHT} files of {result['seconds']} s, {RATE} frames/s, {result['encoder']}; the readers resize to "
+        f"a shorter edge of {SHORT_SIDE}. One thread of {facts['cpu']}, PyAV {result['av']}; {result['repeats']} "
+        "rounds in which all take turns, with the same clips for both readers. Files come from memory (page cache), so "
+        "disks and networks are left out.",
         "",
-        "| keyframe every | reader | ms/clip (median) | spread | clips/s per core |"
-        + (" workers for the step |" if result["need"] else ""),
-        "|---|---|---|---|---|" + ("---|" if result["need"] else ""),
+        "| keyframe every | reader | ms/clip (median) | spread | clips/s per core |",
+        "|---|---|---:|---:|---:|",
     ]
     for gop, measured in result["files"].items():
-        for name, row in measured["readers"].items():
-            per_second = measured["clips_per_s"][name]
-            workers = f" {math.ceil(result['need'] / per_second)} |" if result["need"] else ""
-            times = f"{row['median_ms']:.1f} | {row['spread_ms']:.1f}"
-            lines.append(f"| {gop} frames | {name} | {times} | {per_second:.1f} |{workers}")
-        end = " |" if result["need"] else ""
-        lines.append(f"| {gop} frames | speed-up | {measured['speedup']:.1f}x | | |{end}")
-    if result["need"]:
-        lines += ["", f"The step takes {result['need']:g} clips/s."]
-    return "\n".join(lines) + "\n"
+        lines += [
+            f"| {gop} frames | {name} | {row['median_ms']:.1f} | {row['spread_ms']:.1f} | {row['clips_per_s']:.1f} |"
+            for name, row in measured["readers"].items()
+        ]
+        lines.append(f"| {gop} frames | VideoFile is faster by | {measured['speedup']:.1f}x | | |")
+    return "\n".join([*lines, "", *needs_table(result)]) + "\n"
+
+
+def needs_table(result: dict[str, Any]) -> list[str]:
+    """How many workers like these feed each step."""
+    if not result["needs"]:
+        return ["No results of `mvd_step.py` to compare with; `--need` gives the clips/s that a step takes."]
+    gops = list(result["files"])
+    lines = [
+        "What a training step with one mask per clip takes (`mvd_step.py`), and how many loader workers on cores like "
+        "this one feed it; on a CPU that trains, they take that share of its cores from the step:",
+        "",
+        "| step | clips/s | " + " | ".join(f"workers, keyframe every {gop}" for gop in gops) + " |",
+        "|---|---:|" + "---:|" * len(gops),
+    ]
+    for name, need in result["needs"].items():
+        busy = [need / result["files"][gop]["readers"][WORKER]["clips_per_s"] for gop in gops]
+        cells = " | ".join(f"{math.ceil(cores)} ({cores:.2f} busy)" for cores in busy)
+        lines.append(f"| {name} | {need:,.2f} | {cells} |")
+    return lines
 
 
 def main() -> None:
     """Parse the command line, measure, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=24, help="timed rounds")
-    parser.add_argument("--need", type=float, default=0.0, help="clips/s that a training step takes; 0: unknown")
+    parser.add_argument("--need", type=float, help="clips/s that a training step takes, instead of mvd_step's results")
     parser.add_argument("--machine", help="name of the machine in the file names")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
     parser.add_argument("--smoke", action="store_true", help="a short file and few rounds; print, write nothing")
     options = parser.parse_args()
 
+    torch.set_num_threads(1)  # as in a loader's worker
     seconds, repeats = (3, 2) if options.smoke else (10, options.repeats)
     facts = hardware()
     files, encoder = {}, ""
@@ -144,7 +197,7 @@ def main() -> None:
         "av": av.__version__,
         "seconds": seconds,
         "repeats": repeats,
-        "need": options.need,
+        "needs": needs(options.out, options.need),
         "files": files,
     }
     print(markdown(result))

@@ -1,5 +1,7 @@
 """The command line: options from signatures, and one clear line for bad input."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,17 @@ def test_unknown_verb_and_option_name_near_ones(capsys: pytest.CaptureFixture[st
     assert "--keap" in line and "'--keep'" in line
     line = error_line(["supervised", "--student", "x", "--data", "digits", "--out", "y", "--optim.lrr", "1"], capsys)
     assert "lrr" in line and "'--optim.lr'" in line
+
+
+def test_missing_data_is_refused_before_torch_is_loaded() -> None:
+    code = (
+        "import sys; from vitdistill.cli import main; status = main(sys.argv[1:]); assert 'torch' not in sys.modules; "
+    )
+    code += "sys.exit(status)"
+    for words in (["mae", "--data", "digit"], ["knn", "digits-teacher", "--data=digit"]):
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+        assert done.returncode == 2, done.stderr
+        assert "must be an existing folder or a bundled source" in done.stderr and "'digits'" in done.stderr
 
 
 def test_missing_and_ill_typed_options(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tiny import tiny
 from vitdistill.costing.macs import backbone_macs
 from vitdistill.errors import UserError
+from vitdistill.methods.feature_targets import TeacherFeatures
 from vitdistill.methods.mae import MAE
 from vitdistill.methods.maskedkd import MaskedKD
 from vitdistill.methods.method import Method, Pass
@@ -23,7 +24,6 @@ from vitdistill.methods.per_token import PerToken
 from vitdistill.methods.supervised import Supervised
 from vitdistill.methods.teacher import Teacher
 from vitdistill.methods.tinymim import PixelDecoder, TinyMIM
-from vitdistill.methods.video_targets import TeacherFeatures
 from vitdistill.methods.videomae import VideoMAE
 from vitdistill.models.build import build
 from vitdistill.models.video_vit import VideoViT, video_vit

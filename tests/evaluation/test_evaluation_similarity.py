@@ -25,8 +25,8 @@ from vitdistill.evaluation.similarity import (
     step_features,
     teachers_of,
 )
+from vitdistill.methods.feature_targets import TeacherFeatures
 from vitdistill.methods.teacher import Teacher
-from vitdistill.methods.video_targets import TeacherFeatures
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
 

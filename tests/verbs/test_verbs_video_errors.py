@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from vitdistill.cli import main
 from vitdistill.data.moving_digits import write_mp4
 from vitdistill.errors import UserError
+from vitdistill.methods.feature_targets import TeacherFeatures
 from vitdistill.methods.teacher import Teacher
-from vitdistill.methods.video_targets import TeacherFeatures
 from vitdistill.models.build import build
 from vitdistill.training.run_dir import RunDirectory
 

@@ -65,6 +65,16 @@ class VideoFile(Video):
         """
         return self._open().short_side
 
+    @property
+    def rate(self) -> float:
+        """Frames per second.
+
+        Raises:
+            OSError: as `length`.
+        """
+        stream = self._open()
+        return float(stream.per_second / stream.ticks)
+
     def read(self, frames: Sequence[int], short_side: int | None = None) -> UInt8[np.ndarray, "t height width 3"]:
         """Decode some frames, each once, in the order asked for; `short_side` is reached in one bilinear resize.
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from vitdistill.errors import UserError
+from vitdistill.methods.feature_targets import FeatureLoss, feature_targets
 from vitdistill.methods.mae import pixel_goal
 from vitdistill.methods.masked_modelling import Goal, MaskedModelling
 from vitdistill.methods.teacher import Teacher
-from vitdistill.methods.video_targets import FeatureLoss, TeacherFeatures
 from vitdistill.methods.videomae import GOAL as PIXELS
 from vitdistill.methods.videomae import cube_goal
 from vitdistill.models.backbone import Backbone
@@ -88,16 +88,19 @@ class MVD(MaskedModelling):
         if own is not None and (image_teacher is not None or video_teacher is not None):
             raise UserError("A bootstrapped teacher is the student's own average, so no other may be given")
         video_teacher = video_teacher if own is None else Teacher(own.backbone)
-        goals = {}
-        for name, teacher, weight in (
-            ("image", image_teacher, image_weight),
-            ("video", video_teacher, video_weight),
-        ):
-            if teacher is not None:
-                guest = _guest(teacher, student)
-                check_kind(name, guest.backbone)
-                target = TeacherFeatures(guest, student.grid, normalise=normalise, loss=loss)
-                goals[name] = Goal(target, _decoder(student, target.channels, decoder), weight)
+        targets = feature_targets(
+            student,
+            image_teacher=image_teacher,
+            video_teacher=video_teacher,
+            image_weight=image_weight,
+            video_weight=video_weight,
+            normalise=normalise,
+            loss=loss,
+        )
+        goals = {
+            name: Goal(target, _decoder(student, target.channels, decoder), weight)
+            for name, (target, weight) in targets.items()
+        }
         if not goals:
             raise UserError("MVD needs an image teacher, a video teacher, or both")
         if pixel_weight:
@@ -136,25 +139,6 @@ def _pixel_goal(student: Backbone, decoder: FeatureDecoder, weight: float) -> Go
     if isinstance(student, VideoViT):
         return cube_goal(student, True, *sizes, weight=weight)
     return pixel_goal(student, True, *sizes, weight=weight)
-
-
-def _guest(teacher: Teacher | Backbone | nn.Module, student: Backbone) -> Teacher:
-    return teacher if isinstance(teacher, Teacher) else Teacher(build(teacher), mean=student.mean, std=student.std)
-
-
-def check_kind(role: str, backbone: Backbone) -> None:
-    """An image teacher sees images, a video teacher clips.
-
-    Raises:
-        UserError: when it is the other kind.
-    """
-    is_video = isinstance(backbone, VideoViT)
-    if is_video != (role == "video"):
-        other = "video" if is_video else "image"
-        raise UserError(
-            f"The {role} teacher must see {role}s; {backbone.name} sees {'clips' if is_video else 'images'}",
-            remedy=f"Give it as the {other} teacher",
-        )
 
 
 def _decoder(student: Backbone, channels: int, options: FeatureDecoder) -> Decoder:

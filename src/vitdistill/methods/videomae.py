@@ -1,14 +1,20 @@
 """VideoMAE (Tong et al., NeurIPS 2022): masked modelling of a clip's own pixels under tube masks."""
 
-from torch import nn
+from collections.abc import Sequence
 
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitdistill.losses.features import mean_squared
 from vitdistill.methods.masked_modelling import Goal, MaskedModelling
-from vitdistill.methods.video_targets import Cubes
+from vitdistill.methods.targets import Target
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
 from vitdistill.models.decoder import Decoder
 from vitdistill.models.video_vit import VideoPositions, VideoViT, check_video
 from vitdistill.tokens.masking import Masking
+from vitdistill.types import TokenGrid
 
 GOAL = "pixels"
 
@@ -83,3 +89,51 @@ def cube_goal(
         drop_path=drop_path,
     )
     return Goal(target, decoder, weight)
+
+
+class Cubes(Target):
+    """A tubelet's own pixels in 0..1, or standardised per channel (VideoMAE)."""
+
+    def __init__(
+        self,
+        grid: TokenGrid,
+        cube: tuple[int, int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        normalise: bool = True,
+    ) -> None:
+        """
+        Args:
+            grid: tokens of a clip.
+            cube: frames, height and width of a token, in pixels.
+            mean: the statistics that clips are normalised with.
+            std: likewise.
+            normalise: standardise each channel of each cube by its own mean and deviation.
+        """
+        self.grid, self.cube, self.normalise = grid, cube, normalise
+        self._mean, self._std = torch.tensor(mean), torch.tensor(std)
+
+    @property
+    def channels(self) -> int:
+        return self.cube[0] * self.cube[1] * self.cube[2] * 3
+
+    def values(self, images: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b n c"]:
+        if self._mean.device != images.device:
+            self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
+        clips = images.float() * self._std.view(-1, 1, 1, 1) + self._mean.view(-1, 1, 1, 1)
+        cubes = cut(clips, self.grid)
+        if self.normalise:
+            variance, mean = torch.var_mean(cubes, dim=2, keepdim=True)
+            cubes = (cubes - mean) / (variance.sqrt() + 1e-6)  # epsilon outside the root, unlike MAE
+        return cubes.flatten(2)
+
+    def distance(self, prediction: Float[Tensor, "b r c"], values: Float[Tensor, "b r c"]) -> Float[Tensor, ""]:
+        return mean_squared(prediction, values)
+
+
+def cut(clips: Float[Tensor, "b ch t height width"], grid: TokenGrid) -> Float[Tensor, "b n p ch"]:
+    """Pixels per token in the order (frame, row, column), and per channel."""
+    b, channels, t, height, width = clips.shape
+    parts = clips.reshape(b, channels, grid.t, t // grid.t, grid.h, height // grid.h, grid.w, width // grid.w)
+    return parts.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(b, grid.count, -1, channels)

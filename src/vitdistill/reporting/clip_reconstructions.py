@@ -101,8 +101,7 @@ def reconstruct(
         kept: tokens that the encoder sees.
         masked: the others.
     """
-    from vitdistill.methods.video_targets import Cubes, cut
-    from vitdistill.methods.videomae import GOAL
+    from vitdistill.methods.videomae import GOAL, Cubes, cut
     from vitdistill.tokens.gather import restore, take
 
     student, target = method.student, method.targets[GOAL]

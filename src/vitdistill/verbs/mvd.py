@@ -102,10 +102,10 @@ def mvd(
     """
     arguments = dict(locals())
     run, source = start("mvd", arguments, labels=False)
+    from vitdistill.methods.feature_targets import feature_targets
     from vitdistill.methods.method import Method
-    from vitdistill.methods.mvd import MVD, check_kind
+    from vitdistill.methods.mvd import MVD
     from vitdistill.methods.per_token import PerToken
-    from vitdistill.methods.video_targets import TeacherFeatures
     from vitdistill.tokens.masking import Masking
     from vitdistill.training.run import train
 
@@ -138,13 +138,15 @@ def mvd(
     if per_token:
         if pixel_weight or bootstrap is not None:
             raise UserError("Per-token distillation masks nothing, so it has no pixel branch and no own average")
-        for name, guest in guests.items():
-            check_kind(name, guest.backbone)
-        weights = {"image": image_weight, "video": video_weight}
-        targets = {
-            name: (TeacherFeatures(guest, pupil.grid, normalise=normalise, loss=loss), weights[name])
-            for name, guest in guests.items()
-        }
+        targets = feature_targets(
+            pupil,
+            image_teacher=guests.get("image"),
+            video_teacher=guests.get("video"),
+            image_weight=image_weight,
+            video_weight=video_weight,
+            normalise=normalise,
+            loss=loss,
+        )
         method = PerToken(pupil, targets)
     else:
         method = MVD(

@@ -1,69 +1,22 @@
-"""Targets over clips: VideoMAE's cubes of pixels, and features of image and video teachers (MVD)."""
+"""Features of image and video teachers as targets (MVD): of masked features, and of per-token distillation."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitdistill.errors import UserError
-from vitdistill.losses.features import mean_squared
 from vitdistill.methods.method import Pass
 from vitdistill.methods.targets import Target
 from vitdistill.methods.teacher import Teacher
+from vitdistill.models.backbone import Backbone
+from vitdistill.models.build import build
+from vitdistill.models.video_vit import VideoViT
 from vitdistill.types import Capture, TokenGrid
 
 FeatureLoss = Literal["smooth_l1", "l1", "l2"]
-
-
-class Cubes(Target):
-    """A tubelet's own pixels in 0..1, or standardised per channel (VideoMAE)."""
-
-    def __init__(
-        self,
-        grid: TokenGrid,
-        cube: tuple[int, int, int],
-        mean: Sequence[float],
-        std: Sequence[float],
-        *,
-        normalise: bool = True,
-    ) -> None:
-        """
-        Args:
-            grid: tokens of a clip.
-            cube: frames, height and width of a token, in pixels.
-            mean: the statistics that clips are normalised with.
-            std: likewise.
-            normalise: standardise each channel of each cube by its own mean and deviation.
-        """
-        self.grid, self.cube, self.normalise = grid, cube, normalise
-        self._mean, self._std = torch.tensor(mean), torch.tensor(std)
-
-    @property
-    def channels(self) -> int:
-        return self.cube[0] * self.cube[1] * self.cube[2] * 3
-
-    def values(self, images: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b n c"]:
-        if self._mean.device != images.device:
-            self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
-        clips = images.float() * self._std.view(-1, 1, 1, 1) + self._mean.view(-1, 1, 1, 1)
-        cubes = cut(clips, self.grid)
-        if self.normalise:
-            variance, mean = torch.var_mean(cubes, dim=2, keepdim=True)
-            cubes = (cubes - mean) / (variance.sqrt() + 1e-6)  # epsilon outside the root, unlike MAE
-        return cubes.flatten(2)
-
-    def distance(self, prediction: Float[Tensor, "b r c"], values: Float[Tensor, "b r c"]) -> Float[Tensor, ""]:
-        return mean_squared(prediction, values)
-
-
-def cut(clips: Float[Tensor, "b ch t height width"], grid: TokenGrid) -> Float[Tensor, "b n p ch"]:
-    """Pixels per token in the order (frame, row, column), and per channel."""
-    b, channels, t, height, width = clips.shape
-    parts = clips.reshape(b, channels, grid.t, t // grid.t, grid.h, height // grid.h, grid.w, width // grid.w)
-    return parts.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(b, grid.count, -1, channels)
 
 
 class TeacherFeatures(Target):
@@ -144,3 +97,56 @@ class TeacherFeatures(Target):
         losses = {"smooth_l1": F.smooth_l1_loss, "l1": F.l1_loss, "l2": F.mse_loss}
         with torch.autocast(prediction.device.type, enabled=False):
             return losses[self.loss](prediction.float(), values)
+
+
+def feature_targets(
+    student: Backbone,
+    *,
+    image_teacher: Teacher | Backbone | nn.Module | None,
+    video_teacher: Teacher | Backbone | nn.Module | None,
+    image_weight: float = 1.0,
+    video_weight: float = 1.0,
+    normalise: bool = False,
+    loss: FeatureLoss = "smooth_l1",
+) -> dict[str, tuple[TeacherFeatures, float]]:
+    """The features of an image teacher, a video teacher or both, by role and with their weights.
+
+    Args:
+        student: whose tokens are predicted.
+        image_teacher: sees the first frame of each tubelet; None leaves it out.
+        video_teacher: sees the whole clip; None leaves it out.
+        image_weight: of the image teacher's loss.
+        video_weight: of the video teacher's loss.
+        normalise: see `TeacherFeatures`.
+        loss: see `TeacherFeatures`.
+
+    Raises:
+        UserError: when a teacher is of the other kind, or its tokens cannot be matched with the student's.
+    """
+    roles = {"image": (image_teacher, image_weight), "video": (video_teacher, video_weight)}
+    targets = {}
+    for role, (teacher, weight) in roles.items():
+        if teacher is not None:
+            guest = _guest(teacher, student)
+            check_kind(role, guest.backbone)
+            targets[role] = TeacherFeatures(guest, student.grid, normalise=normalise, loss=loss), weight
+    return targets
+
+
+def _guest(teacher: Teacher | Backbone | nn.Module, student: Backbone) -> Teacher:
+    return teacher if isinstance(teacher, Teacher) else Teacher(build(teacher), mean=student.mean, std=student.std)
+
+
+def check_kind(role: str, backbone: Backbone) -> None:
+    """An image teacher sees images, a video teacher clips.
+
+    Raises:
+        UserError: when it is the other kind.
+    """
+    is_video = isinstance(backbone, VideoViT)
+    if is_video != (role == "video"):
+        other = "video" if is_video else "image"
+        raise UserError(
+            f"The {role} teacher must see {role}s; {backbone.name} sees {'clips' if is_video else 'images'}",
+            remedy=f"Give it as the {other} teacher",
+        )
