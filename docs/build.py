@@ -20,6 +20,7 @@ ORDER = (
     "maskedkd",
     "tinymim",
     "video",
+    "detection",
     "mae",
     "evaluation",
     "data",

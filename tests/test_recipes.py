@@ -251,8 +251,8 @@ def test_video_pre_training_has_the_papers_batch_and_rate(path: Path) -> None:
     optim = training["optim"]
     assert global_batch(training) == (512 if path in MVDS and path.stem[4] in "lh" else 1024)
     assert optim["lr"] / optim["lr_batch"] == pytest.approx(1.5e-4 / 256)
-    scaled = 1e-4 * global_batch(training) / 256
-    assert optim["min_lr"] == pytest.approx(scaled if training["epochs"] == 400 else 1e-5)
+    floor = (1e-4 if training["epochs"] == 400 else 1e-5) * global_batch(training) / 256
+    assert optim["min_lr"] == pytest.approx(floor if path in MVDS else 1e-5)
     assert (training["mask_ratio"], training["mask"], training["stride"]) == (0.9, "tube", 4)
     assert training["augment"]["recipe"] == "pretrain"
 
@@ -287,7 +287,10 @@ def test_action_recognition_starts_from_a_recipe_and_is_tested_with_the_papers_v
     motion = path.stem.endswith("ssv2")
     assert training["sampling"] == ("uniform" if motion else "dense")
     assert training["augment"]["hflip"] == (0 if motion else 0.5) and training["augment"]["repeats"] == 2
-    assert global_batch(training) == 256
+    # Two clips of each video are two samples of the batch, and an epoch is as many samples as there are videos.
+    assert global_batch(training) == 256 and training["optim"]["lr_batch"] == 512
+    passes = re.search(r"are (\d+) passes over the videos", header(path))
+    assert passes and training["epochs"] == 2 * int(passes[1])
     name, test = parsed(stated(path, "test"))
     assert name == "evaluate" and test["model"] == training["out"]
     assert (test["clips"], test["crops"]) == (2 if motion else 5, 3)

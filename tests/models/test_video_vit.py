@@ -128,6 +128,19 @@ def test_videomae_s_files_bring_their_own_positions(prefix: str, clips: torch.Te
         build(f"{NAME}@{tmp_path / 'videomae.pth'}", args={**SMALL, "positions": "sincos_3d"})
 
 
+@pytest.mark.parametrize("positions", ["sincos_3d", "sinusoid_1d"])
+def test_fine_tuned_files_must_be_told_apart(positions: str, clips: torch.Tensor, tmp_path: Path) -> None:
+    """The authors' fine-tuning code keeps its table out of the file, whichever it is."""
+    original = randomised(build(NAME, args={**SMALL, "num_classes": 4, "positions": positions}))
+    official = {k: v for k, v in split_biases(original.net.state_dict()).items() if k != "pos_embed"}
+    torch.save({"module": official}, tmp_path / "tuned.pth")
+    file = f"{NAME}@{tmp_path / 'tuned.pth'}"
+    with pytest.raises(UserError, match="does not say which positions.*sincos_3d for MVD's"):
+        build(file, args=SMALL)
+    loaded = build(file, args={**SMALL, "positions": positions})
+    assert torch.equal(loaded(clips).logits, original(clips).logits)
+
+
 def test_mvd_s_files_hold_their_table(clips: torch.Tensor, tmp_path: Path) -> None:
     original = randomised(build(NAME, args={**SMALL, "num_classes": 0}))
     state = original.net.state_dict()

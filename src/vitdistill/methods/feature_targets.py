@@ -82,12 +82,6 @@ class TeacherFeatures(Target):
         if self.sees_frames and images.ndim == 5:
             step = images.shape[2] // self.grid.t
             seen = images[:, :, ::step].transpose(1, 2).flatten(0, 1)  # sent through as so many images
-        elif images.ndim == 5 and images.shape[2] != self.teacher.backbone.input_shape[1]:
-            raise UserError(
-                "Student and video teacher must see the same frames in tubelets of the same length",
-                f"clips of {images.shape[2]} frames, and {self.teacher.backbone.input_shape[1]} for the teacher",
-                "Give both the same tubelet",
-            )
         output = self.teacher(seen, capture=self._capture)
         features = output.hidden[self._capture.hidden[0]][:, self.teacher.backbone.prefix :].float()
         features = features.reshape(len(images), self.grid.count, -1)
@@ -129,6 +123,7 @@ def feature_targets(
         if teacher is not None:
             guest = _guest(teacher, student)
             check_kind(role, guest.backbone)
+            _check_frames(student, guest.backbone)
             targets[role] = TeacherFeatures(guest, student.grid, normalise=normalise, loss=loss), weight
     return targets
 
@@ -149,4 +144,13 @@ def check_kind(role: str, backbone: Backbone) -> None:
         raise UserError(
             f"The {role} teacher must see {role}s; {backbone.name} sees {'clips' if is_video else 'images'}",
             remedy=f"Give it as the {other} teacher",
+        )
+
+
+def _check_frames(student: Backbone, teacher: Backbone) -> None:
+    if isinstance(student, VideoViT) and isinstance(teacher, VideoViT) and student.frames != teacher.frames:
+        raise UserError(
+            "Student and video teacher must see the same frames in tubelets of the same length",
+            f"clips of {student.frames} frames, and {teacher.frames} for the teacher",
+            "Give both the same frames and the same tubelet",
         )

@@ -110,7 +110,14 @@ def _record_of_full(path: Path) -> ModelRecord | None:
 
 
 def pixel_goal(
-    student: Backbone, norm_pix: bool, width: int, depth: int, heads: int, mlp_ratio: float = 4.0, weight: float = 1.0
+    student: Backbone,
+    norm_pix: bool,
+    width: int,
+    depth: int,
+    heads: int,
+    mlp_ratio: float = 4.0,
+    weight: float = 1.0,
+    drop_path: float = 0.0,
 ) -> Goal:
     """Pixels of the student's patches with a decoder of their own."""
     grid = student.grid
@@ -125,5 +132,6 @@ def pixel_goal(
         depth=depth,
         heads=heads,
         mlp_ratio=mlp_ratio,
+        drop_path=drop_path,
     )
     return Goal(target, decoder, weight)

@@ -116,9 +116,9 @@ class MaskedModelling(Method):
         for name, target in self.targets.items():
             with self.clock("teacher") if target.teachers else nullcontext(), torch.no_grad():
                 values = target.values(images)
-            if len(masked) != len(values):  # row i * r + j of the masks is mask j of input i
-                values = values.repeat_interleave(len(masked) // len(values), dim=0)
-            terms[name] = target.distance(self.decoders[name](tokens, kept, masked), take(values, masked))
+            # Row i * r + j of the masks is mask j of input i: all masks of an input pick from one copy of its values.
+            wanted = take(values, masked.reshape(len(values), -1)).reshape(*masked.shape, -1)
+            terms[name] = target.distance(self.decoders[name](tokens, kept, masked), wanted)
         return terms
 
 

@@ -137,8 +137,10 @@ class Average(nn.Module):
 def _pixel_goal(student: Backbone, decoder: FeatureDecoder, weight: float) -> Goal:
     sizes = (decoder.width, decoder.depth, decoder.heads, decoder.mlp_ratio)
     if isinstance(student, VideoViT):
-        return cube_goal(student, True, *sizes, weight=weight)
-    return pixel_goal(student, True, *sizes, weight=weight)
+        return cube_goal(
+            student, True, *sizes, weight=weight, positions="sincos_3d", embed_bias=True, drop_path=decoder.drop_path
+        )
+    return pixel_goal(student, True, *sizes, weight=weight, drop_path=decoder.drop_path)
 
 
 def _decoder(student: Backbone, channels: int, options: FeatureDecoder) -> Decoder:

@@ -68,9 +68,10 @@ def cube_goal(
     *,
     weight: float = 1.0,
     positions: VideoPositions = "sinusoid_1d",
+    embed_bias: bool = False,
     drop_path: float = 0.0,
 ) -> Goal:
-    """Pixels of the student's tubelets with VideoMAE's decoder."""
+    """Pixels of the student's tubelets with VideoMAE's decoder, or with another's positions and embedding."""
     grid = student.grid
     cube = (student.tubelet, student.image_size[0] // grid.h, student.image_size[1] // grid.w)
     target = Cubes(grid, cube, student.mean, student.std, normalise=norm_pix)
@@ -84,7 +85,7 @@ def cube_goal(
         heads=heads,
         mlp_ratio=mlp_ratio,
         positions=positions,
-        embed_bias=False,
+        embed_bias=embed_bias,
         key_bias=False,
         drop_path=drop_path,
     )

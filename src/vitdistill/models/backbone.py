@@ -150,8 +150,6 @@ class Backbone(nn.Module, ABC):
             )
         tokens = self.embed(images)
         if keep is not None:
-            if len(keep) != len(tokens):  # several selections of each input share its embedding
-                tokens = tokens.repeat_interleave(len(keep) // len(tokens), dim=0)
             tokens = keep_patches(tokens, keep, prefix=self.prefix)
         output = BackboneOutput()
         with self._reading(capture, output):

@@ -79,22 +79,37 @@ def is_foreign(weights: dict[str, Tensor]) -> bool:
 def arguments_for(weights: dict[str, Tensor], args: dict[str, Any]) -> dict[str, Any]:
     """The architecture's arguments with what foreign weights of a video ViT decide: positions, and where it normalises.
 
-    VideoMAE's files and Hugging Face's hold no position table and go with sinusoid_1d; MVD's hold theirs, sincos_3d.
+    VideoMAE's files and Hugging Face's hold no position table and go with sinusoid_1d; MVD's pre-trained ones hold
+    theirs, sincos_3d. Files of fine-tuned networks under the authors' names hold none and look alike, so they must be
+    told apart by the user.
 
     Args:
         weights: as they come in the file.
         args: what the user asked for.
 
     Raises:
-        UserError: when the user asked for other positions than the file goes with.
+        UserError: when the user asked for other positions than the file goes with, or names none where it cannot tell.
     """
     if not is_foreign(weights):
         return args
-    found = "sincos_3d" if "pos_embed" in weights else "sinusoid_1d"
-    asked = args.get("positions", found)
-    if asked != found:
+    asked = args.get("positions")
+    found = _positions_of(weights) or asked
+    if found is None:
+        raise UserError(
+            "A fine-tuned video file does not say which positions it goes with",
+            remedy="Set positions among the architecture's arguments: sincos_3d for MVD's, sinusoid_1d for VideoMAE's",
+        )
+    if asked not in (None, found):
         raise UserError(f"These weights were trained with the positions {found}", asked, "Leave positions out")
     return {"fc_norm": any(name.startswith("fc_norm.") for name in weights), **args, "positions": found}
+
+
+def _positions_of(weights: dict[str, Tensor]) -> str | None:
+    """The positions that a foreign file goes with; None where it cannot tell."""
+    if "pos_embed" in weights:
+        return "sincos_3d"
+    tuned = any(name.startswith(("head.", "fc_norm.")) for name in weights)
+    return None if tuned and not is_hugging_face(weights) else "sinusoid_1d"
 
 
 def for_video(weights: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:

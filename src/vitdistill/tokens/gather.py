@@ -5,10 +5,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def keep_patches(tokens: Float[Tensor, "b m d"], keep: Int[Tensor, "b k"], prefix: int = 0) -> Float[Tensor, "b pk d"]:
-    """The prefix tokens followed by the patches in `keep` (patch coordinates), in the order given."""
-    patches = take(tokens[:, prefix:], keep)
-    return torch.cat((tokens[:, :prefix], patches), dim=1) if prefix else patches
+def keep_patches(
+    tokens: Float[Tensor, "b m d"], keep: Int[Tensor, "bs k"], prefix: int = 0
+) -> Float[Tensor, "bs pk d"]:
+    """The prefix tokens followed by the patches in `keep` (patch coordinates), in the order given.
+
+    Args:
+        tokens: of every sample, prefix first.
+        keep: one selection per sample, or the same number of selections of each, those of the first sample first.
+        prefix: prefix tokens.
+    """
+    # One gather for all selections of a sample, so that its tokens are not copied for each.
+    patches = take(tokens[:, prefix:], keep.reshape(len(tokens), -1)).reshape(*keep.shape, tokens.shape[-1])
+    if not prefix:
+        return patches
+    return torch.cat((tokens[:, :prefix].repeat_interleave(len(keep) // len(tokens), dim=0), patches), dim=1)
 
 
 def take(patches: Float[Tensor, "b n d"], keep: Int[Tensor, "b k"]) -> Float[Tensor, "b k d"]:

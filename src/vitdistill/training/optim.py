@@ -45,8 +45,9 @@ def plan_groups(method: Method, optim: Optim) -> list[Group]:
     ]
     planned = {name for group in groups for name in group.names}
     rest = [(name, p) for name, p in method.named_parameters() if p.requires_grad and name not in planned]
-    groups.append(Group([name for name, p in rest if p.ndim > 1], {"weight_decay": optim.weight_decay}))
-    groups.append(Group([name for name, p in rest if p.ndim <= 1], {"weight_decay": 0.0}))
+    decayed = {name for name, p in rest if p.ndim > 1 and not name.endswith("_token")}
+    groups.append(Group([name for name, _ in rest if name in decayed], {"weight_decay": optim.weight_decay}))
+    groups.append(Group([name for name, _ in rest if name not in decayed], {"weight_decay": 0.0}))
     return [group for group in groups if group.names]
 
 

@@ -74,8 +74,8 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
     """
     settings.check()
     _warn_about_warmup(settings)
+    parts = _assemble(method, source, run, settings)  # whatever refuses does so before an earlier run is replaced
     run.begin()
-    parts = _assemble(method, source, run, settings)
     checkpoint = run.last if resume and run.last.is_file() else None
     if is_first_process():
         _write_record(method, source, run)
@@ -87,6 +87,7 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
     run.update(
         student=describe(method.student),
         teacher=describe(method.teachers[0].backbone) if method.teachers else None,
+        teachers=[describe(teacher.backbone) for teacher in method.teachers],
         data={
             "name": source.name,
             "train_images": len(source.train),

@@ -47,10 +47,10 @@ def pretraining(epochs: int) -> dict[str, Any]:
     }
 
 
-def tuning() -> dict[str, Any]:
+def tuning(epochs: int = FINETUNE_EPOCHS) -> dict[str, Any]:
     """What all fine-tuning shares, with and without pre-training."""
     return {
-        "epochs": FINETUNE_EPOCHS,
+        "epochs": epochs,
         "batch_size": 16,
         "drop_path": 0.0,
         "augment": Augment(recipe="none"),
