@@ -5,17 +5,14 @@ and several targets are co-teaching.
 """
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitdistill.errors import UserError
-from vitdistill.methods.method import Method, Pass
-from vitdistill.methods.targets import Target
-from vitdistill.methods.teacher import Teacher
+from vitdistill.methods.method import Pass
+from vitdistill.methods.targets import Target, TargetMethod
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
 from vitdistill.models.decoder import Decoder
@@ -33,10 +30,8 @@ class Goal:
     weight: float = 1.0
 
 
-class MaskedModelling(Method):
+class MaskedModelling(TargetMethod):
     """Sum over targets of weight * distance(decoder(encoder(visible patches)), target), over the masked patches."""
-
-    uses_labels = False
 
     def __init__(
         self,
@@ -57,31 +52,20 @@ class MaskedModelling(Method):
             UserError: when patches cannot be left out, the decoders would get tokens without a final norm, there is no
                 goal, or the ratio leaves nothing to do.
         """
-        super().__init__(build(student))
+        super().__init__(build(student), {name: (goal.target, goal.weight) for name, goal in goals.items()})
         if not self.student.maskable:
             raise UserError(f"{self.student.name} cannot leave out patches", remedy="Choose a ViT or DeiT")
         check_final_norm(self.student)
-        if not goals:
-            raise UserError("Masked modelling needs at least one target")
         if masks_per_clip < 1:
             raise UserError("masks_per_clip must be at least 1", masks_per_clip)
         self.masking, self.masks_per_clip = masking, masks_per_clip
         self.visible: int = masking.visible(self.student.grid)  # refuses impossible ratios
         self.decoders = nn.ModuleDict({name: goal.decoder for name, goal in goals.items()})
-        self.targets = {name: goal.target for name, goal in goals.items()}
-        self.weights = {name: goal.weight for name, goal in goals.items()}
         freeze_head(self.student)
-
-    @property
-    def teachers(self) -> list[Teacher]:
-        return [teacher for target in self.targets.values() for teacher in target.teachers]
 
     def student_passes(self, progress: float) -> list[Pass]:
         first = Pass(self.student, self.visible)
         return [first, first._replace(times=self.masks_per_clip - 1, embeds=False)]
-
-    def teacher_passes(self) -> list[Pass]:
-        return [one for target in self.targets.values() for one in target.passes()]
 
     def forward(
         self,
@@ -93,9 +77,7 @@ class MaskedModelling(Method):
         kept, masked = self.masking.draw(rows, self.student.grid, device=images.device)
         tokens = self.student(images, keep=kept).tokens
         assert tokens is not None
-        terms = self.losses(images, tokens, kept, masked)
-        loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
-        return StepOutput(loss=loss, terms={name: term.detach() for name, term in terms.items()})
+        return self.weighted(self.losses(images, tokens, kept, masked))
 
     def losses(
         self,
@@ -114,8 +96,7 @@ class MaskedModelling(Method):
         """
         terms = {}
         for name, target in self.targets.items():
-            with self.clock("teacher") if target.teachers else nullcontext(), torch.no_grad():
-                values = target.values(images)
+            values = self.values(target, images)
             # Row i * r + j of the masks is mask j of input i: all masks of an input pick from one copy of its values.
             wanted = take(values, masked.reshape(len(values), -1)).reshape(*masked.shape, -1)
             terms[name] = target.distance(self.decoders[name](tokens, kept, masked), wanted)

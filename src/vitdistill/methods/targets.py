@@ -1,18 +1,21 @@
-"""What a masked model predicts: a target gives the values to predict at masked patches, and how far a prediction is.
+"""What a student predicts: a target gives the values to predict at patches, and how far a prediction is.
 
-To add a target: subclass `Target` here or in a file of its own; `MaskedModelling` takes any list of them.
+To add a target: subclass `Target` in a file of its own; `MaskedModelling` takes any list of them.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import nullcontext
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitdistill.losses.features import mean_squared
-from vitdistill.methods.method import Pass
+from vitdistill.errors import UserError
+from vitdistill.methods.method import Method, Pass
 from vitdistill.methods.teacher import Teacher
-from vitdistill.types import TokenGrid
+from vitdistill.models.backbone import Backbone
+from vitdistill.types import StepOutput
 
 
 class Target(ABC):
@@ -41,45 +44,40 @@ class Target(ABC):
         """The loss."""
 
 
-class Pixels(Target):
-    """The patches' own pixels (MAE)."""
+class TargetMethod(Method):
+    """A student that predicts targets: the weighted sum of their distances. What it sees, and from what it predicts
+    them, is a subclass's matter."""
 
-    def __init__(self, grid: TokenGrid, patch: tuple[int, int], *, normalise: bool = True) -> None:
+    uses_labels = False
+
+    def __init__(self, student: Backbone, targets: Mapping[str, tuple[Target, float]]) -> None:
         """
         Args:
-            grid: patches of an image.
-            patch: height and width of a patch, in pixels.
-            normalise: standardise each patch by its own mean and deviation over all p*p*3 values.
+            student: the network.
+            targets: by the name under which each loss is reported, with its weight.
+
+        Raises:
+            UserError: when there is no target.
         """
-        self.grid, self.patch, self.normalise = grid, patch, normalise
+        super().__init__(student)
+        if not targets:
+            raise UserError("At least one target is needed")
+        self.targets = {name: target for name, (target, _) in targets.items()}
+        self.weights = {name: weight for name, (_, weight) in targets.items()}
 
     @property
-    def channels(self) -> int:
-        return self.patch[0] * self.patch[1] * 3
+    def teachers(self) -> list[Teacher]:
+        return [teacher for target in self.targets.values() for teacher in target.teachers]
 
-    def values(self, images: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b n c"]:
-        pixels = patchify(images.float(), self.grid)
-        return standardised(pixels) if self.normalise else pixels
+    def teacher_passes(self) -> list[Pass]:
+        return [one for target in self.targets.values() for one in target.passes()]
 
-    def distance(self, prediction: Float[Tensor, "b r c"], values: Float[Tensor, "b r c"]) -> Float[Tensor, ""]:
-        return mean_squared(prediction, values)
+    def values(self, target: Target, images: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b n c"]:
+        """A target at every patch, on the teacher's clock where it has one."""
+        with self.clock("teacher") if target.teachers else nullcontext(), torch.no_grad():
+            return target.values(images)
 
-
-def patchify(images: Float[Tensor, "b ch height width"], grid: TokenGrid) -> Float[Tensor, "b n c"]:
-    """Pixels per patch in the order (row, column, channel), channel fastest."""
-    b, channels, height, width = images.shape
-    cut = images.reshape(b, channels, grid.h, height // grid.h, grid.w, width // grid.w)
-    return cut.permute(0, 2, 4, 3, 5, 1).reshape(b, grid.count, -1)
-
-
-def unpatchify(pixels: Float[Tensor, "b n c"], grid: TokenGrid, patch: tuple[int, int]) -> Float[Tensor, "b ch h w"]:
-    """The inverse of `patchify`."""
-    b = len(pixels)
-    cut = pixels.reshape(b, grid.h, grid.w, *patch, -1)
-    return cut.permute(0, 5, 1, 3, 2, 4).reshape(b, -1, grid.h * patch[0], grid.w * patch[1])
-
-
-def standardised(pixels: Float[Tensor, "b r c"]) -> Float[Tensor, "b r c"]:
-    """(x - mean) / sqrt(var + 1e-6) per patch, unbiased variance, epsilon inside the root (MAE)."""
-    variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)
-    return (pixels - mean) / (variance + 1e-6).sqrt()
+    def weighted(self, terms: Mapping[str, Float[Tensor, ""]]) -> StepOutput:
+        """The step's output for every target's own loss."""
+        loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+        return StepOutput(loss=loss, terms={name: term.detach() for name, term in terms.items()})

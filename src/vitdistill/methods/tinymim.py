@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from vitdistill.data.jitter import color_jitter
 from vitdistill.errors import UserError, near
 from vitdistill.methods.imitation import ClassToken, Features, Imitation, Relations
-from vitdistill.methods.mae import GOAL, pixel_goal
+from vitdistill.methods.mae import GOAL, Pixels, pixel_goal
 from vitdistill.methods.masked_modelling import check_final_norm, freeze_head
 from vitdistill.methods.method import Method, Pass
-from vitdistill.methods.targets import Pixels
 from vitdistill.methods.teacher import Teacher
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitdistill.losses.features import mean_squared
@@ -13,6 +13,7 @@ from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
 from vitdistill.models.decoder import Decoder
 from vitdistill.models.video_vit import VideoPositions, VideoViT, check_video
+from vitdistill.tokens.gather import restore, take
 from vitdistill.tokens.masking import Masking
 from vitdistill.types import TokenGrid
 
@@ -56,6 +57,33 @@ class VideoMAE(MaskedModelling):
         sizes = (decoder_width, decoder_depth, decoder_heads, decoder_mlp_ratio)
         goal = cube_goal(student, norm_pix, *sizes, positions=positions, drop_path=drop_path)
         super().__init__(student, {GOAL: goal}, masking=masking, masks_per_clip=masks_per_clip)
+
+    def reconstruct(
+        self,
+        clips: Float[Tensor, "b ch t height width"],
+        kept: Int[Tensor, "b k"],
+        masked: Int[Tensor, "b r"],
+    ) -> Float[Tensor, "b ch t height width"]:
+        """The clips with their masked tubelets predicted, normalised as they came.
+
+        Under `norm_pix` each predicted tubelet is given the true one's mean and deviation per channel, which the method
+        does not predict (as in VideoMAE's own pictures).
+
+        Args:
+            clips: normalised with the student's statistics.
+            kept: tokens that the encoder sees.
+            masked: the others.
+        """
+        target, grid = self.targets[GOAL], self.student.grid
+        assert isinstance(target, Cubes)
+        cubes = cut(target.pixels(clips), grid)
+        everything = cubes.flatten(2)
+        predicted = self.decoders[GOAL](self.student(clips, keep=kept).tokens, kept, masked).to(everything.dtype)
+        if target.normalise:
+            mean, deviation = statistics(take(everything, masked).unflatten(2, cubes.shape[2:]))
+            predicted = (predicted.unflatten(2, cubes.shape[2:]) * deviation + mean).flatten(2)
+        whole = join(restore(predicted, masked, everything), grid, clips.shape)
+        return target.normalised(whole)
 
 
 def cube_goal(
@@ -120,14 +148,26 @@ class Cubes(Target):
         return self.cube[0] * self.cube[1] * self.cube[2] * 3
 
     def values(self, images: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b n c"]:
-        if self._mean.device != images.device:
-            self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
-        clips = images.float() * self._std.view(-1, 1, 1, 1) + self._mean.view(-1, 1, 1, 1)
-        cubes = cut(clips, self.grid)
+        cubes = cut(self.pixels(images), self.grid)
         if self.normalise:
-            variance, mean = torch.var_mean(cubes, dim=2, keepdim=True)
-            cubes = (cubes - mean) / (variance.sqrt() + 1e-6)  # epsilon outside the root, unlike MAE
+            mean, deviation = statistics(cubes)
+            cubes = (cubes - mean) / deviation
         return cubes.flatten(2)
+
+    def pixels(self, clips: Float[Tensor, "b ch t height width"]) -> Float[Tensor, "b ch t height width"]:
+        """Clips in 0..1 again."""
+        mean, std = self._statistics(clips.device)
+        return clips.float() * std + mean
+
+    def normalised(self, clips: Float[Tensor, "b ch t height width"]) -> Float[Tensor, "b ch t height width"]:
+        """The inverse of `pixels`."""
+        mean, std = self._statistics(clips.device)
+        return (clips - mean) / std
+
+    def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if self._mean.device != device:
+            self._mean, self._std = self._mean.to(device), self._std.to(device)
+        return self._mean.view(-1, 1, 1, 1), self._std.view(-1, 1, 1, 1)
 
     def distance(self, prediction: Float[Tensor, "b r c"], values: Float[Tensor, "b r c"]) -> Float[Tensor, ""]:
         return mean_squared(prediction, values)
@@ -138,3 +178,17 @@ def cut(clips: Float[Tensor, "b ch t height width"], grid: TokenGrid) -> Float[T
     b, channels, t, height, width = clips.shape
     parts = clips.reshape(b, channels, grid.t, t // grid.t, grid.h, height // grid.h, grid.w, width // grid.w)
     return parts.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(b, grid.count, -1, channels)
+
+
+def join(pixels: Float[Tensor, "b n c"], grid: TokenGrid, shape: Sequence[int]) -> Float[Tensor, "b ch t h w"]:
+    """The inverse of `cut`: pixels per token, channel fastest, as clips of a shape again."""
+    b, channels, t, height, width = shape
+    cube = t // grid.t, height // grid.h, width // grid.w
+    parts = pixels.reshape(b, grid.t, grid.h, grid.w, *cube, channels)
+    return parts.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(*shape)
+
+
+def statistics(cubes: Float[Tensor, "b n p ch"]) -> tuple[Float[Tensor, "b n 1 ch"], Float[Tensor, "b n 1 ch"]]:
+    """Mean and deviation of every channel of every cube; epsilon outside the root, unlike MAE."""
+    variance, mean = torch.var_mean(cubes, dim=2, keepdim=True)
+    return mean, variance.sqrt() + 1e-6

@@ -18,7 +18,7 @@ from vitdistill.errors import UserError
 from vitdistill.models.video_vit import TubeletEmbed
 from vitdistill.models.video_weights import for_video
 
-# Where training codes put the weights in their checkpoints, first match wins (DeiT and MAE: "model"; DeepSpeed: "module").
+# Where training codes put the weights, first match wins (DeiT and MAE: "model"; DeepSpeed: "module").
 _CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module")
 
 # What torch's weights-only reader says about objects; its other complaints are about damage.

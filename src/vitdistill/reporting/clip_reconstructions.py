@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from vitdistill.reporting.masks import data_of, dim_dropped
@@ -44,7 +44,7 @@ def clip_reconstructions(run: "Run", count: int = CLIPS) -> list[Reconstructions
         torch.manual_seed(SEED)
         kept, masked = method.masking.draw(len(clips), student.grid)
     seen = OnDevice(Augment(recipe="none"), student.mean, student.std, 1).eval(clips)
-    predicted = reconstruct(method, seen, kept, masked)
+    predicted = method.reconstruct(seen, kept, masked)
     first = slice(None, None, sampling.frames // student.grid.t)  # of each time step
     some = slice(None, None, math.ceil(student.grid.t / FRAMES))
     found = []
@@ -74,7 +74,7 @@ def _method(run: "Run") -> "VideoMAE":
     from vitdistill.tokens.masking import Masking
     from vitdistill.training.checkpoints import read_checkpoint
 
-    settings = ("norm_pix", "decoder_width", "decoder_depth", "decoder_heads")
+    settings = ("norm_pix", "decoder_width", "decoder_depth", "decoder_heads", "positions")
     masking = Masking(run.config.get("mask_ratio", 0.9), run.config.get("mask", "tube"))
     options = {name: run.config[name] for name in settings if name in run.config}
     method = VideoMAE(build(str(run.path)), masking=masking, **options)
@@ -82,46 +82,3 @@ def _method(run: "Run") -> "VideoMAE":
     start = "method."
     method.load_state_dict({name.removeprefix(start): value for name, value in state.items() if name.startswith(start)})
     return method.eval()
-
-
-def reconstruct(
-    method: "VideoMAE",
-    clips: Float[Tensor, "b ch t height width"],
-    kept: Int[Tensor, "b k"],
-    masked: Int[Tensor, "b r"],
-) -> Float[Tensor, "b ch t height width"]:
-    """The clips with their masked tubelets predicted, normalised as they came.
-
-    Under `norm_pix` each predicted tubelet is given the true one's mean and deviation per channel, which the method
-    does not predict (as in VideoMAE's own pictures).
-
-    Args:
-        method: in eval mode.
-        clips: normalised with the student's statistics.
-        kept: tokens that the encoder sees.
-        masked: the others.
-    """
-    from vitdistill.methods.videomae import GOAL, Cubes, cut
-    from vitdistill.tokens.gather import restore, take
-
-    student, target = method.student, method.targets[GOAL]
-    assert isinstance(target, Cubes)
-    mean, std = (torch.tensor(values).view(-1, 1, 1, 1) for values in (student.mean, student.std))
-    cubes = cut(clips.float() * std + mean, student.grid)
-    everything, pixels = cubes.flatten(2), cubes.shape[2]
-    tokens = student(clips, keep=kept).tokens
-    predicted = method.decoders[GOAL](tokens, kept, masked).unflatten(2, (pixels, -1))
-    if target.normalise:
-        true = take(everything, masked).unflatten(2, (pixels, -1))
-        predicted = predicted * (true.std(2, keepdim=True) + 1e-6) + true.mean(2, keepdim=True)
-    whole = restore(predicted.flatten(2), masked, everything)
-    return (_join(whole, method, clips.shape) - mean) / std
-
-
-def _join(pixels: Float[Tensor, "b n c"], method: "VideoMAE", shape: torch.Size) -> Float[Tensor, "b ch t h w"]:
-    """The inverse of `cut`: pixels per token, channel fastest, as clips again."""
-    b, channels, t, height, width = shape
-    grid = method.student.grid
-    cube = t // grid.t, height // grid.h, width // grid.w
-    parts = pixels.reshape(b, grid.t, grid.h, grid.w, *cube, channels)
-    return parts.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(shape)
