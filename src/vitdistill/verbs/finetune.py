@@ -38,7 +38,8 @@ def finetune(
     Args:
         model: run directory, timm name (downloads its weights), name@weights-file, hf-hub:owner/model, or (in Python)
             a module.
-        data: folder with train/ and val/ (one folder per class), or a bundled source: digits.
+        data: folder with train/ and val/ (one folder per class), lists of videos, or a bundled source: digits,
+            moving_digits, moving_digits:motion.
         out: run directory to make.
         pool: avg pools the patches under a fresh norm, cls takes the class token; auto is avg for a ViT without a
             classifier, and what the classifier belongs to otherwise.

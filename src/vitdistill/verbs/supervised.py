@@ -34,7 +34,8 @@ def supervised(
 
     Args:
         student: timm name, name@weights-file, hf-hub:owner/model, run directory, or (in Python) a module.
-        data: folder with train/ and val/ (one folder per class), or a bundled source: digits.
+        data: folder with train/ and val/ (one folder per class), lists of videos, or a bundled source: digits,
+            moving_digits, moving_digits:motion.
         out: run directory to make.
         epochs: passes over the training images.
         batch_size: images per device and step.
