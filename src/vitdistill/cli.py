@@ -26,6 +26,8 @@ VERBS: dict[str, str] = {
     "videomae": "Pre-train a video teacher, without labels, by predicting masked pixels.",
     "mvd": "Distil image and video teachers into a video student that sees a tenth of each clip.",
     "finetune": "Fine-tune a pre-trained network on labels.",
+    "detect": "Fine-tune a pre-trained video network on who does what, where and when (AVA).",
+    "frame_map": "Frame mAP of a run of detect, in all and per action.",
     "probe": "Linear probe: how well a linear classifier does on frozen features.",
     "knn": "k-nearest-neighbour accuracy of frozen features.",
     "chain": "Several runs that build on each other, from one recipe; resumes in the middle.",

@@ -22,6 +22,8 @@ from vitdistill.data.clips import (
 )
 from vitdistill.data.recipes import Augment
 from vitdistill.data.sampling import seed_cpu_at
+from vitdistill.data.source import DataSource
+from vitdistill.data.transforms import training_transform
 from vitdistill.data.video import Video, VideoSet
 from vitdistill.errors import UserError
 
@@ -252,6 +254,50 @@ def test_options_out_of_range_are_refused():
         finetune_transform(32, Sampling(), Augment(scale=2.0))
     with pytest.raises(UserError, match="bilinear, bicubic or nearest"):
         finetune_transform(32, Sampling(), Augment(interpolation="lanczos"))
+
+
+# --- which transform a source gets -----------------------------------------------------------------------------------
+
+
+def chosen(augment: Augment, *, labels: bool, bundled: bool = False):
+    videos = MadeSet([100, 100])
+    source = DataSource("made", videos, videos, ["a"], frames=16 if bundled else None)
+    return training_transform(source, augment, (32, 32), Sampling(frames=4, stride=2), labels=labels)
+
+
+def test_pretraining_without_a_random_crop_takes_the_centre_of_random_clips():
+    transform, video = chosen(PLAIN, labels=False), Made(100, 60, 80)
+    clips = [transform(video) for _ in range(8)]
+    assert all(short_side == 32 for _, short_side in video.reads)  # one resize, while decoding
+    places = torch.stack([clip[1:] for clip in clips])  # green and blue tell row and column
+    assert (places == places[:1]).all() and len({int(clip[0, 0, 0, 0]) for clip in clips}) > 4
+    assert places[0, 0, 0, :, 0].tolist() == list(range(32))
+    multi_scale = chosen(Augment(recipe="pretrain"), labels=False)
+    assert len({multi_scale(video)[1:].numpy().tobytes() for _ in range(8)}) > 4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"hflip": 0.5}, {"scale": 0.5}, {"color_jitter": 0.4}, {"auto_augment": "rand-m7"}, {"interpolation": "bicubic"}],
+)
+@pytest.mark.parametrize("bundled", [False, True])
+def test_pretraining_on_clips_refuses_what_it_leaves_out(options, bundled):
+    with pytest.raises(UserError, match=rf"--augment\.{next(iter(options))} \(images, or clips with labels"):
+        chosen(Augment(recipe="pretrain", **options), labels=False, bundled=bundled)
+    chosen(Augment(recipe="pretrain", hflip=0.0, auto_augment="none"), labels=False)  # says what happens anyway
+
+
+def test_bundled_clips_are_recoloured_where_asked():
+    video = Made(still=True)
+    assert not chosen(PLAIN, labels=True, bundled=True).random
+    jitter = chosen(Augment(recipe="none", color_jitter=0.4), labels=True, bundled=True)
+    assert len({jitter(video).numpy().tobytes() for _ in range(4)}) == 4
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_clips_have_no_share_of_the_centre_crop(labels):
+    with pytest.raises(UserError, match=r"--augment\.crop_pct \(single images"):
+        chosen(Augment(recipe="none", crop_pct=0.9), labels=labels)
 
 
 # --- views -----------------------------------------------------------------------------------------------------------

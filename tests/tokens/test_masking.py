@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitdistill.errors import UserError
-from vitdistill.tokens.masking import random_mask, split_by_noise, visible_count
+from vitdistill.tokens.masking import Masking, random_mask, split_by_noise, visible_count
+from vitdistill.types import TokenGrid
 
 
 @given(b=st.integers(1, 4), patches=st.integers(2, 40), share=st.floats(0.05, 0.95))
@@ -42,3 +43,16 @@ def test_counts_are_mae_s(patches, ratio, visible):
 def test_ratios_that_leave_nothing_to_do_are_refused(ratio):
     with pytest.raises(UserError, match=r"at least one patch to see and one to predict.*MAE and TinyMIM take 0\.75"):
         visible_count(16, ratio)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ratio", "words"),
+    [
+        ("tube", 0.05, "one patch to see .* 0.05 of 16 patches of each time step. VideoMAE and MVD take 0.9"),
+        ("frame", 0.05, "one time step to see .* 0.05 of 8 time steps"),
+        ("random", 0.995, "one patch to see .* 0.995 of 128 patches"),
+    ],
+)
+def test_what_is_too_few_is_counted(kind, ratio, words):
+    with pytest.raises(UserError, match=words):
+        Masking(ratio, kind).visible(TokenGrid(8, 4, 4))

@@ -15,8 +15,7 @@ from safetensors.torch import save_file
 from vitdistill.cli import main
 from vitdistill.data.moving_digits import write_mp4
 from vitdistill.errors import UserError
-from vitdistill.methods.feature_targets import TeacherFeatures
-from vitdistill.methods.teacher import Teacher
+from vitdistill.methods.mvd import MVD as MVDMethod
 from vitdistill.models.build import build
 from vitdistill.training.run_dir import RunDirectory
 
@@ -28,6 +27,7 @@ COMMON = "--batch_size 10 --epochs 1 --augment.recipe none --optim.warmup_epochs
 STUDENT = f"--student {VIDEO} {{student}} {COMMON}"
 VIDEOMAE = f"videomae {STUDENT} --decoder_width 16 --decoder_depth 1 --decoder_heads 2 --data {{data}} --out {{out}}"
 MVD = f"mvd {STUDENT} --decoder.width 16 --decoder.depth 1 --decoder.heads 2 --data {{data}} --out {{out}}"
+UNMASKED = f"mvd {STUDENT} --data {{data}} --out {{out}}"
 FINETUNE = f"finetune {VIDEO}@{{video}} {{model}} {COMMON} --data {{data}} --out {{out}}"
 EVALUATE = f"evaluate {VIDEO}@{{tuned}} {{model}} --data {{data}} --workers 0"
 
@@ -116,7 +116,7 @@ IMAGE_TEACHER = f"--stride 1 --image_teacher {IMAGE}@{{image}} {options('image_t
         (f"{MVD} --image_teacher digits-mae --image_teacher_args.img_size 9", "multiple of the patch size 2"),
         (f"{MVD} --image_teacher {VIDEO}@{{video}} {options('image_teacher')}", "sees clips. Give it as the video"),
         (f"{MVD} --video_teacher {IMAGE}@{{image}} {options('video_teacher')}", "sees images. Give it as the image"),
-        (f"{MVD} --per_token --video_teacher digits-mae", "must see videos; vit_tiny_patch16_224 sees images"),
+        (f"{UNMASKED} --per_token --video_teacher digits-mae", "must see videos; vit_tiny_patch16_224 sees images"),
     ],
 )
 def test_teachers_that_do_not_fit(refused: Callable[..., str], tmp_path: Path, command: str, words: str) -> None:
@@ -144,9 +144,8 @@ def test_grids_that_agree_by_chance_over_other_frames_are_told_apart() -> None:
     student = build(VIDEO, args=NET)
     teacher = build(VIDEO, args={**NET, "frames": 32, "tubelet": 4})
     assert teacher.grid == student.grid
-    target = TeacherFeatures(Teacher(teacher), student.grid)
-    with pytest.raises(UserError, match="clips of 16 frames, and 32 for the teacher. Give both the same tubelet"):
-        target.values(torch.zeros(1, 3, 16, 16, 16))
+    with pytest.raises(UserError, match="clips of 16 frames, and 32 for the teacher. Give both the same frames"):
+        MVDMethod(student, video_teacher=teacher)
 
 
 @pytest.mark.parametrize("command", [VIDEOMAE, f"{MVD} {VIDEO_TEACHER}", FINETUNE, EVALUATE])

@@ -14,7 +14,9 @@ Read in this order:
 4. Bundled: `digits.py`, `moving_digits.py`.
 5. From a sample to the network: `recipes.py` (images), `clips.py` (which frames of a video, and their crops),
    `jitter.py`, `transforms.py` (which of them a source needs).
-6. Batches: `sampling.py` (order and seeds), `loading.py` (batches, unreadable files), `on_device.py` (after transfer).
+6. Boxes: `ava.py` (AVA's csv formats), `key_frames.py` (a clip and its boxes), `action_detection.py` (all files of a
+   data set).
+7. Batches: `sampling.py` (order and seeds), `loading.py` (batches, unreadable files), `on_device.py` (after transfer).
 """
 
 from typing import TYPE_CHECKING, Any

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float32, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -33,7 +33,8 @@ UNREADABLE = (
 )
 MAX_WORKERS = 8
 
-Transform = Callable[[Any], Tensor]  # of an image or a video
+# Of an image or a video; of a video whose target depends on how it is cropped or flipped, both.
+Transform = Callable[[Any], Tensor | tuple[Tensor, Tensor]]
 BatchSampler = EpochBatchSampler | EvalBatchSampler
 
 
@@ -42,20 +43,20 @@ class Batch(NamedTuple):
 
     Attributes:
         images: uint8, not normalised.
-        targets: class numbers.
+        targets: class numbers, or what the transform made of them, e.g. boxes.
         index: which sample of the set each image is (of the replacement, where one was needed).
         skipped: paths of the images that could not be read while making this batch.
     """
 
     images: UInt8[Tensor, "b 3 *pixels"]
-    targets: Int64[Tensor, "b"]
+    targets: Int64[Tensor, "b"] | Float32[Tensor, "b boxes values"]
     index: Int64[Tensor, "b"]  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     skipped: list[str]
 
 
 class Sample(NamedTuple):
     image: UInt8[Tensor, "3 *pixels"]
-    target: int
+    target: int | Tensor
     number: int
 
 
@@ -93,7 +94,7 @@ class SampleSet(Dataset[Batch]):
         skipped: list[str] = []
         samples = [sample for key in keys if (sample := self._sample(key, skipped)) is not None]
         images = torch.stack([sample.image for sample in samples]) if samples else self._no_images()
-        targets = torch.tensor([sample.target for sample in samples], dtype=torch.int64)
+        targets = _stacked([sample.target for sample in samples])
         index = torch.tensor([sample.number for sample in samples], dtype=torch.int64)
         return Batch(images, targets, index, skipped)
 
@@ -116,7 +117,9 @@ class SampleSet(Dataset[Batch]):
     def _transformed(self, key: SampleKey, image: Any, target: int) -> Sample:
         if self.random:
             seed_cpu_at("sample", self.seed, *key)
-        sample = Sample(self.transform(image), target, key.index)
+        made = self.transform(image)
+        pixels, value = made if isinstance(made, tuple) else (made, target)
+        sample = Sample(pixels, value, key.index)
         if self._kept is not None:
             self._kept[key.index] = sample
         return sample
@@ -125,7 +128,9 @@ class SampleSet(Dataset[Batch]):
         """An empty stack with the shape that the transform gives."""
         shape = getattr(self.transform, "shape", None)  # a clip's, which no image can stand in for
         if shape is None:
-            shape = self.transform(Image.new("RGB", (32, 32))).shape
+            image = self.transform(Image.new("RGB", (32, 32)))
+            assert isinstance(image, Tensor)
+            shape = image.shape
         return torch.empty((0, *shape), dtype=torch.uint8)
 
 
@@ -221,6 +226,12 @@ def default_workers(source: DataSource, processes: int = 1) -> int:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(max(1, cores // processes), MAX_WORKERS)
+
+
+def _stacked(targets: list[Any]) -> Tensor:
+    if targets and isinstance(targets[0], Tensor):
+        return torch.stack(targets)
+    return torch.tensor(targets, dtype=torch.int64)
 
 
 def _as_is(batch: Any) -> Batch:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64, Shaped, UInt8
 from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
@@ -61,8 +61,8 @@ class OnDevice:
             )
 
     def train(
-        self, images: UInt8[Tensor, "b 3 *pixels"], targets: Int64[Tensor, "b"]
-    ) -> tuple[Float[Tensor, "b 3 *pixels"], Float[Tensor, "b c"] | Int64[Tensor, "b"]]:
+        self, images: UInt8[Tensor, "b 3 *pixels"], targets: Shaped[Tensor, "b *values"]
+    ) -> tuple[Float[Tensor, "b 3 *pixels"], Float[Tensor, "b *c"] | Int64[Tensor, "b"]]:
         """Normalise, erase and mix a training batch; clips alike in all their frames.
 
         Returns:

@@ -10,10 +10,13 @@ from torch import Tensor
 
 from vitdistill.data import clips, recipes
 from vitdistill.data.clips import Sampling, Views
+from vitdistill.data.key_frames import KeyFrames, KeyFrameTransform
 from vitdistill.data.recipes import Augment, ImageTransform
 from vitdistill.data.source import DataSource
 from vitdistill.data.video import Video, VideoSet
-from vitdistill.errors import UserError
+from vitdistill.errors import UserError, refuse_unused
+
+SINGLE_IMAGES = "single images; clips are not enlarged before the centre crop"
 
 
 def is_video(source: DataSource) -> bool:
@@ -80,17 +83,44 @@ class FrameTransform:
 def training_transform(
     source: DataSource, augment: Augment, image_size: tuple[int, int], sampling: Sampling | None, *, labels: bool
 ) -> Any:
-    """From an image or a video of the source to what the device gets, with the recipe's randomness."""
+    """From an image or a video of the source to what the device gets, with the recipe's randomness.
+
+    Raises:
+        UserError: when options are given that do nothing to clips.
+    """
     if not is_video(source):
         return recipes.train_transform(augment, image_size)
+    if isinstance(source.train, KeyFrames):
+        assert sampling is not None
+        return KeyFrameTransform(image_size, sampling, source.train.most_boxes, augment.resolved().hflip)
     if sampling is None:
         return FrameTransform(recipes.train_transform(augment, image_size), anywhere=True)
     size, options = _square(image_size), augment.resolved()
-    if options.scale == 1 and not options.hflip and options.auto_augment == "none" and source.frames:
+    refuse_unused(**{"augment.crop_pct": (augment.crop_pct is not None, SINGLE_IMAGES)})
+    if not labels:
+        _check_pretraining(augment)
+    distorted = options.hflip or options.color_jitter or options.auto_augment != "none"
+    if options.scale == 1 and source.frames and not distorted:
         return clips.eval_transform(size, sampling)  # bundled clips, whole and as they are
     if labels:
         return clips.finetune_transform(size, sampling, augment)
+    if options.scale == 1:
+        return clips.finetune_transform(size, sampling, Augment(recipe="none"))
     return clips.pretrain_transform(size, sampling)
+
+
+def _check_pretraining(augment: Augment) -> None:
+    """Refuse what pre-training on clips leaves out: its crop is fixed, and it neither flips nor recolours."""
+    options, goes_with = augment.resolved(), "images, or clips with labels"
+    refuse_unused(
+        **{
+            "augment.scale": (augment.scale not in (None, 1), f"{goes_with}; here 1 takes the centre crop"),
+            "augment.hflip": (bool(augment.hflip), goes_with),
+            "augment.color_jitter": (options.color_jitter > 0, goes_with),
+            "augment.auto_augment": (options.auto_augment != "none", goes_with),
+            "augment.interpolation": (augment.interpolation not in (None, "bilinear"), goes_with),
+        }
+    )
 
 
 def validation_transform(
@@ -103,6 +133,9 @@ def validation_transform(
     """The same without randomness: the centre crop, of a video's middle clip, or several views of it."""
     if not is_video(source):
         return recipes.eval_transform(augment, image_size)
+    if isinstance(source.val, KeyFrames):
+        assert sampling is not None
+        return KeyFrameTransform(image_size, sampling, source.val.most_boxes)
     if sampling is None:
         return FrameTransform(recipes.eval_transform(augment, image_size), anywhere=False)
     if views.count > 1:

@@ -13,7 +13,7 @@ from vitdistill.data.on_device import OnDevice
 from vitdistill.data.recipes import Augment
 from vitdistill.data.sampling import EvalBatchSampler
 from vitdistill.data.source import DataSource, ImageSet, open_source
-from vitdistill.data.transforms import clip_sampling, validation_transform
+from vitdistill.data.transforms import SINGLE_IMAGES, clip_sampling, validation_transform
 from vitdistill.errors import UserError, refuse_unused
 from vitdistill.evaluation.progress import track
 from vitdistill.models.backbone import Backbone
@@ -48,7 +48,7 @@ def open_subject(
 
     Raises:
         UserError: when the model or the data cannot be had, the folder is no run, no data is named for a model that
-            is no run, or options of videos are given for images.
+            is no run, or options of videos are given for images or the reverse.
     """
     folder = Path(model)
     if folder.is_dir():
@@ -72,6 +72,8 @@ def open_subject(
         refuse_unused(
             clips=(views.count > 1, needs), stride=(stride is not None, needs), sampling=(sampling is not None, needs)
         )
+    else:
+        refuse_unused(crop_pct=(crop_pct is not None, SINGLE_IMAGES))
     return Subject(backbone, source, validation_crop(config, source, crop_pct, backbone), frames, views)
 
 

@@ -123,8 +123,8 @@ def feature_targets(
         if teacher is not None:
             guest = _guest(teacher, student)
             check_kind(role, guest.backbone)
-            _check_frames(student, guest.backbone)
             targets[role] = TeacherFeatures(guest, student.grid, normalise=normalise, loss=loss), weight
+            _check_frames(student, guest.backbone)
     return targets
 
 

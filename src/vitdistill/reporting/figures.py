@@ -58,6 +58,7 @@ CURVES = (
     Curve("keep", "patches the teacher sees"),
 )
 VALIDATION_LOSS = Curve("val/loss", "validation loss", label_free=True)
+FRAME_MAP = Curve("val/map", "validation frame mAP (%)", companion="ema/map")
 TERM = "train/"  # before the name of a part of the loss
 TERMS = {
     "image": "image teacher",
@@ -157,7 +158,7 @@ def curves_of(runs: Sequence[Run]) -> list[Curve]:
     named = [(column, column.removeprefix(TERM)) for column in terms]
     parts = [Curve(column, f"training loss: {TERMS.get(name, name)}", label_free=True) for column, name in named]
     top1, loss, *others = CURVES
-    return [top1, VALIDATION_LOSS, loss, *parts, *others]
+    return [top1, FRAME_MAP, VALIDATION_LOSS, loss, *parts, *others]
 
 
 def curve(runs: Sequence[Run], what: Curve) -> str | None:

@@ -21,12 +21,13 @@ def visible_count(patches: int, ratio: float) -> int:
     """
     visible = int(patches * (1 - ratio)) if 0 < ratio < 1 else 0
     if not 1 <= visible < patches:
-        raise UserError(
-            "The mask ratio must leave at least one patch to see and one to predict",
-            f"{ratio} of {patches} patches",
-            "MAE and TinyMIM take 0.75",
-        )
+        raise _nothing_to_do("patch", ratio, f"{patches} patches", "MAE and TinyMIM take 0.75")
     return visible
+
+
+def _nothing_to_do(one: str, ratio: float, of: str, usual: str) -> UserError:
+    rule = f"The mask ratio must leave at least one {one} to see and one to predict"
+    return UserError(rule, f"{ratio} of {of}", usual)
 
 
 def split_by_noise(noise: Float[Tensor, "b n"], visible: int) -> tuple[Int[Tensor, "b k"], Int[Tensor, "b r"]]:
@@ -101,14 +102,14 @@ class Masking:
                 return visible_count(grid.count, self.ratio)
             case "tube":
                 # The authors count what is hidden: int(0.9 * 196) = 176 of 196 in each time step.
-                return grid.t * (grid.h * grid.w - self._hidden(grid.h * grid.w))
+                return grid.t * (grid.h * grid.w - self._hidden(grid.h * grid.w, "patch", "patches of each time step"))
             case _:
-                return (grid.t - self._hidden(grid.t)) * grid.h * grid.w
+                return (grid.t - self._hidden(grid.t, "time step", "time steps")) * grid.h * grid.w
 
-    def _hidden(self, patches: int) -> int:
-        hidden = int(self.ratio * patches) if 0 < self.ratio < 1 else 0
-        if not 1 <= hidden < patches:
-            visible_count(1, self.ratio)  # says what is wrong
+    def _hidden(self, count: int, one: str, many: str) -> int:
+        hidden = int(self.ratio * count) if 0 < self.ratio < 1 else 0
+        if not 1 <= hidden < count:
+            raise _nothing_to_do(one, self.ratio, f"{count} {many}", "VideoMAE and MVD take 0.9")
         return hidden
 
     def draw(

@@ -8,13 +8,14 @@ import lightning.pytorch as pl
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import MetricCollection
 
 from vitdistill.data.loading import Batch, CorruptLog
 from vitdistill.data.on_device import OnDevice
 from vitdistill.data.sampling import EpochBatchSampler, seed_everything_at
 from vitdistill.errors import UserError
 from vitdistill.methods.method import Method
+from vitdistill.models.build import adapter_of
 from vitdistill.training.clock import Clock
 from vitdistill.training.optim import make_optimizer, make_schedule, plan_groups
 from vitdistill.training.settings import Settings
@@ -58,7 +59,10 @@ class TrainingModule(pl.LightningModule):
         self._ema_state: dict[str, Tensor] | None = None
         self._ema_steps = 0
         scored = ("val", "ema") if method.uses_labels else ()
-        self._accuracy = nn.ModuleDict({name: _accuracies(method.student.num_classes) for name in scored})
+        # Every metric by itself: metrics that agree in the first batch would be taken for one.
+        self._metrics = nn.ModuleDict(
+            {name: MetricCollection(dict(method.metrics()), compute_groups=False) for name in scored}
+        )
         self._val_row: dict[str, float] = {}
         self._val_sum = torch.zeros(2, dtype=torch.float64)  # loss, images; this process
 
@@ -203,15 +207,17 @@ class TrainingModule(pl.LightningModule):
                 loss = self.method(images, batch.targets, self.progress).loss
             self._note_val_loss(loss * len(images), len(images))
             return
-        logits = self.method.student(images).logits
-        loss = nn.functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
-        self._note_val_loss(loss, len(images))
-        for metric in self._accuracy["val"].values():  # type: ignore[operator]
-            metric.update(logits, batch.targets)
+        predictions = self.method.predict(self.method.student, images, batch.targets)
+        loss_of_batch = self.method.validation_loss(predictions, batch.targets)
+        if loss_of_batch is not None:
+            self._note_val_loss(loss_of_batch, len(images))
+        known = {"target": batch.targets, "index": batch.index}
+        self._metrics["val"].update(preds=predictions, **known)  # type: ignore[operator]
         if self._ema:
-            logits = self._ema[0].module(images)
-            for metric in self._accuracy["ema"].values():  # type: ignore[operator]
-                metric.update(logits, batch.targets)
+            average = adapter_of(self._ema[0].module)
+            self._metrics["ema"].update(  # type: ignore[operator]
+                preds=self.method.predict(average, images, batch.targets), **known
+            )
 
     @contextmanager
     def _off_the_clock(self) -> Iterator[None]:
@@ -227,11 +233,12 @@ class TrainingModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         loss, images = self.trainer.strategy.reduce(self._val_sum, reduce_op="sum").tolist()
-        self._val_row = {"val/loss": loss / max(1.0, images)}
-        for name in self._accuracy if self._ema else list(self._accuracy)[:1]:
-            for metric_name, metric in self._accuracy[name].items():  # type: ignore[operator]
-                self._val_row[f"{name}/{metric_name}"] = round(100 * float(metric.compute()), 4)
-                metric.reset()
+        self._val_row = {"val/loss": loss / images} if images else {}
+        for name in self._metrics if self._ema else list(self._metrics)[:1]:
+            metrics: Any = self._metrics[name]
+            for metric_name, value in metrics.compute().items():
+                self._val_row[f"{name}/{metric_name}"] = round(100 * float(value), 4)
+            metrics.reset()
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 
@@ -265,12 +272,3 @@ class TrainingModule(pl.LightningModule):
         }
         self._corrupt.paths.update(dict.fromkeys(state["corrupt"]))
         self._ema_state, self._ema_steps = state["ema"], state["ema_steps"]
-
-
-def _accuracies(classes: int) -> nn.ModuleDict:
-    return nn.ModuleDict(
-        {
-            f"top{k}": MulticlassAccuracy(classes, top_k=min(k, classes), average="micro", validate_args=False)
-            for k in (1, 5)
-        }
-    )

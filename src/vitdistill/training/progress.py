@@ -58,7 +58,9 @@ class ProgressBar(pl.Callback):
 
     def on_row(self, row: dict[str, float]) -> None:
         """Show an epoch's scores."""
-        scores = f"loss {row['train/loss']:.3f}" + (f"  top-1 {row['val/top1']:.1f}%" if "val/top1" in row else "")
+        names = {"val/top1": "top-1", "val/map": "mAP"}
+        scores = f"loss {row['train/loss']:.3f}"
+        scores += "".join(f"  {name} {row[column]:.1f}%" for column, name in names.items() if column in row)
         if self.bar is not None:
             self.bar.update(self.task, scores=scores)
         else:

@@ -161,9 +161,11 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
     trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
     check_length(source.train, settings.sampling)
     place = (settings.image_size, settings.sampling)
-    train_transform = training_transform(source, augment, *place, labels=method.uses_labels)
+    train_transform = training_transform(source, settings.augment, *place, labels=method.uses_labels)
     train_loader = make_loader(source.train, train_transform, sampler, **options)
-    val_loader = make_loader(source.val, validation_transform(source, augment, *place), eval_sampler, **options)
+    val_loader = make_loader(
+        source.val, validation_transform(source, settings.augment, *place), eval_sampler, **options
+    )
     return _Parts(module, trainer, train_loader, val_loader, global_batch)
 
 

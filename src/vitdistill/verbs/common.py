@@ -44,14 +44,19 @@ def settings_of(arguments: dict[str, Any], student: Backbone, source: DataSource
     """The training engine's settings out of a training verb's arguments.
 
     Raises:
-        UserError: when a network over clips is given images, or the reverse.
+        UserError: when a network over clips is given images, or one over images options of clips.
     """
+    stride, kind = arguments.get("stride"), arguments.get("sampling", "dense")
+    sampling = clip_sampling(student, source, stride, kind)
+    if sampling is None:
+        needs = "networks over clips"
+        refuse_unused(stride=(stride is not None, needs), sampling=(kind != "dense", needs))
     names = ("epochs", "batch_size", "seed", "augment", "optim", "loader", "precision", "compile")
     return Settings(
         **{name: arguments[name] for name in names},
         image_size=student.image_size,
         trainer=arguments["trainer"] or {},
-        sampling=clip_sampling(student, source, arguments.get("stride"), arguments.get("sampling", "dense")),
+        sampling=sampling,
     )
 
 

@@ -129,6 +129,8 @@ def _check_augment(augment: Augment) -> None:
         "color_jitter": options.color_jitter > 0,
         "mixup or cutmix": options.mixes,
         "smoothing": options.smoothing > 0,
+        "crop_pct": augment.crop_pct is not None,
+        "interpolation": augment.interpolation is not None,
     }
     if refused := [name for name, is_given in unknown.items() if is_given]:
         raise UserError(

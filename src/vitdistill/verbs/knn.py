@@ -1,7 +1,7 @@
 """`vitdistill knn`: k-nearest-neighbour accuracy of a frozen network, without training anything."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from vitdistill.evaluation.features import Pool, extract, pooling_of
 from vitdistill.evaluation.loading import Checkpoint, Reader, open_subject
@@ -19,6 +19,8 @@ def knn(
     batch_size: int = 128,
     image_size: int | None = None,
     crop_pct: float | None = None,
+    stride: int | None = None,
+    sampling: Literal["dense", "uniform"] | None = None,
     device: str = "auto",
     workers: int | None = None,
     model_args: dict[str, Any] | None = None,
@@ -41,6 +43,8 @@ def knn(
         image_size: input size in pixels; by default the model's.
         crop_pct: share of the resized image that the centre crop keeps; by default that of the run's recipe, or the
             one that the model was published with.
+        stride: of videos: frames from one frame of a dense clip to the next; by default the run's.
+        sampling: of videos: dense or uniform; by default the run's.
         device: auto, cpu, cuda, ...
         workers: loader processes.
         model_args: further arguments of the architecture.
@@ -53,7 +57,14 @@ def knn(
         UserError: when k is above the number of training images, or the model has no encoder or no such pooling.
     """
     subject = open_subject(
-        model, data=data, checkpoint=checkpoint, image_size=image_size, crop_pct=crop_pct, model_args=model_args
+        model,
+        data=data,
+        checkpoint=checkpoint,
+        image_size=image_size,
+        crop_pct=crop_pct,
+        model_args=model_args,
+        stride=stride,
+        sampling=sampling,
     )
     source = subject.source
     ks = [k] if isinstance(k, int) else list(k)

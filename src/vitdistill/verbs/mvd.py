@@ -101,6 +101,13 @@ def mvd(
         The content of the run's run.json.
     """
     arguments = dict(locals())
+    image, video = "--image_teacher", "--video_teacher"
+    refuse_unused(
+        image_teacher_args=(image_teacher is None and bool(image_teacher_args), image),
+        image_weight=(image_teacher is None and image_weight != 1, image),
+        video_teacher_args=(video_teacher is None and bool(video_teacher_args), video),
+        video_weight=(video_teacher is None and bootstrap is None and video_weight != 1, f"{video} or --bootstrap"),
+    )
     run, source = start("mvd", arguments, labels=False)
     from vitdistill.methods.feature_targets import feature_targets
     from vitdistill.methods.method import Method
@@ -146,6 +153,13 @@ def mvd(
             video_weight=video_weight,
             normalise=normalise,
             loss=loss,
+        )
+        masks = "masking, so not with --per_token"
+        refuse_unused(
+            mask_ratio=(mask_ratio != 0.9, masks),
+            mask=(mask != "tube", masks),
+            masks_per_clip=(masks_per_clip != 1, masks),
+            decoder=(decoder != FeatureDecoder(), masks),
         )
         method = PerToken(pupil, targets)
     else:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import nn
 
 from vitdistill.data.source import DataSource
-from vitdistill.errors import UserError
+from vitdistill.errors import UserError, refuse_unused
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import BUNDLED
 from vitdistill.models.decoder import xavier
@@ -64,20 +64,25 @@ def make_video_student(
 ) -> VideoViT:
     """A video ViT without a classifier; a fresh one with the method's positions and MAE's initialisation.
 
+    Frames are the given ones. Otherwise those of bundled data for a fresh network, and its own for another.
+
     Raises:
-        UserError: when the network takes images.
+        UserError: when the network takes images, or its frames are given twice and differ.
     """
-    options = dict(args or {})
-    wanted = frames or source.frames
-    if wanted is not None:
-        options.setdefault("frames", wanted)
-    if is_fresh(spec, pretrained=False):
+    options, fresh = dict(args or {}), is_fresh(spec, pretrained=False)
+    refuse_unused(frames=(frames is not None and isinstance(spec, nn.Module), "a module object brings its own"))
+    if frames is not None and options.setdefault("frames", frames) != frames:
+        both = f"{frames} and {options['frames']}"
+        raise UserError("--frames and --student_args.frames must agree", both, "Give one of them")
+    if fresh and source.frames is not None:
+        options.setdefault("frames", source.frames)
+    if fresh:
         options.setdefault("positions", positions)
     student = make_student(
         spec, source, args=options, image_size=image_size, pretrained=False, drop_path=drop_path, classes=0
     )
     network = check_video(student, "student")
-    if is_fresh(spec, pretrained=False):
+    if fresh:
         xavier(network.net)
     return network
 

@@ -1,7 +1,7 @@
 """`vitdistill probe`: linear probe of a frozen network."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from vitdistill.evaluation.features import Pool, extract, pooling_of
 from vitdistill.evaluation.linear import LEARNING_RATES, check_options, linear_probe
@@ -21,6 +21,8 @@ def probe(
     feature_batch_size: int = 128,
     image_size: int | None = None,
     crop_pct: float | None = None,
+    stride: int | None = None,
+    sampling: Literal["dense", "uniform"] | None = None,
     device: str = "auto",
     workers: int | None = None,
     model_args: dict[str, Any] | None = None,
@@ -47,6 +49,8 @@ def probe(
         image_size: input size in pixels; by default the model's.
         crop_pct: share of the resized image that the centre crop keeps; by default that of the run's recipe, or the
             one that the model was published with.
+        stride: of videos: frames from one frame of a dense clip to the next; by default the run's.
+        sampling: of videos: dense or uniform; by default the run's.
         device: auto, cpu, cuda, ...
         workers: loader processes.
         model_args: further arguments of the architecture.
@@ -63,7 +67,14 @@ def probe(
     rates = [float(lr)] if isinstance(lr, int | float) else list(lr)
     check_options(rates, epochs, batch_size)
     subject = open_subject(
-        model, data=data, checkpoint=checkpoint, image_size=image_size, crop_pct=crop_pct, model_args=model_args
+        model,
+        data=data,
+        checkpoint=checkpoint,
+        image_size=image_size,
+        crop_pct=crop_pct,
+        model_args=model_args,
+        stride=stride,
+        sampling=sampling,
     )
     source = subject.source
     reader = Reader(subject, batch_size=feature_batch_size, device=device, workers=workers)
