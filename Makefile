@@ -38,6 +38,7 @@ bench: install
 	$(BIN)/python benchmarks/video_decode.py
 	$(BIN)/python benchmarks/digits_maskedkd.py
 	$(BIN)/python benchmarks/digits_tinymim.py
+	$(BIN)/python benchmarks/moving_digits_mvd.py
 
 docs: install
 	$(BIN)/python docs/build.py
