@@ -115,6 +115,13 @@ def test_what_is_no_run_is_refused(verb: Any, tmp_path: Path, random_network: di
         verb("digits-teacher", device="nonsense")
 
 
+@pytest.mark.parametrize("verb", [knn, probe])
+@pytest.mark.parametrize("given", [{"stride": 2}, {"sampling": "uniform"}])
+def test_images_are_no_clips(verb: Any, given: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=rf"got --{next(iter(given))} \(networks over clips\)"):
+        verb("digits-teacher", **given)
+
+
 def test_bad_options_are_refused_before_any_work() -> None:
     with pytest.raises(UserError, match=r"k must be at most the number of training images; got k 1438 and 1437 images"):
         knn("digits-teacher", k=[10, 1438])

@@ -101,8 +101,12 @@ def mvd(
         The content of the run's run.json.
     """
     arguments = dict(locals())
-    image, video = "--image_teacher", "--video_teacher"
+    masks, image, video = "masking, so not with --per_token", "--image_teacher", "--video_teacher"
     refuse_unused(
+        mask_ratio=(per_token and mask_ratio != 0.9, masks),
+        mask=(per_token and mask != "tube", masks),
+        masks_per_clip=(per_token and masks_per_clip != 1, masks),
+        decoder=(per_token and decoder != FeatureDecoder(), masks),
         image_teacher_args=(image_teacher is None and bool(image_teacher_args), image),
         image_weight=(image_teacher is None and image_weight != 1, image),
         video_teacher_args=(video_teacher is None and bool(video_teacher_args), video),
@@ -153,13 +157,6 @@ def mvd(
             video_weight=video_weight,
             normalise=normalise,
             loss=loss,
-        )
-        masks = "masking, so not with --per_token"
-        refuse_unused(
-            mask_ratio=(mask_ratio != 0.9, masks),
-            mask=(mask != "tube", masks),
-            masks_per_clip=(masks_per_clip != 1, masks),
-            decoder=(decoder != FeatureDecoder(), masks),
         )
         method = PerToken(pupil, targets)
     else:
