@@ -29,7 +29,8 @@ import numpy as np
 import torch
 
 from vitdistill.costing.measure import compare, hardware
-from vitdistill.data.clips import Sampling, pretrain_transform
+from vitdistill.data.clip_transforms import pretrain_transform
+from vitdistill.data.clips import Sampling
 from vitdistill.data.video_decode import VideoFile
 
 WIDTH, HEIGHT, RATE = 320, 240, 25

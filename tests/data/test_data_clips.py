@@ -8,10 +8,7 @@ import pytest
 import torch
 from torchvision.transforms import functional as tvf
 
-from vitdistill.data.clips import (
-    Sampling,
-    Views,
-    check_length,
+from vitdistill.data.clip_transforms import (
     cut_views,
     eval_transform,
     finetune_transform,
@@ -20,6 +17,7 @@ from vitdistill.data.clips import (
     views_of,
     views_transform,
 )
+from vitdistill.data.clips import Sampling, Views, check_length
 from vitdistill.data.recipes import Augment
 from vitdistill.data.sampling import seed_cpu_at
 from vitdistill.data.source import DataSource

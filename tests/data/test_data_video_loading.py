@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from generated_videos import numbers, turn, write_sound, write_video
-from vitdistill.data.clips import Sampling, Views, check_length, eval_transform, pretrain_transform, views_transform
+from vitdistill.data.clip_transforms import eval_transform, pretrain_transform, views_transform
+from vitdistill.data.clips import Sampling, Views, check_length
 from vitdistill.data.loading import CorruptLog, make_loader
 from vitdistill.data.sampling import EpochBatchSampler, EvalBatchSampler
 from vitdistill.data.source import DataSource

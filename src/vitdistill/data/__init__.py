@@ -12,8 +12,8 @@ Read in this order:
 3. One video file: `video_decode.py` (pictures), on `video_stream.py` (header, seeking, packets) and
    `video_packets.py` (which packets a picture needs).
 4. Bundled: `digits.py`, `moving_digits.py`.
-5. From a sample to the network: `recipes.py` (images), `clips.py` (which frames of a video, and their crops),
-   `jitter.py`, `transforms.py` (which of them a source needs).
+5. From a sample to the network: `recipes.py` (images), `clips.py` (which frames of a video),
+   `clip_transforms.py` (their crops and colours), `jitter.py`, `transforms.py` (which of them a source needs).
 6. Boxes: `ava.py` (AVA's csv formats), `key_frames.py` (a clip and its boxes), `action_detection.py` (all files of a
    data set).
 7. Batches: `sampling.py` (order and seeds), `loading.py` (batches, unreadable files), `on_device.py` (after transfer).

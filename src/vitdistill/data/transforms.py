@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from vitdistill.data import clips, recipes
+from vitdistill.data import clip_transforms, recipes
 from vitdistill.data.clips import Sampling, Views
 from vitdistill.data.key_frames import KeyFrames, KeyFrameTransform
 from vitdistill.data.recipes import Augment, ImageTransform
@@ -101,12 +101,12 @@ def training_transform(
         _check_pretraining(augment)
     distorted = options.hflip or options.color_jitter or options.auto_augment != "none"
     if options.scale == 1 and source.frames and not distorted:
-        return clips.eval_transform(size, sampling)  # bundled clips, whole and as they are
+        return clip_transforms.eval_transform(size, sampling)  # bundled clips, whole and as they are
     if labels:
-        return clips.finetune_transform(size, sampling, augment)
+        return clip_transforms.finetune_transform(size, sampling, augment)
     if options.scale == 1:
-        return clips.finetune_transform(size, sampling, Augment(recipe="none"))
-    return clips.pretrain_transform(size, sampling)
+        return clip_transforms.finetune_transform(size, sampling, Augment(recipe="none"))
+    return clip_transforms.pretrain_transform(size, sampling)
 
 
 def _check_pretraining(augment: Augment) -> None:
@@ -139,8 +139,8 @@ def validation_transform(
     if sampling is None:
         return FrameTransform(recipes.eval_transform(augment, image_size), anywhere=False)
     if views.count > 1:
-        return clips.views_transform(_square(image_size), sampling, views)
-    return clips.eval_transform(_square(image_size), sampling)
+        return clip_transforms.views_transform(_square(image_size), sampling, views)
+    return clip_transforms.eval_transform(_square(image_size), sampling)
 
 
 def _square(size: tuple[int, int]) -> int:

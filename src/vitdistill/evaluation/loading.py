@@ -7,7 +7,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vitdistill.data.clips import Sampling, Views, check_length, cut_views
+from vitdistill.data.clip_transforms import cut_views
+from vitdistill.data.clips import Sampling, Views, check_length
 from vitdistill.data.loading import CorruptLog, default_workers, make_loader
 from vitdistill.data.on_device import OnDevice
 from vitdistill.data.recipes import Augment

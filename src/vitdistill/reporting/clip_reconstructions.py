@@ -59,7 +59,7 @@ def some_clips(
     source: "DataSource", size: int, sampling: "Sampling", count: int, seed: int = 0
 ) -> UInt8[Tensor, "b 3 t size size"]:
     """Up to `count` clips, drawn from a source's validation videos, as a model would see them."""
-    from vitdistill.data.clips import eval_transform
+    from vitdistill.data.clip_transforms import eval_transform
 
     transform = eval_transform(size, sampling)
     order = torch.randperm(len(source.val), generator=torch.Generator().manual_seed(seed))[:count]

@@ -8,7 +8,7 @@ from vitdistill.data.recipes import Augment
 from vitdistill.methods.mvd import FeatureDecoder
 from vitdistill.training.settings import Optim
 
-EPOCHS = 8
+EPOCHS = 6
 STUDENT = "moving_digits_vit_small"
 DECODER = FeatureDecoder(width=48, depth=1, heads=3, drop_path=0.0)
 PIXEL_DECODER: dict[str, Any] = {
