@@ -13,12 +13,9 @@ batches of 128 and 256. Weights are random (time and memory do not depend on the
 
 import argparse
 import copy
-import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +25,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.task import LogitDistillationTask
 from torch import Tensor, nn
 
+from common import machine_name, met, parser_of, write
 from vitdistill.costing.macs import backbone_macs
 from vitdistill.costing.measure import compare, hardware, peak_memory_bytes, weight_bytes
 from vitdistill.methods.maskedkd import MaskedKD
@@ -364,25 +362,12 @@ def verdicts(result: dict[str, Any]) -> list[str]:
     saliency = part["student_step"]["saliency_share_of_step"]
     over_timm = part["training_step"]["speedup_of_ours"][TIMM]
     return [
-        f"{_met(half >= LEAST_GAIN)}: gain at 50% is {half:.1%} of the MAC ratio, expected at least {LEAST_GAIN:.0%}",
-        f"{_met(saliency < MOST_SALIENCY)}: saliency is {saliency:.2%} of the student's step, "
+        f"{met(half >= LEAST_GAIN)}: gain at 50% is {half:.1%} of the MAC ratio, expected at least {LEAST_GAIN:.0%}",
+        f"{met(saliency < MOST_SALIENCY)}: saliency is {saliency:.2%} of the student's step, "
         f"expected below {MOST_SALIENCY:.0%}",
-        f"{_met(over_timm >= LEAST_SPEEDUP)}: step {over_timm:.2f}x faster than timm's, "
+        f"{met(over_timm >= LEAST_SPEEDUP)}: step {over_timm:.2f}x faster than timm's, "
         f"expected at least {LEAST_SPEEDUP}x",
     ]
-
-
-def _met(condition: bool) -> str:
-    return "met" if condition else "NOT MET"
-
-
-def machine_name(device: torch.device) -> str:
-    """A generic name: cpu_2core, gpu_h200."""
-    facts = hardware()
-    if device.type == "cuda":
-        words = re.findall(r"[a-z0-9]+", facts["gpu"].lower())
-        return "gpu_" + "_".join(word for word in words if word not in ("nvidia", "geforce", "tesla"))
-    return f"cpu_{facts['cpu_cores']}core"
 
 
 # --- command -----------------------------------------------------------------------------------------------------
@@ -404,14 +389,10 @@ def settings(options: argparse.Namespace) -> list[Setting]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser = parser_of(__doc__, smoke="tiny networks")
     parser.add_argument("--batch", type=int, nargs="+", help="images per step; several are measured one after another")
     parser.add_argument("--repeats", type=int, default=10, help="timed rounds")
     parser.add_argument("--compile", action="store_true", help="measure compiled blocks on a CPU as well")
-    parser.add_argument("--machine", help="name of the machine in the file names")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
-    parser.add_argument("--smoke", action="store_true", help="tiny networks; print, write nothing")
     options = parser.parse_args()
 
     todo = settings(options)
@@ -426,11 +407,7 @@ def main() -> None:
     print(markdown(result))
     if not options.smoke:
         print("\n".join(verdicts(result)))
-        options.out.mkdir(parents=True, exist_ok=True)
-        path = options.out / f"maskedkd_step_{result['machine']}"
-        path.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
-        path.with_suffix(".md").write_text(markdown(result))
-        print(f"wrote {path}.json and .md")
+        write(options.out, "maskedkd_step", result, markdown(result))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """MVD's training step against a plain implementation of it; both on one machine in one run.
 
     python benchmarks/mvd_step.py                     # writes benchmarks/results/mvd_step_<machine>.{json,md}
-    python benchmarks/mvd_step.py --shapes small      # tiny networks, seconds, writes nothing
+    python benchmarks/mvd_step.py --smoke             # tiny networks, seconds, writes nothing
 
 Clips of 16 frames of 224 pixels, tube masks of 90%, image and video teacher ViT-B, students ViT-S and ViT-B, random
 weights (time and memory do not depend on them), eager. On a CPU: float32 student, one clip per step, about ten minutes
@@ -19,21 +19,21 @@ dtype is ours too, both are measured with both dtypes of the teachers.
 """
 
 import argparse
-import json
 import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention
-from torch import Tensor, nn
+from torch import Tensor
 
-from maskedkd_step import machine_name
+from common import machine_name, parser_of, write
+from mvd_plain import plain_decode, plain_features, plain_image_features, python_masks
+from mvd_tables import MASKS, PARTS, Factor, markdown, section, verdicts, with_masks
 from vitdistill.costing.macs import backbone_macs, block_macs
 from vitdistill.costing.measure import Comparison, compare, hardware, peak_memory_bytes
 from vitdistill.methods.mvd import MVD, FeatureDecoder
@@ -48,13 +48,8 @@ from vitdistill.training.precision import cpu_has_bf16, has_bf16
 from vitdistill.types import Capture, TokenGrid
 from vitdistill.verbs.common import WIDE_ENOUGH
 
-MASKS = (1, 2, 4)  # per clip
 MASKING = Masking(0.9, "tube")
-PARTS = ("teachers", "student, decoders, loss", "backward", "optimizer")
 LAST = Capture(hidden=(-1,), logits=False)
-# What the measurements are held to, and the specification's GMACs per clip (B <- B).
-LEAST_SPEEDUP, MAC_TOLERANCE = 1.5, 0.03
-SPEC_GMACS = {"image teacher": 140, "video teacher": 178, "student encoder": 14, "decoders": 59}
 
 
 @dataclass(frozen=True)
@@ -211,10 +206,6 @@ def plain_masks(setting: Setting) -> tuple[int, ...]:
     return (1, 2) if setting.device.type == "cuda" else setting.pair.plain_masks
 
 
-def with_masks(name: str, masks: int) -> str:
-    return f"{name}, {masks} masks" if masks > 1 else name
-
-
 class Given(Masking):
     """Masks that were drawn elsewhere, for comparing losses."""
 
@@ -226,16 +217,6 @@ class Given(Masking):
         hidden: Tensor = self.hidden  # type: ignore[attr-defined]
         masked = torch.stack([row.nonzero()[:, 0] for row in hidden])
         return complement(masked, grid.count), masked
-
-
-def python_masks(count: int, grid: TokenGrid) -> Tensor:
-    """Tube masks one at a time, True where hidden, as a data loader makes them."""
-    patches = grid.h * grid.w
-    masks = []
-    for _ in range(count):
-        hidden = set(random.sample(range(patches), int(MASKING.ratio * patches)))
-        masks.append([patch in hidden for patch in range(patches)] * grid.t)
-    return torch.tensor(masks)
 
 
 class Networks:
@@ -273,7 +254,7 @@ class Networks:
         teachers = self.teachers[candidate.teacher_dtype]
         grid = self.method.student.grid
         clips = self.clips.repeat_interleave(candidate.masks, dim=0)
-        mask = python_masks(len(clips), grid).to(clips.device) if hidden is None else hidden
+        mask = python_masks(MASKING, len(clips), grid).to(clips.device) if hidden is None else hidden
         with self.clock.part("teachers"), torch.no_grad():
             seen = clips.to(candidate.teacher_dtype)
             step = clips.shape[2] // grid.t
@@ -309,40 +290,6 @@ class Networks:
         with self.clock.part("optimizer"):
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-
-
-def plain_features(backbone: Backbone, inputs: Tensor) -> Tensor:
-    """A teacher's last block, patch tokens only."""
-    net = backbone.net
-    tokens = net.blocks(net.norm_pre(net._pos_embed(net.patch_embed(inputs))))
-    return tokens[:, net.num_prefix_tokens :]
-
-
-def plain_image_features(backbone: Backbone, clips: Tensor, step: int, every_frame: bool) -> Tensor:
-    """The image teacher's features of the first frame of each tubelet, one frame after the other."""
-    seen = clips if every_frame else clips[:, :, ::step]
-    frames = seen.transpose(1, 2).flatten(0, 1)
-    features = plain_features(backbone, frames).unflatten(0, (len(clips), -1))
-    return (features[:, ::step] if every_frame else features).flatten(1, 2)
-
-
-def plain_decode(decoder: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
-    """Predictions at the masked tokens: [visible, masked] through the decoder."""
-    assert isinstance(decoder, Decoder)
-    visible = decoder.embed(tokens)
-    b, _, width = visible.shape
-    positions = decoder.pos_embed.expand(b, -1, -1)
-    hidden = torch.cat(
-        (
-            visible + positions[~mask].reshape(b, -1, width),
-            decoder.mask_token + positions[mask].reshape(b, -1, width),
-        ),
-        dim=1,
-    )
-    for block in decoder.blocks:
-        hidden = block(hidden)
-    masked = hidden.shape[1] - tokens.shape[1]
-    return decoder.pred(decoder.norm(hidden)[:, -masked:])
 
 
 # --- measuring ---------------------------------------------------------------------------------------------------
@@ -397,7 +344,8 @@ def agreed(setting: Setting, checked: dict[str, Candidate]) -> dict[str, dict[st
     hidden = None
     for name, candidate in checked.items():
         if hidden is None:
-            hidden = python_masks(setting.batch * candidate.masks, networks.method.student.grid).to(setting.device)
+            count = setting.batch * candidate.masks
+            hidden = python_masks(MASKING, count, networks.method.student.grid).to(setting.device)
         loss = networks.loss(candidate, hidden)
         loss.backward()
         grad = networks.method.student.net.get_parameter("patch_embed.proj.weight").grad
@@ -442,9 +390,6 @@ def measure_steps(setting: Setting) -> dict[str, Any]:
         "speedups": speedups(timings),
         "masks": mask_gains(timings, plain_masks(setting)),
     }
-
-
-Factor = dict[str, float]  # median, low and high over the rounds
 
 
 def factor(timings: Comparison, slow: str, fast: str, times: float = 1.0) -> Factor:
@@ -554,151 +499,6 @@ def measure(setting: Setting) -> dict[str, Any]:
     return result
 
 
-# --- results -----------------------------------------------------------------------------------------------------
-
-
-def markdown(result: dict[str, Any]) -> str:
-    """The tables, for people."""
-    machine = result["hardware"]
-    lines = [
-        f"# MVD's step on {result['machine']}",
-        "",
-        f"`{result['command']}`. {machine['cpu']}, {machine['cpu_cores']} cores, {machine['threads']} threads, "
-        f"GPU {machine['gpu'] or 'none'}; torch {machine['torch']}, timm {machine['timm']}. Medians of "
-        f"{result['rounds']} rounds in which all candidates of a pair take turns; spread is between quartiles; factors "
-        "are medians of the ratios of neighbouring runs, in brackets the least and the greatest. Peak memory is what a "
-        "step allocates above weights and optimizer state that stay. Random weights; before timing, loss and gradient "
-        "of both implementations were checked to agree with the same weights and masks.",
-        "",
-        "Ours is what `vitdistill mvd` runs by default, without drop path. Plain multiplies attention out, sends all "
-        "16 frames through the image teacher and every clip through both teachers once per mask, picks tokens with "
-        "boolean indices and makes its masks in Python. Decoding, cropping and transfer of clips are not in the step. "
-        "Both run timm's blocks, so matrix products, norms and MLPs are the same code in both.",
-        "",
-        *(f"- {line}" for line in verdicts(result)),
-    ]
-    for part in result["settings"]:
-        lines += ["", *section(part)]
-    return "\n".join(lines) + "\n"
-
-
-def section(part: dict[str, Any]) -> list[str]:
-    """One pair's tables."""
-    lines = [f"## {part['label']}", "", *macs_table(part), "", *step_table(part), "", causes(part)]
-    return [*lines, "", *masks_table(part), "", MASKS_NOTE]
-
-
-MASKS_NOTE = (
-    "Several masks of a clip are less varied than as many clips, so this is time per prediction, not per gain in "
-    "accuracy. Plain's step with several masks is its step on as many more clips; where it was not timed, its time is "
-    "that of one mask times their number."
-)
-
-
-def macs_table(part: dict[str, Any]) -> list[str]:
-    macs, known = part["macs"], part["pair"] == SPECIFIED
-    lines = [
-        f"MACs of a clip's forward pass: {macs['visible_tokens']} of {macs['tokens']} tokens are visible. With the "
-        f"backward pass, the teachers are {macs['teachers_share_of_step']:.0%} of our step.",
-        "",
-        "| part | GMACs |" + (" specification | difference |" if known else ""),
-        "|---|---:|" + ("---:|---:|" if known else ""),
-    ]
-    for name, count in macs["parts"].items():
-        row = f"| {name} | {count / 1e9:,.1f} |"
-        if known:
-            spec = SPEC_GMACS.get(name)
-            row += f" {spec} | {count / 1e9 / spec - 1:+.1%} |" if spec else " | |"
-        lines.append(row)
-    return lines
-
-
-SPECIFIED = "B <- B"
-
-
-def step_table(part: dict[str, Any]) -> list[str]:
-    lines = [
-        f"| candidate | ms/step | spread | clips/s | peak MiB | {' ms | '.join(PARTS)} ms |",
-        "|---|" + "---:|" * (4 + len(PARTS)),
-    ]
-    for name, row in part["training_step"]["candidates"].items():
-        memory = "" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 2**20:,.0f}"
-        split = " | ".join(f"{row['split_ms'][part_name]:,.0f}" for part_name in PARTS)
-        lines.append(
-            f"| {name} | {row['median_ms']:,.0f} | {row['spread_ms']:,.0f} | {row['clips_per_s']:,.2f} "
-            f"| {memory} | {split} |"
-        )
-    return lines
-
-
-def masks_table(part: dict[str, Any]) -> list[str]:
-    limits, rows = part["macs"]["limits"], part["training_step"]["candidates"]
-    lines = [
-        "| masks per clip | ours, ms per clip and mask | faster than one mask | limit (MACs) | faster than plain "
-        "| limit (MACs) |",
-        "|---:|" + "---:|" * 5,
-    ]
-    for masks, gain in part["training_step"]["masks"].items():
-        time = rows[with_masks("ours", int(masks))]["ms_per_clip_and_mask"]
-        limit = limits[masks]
-        over_plain = _range(gain["over_plain"]) + ("" if gain["plain_measured"] else ", not timed")
-        lines.append(
-            f"| {masks} | {time:,.1f} | {_range(gain['over_one_mask'])} | {limit['over_one_mask']:.2f}x "
-            f"| {over_plain} | {limit['over_plain']:.2f}x |"
-        )
-    return lines
-
-
-def causes(part: dict[str, Any]) -> str:
-    """Which part of the gain comes from where."""
-    gain, macs = part["training_step"]["speedups"], part["macs"]
-    code = (
-        f"In equal dtypes{' (float32)' if part['dtype'] == 'float32' else ''} ours is "
-        f"{_range(gain['code alone'])} as fast as plain; leaving out the frames that the target does not use is worth "
-        f"{_range(gain['frames alone, in plain'])} in the plain code, and against a plain implementation that "
-        f"leaves them out ours is {_range(gain['code alone, plain without unused frames'])} as fast. In MACs the "
-        f"frames are worth {macs['limits']['1']['over_plain']:.2f}x; the rest is fused attention and gathered tokens."
-    )
-    whole = f"Ours takes 1/{gain['ours']['median']:.2f} of plain's time with one mask per clip."
-    if "dtype alone, in ours" not in gain:
-        return f"{whole} {code}"
-    return (
-        f"{whole} {code} Bfloat16 teachers, ours by default on this processor, are worth "
-        f"{_range(gain['dtype alone, in ours'])} in ours and {_range(gain['dtype alone, in plain'])} in the plain "
-        f"code; with them in both, ours is {_range(gain['code alone, bfloat16 teachers'])} as fast."
-    )
-
-
-def _range(value: Factor) -> str:
-    return f"{value['median']:.2f}x ({value['low']:.2f}-{value['high']:.2f})"
-
-
-def verdicts(result: dict[str, Any]) -> list[str]:
-    """The expectations, each with what was measured."""
-    lines = []
-    for part in result["settings"]:
-        factors, gains = part["training_step"]["speedups"], part["training_step"]["masks"]
-        several = ", ".join(f"{gains[str(m)]['over_one_mask']['median']:.2f}x with {m}" for m in MASKS[1:])
-        lines += [
-            f"{_met(factors['ours']['median'] >= LEAST_SPEEDUP)}: {part['label']}: step "
-            f"{_range(factors['ours'])} as fast as plain with one mask per clip "
-            f"({factors['code alone']['median']:.2f}x in equal dtypes), expected at least {LEAST_SPEEDUP}x",
-            f"{part['label']}: per clip and mask, over one mask: {several}",
-        ]
-        if part["pair"] == SPECIFIED:
-            off = {name: part["macs"]["parts"][name] / 1e9 / spec - 1 for name, spec in SPEC_GMACS.items()}
-            worst = max(off.values(), key=abs)
-            lines.append(
-                f"{_met(abs(worst) <= MAC_TOLERANCE)}: {part['pair']}: MACs of the parts within {abs(worst):.1%} of "
-                f"the specification, expected {MAC_TOLERANCE:.0%}"
-            )
-    return lines
-
-
-def _met(condition: bool) -> str:
-    return "met" if condition else "NOT MET"
-
-
 # --- command -----------------------------------------------------------------------------------------------------
 
 
@@ -706,7 +506,7 @@ def settings(options: argparse.Namespace) -> list[Setting]:
     """What to measure on this machine."""
     device = torch.device(options.device)
     gpu = device.type == "cuda"
-    small = options.shapes == "small"
+    small = options.smoke
     pairs = (small_pair(),) if small else [pair for pair in PAIRS if pair.name.replace(" ", "") in options.pairs]
     precision = options.precision or ("bfloat16" if gpu else "float32")
     return [
@@ -724,15 +524,11 @@ def settings(options: argparse.Namespace) -> list[Setting]:
 def main() -> None:
     """Parse the command line, measure, print, write."""
     names = [pair.name.replace(" ", "") for pair in PAIRS]
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser = parser_of(__doc__, smoke="tiny networks")
     parser.add_argument("--batch", type=int, help="clips per step; by default 32 on a GPU and 1 on a CPU")
     parser.add_argument("--rounds", type=int, help="timed rounds; by default 10 on a GPU and 3 on a CPU")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], help="of the student; bfloat16 is autocast")
     parser.add_argument("--pairs", nargs="+", default=names, choices=names, help="student<-teachers")
-    parser.add_argument("--shapes", default="paper", choices=["paper", "small"], help="small: print, write nothing")
-    parser.add_argument("--machine", help="name of the machine in the file names")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
     options = parser.parse_args()
 
     todo = settings(options)
@@ -744,12 +540,8 @@ def main() -> None:
         "settings": [measure(setting) for setting in todo],
     }
     print("\n".join(verdicts(result)))
-    if options.shapes != "small":
-        options.out.mkdir(parents=True, exist_ok=True)
-        path = options.out / f"mvd_step_{result['machine']}"
-        path.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
-        path.with_suffix(".md").write_text(markdown(result))
-        print(f"wrote {path}.json and .md")
+    if not options.smoke:
+        write(options.out, "mvd_step", result, markdown(result))
 
 
 if __name__ == "__main__":

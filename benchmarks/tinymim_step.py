@@ -17,12 +17,10 @@ pass. As the teacher's default dtype is ours too, both are measured with both dt
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from itertools import product
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -32,7 +30,7 @@ from timm.layers import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from maskedkd_step import machine_name
+from common import machine_name, met, parser_of, write
 from vitdistill.costing.macs import backbone_macs
 from vitdistill.costing.measure import Comparison, compare, hardware, peak_memory_bytes
 from vitdistill.losses.relations import relation_kl
@@ -512,16 +510,12 @@ def verdicts(result: dict[str, Any]) -> list[str]:
         alike = "" if same is None else f" ({same:.2f}x with the teacher's weights in one dtype)"
         share = part["relation_memory"][OURS] / part["relation_memory"][PLAIN]
         lines += [
-            f"{_met(gain >= LEAST_SPEEDUP)}: {part['label']}: step {gain:.2f}x faster than plain{alike}, "
+            f"{met(gain >= LEAST_SPEEDUP)}: {part['label']}: step {gain:.2f}x faster than plain{alike}, "
             f"expected at least {LEAST_SPEEDUP}x",
-            f"{_met(share <= MOST_RELATION_MEMORY)}: {part['label']}: relations take {share:.2f} of plain's memory, "
+            f"{met(share <= MOST_RELATION_MEMORY)}: {part['label']}: relations take {share:.2f} of plain's memory, "
             f"expected at most {MOST_RELATION_MEMORY}",
         ]
     return lines
-
-
-def _met(condition: bool) -> str:
-    return "met" if condition else "NOT MET"
 
 
 # --- command -----------------------------------------------------------------------------------------------------
@@ -553,14 +547,10 @@ def settings(options: argparse.Namespace) -> list[Setting]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser = parser_of(__doc__, smoke="tiny networks")
     parser.add_argument("--batch", type=int, help="images per step of every pair; by default 128 on a GPU, else 4 or 8")
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds")
     parser.add_argument("--compile", action="store_true", help="measure compiled blocks on a CPU as well")
-    parser.add_argument("--machine", help="name of the machine in the file names")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
-    parser.add_argument("--smoke", action="store_true", help="tiny networks; print, write nothing")
     options = parser.parse_args()
 
     todo = settings(options)
@@ -575,11 +565,7 @@ def main() -> None:
     }
     print(markdown(result))
     if not options.smoke:
-        options.out.mkdir(parents=True, exist_ok=True)
-        path = options.out / f"tinymim_step_{result['machine']}"
-        path.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
-        path.with_suffix(".md").write_text(markdown(result))
-        print(f"wrote {path}.json and .md")
+        write(options.out, "tinymim_step", result, markdown(result))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ What a step takes comes from the results of `mvd_step.py` beside this benchmark'
 `--need`; the last table says how many workers feed it.
 """
 
-import argparse
 import json
 import math
 import random
@@ -28,6 +27,7 @@ import av
 import numpy as np
 import torch
 
+from common import machine_name, parser_of, write
 from vitdistill.costing.measure import compare, hardware
 from vitdistill.data.clip_transforms import pretrain_transform
 from vitdistill.data.clips import Sampling
@@ -174,12 +174,9 @@ def needs_table(result: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     """Parse the command line, measure, print, write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = parser_of(__doc__, smoke="a short file and few rounds", device=False)
     parser.add_argument("--repeats", type=int, default=24, help="timed rounds")
     parser.add_argument("--need", type=float, help="clips/s that a training step takes, instead of mvd_step's results")
-    parser.add_argument("--machine", help="name of the machine in the file names")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
-    parser.add_argument("--smoke", action="store_true", help="a short file and few rounds; print, write nothing")
     options = parser.parse_args()
 
     torch.set_num_threads(1)  # as in a loader's worker
@@ -192,7 +189,7 @@ def main() -> None:
             encoder = write_video(path, seconds, gop)
             files[str(gop)] = measure(path, seconds, repeats)
     result = {
-        "machine": options.machine or f"cpu_{facts['cpu_cores']}core",
+        "machine": options.machine or machine_name(torch.device("cpu")),
         "hardware": facts,
         "encoder": encoder,
         "av": av.__version__,
@@ -203,11 +200,7 @@ def main() -> None:
     }
     print(markdown(result))
     if not options.smoke:
-        options.out.mkdir(parents=True, exist_ok=True)
-        path = options.out / f"video_decode_{result['machine']}"
-        path.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
-        path.with_suffix(".md").write_text(markdown(result))
-        print(f"wrote {path}.json and .md")
+        write(options.out, "video_decode", result, markdown(result))
 
 
 if __name__ == "__main__":
