@@ -6,7 +6,6 @@
 Writes benchmarks/results/digits_maskedkd.{json,md,svg}. Runs are the verb `maskedkd` with the demo's settings.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -14,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from study import RESULTS, Finding, findings_table, in_words, judge, run_all, spread
+from study import Finding, chosen, findings_table, in_words, judge, parser_of, run_all, spread, write
 
 # Name -> arguments of `maskedkd` beyond the common ones.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -196,18 +195,13 @@ def figure(table: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
-    parser.add_argument("--epochs", type=int, default=24)
-    parser.add_argument("--only", nargs="*", default=[], help="settings to run again; others stay as they were")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser = parser_of(__doc__, seeds=5, epochs=24, only="settings to run again; others stay as they were")
     options = parser.parse_args()
     from vitdistill.costing.measure import hardware
 
     started = time.time()
     earlier = earlier_results(options.out / "digits_maskedkd.json", options.only, options.epochs)
-    names = [name for name in SETTINGS if not options.only or name in options.only]
+    names = chosen(SETTINGS, options.only)
     results = [*earlier, *run_all(run_one, names, options.seeds, options.jobs, options.epochs)]
     meta = {
         "command": "python " + " ".join(["benchmarks/digits_maskedkd.py", "--seeds", str(options.seeds)]),
@@ -218,12 +212,9 @@ def main() -> int:
     }
     table = summarise(results)
     verdicts = judge(table, FINDINGS)
-    options.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"meta": meta, "table": table, "findings": verdicts, "runs": results}, indent=1)
-    (options.out / "digits_maskedkd.json").write_text(text + "\n")
-    (options.out / "digits_maskedkd.md").write_text(markdown(table, verdicts, meta))
+    content = {"meta": meta, "table": table, "findings": verdicts, "runs": results}
+    write(options.out, "digits_maskedkd", content, markdown(table, verdicts, meta))
     figure(table, options.out / "digits_maskedkd.svg")
-    print(markdown(table, verdicts, meta))
     return 0
 
 

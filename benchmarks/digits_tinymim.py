@@ -7,17 +7,15 @@ Writes benchmarks/results/digits_tinymim.{json,md,svg}. Each run is the verb `ti
 the verb `finetune` with few epochs, since with many a small student learns these digits from scratch as well.
 """
 
-import argparse
 import contextlib
 import io
-import json
 import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from study import RESULTS, Finding, command_line, findings_table, in_words, judge, run_all, spread
+from study import Finding, chosen, command_line, findings_table, in_words, judge, parser_of, run_all, spread, write
 
 FINETUNE_EPOCHS = 10
 BASE: dict[str, Any] = {"teacher": "digits-mae", "teacher_block": 3, "color_jitter": 0.0, "drop_path": 0.1}
@@ -203,18 +201,13 @@ def figure(table: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
-    parser.add_argument("--epochs", type=int, default=16, help="epochs without labels")
-    parser.add_argument("--only", nargs="*", default=[], help="settings to run")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser = parser_of(__doc__, seeds=3, epochs=16)
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from vitdistill.costing.measure import hardware
 
     started = time.time()
-    names = [name for name in SETTINGS if not options.only or name in options.only]
+    names = chosen(SETTINGS, options.only)
     results = run_all(run_one, names, options.seeds, options.jobs, options.epochs)
     meta = {
         "command": command_line(),
@@ -225,12 +218,9 @@ def main() -> int:
     }
     table = summarise(results)
     verdicts = judge(table, FINDINGS)
-    options.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"meta": meta, "table": table, "findings": verdicts, "runs": results}, indent=1)
-    (options.out / "digits_tinymim.json").write_text(text + "\n")
-    (options.out / "digits_tinymim.md").write_text(markdown(table, verdicts, meta))
+    content = {"meta": meta, "table": table, "findings": verdicts, "runs": results}
+    write(options.out, "digits_tinymim", content, markdown(table, verdicts, meta))
     figure(table, options.out / "digits_tinymim.svg")
-    print(markdown(table, verdicts, meta))
     return 0
 
 

@@ -9,15 +9,13 @@ then the verb `finetune` twice with few epochs: which digit moves (spatial, one 
 (temporal, one frame says nothing).
 """
 
-import argparse
-import json
 import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from study import RESULTS, Finding, command_line, findings_table, in_words, judge, run_all, spread
+from study import Finding, chosen, command_line, findings_table, in_words, judge, parser_of, run_all, spread, write
 from vitdistill.verbs.demo_mvd import (
     DECODER,
     EPOCHS,
@@ -188,24 +186,19 @@ def figure(table: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs without labels")
+    parser = parser_of(__doc__, seeds=3, epochs=EPOCHS)
     parser.add_argument(
         "--same_time",
         type=float,
         nargs=2,
         help="epochs with 2 and 4 masks in the time of one with one mask; measured by default",
     )
-    parser.add_argument("--only", nargs="*", default=[], help="settings to run")
-    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from vitdistill.costing.measure import hardware
 
     started = time.time()
-    names = [name for name in SETTINGS if not options.only or name in options.only]
+    names = chosen(SETTINGS, options.only)
     options.out.mkdir(parents=True, exist_ok=True)
     rows = options.out / "moving_digits_mvd.jsonl"
     share = options.same_time or measure_masks()
@@ -221,11 +214,9 @@ def main() -> int:
     }
     table = summarise(results)
     verdicts = {task: judge(table, findings, key=task) for task, findings in FINDINGS.items()}
-    text = json.dumps({"meta": meta, "table": table, "findings": verdicts, "runs": results}, indent=1)
-    (options.out / "moving_digits_mvd.json").write_text(text + "\n")
-    (options.out / "moving_digits_mvd.md").write_text(markdown(table, verdicts, meta))
+    content = {"meta": meta, "table": table, "findings": verdicts, "runs": results}
+    write(options.out, "moving_digits_mvd", content, markdown(table, verdicts, meta))
     figure(table, options.out / "moving_digits_mvd.svg")
-    print(markdown(table, verdicts, meta))
     return 0
 
 

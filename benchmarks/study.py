@@ -1,12 +1,13 @@
 """What the studies on small data share: runs over seeds in parallel, paired differences, verdicts, summaries."""
 
+import argparse
 import json
 import math
 import multiprocessing
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -141,3 +142,41 @@ def command_line() -> str:
         place = arguments.index("--out")
         del arguments[place : place + 2]
     return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
+
+
+def parser_of(doc: str | None, seeds: int, epochs: int, only: str = "settings to run") -> argparse.ArgumentParser:
+    """A command line with the options that every study has.
+
+    Args:
+        doc: of the study's module.
+        seeds: how many by default.
+        epochs: by default.
+        only: what `--only` says of itself.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
+    parser.add_argument("--epochs", type=int, default=epochs)
+    parser.add_argument("--only", nargs="*", default=[], help=only)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    return parser
+
+
+def chosen(settings: Iterable[str], only: list[str]) -> list[str]:
+    """The settings to run."""
+    return [name for name in settings if not only or name in only]
+
+
+def write(out: Path, study: str, content: dict[str, Any], text: str) -> None:
+    """Keep a study's figures, and its table for people.
+
+    Args:
+        out: folder.
+        study: its name, without an ending.
+        content: meta, table, findings and runs.
+        text: the table.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{study}.json").write_text(json.dumps(content, indent=1) + "\n")
+    (out / f"{study}.md").write_text(text)
+    print(text)
