@@ -1,5 +1,6 @@
 """AVA's csv formats, label maps, and key frames as clips with boxes."""
 
+import math
 import pickle
 from pathlib import Path
 
@@ -31,6 +32,7 @@ a,0903,,,,,,
 b,0902
 b,0904,0.0,0.0,1.0,1.0,3,4
 """
+HEAD = "video_id,middle_frame_timestamp,x1,y1,x2,y2,action_id,person_id\n"
 IDS = [3, 12, 17]
 
 
@@ -61,7 +63,15 @@ def movies(tmp_path: Path) -> Movies:
 # --- files ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("head", ["", "video_id,middle_frame_timestamp,x1,y1,x2,y2,action_id,person_id\n", "\ufeff"])
+@pytest.mark.parametrize(
+    "head",
+    [
+        "",
+        "\nvideo_id,middle_frame_timestamp,x1,y1,x2,y2,action_id,person_id\n",
+        "video_id,middle_frame_timestamp,x1,y1,x2,y2,action_id,person_id\n",
+        "\ufeff",
+    ],
+)
 def test_annotations_keep_their_order_and_number_the_key_frames(write, head: str) -> None:
     numbers: Numbers = {}
     rows = read_truth(write(head + TRUTH), numbers)
@@ -94,6 +104,7 @@ def test_excluded_key_frames(write) -> None:
             "map.pbtxt",
             'label { name: "b \\"c\\"" label_id: 80 }\nlabel { name: "bend/bow (at the waist)" label_id: 1 }',
         ),
+        ("map.pbtxt", '# 60 of 80\nitem { name: "bend/bow (at the waist)" id: 1 } item { name: "b \\"c\\"" id: 80 }'),
         ("map.csv", 'label_id,label_name,label_type\n1,bend/bow (at the waist),P\n80,"b ""c""",P\n'),
         ("map.csv", '1,bend/bow (at the waist)\n80,"b ""c"""'),
     ],
@@ -110,6 +121,7 @@ def test_label_maps(write, name: str, text: str) -> None:
         ("map.pbtxt", 'item { name: "a" }', "must have a name and an id"),
         ("map.pbtxt", 'item { name: "a" id: 2 } item { name: "b" id: 2 }', "the id 2 not once"),
         ("map.pbtxt", 'item { name: "a" id: 0 }', "below 1"),
+        ("map.pbtxt", 'item { name: "a" id: 1 } item { name: "b"', r"must be whole; got 'item \{ name: \"b\"'"),
         ("map.csv", "1,a\ntwo,b", "line 2: 'two,b'"),
     ],
 )
@@ -158,9 +170,9 @@ def test_predictions_are_read_back_as_they_were(tmp_path: Path) -> None:
     box = np.sort(rng.random((5, 2, 2)), axis=1).reshape(5, 4).astype(np.float32).astype(np.float64)
     score = rng.random(5).astype(np.float32).astype(np.float64)
     rows = Rows(np.array([0, 0, 1, 1, 1]), box, np.array([1, 2, 1, 2, 80]), score)
-    names = {0: ("-video_1", 902), 1: ("b", 1000)}
+    names = {0: ("-video_1", 902), 1: ('b, "c" caf\udce9', 1000)}  # a name in Latin-1, as it is read
     write_predictions(tmp_path / "out.csv", rows, names)
-    assert (tmp_path / "out.csv").read_text().startswith("-video_1,0902,")
+    assert (tmp_path / "out.csv").read_bytes().startswith(b"-video_1,0902,")
     numbers: Numbers = {}
     again = read_detections(tmp_path / "out.csv", numbers, 0.0)
     assert list(numbers) == list(names.values()) and again.frame.tolist() == rows.frame.tolist()
@@ -187,6 +199,28 @@ def test_a_box_with_several_actions_is_one_box(write, movies: Movies) -> None:
     ]
     assert frames.path(0).endswith("a at 902 s") and frames.labels == [0, 0]
     assert pickle.loads(pickle.dumps(frames)).path(1) == frames.path(1)
+
+
+def test_a_second_is_the_nearest_frame(tmp_path: Path, write) -> None:
+    (tmp_path / "a").mkdir()
+    for number in range(100):
+        Image.new("RGB", (8, 8)).save(tmp_path / "a" / f"{number:03d}.png")
+    movies = Movies(tmp_path, start=900, frame_rate=29.97)
+    frames = key_frames(write, movies, "a,0901,0,0,1,1,3,0\na,0902,0,0,1,1,3,0\n")
+    assert [frames.load(index)[0].number for index in range(2)] == [30, 60]  # of 29.97 and 59.94
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"frame_rate": 0.0}, "--frame_rate must be above 0; got 0.0"),
+        ({"frame_rate": math.inf}, "--frame_rate must be above 0; got inf"),
+        ({"start": math.nan}, "--start must be a second of the movie; got nan"),
+    ],
+)
+def test_times_that_cannot_be(options: dict[str, float], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Movies(Path("anywhere"), **options)
 
 
 def test_the_clip_is_centred_on_the_key_frame() -> None:

@@ -257,9 +257,9 @@ def test_options_out_of_range_are_refused():
 # --- which transform a source gets -----------------------------------------------------------------------------------
 
 
-def chosen(augment: Augment, *, labels: bool, bundled: bool = False):
+def chosen(augment: Augment, *, labels: bool, bundled: int | None = None):
     videos = MadeSet([100, 100])
-    source = DataSource("made", videos, videos, ["a"], frames=16 if bundled else None)
+    source = DataSource("made", videos, videos, ["a"], frames=bundled)
     return training_transform(source, augment, (32, 32), Sampling(frames=4, stride=2), labels=labels)
 
 
@@ -278,7 +278,7 @@ def test_pretraining_without_a_random_crop_takes_the_centre_of_random_clips():
     "options",
     [{"hflip": 0.5}, {"scale": 0.5}, {"color_jitter": 0.4}, {"auto_augment": "rand-m7"}, {"interpolation": "bicubic"}],
 )
-@pytest.mark.parametrize("bundled", [False, True])
+@pytest.mark.parametrize("bundled", [None, 16])
 def test_pretraining_on_clips_refuses_what_it_leaves_out(options, bundled):
     with pytest.raises(UserError, match=rf"--augment\.{next(iter(options))} \(images, or clips with labels"):
         chosen(Augment(recipe="pretrain", **options), labels=False, bundled=bundled)
@@ -287,9 +287,20 @@ def test_pretraining_on_clips_refuses_what_it_leaves_out(options, bundled):
 
 def test_bundled_clips_are_recoloured_where_asked():
     video = Made(still=True)
-    assert not chosen(PLAIN, labels=True, bundled=True).random
-    jitter = chosen(Augment(recipe="none", color_jitter=0.4), labels=True, bundled=True)
+    assert not chosen(PLAIN, labels=True, bundled=8).random
+    jitter = chosen(Augment(recipe="none", color_jitter=0.4), labels=True, bundled=8)
     assert len({jitter(video).numpy().tobytes() for _ in range(4)}) == 4
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_bundled_clips_longer_than_the_networks_are_cut_anywhere(labels):
+    transform, video = chosen(PLAIN, labels=labels, bundled=16), Made()
+    assert transform.random and len({transform(video).numpy().tobytes() for _ in range(8)}) > 4
+
+
+def test_a_centre_crop_has_no_interpolation_to_choose():
+    with pytest.raises(UserError, match=r"--augment\.interpolation \(random crops, which scale 1 turns off"):
+        chosen(Augment(recipe="none", interpolation="bicubic"), labels=True)
 
 
 @pytest.mark.parametrize("labels", [False, True])

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torchvision.ops import roi_align
 
 from tiny import tiny
 from vitdistill.errors import UserError
@@ -31,6 +32,33 @@ def test_a_box_sees_the_patches_in_it() -> None:
     assert pooled[1, 0] == pytest.approx(15.0) and 1 <= pooled[1, 1] < 4
     constant = pool_boxes(torch.full((1, 5, 4, 4), 2.5), torch.rand(1, 3, 4).sort(dim=-1).values * 0.5 + 0.2)
     assert torch.allclose(constant, torch.full((1, 3, 5), 2.5))
+
+
+def test_a_box_is_pooled_from_the_mean_over_time_of_a_grid_that_is_no_square() -> None:
+    """Against torchvision's RoIAlign, at one over the patch's size, on tokens put together by hand."""
+    network = detector(video_net(img_size=(16, 48)), 5, head_init=1.0, dropout=0.5).eval()
+    clips = torch.randn(2, 3, 4, 16, 48)
+    boxes = torch.tensor([[[0.1, 0.2, 0.9, 0.7], [0.0, 0.0, 0.4, 1.0]], [[0.5, 0.1, 0.6, 0.9], [0.2, 0.5, 1.0, 1.0]]])
+    maps = network(clips).tokens[:, network.prefix :].reshape(2, 2, 2, 6, 32).mean(dim=1).permute(0, 3, 1, 2)
+    pixels = boxes * torch.tensor([48.0, 16.0, 48.0, 16.0])
+    cut = roi_align(maps, list(pixels), 7, spatial_scale=1 / 8, aligned=True).amax(dim=(2, 3))
+    expected = network.net.head(cut).view(2, 2, 5)
+    logits = box_logits(network, clips, boxes)
+    assert torch.allclose(logits, expected, atol=1e-5)
+    assert not torch.allclose(box_logits(network.train(), clips, boxes), logits, atol=1e-3)  # dropout
+
+
+def test_what_lies_beyond_the_frame_is_cut_off() -> None:
+    features = torch.full((1, 2, 4, 4), -2.0)
+    pooled = pool_boxes(features, torch.tensor([[[-0.3, 0.2, 0.5, 1.4], [0.1, -0.9, 1.9, 0.6]]]))
+    assert torch.allclose(pooled, torch.full((1, 2, 2), -2.0))
+
+
+def test_validation_loss_is_summed_over_key_frames() -> None:
+    method = Detection(detector(video_net(), 3))
+    target, scores = torch.rand(5, 2, 7).round(), torch.randn(5, 2, 3)
+    whole = method.validation_loss(scores, target)
+    assert whole is not None and whole == pytest.approx(5 * float(method._loss(scores, target)), rel=1e-6)
 
 
 def test_pooling_flips_with_features_and_boxes() -> None:

@@ -181,7 +181,9 @@ def test_an_interrupted_run_is_resumed_and_ends_alike(
         ({"train": "nowhere.csv"}, r"must be readable; got 'nowhere.csv' \(No such file"),
         ({"threshold": 0.5}, "threshold.*--detections"),
         ({"augment": Augment(recipe="finetune")}, "hflip, erasing and repeats only; got scale, auto_augment"),
+        ({"augment": Augment(recipe="none", mixup_prob=0.3)}, "hflip, erasing and repeats only; got mixup or cutmix"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
+        ({"frame_rate": 25.0}, r"--frame_rate \(folders of frames"),
     ],
 )
 def test_bad_input_is_one_line(files: dict[str, str], tmp_path: Path, changed: dict[str, Any], words: str) -> None:

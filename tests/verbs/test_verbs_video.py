@@ -113,9 +113,9 @@ def test_from_mp4_files_to_a_tuned_student(runs: Path, tmp_path: Path) -> None:
 
 
 def test_bundled_features_know_how_the_digit_moves() -> None:
-    """A tenth is chance, and 76% what they reach: a loader that shuffles frames or mixes up clips stays far below."""
+    """A tenth is chance, and 67% what they reach: a loader that shuffles frames or mixes up clips stays far below."""
     whole = knn("moving-digits-videomae", data="moving_digits:motion", k=[5])
-    assert whole["scores"][0]["top1"] > 65
+    assert whole["scores"][0]["top1"] > 55
 
 
 @pytest.fixture

@@ -106,12 +106,15 @@ def open_annotations(files: Annotations, movies: Movies) -> ActionData:
         highest = max(int(rows.action.max()) for rows in (truth, train) if rows is not None)
         labels = {number: str(number) for number in range(1, highest + 1)}
     ids = list(labels)
+    evaluated = _evaluated(files.evaluated, ids)
+    if not np.isin(truth.action, evaluated).any():
+        raise UserError(f"{files.val} must have a box of an action that counts", "none", "Check --evaluated")
     return ActionData(
         None if train is None else KeyFrames(train, names, movies, ids, annotated=True),
         KeyFrames(boxes, names, movies, ids, annotated=files.detections is None),
         truth,
         labels,
-        _evaluated(files.evaluated, ids),
+        evaluated,
         names,
     )
 

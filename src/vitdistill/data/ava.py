@@ -6,12 +6,14 @@ box. Boxes are x1, y1, x2, y2 as shares of the frame's width and height; action 
 """
 
 import csv
+import io
 import math
 import re
 from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -28,7 +30,8 @@ LABELS = 'item { name: "..." id: 1 }, or in a csv file label_id,label_name'
 TIME_NAMES = ("timestamp", "middle_frame_timestamp")  # of the second column, where a file begins with a header
 LIMITS = (-1.0, 2.0)  # detectors overshoot the frame a little; coordinates beyond these are pixels
 # Both of the official spellings: item { name id } and label { name label_id label_type }.
-ITEM = re.compile(r"(?:item|label)\s*\{([^{}]*)\}")
+ITEM = re.compile(r"""(?:item|label)\s*\{((?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|[^{}"'])*)\}""")
+COMMENT = re.compile(r"^\s*#.*$", re.MULTILINE)
 NAME = re.compile(r"""\bname:\s*(["'])(.*?)(?<!\\)\1""")
 NUMBER = re.compile(r"\b(?:label_)?id:\s*(\d+)")
 
@@ -137,13 +140,18 @@ def write_predictions(path: Path, rows: Rows, names: Mapping[int, KeyFrameName])
     """
     from vitdistill.training.checkpoints import write_atomically
 
-    def lines() -> Iterator[bytes]:
+    def lines() -> Iterator[list[object]]:
         for frame, box, action, score in zip(rows.frame.tolist(), rows.box, rows.action, rows.score, strict=True):
             video, second = names[frame]
-            corners = ",".join(f"{edge:.9g}" for edge in box)
-            yield f"{video},{second:04d},{corners},{action},{score:.9g}\n".encode()
+            yield [video, f"{second:04d}", *(f"{edge:.9g}" for edge in box), action, f"{score:.9g}"]
 
-    write_atomically(path, lambda file: file.writelines(lines()))
+    def write(file: IO[bytes]) -> None:
+        # Names come back as they were read: quoted where they hold a comma, and byte by byte.
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+        csv.writer(text, lineterminator="\n").writerows(lines())
+        text.detach()
+
+    write_atomically(path, write)
 
 
 # --- rows ----------------------------------------------------------------------------------------------------------
@@ -179,11 +187,14 @@ def _lines(path: str | Path) -> Iterator[tuple[int, list[str]]]:
     """The lines that are not empty, with their numbers; a header is left out."""
     try:
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            reader = csv.reader(file)
+            reader, first = csv.reader(file), True
             for fields in reader:
                 fields = [field.strip() for field in fields]
-                is_header = reader.line_num == 1 and len(fields) > 1 and fields[1].lower() in TIME_NAMES
-                if any(fields) and not is_header:
+                if not any(fields):
+                    continue
+                is_header = first and len(fields) > 1 and fields[1].lower() in TIME_NAMES
+                first = False
+                if not is_header:
                     yield reader.line_num, fields
     except (OSError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
@@ -198,7 +209,7 @@ def _key(fields: list[str]) -> KeyFrameName:
 
 
 def _truth(fields: list[str], actions: Collection[int] | None) -> Row | None:
-    if not any(fields[2:]):
+    if not any(fields[2:7]):  # without a box and an action, whatever the person
         return None
     action = int(fields[6])
     if action < 1 or len(fields) > 8:
@@ -245,6 +256,9 @@ def _pbtxt_labels(path: str | Path) -> list[tuple[int, str]]:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError("The label map must be a readable text file", f"'{path}'", f"A label is {LABELS}") from error
+    text = COMMENT.sub("", text)
+    if rest := ITEM.sub("", text).strip():
+        raise UserError(f"Every label of {path} must be whole", f"'{rest[:60]}'", f"A label is {LABELS}")
     pairs = []
     for item in ITEM.findall(text):
         name, number = NAME.search(item), NUMBER.search(item)

@@ -45,6 +45,11 @@ class Sampling:
             )
 
     @property
+    def span(self) -> int:
+        """Frames of the window of dense sampling."""
+        return self.frames * self.stride
+
+    @property
     def needed(self) -> int:
         """Frames that a video must have for a clip without repeated frames."""
         return (self.frames - 1) * self.stride + 1 if self.kind == "dense" else self.frames
@@ -76,7 +81,7 @@ class Sampling:
         return self._window(last // 2 if clips == 1 else round(last * clip / (clips - 1)), length)
 
     def _last_start(self, length: int) -> int:
-        return max(0, length - self.frames * self.stride)
+        return max(0, length - self.span)
 
     def _window(self, start: int, length: int) -> list[int]:
         return np.minimum(start + np.arange(self.frames) * self.stride, length - 1).tolist()

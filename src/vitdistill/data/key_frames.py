@@ -5,6 +5,7 @@ are. Most codes for AVA resize the shorter edge to 256 in place of that and keep
 positions would see other positions than it was trained with.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,8 +25,9 @@ from vitdistill.data.video import Video, VideoSet
 from vitdistill.data.video_decode import VideoFile
 from vitdistill.data.video_files import EXTENSIONS
 from vitdistill.data.video_stream import require_av
-from vitdistill.errors import UserError
+from vitdistill.errors import UserError, refuse_unused
 
+FRAME_RATE = 30.0  # of folders of frames, by default
 LOOKED_AT = 8  # videos whose length is compared with the last second asked of them
 
 
@@ -41,7 +43,13 @@ class Movies:
 
     folder: Path
     start: float = 0.0
-    frame_rate: float = 30.0
+    frame_rate: float = FRAME_RATE
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.start):
+            raise UserError("--start must be a second of the movie", self.start)
+        if not (math.isfinite(self.frame_rate) and self.frame_rate > 0):
+            raise UserError("--frame_rate must be above 0", self.frame_rate)
 
     def find(self, videos: Sequence[str]) -> list[str]:
         """The path of every video.
@@ -51,8 +59,10 @@ class Movies:
         """
         if not self.folder.is_dir():
             raise UserError("--videos must be an existing folder", f"'{self.folder}'")
-        there = {entry.name for entry in os.scandir(self.folder)}
-        names = [next((n for n in (v, *(f"{v}{end}" for end in EXTENSIONS)) if n in there), None) for v in videos]
+        there = {_lower_ending(entry.name): entry.name for entry in os.scandir(self.folder)}
+        names = [
+            next((there[n] for n in (v, *(f"{v}{end}" for end in EXTENSIONS)) if n in there), None) for v in videos
+        ]
         missing = [video for video, name in zip(videos, names, strict=True) if name is None]
         if missing:
             raise UserError(
@@ -61,9 +71,18 @@ class Movies:
                 "A video is <video_id>.mp4 (or .mkv, .webm, .avi, .mov) or a folder <video_id> of frames",
             )
         paths = [os.path.join(self.folder, name) for name in names if name is not None]
-        if not all(map(os.path.isdir, paths)):
+        folders = [os.path.isdir(path) for path in paths]
+        if not all(folders):
             require_av()  # here, as the loader would take its absence for unreadable files
+        own = "folders of frames; video files say their rate"
+        refuse_unused(frame_rate=(not any(folders) and self.frame_rate != FRAME_RATE, own))
         return paths
+
+
+def _lower_ending(name: str) -> str:
+    """`a.MP4` as `a.mp4`."""
+    stem, ending = os.path.splitext(name)
+    return stem + ending.lower() if ending.lower() in EXTENSIONS else name
 
 
 class KeyFrame(Video):

@@ -201,7 +201,12 @@ def make_loader(
         seed: of the run.
         num_workers: processes that read ahead; 0 reads in this one.
         pin_memory: for quicker transfer to a GPU.
+
+    Raises:
+        UserError: when the number of processes is negative.
     """
+    if num_workers < 0:
+        raise UserError("workers must be 0 or more", num_workers)
     return DataLoader(
         SampleSet(image_set, transform, seed=seed, substitute=sampler.substitute),
         batch_sampler=sampler,

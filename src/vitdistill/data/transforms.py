@@ -16,6 +16,8 @@ from vitdistill.data.source import DataSource
 from vitdistill.data.video import Video, VideoSet
 from vitdistill.errors import UserError, refuse_unused
 
+CROPS = "random crops, which scale 1 turns off"
+DENSE = "--sampling dense"
 SINGLE_IMAGES = "single images; clips are not enlarged before the centre crop"
 
 
@@ -99,8 +101,10 @@ def training_transform(
     refuse_unused(**{"augment.crop_pct": (augment.crop_pct is not None, SINGLE_IMAGES)})
     if not labels:
         _check_pretraining(augment)
+    refuse_unused(**{"augment.interpolation": (augment.interpolation is not None and options.scale == 1, CROPS)})
     distorted = options.hflip or options.color_jitter or options.auto_augment != "none"
-    if options.scale == 1 and source.frames and not distorted:
+    whole = sampling.kind == "dense" and source.frames is not None and sampling.span >= source.frames
+    if options.scale == 1 and whole and not distorted:
         return clip_transforms.eval_transform(size, sampling)  # bundled clips, whole and as they are
     if labels:
         return clip_transforms.finetune_transform(size, sampling, augment)

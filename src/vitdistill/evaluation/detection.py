@@ -1,4 +1,5 @@
-"""Frame mAP: average precision of scored boxes, PASCAL VOC's way, as AVA is evaluated.
+"""Frame mAP: average precision of scored boxes, PASCAL VOC's way, as AVA is evaluated but for one thing: the official
+script keeps the 50 highest scores of a key frame, and this keeps all, as SlowFast's evaluation does.
 
 A box is found when a prediction of the same action overlaps it by an IoU of at least 0.5. Each prediction is compared
 with the annotated box of its action that it overlaps most; of several predictions for one box the one with the highest
@@ -105,7 +106,7 @@ def overlaps(a: Float[np.ndarray, "n 4"], b: Float[np.ndarray, "n 4"]) -> Float[
 class FrameMeanAP(Metric):
     """Frame mAP, as a share of one, of what a network says of a set's boxes; over several processes as over one.
 
-    Scores are kept per box of the set, so that nothing has to be gathered but one sum.
+    Scores are kept per box of the set, boxes x classes in every process; each fills in its own, and they are added up.
     """
 
     is_differentiable = False

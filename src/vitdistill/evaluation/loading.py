@@ -14,7 +14,7 @@ from vitdistill.data.on_device import OnDevice
 from vitdistill.data.recipes import Augment
 from vitdistill.data.sampling import EvalBatchSampler
 from vitdistill.data.source import DataSource, ImageSet, open_source
-from vitdistill.data.transforms import SINGLE_IMAGES, clip_sampling, validation_transform
+from vitdistill.data.transforms import DENSE, SINGLE_IMAGES, clip_sampling, validation_transform
 from vitdistill.errors import UserError, refuse_unused
 from vitdistill.evaluation.progress import track
 from vitdistill.models.backbone import Backbone
@@ -64,9 +64,9 @@ def open_subject(
         open_source(data_of(model, config), labels=False)
         raise UserError(f"Labelled data is needed, and the run's own is not: {error}", remedy="Give --data") from error
     backbone = load(model, folder, checkpoint, image_size, model_args)
-    frames = clip_sampling(
-        backbone, source, stride or config.get("stride"), sampling or config.get("sampling", "dense")
-    )
+    kind = sampling or config.get("sampling", "dense")
+    refuse_unused(stride=(stride is not None and kind == "uniform", DENSE))
+    frames = clip_sampling(backbone, source, config.get("stride") if stride is None else stride, kind)
     check_length(source.val, frames)
     if frames is None:
         needs = "networks over clips"

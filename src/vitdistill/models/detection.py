@@ -82,12 +82,12 @@ def pool_boxes(
 
     Args:
         features: of the patches.
-        boxes: x1, y1, x2, y2 as shares of width and height.
+        boxes: x1, y1, x2, y2 as shares of width and height; what lies beyond the frame is cut off.
         size: places along each side of a box.
     """
     b, count, _ = boxes.shape
     height, width = features.shape[-2:]
-    x1, y1, x2, y2 = boxes.float().flatten(0, 1).unbind(dim=1)
+    x1, y1, x2, y2 = boxes.float().clamp(0, 1).flatten(0, 1).unbind(dim=1)
     number = torch.arange(b, device=boxes.device, dtype=torch.float32).repeat_interleave(count)
     corners = torch.stack((number, x1 * width, y1 * height, x2 * width, y2 * height), dim=1)
     cut = roi_align(features.float(), corners, size, aligned=True)

@@ -9,7 +9,7 @@ from torch import nn
 from vitdistill.data.recipes import Augment
 from vitdistill.data.sampling import seed_everything_at
 from vitdistill.data.source import DataSource, open_source
-from vitdistill.data.transforms import clip_sampling
+from vitdistill.data.transforms import DENSE, clip_sampling
 from vitdistill.errors import UserError, refuse_unused
 from vitdistill.methods.teacher import Teacher
 from vitdistill.models.backbone import Backbone
@@ -47,6 +47,7 @@ def settings_of(arguments: dict[str, Any], student: Backbone, source: DataSource
         UserError: when a network over clips is given images, or one over images options of clips.
     """
     stride, kind = arguments.get("stride"), arguments.get("sampling", "dense")
+    refuse_unused(stride=(stride is not None and kind == "uniform", DENSE))
     sampling = clip_sampling(student, source, stride, kind)
     if sampling is None:
         needs = "networks over clips"

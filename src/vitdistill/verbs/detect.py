@@ -115,7 +115,8 @@ def detect(
     if is_first_process():
         exported = check_video(build(str(run.path)), "exported network")
         batch = loader.eval_batch or batch_size
-        result = score(exported, data, stride, batch, place_of("auto"), loader.workers, run.path)
+        total = len(source.train) + len(source.val)  # of which as many may be unreadable as in training
+        result = score(exported, data, stride, batch, place_of("auto"), loader.workers, run.path, total)
         info = run.update(detection={name: value for name, value in result.items() if name != "actions"})
     return info
 
@@ -127,7 +128,7 @@ def _check_augment(augment: Augment) -> None:
         "scale": options.scale != 1,
         "auto_augment": options.auto_augment != "none",
         "color_jitter": options.color_jitter > 0,
-        "mixup or cutmix": options.mixes,
+        "mixup or cutmix": options.mixes or augment.mixup_prob is not None,
         "smoothing": options.smoothing > 0,
         "crop_pct": augment.crop_pct is not None,
         "interpolation": augment.interpolation is not None,

@@ -90,6 +90,7 @@ def score(
     place: torch.device,
     workers: int | None,
     out: str | Path | None,
+    total: int | None = None,
 ) -> dict[str, Any]:
     """Test a network on the key frames to validate on, in this process alone.
 
@@ -101,6 +102,7 @@ def score(
         place: the device.
         workers: loader processes; None chooses.
         out: folder for the predictions and the result, or None.
+        total: key frames of which 1% may be unreadable; None means those to validate on.
 
     Raises:
         UserError: when the network has other classes than the data, or too much is unreadable.
@@ -136,7 +138,7 @@ def score(
     corrupt = CorruptLog.of(data.val)
     for batch in track(loader, "testing", len(loader)):
         corrupt.add(batch.skipped)
-        corrupt.check(len(data.val))
+        corrupt.check(total or len(data.val))
         if len(batch.images):
             targets = batch.targets.to(place)
             with torch.inference_mode():

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vitdistill.errors import UserError
+from vitdistill.errors import UserError, refuse_unused
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,6 +54,7 @@ def similarity(
         The picture's path, the frames compared, and per network its matrix and the mean similarity of neighbours, of
         steps half a clip apart, and of the first and the last.
     """
+    from vitdistill.data.transforms import DENSE
     from vitdistill.evaluation.loading import run_config
     from vitdistill.evaluation.similarity import Wanted, compare, distinct, teachers_of
     from vitdistill.reporting.pictures import picture_path
@@ -67,12 +68,14 @@ def similarity(
     wanted: list[Wanted] = []
     for model, config in zip(models, configs, strict=True):
         wanted += [*(teachers_of(config) if teachers else []), Wanted(model)]
+    kind = sampling or settings.get("sampling") or "dense"
+    refuse_unused(stride=(stride is not None and kind == "uniform", DENSE))
     found = compare(
         _opened(distinct(wanted), layer),
         source,
         clips=clips,
-        stride=stride or settings.get("stride"),
-        sampling=sampling or settings.get("sampling") or "dense",
+        stride=settings.get("stride") if stride is None else stride,
+        sampling=kind,
         batch_size=batch_size,
         device=device,
         workers=workers,
