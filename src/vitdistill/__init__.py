@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 _LAZY = {
     "MaskedKD": "vitdistill.methods.maskedkd",
     "TinyMIM": "vitdistill.methods.tinymim",
+    "PixelDecoder": "vitdistill.methods.tinymim",
     "MAE": "vitdistill.methods.mae",
     "VideoMAE": "vitdistill.methods.videomae",
     "MVD": "vitdistill.methods.mvd",
+    "FeatureDecoder": "vitdistill.methods.mvd",
     "MaskedModelling": "vitdistill.methods.masked_modelling",
     "Supervised": "vitdistill.methods.supervised",
     "Detection": "vitdistill.methods.detection",
@@ -66,9 +68,11 @@ if TYPE_CHECKING:
     from vitdistill.methods.masked_modelling import MaskedModelling
     from vitdistill.methods.maskedkd import MaskedKD
     from vitdistill.methods.method import Method
+    from vitdistill.methods.mvd import MVD, FeatureDecoder
     from vitdistill.methods.supervised import Supervised
     from vitdistill.methods.teacher import Teacher
-    from vitdistill.methods.tinymim import TinyMIM
+    from vitdistill.methods.tinymim import PixelDecoder, TinyMIM
+    from vitdistill.methods.videomae import VideoMAE
     from vitdistill.models.build import build
     from vitdistill.tokens.criteria import Criterion
     from vitdistill.tokens.saliency import cls_attention
@@ -78,9 +82,11 @@ if TYPE_CHECKING:
     from vitdistill.verbs.knn import knn
     from vitdistill.verbs.mae import mae
     from vitdistill.verbs.maskedkd import maskedkd
+    from vitdistill.verbs.mvd import mvd
     from vitdistill.verbs.probe import probe
     from vitdistill.verbs.supervised import supervised
     from vitdistill.verbs.tinymim import tinymim
+    from vitdistill.verbs.videomae import videomae
 
 
 def __getattr__(name: str) -> Any:

@@ -22,11 +22,13 @@ from vitdistill.errors import UserError
 from vitdistill.methods.mvd import FeatureDecoder
 from vitdistill.models.build import build
 from vitdistill.training.settings import Optim
+from vitdistill.verbs.common import inherited_sampling
 from vitdistill.verbs.evaluate import averaged, evaluate
 from vitdistill.verbs.export import export
 from vitdistill.verbs.finetune import finetune
 from vitdistill.verbs.knn import knn
 from vitdistill.verbs.mae import mae
+from vitdistill.verbs.masks import masks
 from vitdistill.verbs.mvd import mvd
 from vitdistill.verbs.pretraining import make_video_student
 from vitdistill.verbs.probe import probe
@@ -92,7 +94,7 @@ def test_from_mp4_files_to_a_tuned_student(runs: Path, tmp_path: Path) -> None:
     assert {"train/image", "train/video"} <= set(
         (tmp_path / "mvd" / "metrics.csv").read_text().split("\n")[0].split(",")
     )
-    tune = {**COMMON, "batch_size": 20, "stride": 1, "head_init": 1.0}
+    tune = {**COMMON, "batch_size": 20, "head_init": 1.0}  # the run's stride, 1, as 4 would be refused
     # Mixup, erasing, RandAugment and two differently augmented clips of each video.
     recipe = Augment(recipe="finetune", repeats=2)
     finetune(
@@ -188,6 +190,27 @@ def test_a_students_own_frames_win_over_the_data_s(student: Path) -> None:
         make(fresh, args={"frames": 8}, frames=4)
     with pytest.raises(UserError, match=r"--frames \(a module object brings its own\)"):
         make(eight, args=None, frames=4)
+
+
+def test_fine_tuning_takes_clips_as_the_run_before_it(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("stride: 2\nsampling: dense\n")
+    run = str(tmp_path)
+    assert inherited_sampling(run, None, None) == {"stride": 2, "sampling": "dense"}
+    assert inherited_sampling(run, 3, None) == {"stride": 3, "sampling": "dense"}
+    assert inherited_sampling(run, None, "uniform") == {"stride": None, "sampling": "uniform"}
+    assert inherited_sampling("moving_digits_vit_small", None, None) == {"stride": None, "sampling": "dense"}
+    (tmp_path / "config.yaml").write_text("stride: null\nsampling: uniform\n")
+    assert inherited_sampling(run, None, None) == {"stride": None, "sampling": "uniform"}
+
+
+def test_a_group_of_options_is_no_dict(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"decoder must be a vitdistill\.FeatureDecoder; got a dict"):
+        mvd(data="moving_digits", out=str(tmp_path), student="moving_digits_vit_small", decoder={"width": 32})  # type: ignore[arg-type]
+
+
+def test_pictures_of_masks_are_of_images(student: Path) -> None:
+    with pytest.raises(UserError, match="masks shows images; .* sees clips"):
+        masks([str(student)])
 
 
 def test_views_average_probabilities() -> None:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from vitdistill.data.clips import check_length
 from vitdistill.data.loading import CorruptLog
 from vitdistill.data.recipes import Augment
 from vitdistill.data.source import DataSource, ImageSet
@@ -242,6 +243,7 @@ def compare(
     steps = common_steps(networks, source)
     eyes = next((n.backbone for n in networks if isinstance(n.backbone, VideoViT)), networks[0].backbone)
     taken = sampling_of(source, steps.frames, stride, sampling)
+    check_length(source.val, taken)
     subject = Subject(backbone=eyes, source=source, augment=Augment(recipe="none"), sampling=taken)
     reader = Reader(subject, batch_size=batch_size, device=device, workers=workers)
     guests = [Teacher(network.backbone, mean=eyes.mean, std=eyes.std) for network in networks]

@@ -102,7 +102,9 @@ class MVD(MaskedModelling):
             for name, (target, weight) in targets.items()
         }
         if not goals:
-            raise UserError("MVD needs an image teacher, a video teacher, or both")
+            raise UserError(
+                "MVD needs an image teacher, a video teacher, or both", remedy="Give --image_teacher, --video_teacher"
+            )
         if pixel_weight:
             goals[PIXELS] = _pixel_goal(student, decoder, pixel_weight)
         super().__init__(student, goals, masking=masking, masks_per_clip=masks_per_clip)

@@ -12,8 +12,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 class ProgressBar(pl.Callback):
     """One bar over the whole training on a terminal; one line per epoch elsewhere."""
 
-    def __init__(self, images_per_step: int) -> None:
-        self.images_per_step = images_per_step
+    def __init__(self, images_per_step: int, unit: str = "img") -> None:
+        """
+        Args:
+            images_per_step: of all devices.
+            unit: what they are called: images, or clips.
+        """
+        self.images_per_step, self.unit = images_per_step, unit
         self.console = Console(stderr=True)
         self.bar: Progress | None = None
         self.epochs = 0
@@ -29,7 +34,7 @@ class ProgressBar(pl.Callback):
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=None),
             TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[rate]} img/s"),
+            TextColumn(f"{{task.fields[rate]}} {self.unit}/s"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -65,7 +70,7 @@ class ProgressBar(pl.Callback):
             self.bar.update(self.task, scores=scores)
         else:
             print(
-                f"epoch {row['epoch'] + 1}/{self.epochs}  {scores}  {self._rate():.0f} img/s",
+                f"epoch {row['epoch'] + 1}/{self.epochs}  {scores}  {self._rate():.0f} {self.unit}/s",
                 file=sys.stderr,
                 flush=True,
             )

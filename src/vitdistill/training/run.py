@@ -154,7 +154,7 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
     module = TrainingModule(
         method, settings, on_device, sampler, corrupt, len(source.train) + len(source.val), global_batch
     )
-    bar = ProgressBar(settings.batch_size * world)
+    bar = ProgressBar(settings.batch_size * world, "img" if settings.sampling is None else "clips")
     if trainer.is_global_zero:
         module.listeners += [run.add_row, bar.on_row]
     callbacks = [_Timing(), bar, StopBetweenSteps(run.last), SaveCheckpoints(run.checkpoints)]

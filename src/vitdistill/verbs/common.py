@@ -1,5 +1,6 @@
 """What the training verbs share: from arguments to a prepared run, a student and a teacher."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from vitdistill.data.sampling import seed_everything_at
 from vitdistill.data.source import DataSource, open_source
 from vitdistill.data.transforms import DENSE, clip_sampling
 from vitdistill.errors import UserError, refuse_unused
+from vitdistill.evaluation.loading import run_config
 from vitdistill.methods.teacher import Teacher
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import BUNDLED, build
@@ -19,6 +21,14 @@ from vitdistill.training.run_dir import RunDirectory, plain
 from vitdistill.training.settings import Settings
 
 Model = str | nn.Module
+# Arguments that are groups of options: what each is in Python.
+GROUPS = {
+    "augment": "Augment",
+    "optim": "Optim",
+    "loader": "Loader",
+    "decoder": "FeatureDecoder",
+    "pixel_decoder": "PixelDecoder",
+}
 
 
 def start(verb: str, arguments: dict[str, Any], *, labels: bool = True) -> tuple[RunDirectory, DataSource]:
@@ -29,6 +39,9 @@ def start(verb: str, arguments: dict[str, Any], *, labels: bool = True) -> tuple
         arguments: all of its arguments, `data`, `out`, `seed`, `resume` and `overwrite` among them.
         labels: False where training ignores labels: any folder of images will do, and what needs labels is refused.
     """
+    for name, value in arguments.items():
+        if name in GROUPS and isinstance(value, Mapping):
+            raise UserError(f"{name} must be a vitdistill.{GROUPS[name]}", f"a {type(value).__name__}")
     if not labels:
         _refuse_what_needs_labels(arguments["augment"])
     source = open_source(arguments["data"], labels=labels)
@@ -38,6 +51,15 @@ def start(verb: str, arguments: dict[str, Any], *, labels: bool = True) -> tuple
     )
     seed_everything_at(arguments["seed"], "initialisation")
     return run, source
+
+
+def inherited_sampling(model: Model, stride: int | None, sampling: str | None) -> dict[str, Any]:
+    """How clips are taken for a network that goes on training: as given, else as in the run that it comes from."""
+    config = run_config(Path(model)) if isinstance(model, str) else {}
+    sampling = sampling or config.get("sampling") or "dense"
+    if stride is None and sampling == "dense":
+        stride = config.get("stride")
+    return {"stride": stride, "sampling": sampling}
 
 
 def settings_of(arguments: dict[str, Any], student: Backbone, source: DataSource) -> Settings:

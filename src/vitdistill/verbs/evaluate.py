@@ -37,7 +37,7 @@ def evaluate(
     """Top-1 and top-5 accuracy of a run or a model on the validation images or videos.
 
     Args:
-        model: run directory, timm name (pretrained weights are downloaded), name@weights-file, or digits-teacher.
+        model: run directory, timm name (pretrained weights are downloaded), name@weights-file, or a bundled name.
         data: folder with a val/ folder, or a bundled source; by default the run's own data.
         checkpoint: of a run: the exported student, the last or best checkpoint, or the averaged weights.
         keep: evaluate on the patches to which the model itself attends: a count or a fraction; 1.0 takes all.

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from vitdistill.data.recipes import Augment
 from vitdistill.errors import refuse_unused
 from vitdistill.training.settings import Loader, Optim
-from vitdistill.verbs.common import Model, settings_of, start
+from vitdistill.verbs.common import Model, inherited_sampling, settings_of, start
 
 
 def finetune(
@@ -20,7 +20,7 @@ def finetune(
     batch_size: int = 128,
     image_size: int | None = None,
     stride: int | None = None,
-    sampling: Literal["dense", "uniform"] = "dense",
+    sampling: Literal["dense", "uniform"] | None = None,
     drop_path: float = 0.1,
     model_args: dict[str, Any] | None = None,
     augment: Augment = Augment(recipe="finetune"),
@@ -49,8 +49,10 @@ def finetune(
         epochs: passes over the training images.
         batch_size: images per device and step.
         image_size: input size in pixels; by default the data's or the network's own. Positions are resampled.
-        stride: of videos: frames from one frame of a dense clip to the next; by default 4, and 1 for bundled clips.
-        sampling: of videos: dense takes a window of frames x stride, uniform one frame of each of so many equal parts.
+        stride: of videos: frames from one frame of a dense clip to the next; by default the run's that is fine-tuned,
+            else 4, and 1 for bundled clips.
+        sampling: of videos: dense takes a window of frames x stride, uniform one frame of each of so many equal parts;
+            by default the run's that is fine-tuned, else dense.
         drop_path: stochastic depth rate of the last block; earlier blocks get less.
         model_args: further arguments of the architecture.
         augment: augmentation.
@@ -71,6 +73,7 @@ def finetune(
     if not isinstance(model, str):
         goes_with = "a module object brings its own"
         refuse_unused(image_size=(image_size is not None, goes_with), model_args=(bool(model_args), goes_with))
+    arguments |= inherited_sampling(model, stride, sampling)
     run, source = start("finetune", arguments)
     from vitdistill.methods.supervised import Supervised
     from vitdistill.models.build import PRESETS, build

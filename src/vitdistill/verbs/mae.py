@@ -44,7 +44,7 @@ def mae(
 
     Args:
         student: encoder to train: timm name, name@weights-file, or run directory.
-        data: folder of images (labels are not needed), or a bundled source: digits.
+        data: folder of images or videos (labels are not needed), or a bundled source: digits, moving_digits.
         out: run directory to make.
         mask_ratio: share of the patches that the encoder does not see, between 0 and 1.
         norm_pix: predict each patch standardised by its own mean and deviation.

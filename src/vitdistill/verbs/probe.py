@@ -35,7 +35,7 @@ def probe(
     probes, which flip and crop at random, may score a little higher.
 
     Args:
-        model: run directory, timm name (pretrained weights are downloaded), name@weights-file, or digits-teacher.
+        model: run directory, timm name (pretrained weights are downloaded), name@weights-file, or a bundled name.
         data: folder with train/ and val/, or a bundled source; by default the run's own data.
         checkpoint: of a run: the exported student, the last or best checkpoint, or the averaged weights.
         pool: features are the class token (cls) or the mean over the patches (avg); auto takes the class token where
