@@ -42,6 +42,9 @@ def run_all(
 
     Returns:
         A row per run.
+
+    Raises:
+        Exception: of the first run that failed, after all others have ended.
     """
     results = _finished(kept, names, seeds, epochs)
     done = {(row["name"], row["seed"]) for row in results}
@@ -52,7 +55,12 @@ def run_all(
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(jobs, mp_context=context) as pool:
             runs = [pool.submit(run_one, name, seed, epochs, folder) for name, seed in wanted]
+            failed = []
             for run in as_completed(runs):
+                if error := run.exception():  # the others go on, and are kept
+                    failed.append(error)
+                    print(f"a run failed: {error}", flush=True)
+                    continue
                 row = run.result()
                 results.append(row)
                 if kept is not None:
@@ -60,6 +68,8 @@ def run_all(
                         file.write(json.dumps({"study_epochs": epochs, **row}) + "\n")
                 scores = ", ".join(f"{key} {row[key]:.2f}%" for key in shown)
                 print(f"[{len(results)}/{total}] {row['name']}, seed {row['seed']}: {scores}", flush=True)
+    if failed:
+        raise failed[0]
     return results
 
 
