@@ -105,7 +105,7 @@ def show(result: dict[str, Any]) -> None:
     console.print(table)
     tuned = " and ".join(f"{epochs} epochs on the {task}" for task, epochs in FINETUNE_EPOCHS.items())
     console.print(
-        f"All were fine-tuned, for {tuned}. One seed, 360 test clips: a difference of a few points may be chance. The "
-        "study with several seeds is benchmarks/moving_digits_mvd.py.",
+        f"All were fine-tuned, for {tuned}. One seed, 360 test clips. With other seeds these figures move by several "
+        "points; the study with four of them is benchmarks/moving_digits_mvd.py.",
         highlight=False,
     )
