@@ -22,7 +22,7 @@ from vitdistill.errors import UserError
 from vitdistill.methods.mvd import FeatureDecoder
 from vitdistill.models.build import build
 from vitdistill.training.settings import Optim
-from vitdistill.verbs.common import inherited_sampling
+from vitdistill.verbs.common import inherited_sampling, start
 from vitdistill.verbs.evaluate import averaged, evaluate
 from vitdistill.verbs.export import export
 from vitdistill.verbs.finetune import finetune
@@ -205,7 +205,7 @@ def test_fine_tuning_takes_clips_as_the_run_before_it(tmp_path: Path) -> None:
 
 def test_a_group_of_options_is_no_dict(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"decoder must be a vitdistill\.FeatureDecoder; got a dict"):
-        mvd(data="moving_digits", out=str(tmp_path), student="moving_digits_vit_small", decoder={"width": 32})  # type: ignore[arg-type]
+        start("mvd", {"data": "moving_digits", "out": str(tmp_path), "decoder": {"width": 32}}, labels=False)
 
 
 def test_pictures_of_masks_are_of_images(student: Path) -> None:
