@@ -103,7 +103,8 @@ class MVD(MaskedModelling):
         }
         if not goals:
             raise UserError(
-                "MVD needs an image teacher, a video teacher, or both", remedy="Give --image_teacher, --video_teacher"
+                "MVD needs an image teacher, a video teacher, or both",
+                remedy="Give one with --image_teacher or --video_teacher",
             )
         if pixel_weight:
             goals[PIXELS] = _pixel_goal(student, decoder, pixel_weight)

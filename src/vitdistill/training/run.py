@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vitdistill.costing.measure import hardware
 from vitdistill.data.clips import check_length
+from vitdistill.data.key_frames import KeyFrames
 from vitdistill.data.loading import CorruptLog, default_workers, make_loader
 from vitdistill.data.on_device import OnDevice
 from vitdistill.data.sampling import EpochBatchSampler, EvalBatchSampler
@@ -159,7 +160,8 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
         module.listeners += [run.add_row, bar.on_row]
     callbacks = [_Timing(), bar, StopBetweenSteps(run.last), SaveCheckpoints(run.checkpoints)]
     trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
-    check_length(source.train, settings.sampling)
+    if not isinstance(source.train, KeyFrames):  # around a key frame the ends of a video are repeated
+        check_length(source.train, settings.sampling)
     place = (settings.image_size, settings.sampling)
     train_transform = training_transform(source, settings.augment, *place, labels=method.uses_labels)
     train_loader = make_loader(source.train, train_transform, sampler, **options)
