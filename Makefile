@@ -5,6 +5,8 @@ STAMP := .venv/.installed
 
 .PHONY: install demo test test-slow check bench docs lock clean
 .DEFAULT_GOAL := install
+# Where it is set, every start compiles torch and timm anew: 20 s in place of 5.
+unexport PYTHONDONTWRITEBYTECODE
 
 install: $(STAMP)
 

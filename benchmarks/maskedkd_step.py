@@ -26,11 +26,11 @@ from timm.task import LogitDistillationTask
 from torch import Tensor, nn
 
 from common import machine_name, met, parser_of, write
-from vitdistill.costing.macs import backbone_macs
 from vitdistill.costing.measure import compare, hardware, peak_memory_bytes, weight_bytes
 from vitdistill.methods.maskedkd import MaskedKD
-from vitdistill.methods.teacher import Teacher
 from vitdistill.models.build import build
+from vitdistill.models.macs import backbone_macs
+from vitdistill.models.teacher import Teacher
 from vitdistill.tokens.keep import keep_count
 from vitdistill.verbs.bench import measure_student, measure_teacher
 

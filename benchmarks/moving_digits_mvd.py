@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from study import Finding, chosen, command_line, findings_table, in_words, judge, parser_of, run_all, spread, write
-from vitdistill.verbs.demo_mvd import (
+from vitdistill.studies.mvd import (
     DECODER,
     EPOCHS,
     FINETUNE_EPOCHS,
@@ -136,9 +136,9 @@ def constant_shares(clips: int = 128) -> dict[str, float]:
     """
     import torch
 
-    from vitdistill.data.clip_transforms import eval_transform
-    from vitdistill.data.clips import Sampling
-    from vitdistill.data.source import open_source
+    from vitdistill.data.clips.sampling import Sampling
+    from vitdistill.data.clips.transforms import eval_transform
+    from vitdistill.data.open import open_source
     from vitdistill.methods.mvd import MVD
     from vitdistill.models.build import build
 

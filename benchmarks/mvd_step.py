@@ -34,13 +34,13 @@ from torch import Tensor
 from common import machine_name, parser_of, write
 from mvd_plain import plain_decode, plain_features, plain_image_features, python_masks
 from mvd_tables import MASKS, PARTS, Factor, markdown, section, verdicts, with_masks
-from vitdistill.costing.macs import backbone_macs, block_macs
 from vitdistill.costing.measure import Comparison, compare, hardware, peak_memory_bytes
 from vitdistill.methods.mvd import MVD, FeatureDecoder
-from vitdistill.methods.teacher import Teacher
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
 from vitdistill.models.decoder import Decoder
+from vitdistill.models.macs import backbone_macs, block_macs
+from vitdistill.models.teacher import Teacher
 from vitdistill.tokens.gather import complement
 from vitdistill.tokens.masking import Masking
 from vitdistill.training.clock import Clock

@@ -31,14 +31,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from common import machine_name, met, parser_of, write
-from vitdistill.costing.macs import backbone_macs
 from vitdistill.costing.measure import Comparison, compare, hardware, peak_memory_bytes
 from vitdistill.losses.relations import relation_kl
-from vitdistill.methods.teacher import Teacher
 from vitdistill.methods.tinymim import TinyMIM
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
-from vitdistill.models.heads import head_count, set_heads
+from vitdistill.models.macs import backbone_macs
+from vitdistill.models.surgery.attention_heads import head_count, set_heads
+from vitdistill.models.teacher import Teacher
 from vitdistill.training.clock import Clock
 from vitdistill.training.precision import cpu_has_bf16, has_bf16
 from vitdistill.types import QKV, Capture

@@ -29,9 +29,9 @@ import torch
 
 from common import machine_name, parser_of, write
 from vitdistill.costing.measure import compare, hardware
-from vitdistill.data.clip_transforms import pretrain_transform
-from vitdistill.data.clips import Sampling
-from vitdistill.data.video_decode import VideoFile
+from vitdistill.data.clips.decode import VideoFile
+from vitdistill.data.clips.sampling import Sampling
+from vitdistill.data.clips.transforms import pretrain_transform
 
 WIDTH, HEIGHT, RATE = 320, 240, 25
 SHORT_SIDE = 224

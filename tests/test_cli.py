@@ -129,7 +129,7 @@ def test_bad_values_of_a_training_verb(
 
 def test_class_counts_must_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from vitdistill.models.build import build
-    from vitdistill.training.run import export_weights
+    from vitdistill.training.train import export_weights
 
     other = build("digits_vit_small", num_classes=7)
     export_weights(other.net.state_dict(), tmp_path / "seven.safetensors")

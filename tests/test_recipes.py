@@ -10,13 +10,13 @@ import pytest
 import yaml
 
 from vitdistill.cli import check_yaml, make_parser, normalised, verb
-from vitdistill.costing.macs import backbone_macs
-from vitdistill.data.recipes import Augment
+from vitdistill.data.images.recipes import Augment
 from vitdistill.methods.mae import MAE
 from vitdistill.methods.tinymim import TinyMIM
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
-from vitdistill.models.heads import head_count
+from vitdistill.models.macs import backbone_macs
+from vitdistill.models.surgery.attention_heads import head_count
 from vitdistill.tokens.keep import keep_count
 from vitdistill.verbs.chain import read_chain
 from vitdistill.verbs.tinymim import relation_list

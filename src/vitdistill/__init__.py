@@ -22,10 +22,10 @@ _LAZY = {
     "MaskedModelling": "vitdistill.methods.masked_modelling",
     "Supervised": "vitdistill.methods.supervised",
     "Detection": "vitdistill.methods.detection",
-    "Teacher": "vitdistill.methods.teacher",
+    "Teacher": "vitdistill.models.teacher",
     "Method": "vitdistill.methods.method",
-    "Criterion": "vitdistill.tokens.criteria",
-    "Augment": "vitdistill.data.recipes",
+    "Criterion": "vitdistill.methods.selection",
+    "Augment": "vitdistill.data.images.recipes",
     "Optim": "vitdistill.training.settings",
     "Loader": "vitdistill.training.settings",
     "build": "vitdistill.models.build",
@@ -62,19 +62,19 @@ _LAZY = {
 __all__ = sorted(_LAZY)
 
 if TYPE_CHECKING:
-    from vitdistill.data.recipes import Augment
+    from vitdistill.data.images.recipes import Augment
     from vitdistill.errors import UserError
     from vitdistill.methods.mae import MAE
     from vitdistill.methods.masked_modelling import MaskedModelling
     from vitdistill.methods.maskedkd import MaskedKD
     from vitdistill.methods.method import Method
     from vitdistill.methods.mvd import MVD, FeatureDecoder
+    from vitdistill.methods.selection import Criterion
     from vitdistill.methods.supervised import Supervised
-    from vitdistill.methods.teacher import Teacher
     from vitdistill.methods.tinymim import PixelDecoder, TinyMIM
     from vitdistill.methods.videomae import VideoMAE
     from vitdistill.models.build import build
-    from vitdistill.tokens.criteria import Criterion
+    from vitdistill.models.teacher import Teacher
     from vitdistill.tokens.saliency import cls_attention
     from vitdistill.tokens.select import top_k
     from vitdistill.training.settings import Loader, Optim

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from vitdistill.data.source import check_there
+from vitdistill.data.open import check_there
 from vitdistill.errors import UserError, near
 
 # One verb = one function of the same name in one module of `vitdistill.verbs`, with what `--help` says of it.

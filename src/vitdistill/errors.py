@@ -38,3 +38,8 @@ def refuse_unused(**unused: tuple[bool, str]) -> None:
     vain = [f"--{name} ({goes_with})" for name, (given, goes_with) in unused.items() if given]
     if vain:
         raise UserError("Options that would change nothing are refused", ", ".join(vain), "Leave them out")
+
+
+def error_words(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

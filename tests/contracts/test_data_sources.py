@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from vitdistill.data import Augment, DataSource, open_source
-from vitdistill.data.loading import make_loader
-from vitdistill.data.recipes import eval_transform
-from vitdistill.data.sampling import EvalBatchSampler
+from vitdistill.data.images.recipes import eval_transform
+from vitdistill.data.loader import make_loader
+from vitdistill.data.order import EvalBatchSampler
 
 
 def generated_folder(folder: Path) -> DataSource:

@@ -13,21 +13,21 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tiny import tiny
-from vitdistill.costing.macs import backbone_macs
 from vitdistill.errors import UserError
-from vitdistill.methods.feature_targets import TeacherFeatures
 from vitdistill.methods.mae import MAE
 from vitdistill.methods.maskedkd import MaskedKD
 from vitdistill.methods.method import Method, Pass
 from vitdistill.methods.mvd import MVD, FeatureDecoder
 from vitdistill.methods.per_token import PerToken
+from vitdistill.methods.selection import Criterion
 from vitdistill.methods.supervised import Supervised
-from vitdistill.methods.teacher import Teacher
+from vitdistill.methods.targets.features import TeacherFeatures
 from vitdistill.methods.tinymim import PixelDecoder, TinyMIM
 from vitdistill.methods.videomae import VideoMAE
 from vitdistill.models.build import build
-from vitdistill.models.video_vit import VideoViT, video_vit
-from vitdistill.tokens.criteria import Criterion
+from vitdistill.models.families.video_vit import VideoViT, video_vit
+from vitdistill.models.macs import backbone_macs
+from vitdistill.models.teacher import Teacher
 from vitdistill.tokens.masking import Masking
 from vitdistill.types import Capture, StepOutput
 

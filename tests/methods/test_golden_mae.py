@@ -6,9 +6,9 @@ from timm.models.vision_transformer import VisionTransformer
 
 from golden_values import Golden
 from vitdistill.methods.mae import GOAL, MAE, patchify, unpatchify
-from vitdistill.models.positions import sincos_2d
-from vitdistill.models.weights import decoder_part
+from vitdistill.models.weights.read import decoder_part
 from vitdistill.tokens.masking import split_by_noise, visible_count
+from vitdistill.tokens.positions import sincos_2d
 from vitdistill.types import TokenGrid
 
 

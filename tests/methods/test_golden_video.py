@@ -9,11 +9,11 @@ from torch import Tensor
 from golden_values import Golden
 from vitdistill.methods.masked_modelling import MaskedModelling
 from vitdistill.methods.mvd import MVD, FeatureDecoder
-from vitdistill.methods.teacher import Teacher
 from vitdistill.methods.videomae import VideoMAE
 from vitdistill.models.build import build
-from vitdistill.models.video_vit import video_vit
-from vitdistill.models.video_weights import from_foreign
+from vitdistill.models.families.video_vit import video_vit
+from vitdistill.models.teacher import Teacher
+from vitdistill.models.weights.videomae import from_foreign
 from vitdistill.tokens.gather import take
 from vitdistill.tokens.masking import Masking
 

@@ -10,14 +10,14 @@ from timm.models.vision_transformer import VisionTransformer
 
 from golden_values import Golden
 from tiny import tiny
-from vitdistill.data.jitter import color_jitter
+from vitdistill.data.images.jitter import color_jitter
 from vitdistill.errors import UserError
 from vitdistill.losses.relations import relation
 from vitdistill.methods.tinymim import PixelDecoder, TinyMIM, default_teacher_block
 from vitdistill.models.build import build
-from vitdistill.models.drop_path import constant_but_last, set_drop_path
-from vitdistill.models.heads import head_count, set_heads
 from vitdistill.models.record import record_of
+from vitdistill.models.surgery.attention_heads import head_count, set_heads
+from vitdistill.models.surgery.drop_path import constant_but_last, set_drop_path
 from vitdistill.types import Capture
 
 TEACHER = {"embed_dim": 32, "num_heads": 4, "depth": 4}

@@ -16,15 +16,16 @@ from torch import nn
 from tiny import SMALL, tiny
 from vitdistill.errors import UserError
 from vitdistill.models.backbone import Backbone
-from vitdistill.models.build import PRESETS, adapter_of, build, rebuild
-from vitdistill.models.cait import CaiT
-from vitdistill.models.heads import head_count, set_heads
-from vitdistill.models.opaque import Opaque
+from vitdistill.models.build import adapter_of, build, rebuild
+from vitdistill.models.families.cait import CaiT
+from vitdistill.models.families.opaque import Opaque
+from vitdistill.models.families.swin import Swin
+from vitdistill.models.families.vit import ViT
+from vitdistill.models.presets import PRESETS
 from vitdistill.models.record import METADATA, ModelRecord, record_of, set_statistics
-from vitdistill.models.swin import Swin
-from vitdistill.models.vit import ViT
-from vitdistill.models.weights import read_weights
-from vitdistill.training.run import export_weights
+from vitdistill.models.surgery.attention_heads import head_count, set_heads
+from vitdistill.models.weights.read import read_weights
+from vitdistill.training.train import export_weights
 from vitdistill.types import Capture
 
 ARGS: dict[str, Any] = {key: value for key, value in SMALL.items() if key != "num_classes"}

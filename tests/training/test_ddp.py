@@ -12,11 +12,11 @@ SCRIPT = """
 import sys, torch, timm
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from vitdistill.data.loading import make_loader
-from vitdistill.data.on_device import OnDevice
-from vitdistill.data.recipes import Augment, train_transform
-from vitdistill.data.sampling import EpochBatchSampler
-from vitdistill.data.source import open_source
+from vitdistill.data.loader import make_loader
+from vitdistill.data.device import OnDevice
+from vitdistill.data.images.recipes import Augment, train_transform
+from vitdistill.data.order import EpochBatchSampler
+from vitdistill.data.open import open_source
 from vitdistill.methods.maskedkd import MaskedKD
 
 rank, world, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]

@@ -16,10 +16,10 @@ SCRIPT = """
 import sys
 import torch
 from vitdistill.cli import main
-from vitdistill.data.sampling import seed_everything_at
+from vitdistill.data.order import seed_everything_at
 from vitdistill.methods import tinymim
 from vitdistill.tokens import masking
-from vitdistill.training import run
+from vitdistill.training import train as run
 from vitdistill.training.module import TrainingModule
 
 told, processes, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]

@@ -16,7 +16,7 @@ from vitdistill.verbs.resume import resume
 
 KILLED = """
 import json, os, signal, sys
-from vitdistill.data.recipes import Augment
+from vitdistill.data.images.recipes import Augment
 from vitdistill.training.module import TrainingModule
 from vitdistill.training.settings import Optim
 from vitdistill.verbs.maskedkd import maskedkd
@@ -49,7 +49,7 @@ def uninterrupted(teacher_run: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 def run_until(arguments: dict[str, Any], out: Path, step: int, number: int) -> int:
     """Run in a process of its own that signals itself in the given step; returns its exit status."""
-    from vitdistill.training.run_dir import plain
+    from vitdistill.runs.directory import plain
 
     text = json.dumps(plain({**arguments, "out": str(out)}))
     command = [sys.executable, "-c", KILLED, text, str(step), str(number)]
@@ -114,7 +114,7 @@ def test_a_signal_saves_in_the_middle_of_an_epoch_and_resumes_bit_for_bit(
 
 def test_resuming_with_another_configuration_names_the_keys(arguments: dict[str, Any], tmp_path: Path) -> None:
     from vitdistill.errors import UserError
-    from vitdistill.training.run_dir import RunDirectory, plain
+    from vitdistill.runs.directory import RunDirectory, plain
 
     config = plain(arguments)
     RunDirectory.prepare(tmp_path, "maskedkd", config, resume=False, overwrite=False).begin()
@@ -124,7 +124,7 @@ def test_resuming_with_another_configuration_names_the_keys(arguments: dict[str,
 
 
 def test_what_does_not_change_the_result_may_change_on_resume(tmp_path: Path) -> None:
-    from vitdistill.training.run_dir import RunDirectory
+    from vitdistill.runs.directory import RunDirectory
 
     config = {"keep": 0.5, "loader": {"workers": 2}, "trainer": {"devices": 1}, "out": "a"}
     RunDirectory.prepare(tmp_path, "maskedkd", config, resume=False, overwrite=False).begin()

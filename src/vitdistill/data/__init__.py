@@ -21,17 +21,18 @@ Read in this order:
 
 from typing import TYPE_CHECKING, Any
 
-from vitdistill.data.source import DataSource, ImageSet, open_source
+from vitdistill.data.open import open_source
+from vitdistill.data.source import DataSource, ImageSet
 
 if TYPE_CHECKING:
-    from vitdistill.data.recipes import Augment
+    from vitdistill.data.images.recipes import Augment
 
 __all__ = ["Augment", "DataSource", "ImageSet", "open_source"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "Augment":  # on first use: recipes load torch, without which the command line refuses missing data
-        from vitdistill.data.recipes import Augment
+        from vitdistill.data.images.recipes import Augment
 
         return Augment
     raise AttributeError(f"module 'vitdistill.data' has no attribute {name!r}")

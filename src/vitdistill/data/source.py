@@ -1,17 +1,9 @@
-"""The interface of a data source, and how `--data` becomes one.
-
-To add a bundled source: write one file with a function that returns a `DataSource`, and name it in `bundled`.
-"""
+"""The interface of a data source: a set of samples, and a source of two sets."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 from PIL import Image
-
-from vitdistill.errors import UserError, near
 
 
 class ImageSet(ABC):
@@ -68,52 +60,3 @@ class DataSource:
     classes: list[str]
     image_size: int | None = None
     frames: int | None = None
-
-
-BUNDLED = ("digits", "moving_digits", "moving_digits:motion")
-
-
-def bundled() -> dict[str, Callable[[], DataSource]]:
-    """Sources that need no download, by the name that `--data` takes."""
-    from vitdistill.data.digits import digits
-    from vitdistill.data.moving_digits import moving_digits
-
-    return dict(zip(BUNDLED, (digits, moving_digits, partial(moving_digits, "motion")), strict=True))
-
-
-def check_there(data: str | Path) -> None:
-    """Quick, and without loading torch.
-
-    Raises:
-        UserError: when `--data` names neither a bundled source nor anything that exists.
-    """
-    if data not in BUNDLED and not Path(data).expanduser().exists():
-        raise UserError(
-            f"--data must be an existing folder or a bundled source ({', '.join(BUNDLED)})",
-            f"'{data}'",
-            near(str(data), BUNDLED),
-        )
-
-
-def open_source(data: str | Path | DataSource, *, labels: bool = True) -> DataSource:
-    """Open what `--data` names.
-
-    Args:
-        data: the name of a bundled source, a folder with `train/` and `val/`, or a source that is already open.
-            A bundled name wins over a folder of the same name; write `./digits` to mean the folder.
-        labels: False opens any folder of images, see `image_folder`; all else is opened as ever.
-
-    Raises:
-        UserError: when it is neither, or when the source itself is unusable.
-    """
-    if isinstance(data, DataSource):
-        return data
-    check_there(data)
-    if isinstance(data, str) and data in BUNDLED:
-        return bundled()[data]()
-    from vitdistill.data.image_folder import image_folder
-    from vitdistill.data.video_files import has_videos, video_files
-
-    if has_videos(data):
-        return video_files(data, labels=labels)
-    return image_folder(data, labels=labels)

@@ -8,12 +8,13 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from vitdistill.data import clip_transforms, recipes
-from vitdistill.data.clips import Sampling, Views
-from vitdistill.data.key_frames import KeyFrames, KeyFrameTransform
-from vitdistill.data.recipes import Augment, ImageTransform
+from vitdistill.data.actions.key_frames import KeyFrames, KeyFrameTransform
+from vitdistill.data.clips import transforms as clip_transforms
+from vitdistill.data.clips.sampling import Sampling, Views
+from vitdistill.data.clips.video import Video, VideoSet
+from vitdistill.data.images import recipes
+from vitdistill.data.images.recipes import Augment, ImageTransform
 from vitdistill.data.source import DataSource
-from vitdistill.data.video import Video, VideoSet
 from vitdistill.errors import UserError, refuse_unused
 
 CROPS = "random crops, which scale 1 turns off"

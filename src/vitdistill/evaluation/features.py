@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from vitdistill.data.loading import CorruptLog
+from vitdistill.data.loader import CorruptLog
 from vitdistill.data.source import ImageSet
 from vitdistill.errors import UserError
 from vitdistill.evaluation.loading import Reader
 from vitdistill.models.backbone import Backbone
-from vitdistill.models.opaque import Opaque
+from vitdistill.models.families.opaque import Opaque
 
 Pool = Literal["auto", "cls", "avg"]
 # "own": a network without tokens pools in the way it always does before its classifier.

@@ -7,13 +7,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vitdistill.data.clip_transforms import cut_views
-from vitdistill.data.clips import Sampling, Views, check_length
-from vitdistill.data.loading import CorruptLog, default_workers, make_loader
-from vitdistill.data.on_device import OnDevice
-from vitdistill.data.recipes import Augment
-from vitdistill.data.sampling import EvalBatchSampler
-from vitdistill.data.source import DataSource, ImageSet, open_source
+from vitdistill.data.clips.sampling import Sampling, Views, check_length
+from vitdistill.data.clips.transforms import cut_views
+from vitdistill.data.device import OnDevice
+from vitdistill.data.images.recipes import Augment
+from vitdistill.data.loader import CorruptLog, default_workers, make_loader
+from vitdistill.data.open import open_source
+from vitdistill.data.order import EvalBatchSampler
+from vitdistill.data.source import DataSource, ImageSet
 from vitdistill.data.transforms import DENSE, SINGLE_IMAGES, clip_sampling, validation_transform
 from vitdistill.errors import UserError, refuse_unused
 from vitdistill.evaluation.progress import track
@@ -109,7 +110,7 @@ def load(
         UserError: when it cannot be had, or options are given that a checkpoint decides by itself.
     """
     from vitdistill.models.build import build
-    from vitdistill.models.weights import load_into, read_weights
+    from vitdistill.models.weights.read import load_into, read_weights
     from vitdistill.training.checkpoints import load_student
 
     if checkpoint == "exported":

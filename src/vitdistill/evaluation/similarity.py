@@ -16,17 +16,17 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vitdistill.data.clips import check_length
-from vitdistill.data.loading import CorruptLog
-from vitdistill.data.recipes import Augment
+from vitdistill.data.clips.sampling import check_length
+from vitdistill.data.images.recipes import Augment
+from vitdistill.data.loader import CorruptLog
 from vitdistill.data.source import DataSource, ImageSet
 from vitdistill.data.transforms import is_video, sampling_of
 from vitdistill.errors import UserError
 from vitdistill.evaluation.loading import Reader, Subject
-from vitdistill.methods.teacher import Teacher
 from vitdistill.models.backbone import Backbone
-from vitdistill.models.opaque import Opaque
-from vitdistill.models.video_vit import VideoViT
+from vitdistill.models.families.opaque import Opaque
+from vitdistill.models.families.video_vit import VideoViT
+from vitdistill.models.teacher import Teacher
 from vitdistill.types import Capture
 
 Role = Literal["image teacher", "video teacher", "model"]

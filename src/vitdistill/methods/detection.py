@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchmetrics import Metric
 
-from vitdistill.data.action_detection import ActionData
-from vitdistill.evaluation.detection import FrameMeanAP
+from vitdistill.data.actions.annotations import ActionData
+from vitdistill.evaluation.frame_map import FrameMeanAP
 from vitdistill.methods.method import Method
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
-from vitdistill.models.detection import box_logits
-from vitdistill.models.video_vit import VideoViT, check_video
+from vitdistill.models.families.video_vit import VideoViT, check_video
+from vitdistill.models.surgery.action_head import box_logits
 from vitdistill.types import StepOutput
 
 

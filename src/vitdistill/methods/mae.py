@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from vitdistill.losses.features import mean_squared
 from vitdistill.methods.masked_modelling import Goal, MaskedModelling
-from vitdistill.methods.targets import Target
+from vitdistill.methods.targets.target import Target
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build, warn_about_statistics
 from vitdistill.models.decoder import Decoder, official_names
-from vitdistill.models.heads import set_heads
 from vitdistill.models.record import FULL, RECORD, ModelRecord, set_statistics
-from vitdistill.models.weights import adapt, decoder_part, load_into, read_weights
+from vitdistill.models.surgery.attention_heads import set_heads
+from vitdistill.models.weights.read import adapt, decoder_part, load_into, read_weights
 from vitdistill.tokens.gather import restore, take
 from vitdistill.tokens.masking import Masking
 from vitdistill.types import TokenGrid

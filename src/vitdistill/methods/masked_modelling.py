@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vitdistill.errors import UserError
 from vitdistill.methods.method import Pass
-from vitdistill.methods.targets import Target, TargetMethod
+from vitdistill.methods.targets.target import Target, TargetMethod
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
 from vitdistill.models.decoder import Decoder

@@ -15,10 +15,7 @@ from torch import Tensor, nn
 from vitdistill.errors import UserError, near
 from vitdistill.losses.logits import cross_entropy, hard_distillation, soft_distillation
 from vitdistill.methods.method import Method, Pass
-from vitdistill.methods.teacher import Teacher
-from vitdistill.models.backbone import Backbone, SaliencyKind
-from vitdistill.models.build import build
-from vitdistill.tokens.criteria import (
+from vitdistill.methods.selection import (
     Criterion,
     MixedWithRandom,
     NetworkAttention,
@@ -27,6 +24,9 @@ from vitdistill.tokens.criteria import (
     StudentAttention,
     TeacherAttention,
 )
+from vitdistill.models.backbone import Backbone, SaliencyKind
+from vitdistill.models.build import build
+from vitdistill.models.teacher import Teacher
 from vitdistill.tokens.keep import KeepSchedule, keep_count
 from vitdistill.types import NOTHING, BackboneOutput, Capture, StepOutput
 

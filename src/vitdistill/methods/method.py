@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from vitdistill.methods.teacher import Teacher
 from vitdistill.models.backbone import Backbone
+from vitdistill.models.teacher import Teacher
 from vitdistill.types import NOTHING, Capture, StepOutput
 
 if TYPE_CHECKING:

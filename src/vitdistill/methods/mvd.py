@@ -10,16 +10,16 @@ import torch
 from torch import nn
 
 from vitdistill.errors import UserError
-from vitdistill.methods.feature_targets import FeatureLoss, feature_targets
 from vitdistill.methods.mae import pixel_goal
 from vitdistill.methods.masked_modelling import Goal, MaskedModelling
-from vitdistill.methods.teacher import Teacher
+from vitdistill.methods.targets.features import FeatureLoss, feature_targets
 from vitdistill.methods.videomae import GOAL as PIXELS
 from vitdistill.methods.videomae import cube_goal
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
 from vitdistill.models.decoder import Decoder
-from vitdistill.models.video_vit import VideoViT, check_video
+from vitdistill.models.families.video_vit import VideoViT, check_video
+from vitdistill.models.teacher import Teacher
 from vitdistill.tokens.masking import Masking
 
 

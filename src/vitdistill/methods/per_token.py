@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitdistill.methods.masked_modelling import check_final_norm, freeze_head
-from vitdistill.methods.targets import Target, TargetMethod
+from vitdistill.methods.targets.target import Target, TargetMethod
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
 from vitdistill.types import StepOutput

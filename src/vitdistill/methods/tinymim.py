@@ -11,18 +11,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vitdistill.data.jitter import color_jitter
+from vitdistill.data.images.jitter import color_jitter
 from vitdistill.errors import UserError, near
 from vitdistill.methods.imitation import ClassToken, Features, Imitation, Relations
 from vitdistill.methods.mae import GOAL, Pixels, pixel_goal
 from vitdistill.methods.masked_modelling import check_final_norm, freeze_head
 from vitdistill.methods.method import Method, Pass
-from vitdistill.methods.teacher import Teacher
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
-from vitdistill.models.drop_path import set_drop_path
-from vitdistill.models.heads import head_count, set_heads
-from vitdistill.models.vit import ViT, is_plain
+from vitdistill.models.families.vit import ViT, is_plain
+from vitdistill.models.surgery.attention_heads import head_count, set_heads
+from vitdistill.models.surgery.drop_path import set_drop_path
+from vitdistill.models.teacher import Teacher
 from vitdistill.tokens.gather import take
 from vitdistill.tokens.masking import random_mask, visible_count
 from vitdistill.types import Capture, StepOutput

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from vitdistill.losses.features import mean_squared
 from vitdistill.methods.masked_modelling import Goal, MaskedModelling
-from vitdistill.methods.targets import Target
+from vitdistill.methods.targets.target import Target
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
 from vitdistill.models.decoder import Decoder
-from vitdistill.models.video_vit import VideoPositions, VideoViT, check_video
+from vitdistill.models.families.video_vit import VideoPositions, VideoViT, check_video
 from vitdistill.tokens.gather import restore, take
 from vitdistill.tokens.masking import Masking
 from vitdistill.types import TokenGrid

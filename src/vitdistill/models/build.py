@@ -16,46 +16,20 @@ from torch import nn
 
 from vitdistill.errors import UserError, near
 from vitdistill.models.backbone import DEFAULT_MEAN, Backbone
-from vitdistill.models.cait import CaiT
-from vitdistill.models.heads import set_heads
-from vitdistill.models.opaque import Opaque
+from vitdistill.models.families.cait import CaiT
+from vitdistill.models.families.opaque import Opaque
+from vitdistill.models.families.swin import Swin
+from vitdistill.models.families.video_vit import VIDEO, TubeletEmbed, VideoViT
+from vitdistill.models.families.vit import ViT
+from vitdistill.models.presets import BUNDLED, PRESETS
 from vitdistill.models.record import WEIGHTS, ModelRecord, attach_record, record_of, set_statistics
-from vitdistill.models.swin import Swin
-from vitdistill.models.video_vit import VIDEO, TubeletEmbed, VideoViT
-from vitdistill.models.video_weights import arguments_for
-from vitdistill.models.vit import ViT
-from vitdistill.models.weights import adapt, classes_in, load_into, read_weights
+from vitdistill.models.surgery.attention_heads import set_heads
+from vitdistill.models.weights.read import adapt, classes_in, load_into, read_weights
+from vitdistill.models.weights.videomae import arguments_for
 
 log = logging.getLogger(__name__)
 
 ADAPTERS: dict[type[nn.Module], type[Backbone]] = {VisionTransformer: ViT, Cait: CaiT, SwinTransformer: Swin}
-
-# Small networks for the bundled data: timm architectures with other sizes.
-PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
-    "digits_vit_small": (
-        "vit_tiny_patch16_224",
-        {"img_size": 12, "patch_size": 2, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 10},
-    ),
-    "digits_vit_base": (
-        "vit_tiny_patch16_224",
-        {"img_size": 12, "patch_size": 2, "embed_dim": 96, "depth": 4, "num_heads": 3, "num_classes": 10},
-    ),
-    "moving_digits_vit_small": (
-        "video_vit_small_patch16_224",
-        {"img_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 10},
-    ),
-    "moving_digits_vit_base": (
-        "video_vit_base_patch16_224",
-        {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4, "num_classes": 10},
-    ),
-}
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
-BUNDLED = {
-    "digits-teacher": ASSETS / "digits_teacher",
-    "digits-mae": ASSETS / "digits_mae",
-    "moving-digits-mae": ASSETS / "moving_digits_mae",
-    "moving-digits-videomae": ASSETS / "moving_digits_videomae",
-}
 
 
 def build(

@@ -9,10 +9,10 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vitdistill.errors import UserError
-from vitdistill.models.drop_path import rising
-from vitdistill.models.positions import TABLES
-from vitdistill.models.video_vit import QueryValueBias
+from vitdistill.models.families.video_vit import QueryValueBias
+from vitdistill.models.surgery.drop_path import rising
 from vitdistill.tokens.gather import take
+from vitdistill.tokens.positions import TABLES
 from vitdistill.types import TokenGrid
 
 

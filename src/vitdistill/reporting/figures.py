@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from vitdistill.reporting.runs import Run, group_by_seed
+from vitdistill.runs.read import Run, group_by_seed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ import yaml
 
 from vitdistill.reporting import figures
 from vitdistill.reporting.pictures import Picture, galleries
-from vitdistill.reporting.runs import MISSING, Run, differing_settings, group_by_seed, read_runs, spread
+from vitdistill.runs.read import MISSING, Run, differing_settings, group_by_seed, read_runs, spread
 
 DASH = "–"
 

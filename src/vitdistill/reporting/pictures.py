@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from vitdistill.errors import UserError
-from vitdistill.reporting.runs import Run, group_by_seed
+from vitdistill.errors import UserError, error_words
+from vitdistill.runs.read import Run, group_by_seed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from vitdistill.reporting.relations import TokenRelations
+    from vitdistill.reporting.galleries.relations import TokenRelations
 
 KINDS = (".png", ".jpg", ".pdf", ".svg")  # of pictures that verbs write
 ACROSS, ROWS, HEAT_IMAGES = 5, 6, 256  # runs and images in a picture of masks; images behind a heat map
@@ -83,17 +83,12 @@ def _one_of_each_setting(runs: Sequence[Run]) -> tuple[list[Run], list[Picture]]
     return [run for run, _ in shown], notes
 
 
-def error_words(error: Exception) -> str:
-    """What an error says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 # --- token relations -------------------------------------------------------------------------------------
 
 
 def _relations(run: Run) -> list[Picture]:
     """Whole matrices, then the rows of the class token and of the middle patch."""
-    from vitdistill.reporting.relations import matrix_figure, row_figure, token_relations
+    from vitdistill.reporting.galleries.relations import matrix_figure, row_figure, token_relations
 
     found = token_relations(run)
     order = "the class token first, then the patches row by row" if found.prefix else "the patches row by row"
@@ -134,7 +129,7 @@ _TARGETS = {"features": "the teacher's features", "cls": "the teacher's class to
 def _similarity(runs: Sequence[Run]) -> list[Picture]:
     """One picture per set of clips, with all networks that saw them."""
     from vitdistill.reporting.figures import svg
-    from vitdistill.reporting.similarity import similarities_of, similarity_figure, summary
+    from vitdistill.reporting.galleries.similarity import similarities_of, similarity_figure, summary
 
     shown, notes = _one_of_each_setting(runs)
     found = similarities_of(shown)
@@ -163,7 +158,7 @@ _CENTRED = (
 def _reconstructions(run: Run) -> list[Picture]:
     if run.text("verb") == "videomae":
         return _clip_reconstructions(run)
-    from vitdistill.reporting.reconstructions import reconstruction_figure, reconstructions
+    from vitdistill.reporting.galleries.reconstructions import reconstruction_figure, reconstructions
 
     found = reconstructions(run)
     words = (
@@ -177,8 +172,8 @@ def _reconstructions(run: Run) -> list[Picture]:
 
 def _clip_reconstructions(run: Run) -> list[Picture]:
     """A picture per clip, with the first frames of its time steps."""
-    from vitdistill.reporting.clip_reconstructions import clip_reconstructions
-    from vitdistill.reporting.reconstructions import reconstruction_figure
+    from vitdistill.reporting.galleries.clip_reconstructions import clip_reconstructions
+    from vitdistill.reporting.galleries.reconstructions import reconstruction_figure
 
     pictures = []
     for found in clip_reconstructions(run):
@@ -197,7 +192,7 @@ def _clip_reconstructions(run: Run) -> list[Picture]:
 
 def _masks(runs: Sequence[Run]) -> list[Picture]:
     """Masks of the runs on each set of data; words in place of what cannot be drawn."""
-    from vitdistill.reporting.masks import unmasked_because
+    from vitdistill.reporting.galleries.masks import unmasked_because
 
     # A run of another verb is expected to have none, so the page does not say so.
     runs = [run for run in runs if run.text("verb") in (None, "maskedkd")]
@@ -220,8 +215,8 @@ def _pictures_or_reason(data: str, runs: Sequence[Run]) -> list[Picture]:
 
 def _mask_pictures(runs: Sequence[Run]) -> list[Picture]:
     """Masks of runs of one set of data, a column each, `ACROSS` of them in a picture."""
-    from vitdistill.reporting.masks import Column as Masks
-    from vitdistill.reporting.masks import data_of, heatmap_figure, mask_grid_figure, run_columns, some_images
+    from vitdistill.reporting.galleries.masks import Column as Masks
+    from vitdistill.reporting.galleries.masks import data_of, heatmap_figure, mask_grid_figure, run_columns, some_images
 
     images = some_images(data_of(runs[0].config), [], _image_size(runs), HEAT_IMAGES)
     notes: list[Picture] = []

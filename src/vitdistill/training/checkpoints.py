@@ -1,8 +1,5 @@
 """Checkpoints that survive a pulled plug: written beside the old one, then renamed; loaded without running code."""
 
-import os
-import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from vitdistill.errors import UserError
+from vitdistill.files import write_atomically
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.record import WEIGHTS, ModelRecord
 
@@ -28,32 +26,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_checkpoint(path)
-
-
-def write_atomically(path: Path, write: Any) -> None:
-    """Call `write(binary file)` on a temporary neighbour of `path`, then rename it to `path`.
-
-    Raises:
-        UserError: when writing fails; the temporary file is removed and `path` is as it was.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        parent = next(folder for folder in path.absolute().parents if folder.is_dir())
-        free = shutil.disk_usage(parent).free / 2**30
-        raise UserError(
-            f"{path} must be writable; the earlier one is intact",
-            f"{str(error).splitlines()[0]} ({free:.1f} GiB free)",
-            "Make room and continue with --resume",
-        ) from error
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from vitdistill.data.loading import Batch, CorruptLog
-from vitdistill.data.on_device import OnDevice
-from vitdistill.data.sampling import EpochBatchSampler, seed_everything_at
+from vitdistill.data.device import OnDevice
+from vitdistill.data.loader import Batch, CorruptLog
+from vitdistill.data.order import EpochBatchSampler, seed_everything_at
 from vitdistill.errors import UserError
 from vitdistill.methods.method import Method
 from vitdistill.models.build import adapter_of

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from timm.optim import list_optimizers
 
-from vitdistill.data.clips import Sampling
-from vitdistill.data.recipes import Augment
+from vitdistill.data.clips.sampling import Sampling
+from vitdistill.data.images.recipes import Augment
 from vitdistill.errors import UserError, near
 
 

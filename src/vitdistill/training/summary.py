@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from vitdistill.costing.macs import backbone_macs
 from vitdistill.methods.method import Method, Pass
 from vitdistill.models.backbone import Backbone
+from vitdistill.models.macs import backbone_macs
 from vitdistill.training.module import TrainingModule
 
 

@@ -12,8 +12,8 @@ from vitdistill.errors import UserError
 from vitdistill.training.precision import has_bf16
 
 if TYPE_CHECKING:
-    from vitdistill.methods.teacher import Teacher
     from vitdistill.models.backbone import Backbone
+    from vitdistill.models.teacher import Teacher
     from vitdistill.types import TokenGrid
 
 
@@ -58,7 +58,7 @@ def bench(
         UserError: for an unknown model, a `keep` outside the teacher's grid, or a device that is not there.
     """
     from vitdistill.costing.measure import hardware
-    from vitdistill.methods.teacher import Teacher
+    from vitdistill.models.teacher import Teacher
 
     _check_positive(batch_size=batch_size, repeats=repeats)
     where, number = _device(device), _dtype(dtype, _device(device))
@@ -104,8 +104,8 @@ def measure_teacher(
         One row per number of patches: time, images/s, peak activation memory, the MAC ratio to the whole pass (the
         limit of the gain), the measured gain, and its share of the limit.
     """
-    from vitdistill.costing.macs import backbone_macs
     from vitdistill.costing.measure import compare, peak_memory_bytes
+    from vitdistill.models.macs import backbone_macs
     from vitdistill.tokens.select import random_scores, top_k
 
     backbone, patches = teacher.backbone, teacher.backbone.grid.count
@@ -210,7 +210,7 @@ def _build(spec: str, args: dict[str, Any] | None, image_size: int | None) -> "B
 
 
 def _images(backbone: "Backbone", batch_size: int, image_size: int | None, device: torch.device) -> Tensor:
-    from vitdistill.models.opaque import Opaque
+    from vitdistill.models.families.opaque import Opaque
 
     any_size = isinstance(backbone, Opaque) and image_size is not None
     size = (image_size, image_size) if any_size else backbone.image_size

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from vitdistill.errors import UserError, near
-from vitdistill.training.run_dir import is_first_process
+from vitdistill.files import is_first_process
 
 TRAINING_VERBS = ("mae", "tinymim", "videomae", "mvd", "finetune", "maskedkd", "supervised")
 _REFERENCE = re.compile(r"\{([^{}]*)\}")
@@ -142,7 +142,7 @@ def _state(run: Path, verb: str, options: dict[str, Any]) -> str:
     Raises:
         UserError: when a step that is not begun anew was run with other options.
     """
-    from vitdistill.training.run_dir import FREE, differences, plain
+    from vitdistill.runs.directory import FREE, differences, plain
 
     info, config = _info(run), run / "config.yaml"
     if not info or not config.is_file():

@@ -7,17 +7,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitdistill.data.recipes import Augment
-from vitdistill.data.sampling import seed_everything_at
-from vitdistill.data.source import DataSource, open_source
+from vitdistill.data.images.recipes import Augment
+from vitdistill.data.open import open_source
+from vitdistill.data.order import seed_everything_at
+from vitdistill.data.source import DataSource
 from vitdistill.data.transforms import DENSE, clip_sampling
 from vitdistill.errors import UserError, refuse_unused
 from vitdistill.evaluation.loading import run_config
-from vitdistill.methods.teacher import Teacher
 from vitdistill.models.backbone import Backbone
-from vitdistill.models.build import BUNDLED, build
+from vitdistill.models.build import build
+from vitdistill.models.presets import BUNDLED
+from vitdistill.models.teacher import Teacher
+from vitdistill.runs.directory import RunDirectory, plain
 from vitdistill.training.precision import cpu_has_bf16, has_bf16
-from vitdistill.training.run_dir import RunDirectory, plain
 from vitdistill.training.settings import Settings
 
 Model = str | nn.Module
@@ -184,7 +186,7 @@ def _check_classes(role: str, classes: int, name: str, source: DataSource) -> No
 def _embeddings(path: str | None) -> torch.Tensor | None:
     if path is None:
         return None
-    from vitdistill.models.weights import read_weights
+    from vitdistill.models.weights.read import read_weights
 
     tensors = read_weights(Path(path))
     if len(tensors) != 1 or next(iter(tensors.values())).ndim != 2:

@@ -94,7 +94,7 @@ def _teacher_macs(
     spec: str, args: dict[str, Any] | None, image_size: int | None, keep: int | float | str, epochs: int
 ) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
     """MACs per image of the whole and of the masked teacher, by part and in total, and what the teacher is."""
-    from vitdistill.costing.macs import Macs, backbone_macs
+    from vitdistill.models.macs import Macs, backbone_macs
     from vitdistill.tokens.keep import KeepSchedule
 
     backbone, size = _on_meta(spec, args, image_size)
@@ -118,7 +118,7 @@ def _teacher_macs(
 
 
 def _student_macs(spec: str, args: dict[str, Any] | None, image_size: int | None) -> dict[str, float]:
-    from vitdistill.costing.macs import backbone_macs
+    from vitdistill.models.macs import backbone_macs
 
     backbone, size = _on_meta(spec, args, image_size)
     return _by_part(backbone_macs(backbone, image_size=size))
@@ -127,7 +127,7 @@ def _student_macs(spec: str, args: dict[str, Any] | None, image_size: int | None
 def _on_meta(spec: str, args: dict[str, Any] | None, image_size: int | None) -> tuple[Any, tuple[int, int]]:
     """A backbone without weights, and the height and width of its input in pixels."""
     from vitdistill.models.build import build
-    from vitdistill.models.opaque import Opaque
+    from vitdistill.models.families.opaque import Opaque
 
     own_size = "img_size" in (args or {})
     backbone = build(spec, args=args, image_size=None if own_size else image_size, meta=True)

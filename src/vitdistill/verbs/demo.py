@@ -34,7 +34,7 @@ def demo(
     Returns:
         The rows of the table, and the path of the report.
     """
-    study = import_module(f"vitdistill.verbs.demo_{method}")
+    study = import_module(f"vitdistill.studies.{method}")
 
     def announce(text: str) -> None:
         if not json:

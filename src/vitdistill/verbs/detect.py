@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from vitdistill.data.recipes import Augment
-from vitdistill.data.sampling import seed_everything_at
+from vitdistill.data.images.recipes import Augment
+from vitdistill.data.order import seed_everything_at
 from vitdistill.errors import UserError
-from vitdistill.training.run_dir import RunDirectory, is_first_process, plain
+from vitdistill.files import is_first_process
+from vitdistill.runs.directory import RunDirectory, plain
 from vitdistill.training.settings import Loader, Optim
 
 
@@ -83,8 +84,8 @@ def detect(
     """
     arguments = dict(locals())
     _check_augment(augment)
-    from vitdistill.data.action_detection import Annotations, open_annotations
-    from vitdistill.data.key_frames import Movies
+    from vitdistill.data.actions.annotations import Annotations, open_annotations
+    from vitdistill.data.actions.key_frames import Movies
 
     files = Annotations(
         train=train,
@@ -102,9 +103,9 @@ def detect(
     from vitdistill.evaluation.loading import place_of
     from vitdistill.methods.detection import Detection
     from vitdistill.models.build import build
-    from vitdistill.models.detection import detector
-    from vitdistill.models.video_vit import check_video
-    from vitdistill.training.run import train as train_run
+    from vitdistill.models.families.video_vit import check_video
+    from vitdistill.models.surgery.action_head import detector
+    from vitdistill.training.train import train as train_run
     from vitdistill.verbs.common import settings_of
     from vitdistill.verbs.frame_map import score
 

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitdistill.data.clips import Views
-from vitdistill.data.loading import CorruptLog
+from vitdistill.data.clips.sampling import Views
+from vitdistill.data.loader import CorruptLog
 from vitdistill.errors import UserError
 from vitdistill.evaluation.loading import Checkpoint, Reader, open_subject
 from vitdistill.models.backbone import Backbone

@@ -75,9 +75,9 @@ def _safetensors(student: Backbone, path: Path, images: torch.Tensor) -> dict[st
     import timm
 
     from vitdistill.models.build import build
-    from vitdistill.models.heads import set_heads
     from vitdistill.models.record import record_of
-    from vitdistill.training.run import export_weights
+    from vitdistill.models.surgery.attention_heads import set_heads
+    from vitdistill.training.train import export_weights
 
     record = record_of(student.net)
     if record.architecture is None:

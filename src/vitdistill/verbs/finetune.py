@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from vitdistill.data.recipes import Augment
+from vitdistill.data.images.recipes import Augment
 from vitdistill.errors import refuse_unused
 from vitdistill.training.settings import Loader, Optim
 from vitdistill.verbs.common import Model, inherited_sampling, settings_of, start
@@ -76,9 +76,10 @@ def finetune(
     arguments |= inherited_sampling(model, stride, sampling)
     run, source = start("finetune", arguments)
     from vitdistill.methods.supervised import Supervised
-    from vitdistill.models.build import PRESETS, build
-    from vitdistill.models.finetuning import finetunable
-    from vitdistill.training.run import train
+    from vitdistill.models.build import build
+    from vitdistill.models.presets import PRESETS
+    from vitdistill.models.surgery.classifier import finetunable
+    from vitdistill.training.train import train
 
     # A preset has no published weights: fine-tuning it is training from scratch under the same recipe.
     downloads = isinstance(model, str) and model not in PRESETS

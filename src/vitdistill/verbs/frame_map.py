@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from vitdistill.data.action_detection import ActionData, Annotations, open_annotations
-from vitdistill.data.clips import Sampling
-from vitdistill.data.key_frames import KeyFrameTransform, Movies
+from vitdistill.data.actions.annotations import ActionData, Annotations, open_annotations
+from vitdistill.data.actions.key_frames import KeyFrameTransform, Movies
+from vitdistill.data.clips.sampling import Sampling
 from vitdistill.errors import UserError
 from vitdistill.evaluation.loading import Checkpoint
-from vitdistill.models.video_vit import VideoViT
+from vitdistill.models.families.video_vit import VideoViT
 
 PREDICTIONS, RESULT = "predictions.csv", "detection.json"
 NO_DETECTIONS = "none"
@@ -107,16 +107,16 @@ def score(
     Raises:
         UserError: when the network has other classes than the data, or too much is unreadable.
     """
-    from vitdistill.data.ava import write_predictions
-    from vitdistill.data.loading import CorruptLog, default_workers, make_loader
-    from vitdistill.data.on_device import OnDevice
-    from vitdistill.data.recipes import Augment
-    from vitdistill.data.sampling import EvalBatchSampler
+    from vitdistill.data.actions.ava import write_predictions
+    from vitdistill.data.device import OnDevice
+    from vitdistill.data.images.recipes import Augment
+    from vitdistill.data.loader import CorruptLog, default_workers, make_loader
+    from vitdistill.data.order import EvalBatchSampler
     from vitdistill.data.source import DataSource
-    from vitdistill.evaluation.detection import FrameMeanAP, mean_average_precision
+    from vitdistill.evaluation.frame_map import FrameMeanAP, mean_average_precision
     from vitdistill.evaluation.progress import track
+    from vitdistill.files import write_atomically
     from vitdistill.methods.detection import Detection
-    from vitdistill.training.checkpoints import write_atomically
 
     if network.num_classes != len(data.labels):
         raise UserError(

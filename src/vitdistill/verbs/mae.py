@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from vitdistill.data.recipes import Augment
+from vitdistill.data.images.recipes import Augment
 from vitdistill.errors import UserError
 from vitdistill.models.record import FULL
 from vitdistill.training.settings import Loader, Optim
@@ -76,8 +76,8 @@ def mae(
         _check_init(init, student, decoder_heads)
     run, source = start("mae", arguments, labels=False)
     from vitdistill.methods.mae import MAE
-    from vitdistill.models.heads import head_count
-    from vitdistill.training.run import train
+    from vitdistill.models.surgery.attention_heads import head_count
+    from vitdistill.training.train import train
 
     encoder = make_pretraining_student(
         student, source, args=student_args, image_size=image_size, pretrained=False, positions=positions

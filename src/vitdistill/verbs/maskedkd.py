@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from vitdistill.data.recipes import Augment
+from vitdistill.data.images.recipes import Augment
 from vitdistill.errors import refuse_unused
 from vitdistill.training.settings import Loader, Optim
 from vitdistill.verbs.common import Model, make_student, make_teacher, settings_of, start
@@ -97,7 +97,7 @@ def maskedkd(
     )
     run, source = start("maskedkd", arguments)
     from vitdistill.methods.maskedkd import MaskedKD
-    from vitdistill.training.run import train
+    from vitdistill.training.train import train
 
     pupil = make_student(
         student, source, args=student_args, image_size=image_size, pretrained=pretrained, drop_path=drop_path

@@ -43,10 +43,10 @@ def masks(
     Returns:
         Paths of the pictures, and per model the grid, the patches kept and the share of images keeping each position.
     """
-    from vitdistill.data.image_folder import list_images
-    from vitdistill.data.sampling import seed_everything_at
-    from vitdistill.data.source import bundled, open_source
-    from vitdistill.reporting.masks import (
+    from vitdistill.data.images.folder import list_images
+    from vitdistill.data.open import bundled, open_source
+    from vitdistill.data.order import seed_everything_at
+    from vitdistill.reporting.galleries.masks import (
         Column,
         heatmap_figure,
         keep_heatmap,

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from vitdistill.data.recipes import Augment
+from vitdistill.data.images.recipes import Augment
 from vitdistill.data.transforms import is_video
 from vitdistill.errors import UserError, refuse_unused
 from vitdistill.methods.mvd import FeatureDecoder
@@ -113,12 +113,12 @@ def mvd(
         video_weight=(video_teacher is None and bootstrap is None and video_weight != 1, f"{video} or --bootstrap"),
     )
     run, source = start("mvd", arguments, labels=False)
-    from vitdistill.methods.feature_targets import feature_targets
     from vitdistill.methods.method import Method
     from vitdistill.methods.mvd import MVD
     from vitdistill.methods.per_token import PerToken
+    from vitdistill.methods.targets.features import feature_targets
     from vitdistill.tokens.masking import Masking
-    from vitdistill.training.run import train
+    from vitdistill.training.train import train
 
     pupil: Backbone
     if video_teacher is None and image_teacher is not None and not is_video(source):

@@ -10,10 +10,10 @@ from vitdistill.data.source import DataSource
 from vitdistill.data.transforms import clip_sampling
 from vitdistill.errors import UserError, refuse_unused
 from vitdistill.models.backbone import Backbone
-from vitdistill.models.build import BUNDLED
 from vitdistill.models.decoder import xavier
-from vitdistill.models.positions import fix_positions
-from vitdistill.models.video_vit import VideoPositions, VideoViT, check_video
+from vitdistill.models.families.video_vit import VideoPositions, VideoViT, check_video
+from vitdistill.models.presets import BUNDLED
+from vitdistill.models.surgery.positions import fix_positions
 from vitdistill.verbs.common import Model, make_student
 
 Positions = Literal["sincos", "learned"]

@@ -20,7 +20,7 @@ def report(runs: list[str], *, out: str | None = None, masks: bool = True, json:
     """
     from vitdistill.errors import UserError
     from vitdistill.reporting.page import rows_of, write_report
-    from vitdistill.reporting.runs import common_parent, read_runs
+    from vitdistill.runs.read import common_parent, read_runs
 
     paths = [Path(run) for run in runs if not _is_output(Path(run))]
     if not paths:

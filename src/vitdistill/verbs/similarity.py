@@ -57,8 +57,8 @@ def similarity(
     from vitdistill.data.transforms import DENSE
     from vitdistill.evaluation.loading import run_config
     from vitdistill.evaluation.similarity import Wanted, compare, distinct, teachers_of
+    from vitdistill.reporting.galleries.similarity import save, similarity_figure
     from vitdistill.reporting.pictures import picture_path
-    from vitdistill.reporting.similarity import save, similarity_figure
 
     if not models:
         raise UserError("similarity needs at least one run or model")
@@ -92,7 +92,7 @@ def _source(data: str | None, configs: list[dict[str, Any]]) -> tuple["DataSourc
     Raises:
         UserError: when none are named, or there is no such data.
     """
-    from vitdistill.data.source import open_source
+    from vitdistill.data.open import open_source
     from vitdistill.data.transforms import is_video
 
     if data is not None:

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from vitdistill.data.recipes import Augment
+from vitdistill.data.images.recipes import Augment
 from vitdistill.training.settings import Loader, Optim
 from vitdistill.verbs.common import Model, make_student, settings_of, start
 
@@ -61,7 +61,7 @@ def supervised(
     arguments = dict(locals())
     run, source = start("supervised", arguments)
     from vitdistill.methods.supervised import Supervised
-    from vitdistill.training.run import train
+    from vitdistill.training.train import train
 
     network = make_student(
         student, source, args=student_args, image_size=image_size, pretrained=pretrained, drop_path=drop_path

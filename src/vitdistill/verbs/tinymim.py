@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from vitdistill.data.recipes import Augment
+from vitdistill.data.images.recipes import Augment
 from vitdistill.errors import refuse_unused
 from vitdistill.methods.tinymim import PixelDecoder
 from vitdistill.training.settings import Loader, Optim
@@ -105,8 +105,8 @@ def tinymim(
     )
     run, source = start("tinymim", arguments, labels=False)
     from vitdistill.methods.tinymim import TinyMIM
-    from vitdistill.models.drop_path import constant_but_last, set_drop_path
-    from vitdistill.training.run import train
+    from vitdistill.models.surgery.drop_path import constant_but_last, set_drop_path
+    from vitdistill.training.train import train
 
     pupil = make_pretraining_student(
         student, source, args=student_args, image_size=image_size, pretrained=pretrained, positions=positions

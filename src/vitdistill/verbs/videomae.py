@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from vitdistill.data.recipes import Augment
+from vitdistill.data.images.recipes import Augment
 from vitdistill.training.settings import Loader, Optim
 from vitdistill.verbs.common import Model, settings_of, start
 from vitdistill.verbs.pretraining import make_video_student
@@ -79,7 +79,7 @@ def videomae(
     run, source = start("videomae", arguments, labels=False)
     from vitdistill.methods.videomae import VideoMAE
     from vitdistill.tokens.masking import Masking
-    from vitdistill.training.run import train
+    from vitdistill.training.train import train
 
     encoder = make_video_student(
         student,

@@ -1,0 +1,1 @@
+"""AVA's annotations: who does what, where and when."""

@@ -1,0 +1,276 @@
+"""Key frames with boxes as a set of videos: one sample is a clip around one second of one video.
+
+Whole frames are resized to the network's square, so that boxes, which are shares of width and height, stay where they
+are. Most codes for AVA resize the shorter edge to 256 in place of that and keep the aspect ratio; a ViT with fixed
+positions would see other positions than it was trained with.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, UInt8
+from torch import Tensor
+from torchvision.transforms import functional as tvf
+
+from vitdistill.data.actions.ava import KeyFrameName, Rows
+from vitdistill.data.clips.decode import VideoFile
+from vitdistill.data.clips.files import EXTENSIONS
+from vitdistill.data.clips.frame_folder import FrameFolder
+from vitdistill.data.clips.sampling import Sampling
+from vitdistill.data.clips.stream import require_av
+from vitdistill.data.clips.video import Video, VideoSet
+from vitdistill.data.folders import as_bytes, some
+from vitdistill.errors import UserError, refuse_unused
+
+FRAME_RATE = 30.0  # of folders of frames, by default
+LOOKED_AT = 8  # videos whose length is compared with the last second asked of them
+
+
+@dataclass(frozen=True)
+class Movies:
+    """Where videos are, and how their time runs.
+
+    Args:
+        folder: holds `<video id>.mp4` (or .mkv, .webm, .avi, .mov), or a folder `<video id>/` of frames.
+        start: second of the movie at which files and folders begin; AVA's annotated quarter of an hour begins at 900.
+        frame_rate: frames per second of folders of frames; video files say theirs.
+    """
+
+    folder: Path
+    start: float = 0.0
+    frame_rate: float = FRAME_RATE
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.start):
+            raise UserError("--start must be a second of the movie", self.start)
+        if not (math.isfinite(self.frame_rate) and self.frame_rate > 0):
+            raise UserError("--frame_rate must be above 0", self.frame_rate)
+
+    def find(self, videos: Sequence[str]) -> list[str]:
+        """The path of every video.
+
+        Raises:
+            UserError: when the folder or a video is missing, or PyAV for one that is a file.
+        """
+        if not self.folder.is_dir():
+            raise UserError("--videos must be an existing folder", f"'{self.folder}'")
+        there = {_lower_ending(entry.name): entry.name for entry in os.scandir(self.folder)}
+        names = [
+            next((there[n] for n in (v, *(f"{v}{end}" for end in EXTENSIONS)) if n in there), None) for v in videos
+        ]
+        missing = [video for video, name in zip(videos, names, strict=True) if name is None]
+        if missing:
+            raise UserError(
+                f"All annotated videos must be in {self.folder}",
+                f"{len(missing)} of {len(videos)} missing: {some(missing)}",
+                "A video is <video_id>.mp4 (or .mkv, .webm, .avi, .mov) or a folder <video_id> of frames",
+            )
+        paths = [os.path.join(self.folder, name) for name in names if name is not None]
+        folders = [os.path.isdir(path) for path in paths]
+        if not all(folders):
+            require_av()  # here, as the loader would take its absence for unreadable files
+        own = "folders of frames; video files say their rate"
+        refuse_unused(frame_rate=(not any(folders) and self.frame_rate != FRAME_RATE, own))
+        return paths
+
+
+def _lower_ending(name: str) -> str:
+    """`a.MP4` as `a.mp4`."""
+    stem, ending = os.path.splitext(name)
+    return stem + ending.lower() if ending.lower() in EXTENSIONS else name
+
+
+class KeyFrame(Video):
+    """A video with one second of it picked out.
+
+    Attributes:
+        boxes: x1, y1, x2, y2 as shares of width and height.
+        actions: which of the classes each box shows; None for boxes of a detector.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        second: int,
+        movies: Movies,
+        boxes: Float[np.ndarray, "boxes 4"],
+        actions: Bool[np.ndarray, "boxes c"] | None,
+    ) -> None:
+        self.path, self.second, self.movies = path, second, movies
+        self.boxes, self.actions = boxes, actions
+        self._video = FrameFolder(path) if os.path.isdir(path) else VideoFile(path)
+
+    @property
+    def length(self) -> int:
+        return self._video.length
+
+    @property
+    def number(self) -> int:
+        """The frame at this second.
+
+        Raises:
+            OSError: when the video ends more than a second earlier.
+        """
+        rate = self._video.rate if isinstance(self._video, VideoFile) else self.movies.frame_rate
+        number = round((self.second - self.movies.start) * rate)
+        if number > self.length - 1 + rate:
+            raise OSError(f"{self.path}: ends before second {self.second} of the movie")
+        return min(number, self.length - 1)
+
+    def read(self, frames: Sequence[int], short_side: int | None = None) -> UInt8[np.ndarray, "t height width 3"]:
+        return self._video.read(frames, short_side)
+
+
+class KeyFrames(VideoSet):
+    """Key frames of one split. Everything is held in arrays, whose memory workers share after a fork.
+
+    Attributes:
+        frame: number of every key frame.
+        offsets: boxes of key frame i are rows offsets[i] to offsets[i + 1] - 1 of `boxes`.
+        boxes: of all key frames, without repeats within one.
+        actions: which of the classes each box shows; None for boxes of a detector.
+        classes: how many there are.
+    """
+
+    def __init__(
+        self, rows: Rows, names: Sequence[KeyFrameName], movies: Movies, ids: Sequence[int], *, annotated: bool
+    ) -> None:
+        """
+        Args:
+            rows: at least one.
+            names: of all key frames, in the order of their numbers.
+            movies: where the videos are.
+            ids: of the actions, in the order of the classes.
+            annotated: whether the rows' actions are known.
+
+        Raises:
+            UserError: when a video is missing, or its time does not fit.
+        """
+        together = np.column_stack([rows.frame, rows.box])
+        distinct, inverse = np.unique(together, axis=0, return_inverse=True)
+        self.boxes = np.ascontiguousarray(distinct[:, 1:])
+        self.frame, starts = np.unique(distinct[:, 0].astype(np.int64), return_index=True)
+        self.offsets = np.append(starts, len(distinct)).astype(np.int64)
+        self.classes = len(ids)
+        self.actions: Bool[np.ndarray, "n c"] | None = None
+        if annotated:
+            self.actions = np.zeros((len(distinct), len(ids)), dtype=bool)
+            self.actions[inverse.reshape(-1), np.searchsorted(ids, rows.action)] = True
+        videos = list(dict.fromkeys(names[number][0] for number in self.frame.tolist()))
+        place = {video: index for index, video in enumerate(videos)}
+        self._video = np.array([place[names[number][0]] for number in self.frame.tolist()], dtype=np.int32)
+        self._second = np.array([names[number][1] for number in self.frame.tolist()], dtype=np.int64)
+        self._paths = as_bytes(movies.find(videos))
+        self.movies = movies
+        self._check_times()
+
+    def _check_times(self) -> None:
+        """Compare times with the start, and with the length of some videos."""
+        if early := sorted(self._second[self._second < self.movies.start].tolist()):
+            rule = f"No key frame may come before the start of the videos, {self.movies.start:g} s"
+            raise UserError(rule, f"{early[0]} s", "Set --start to the second at which they begin")
+        for video in range(min(LOOKED_AT, len(self._paths))):
+            of_video = np.flatnonzero(self._video == video)
+            last = int(of_video[self._second[of_video].argmax()])
+            frame = self.load(last)[0]
+            try:
+                length = frame.length
+            except (OSError, ValueError):
+                continue  # unreadable: the loader counts it
+            try:
+                _ = frame.number
+            except OSError as error:
+                raise UserError(
+                    "Videos must last to their last key frame",
+                    f"second {frame.second} of {frame.path}, which has {length} frames from second "
+                    f"{self.movies.start:g} on",
+                    "Set --start to the second of the movie at which the files begin (and --frame_rate of frames)",
+                ) from error
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def load(self, index: int) -> tuple[KeyFrame, int]:  # type: ignore[override]
+        rows = slice(*self.offsets[index : index + 2])
+        actions = None if self.actions is None else self.actions[rows]
+        path = os.fsdecode(bytes(self._paths[self._video[index]]))
+        return KeyFrame(path, int(self._second[index]), self.movies, self.boxes[rows], actions), 0
+
+    def path(self, index: int) -> str:
+        return f"{os.fsdecode(bytes(self._paths[self._video[index]]))} at {self._second[index]} s"
+
+    @property
+    def labels(self) -> list[int]:
+        """0 for all: what key frames show is with their boxes."""
+        return [0] * len(self)
+
+    @property
+    def most_boxes(self) -> int:
+        """Boxes of the key frame that has most."""
+        return int(np.diff(self.offsets).max())
+
+
+@dataclass(frozen=True)
+class KeyFrameTransform:
+    """From a key frame to its clip and its boxes.
+
+    Attributes:
+        size: height and width of the clip in pixels.
+        sampling: frames and stride; the key frame is frame number `frames // 2`.
+        boxes: to which all key frames are padded.
+        hflip: probability of a horizontal flip of frames and boxes.
+    """
+
+    size: tuple[int, int]
+    sampling: Sampling
+    boxes: int
+    hflip: float = 0.0
+
+    @property
+    def random(self) -> bool:
+        return self.hflip > 0
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of every clip."""
+        return (3, self.sampling.frames, *self.size)
+
+    def __call__(self, frame: KeyFrame) -> tuple[UInt8[Tensor, "3 t height width"], Float32[Tensor, "boxes values"]]:
+        """
+        Returns:
+            The clip, and a row per box: x1, y1, x2, y2 as shares of width and height, and after them 0 or 1 for every
+            class where the actions are known. Rows beyond the key frame's boxes are NaN.
+        """
+        numbers = around(frame.number, self.sampling, frame.length)
+        clip = torch.from_numpy(frame.read(numbers, min(self.size))).permute(3, 0, 1, 2)
+        if clip.shape[-2:] != self.size:
+            clip = tvf.resize(clip.transpose(0, 1), list(self.size), antialias=True).transpose(0, 1)
+        target = self._target(frame)
+        if self.random and torch.rand(()) < self.hflip:
+            clip = clip.flip(-1)
+            target[:, [0, 2]] = 1 - target[:, [2, 0]]
+        return clip.contiguous(), target
+
+    def _target(self, frame: KeyFrame) -> Float32[Tensor, "boxes values"]:
+        columns = [frame.boxes] if frame.actions is None else [frame.boxes, frame.actions]
+        rows = np.concatenate(columns, axis=1).astype(np.float32)
+        target = torch.full((self.boxes, rows.shape[1]), torch.nan)
+        target[: len(rows)] = torch.from_numpy(rows)
+        return target
+
+
+def around(number: int, sampling: Sampling, length: int) -> list[int]:
+    """Frame numbers of the clip around a frame; beyond the ends of the video its first or last frame is repeated.
+
+    Args:
+        number: the key frame; it is frame number `frames // 2` of the clip.
+        sampling: frames and stride.
+        length: frames of the video.
+    """
+    steps = np.arange(sampling.frames) - sampling.frames // 2
+    return (number + steps * sampling.stride).clip(0, length - 1).tolist()

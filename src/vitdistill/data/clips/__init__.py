@@ -1,0 +1,1 @@
+"""Videos: files, decoding, which frames, augmentation."""

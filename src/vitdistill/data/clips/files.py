@@ -1,0 +1,159 @@
+"""Videos on disk: one folder per class as for images, or lists as Kinetics and Something-Something come with.
+
+A video is a file, or a folder that holds its frames as images. What trains without labels takes any folder of videos.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from vitdistill.data.clips.decode import VideoFile
+from vitdistill.data.clips.frame_folder import FrameFolder
+from vitdistill.data.clips.lists import LIST_SUFFIXES, find_lists, labelled_lists, names_any, unlabelled_lists
+from vitdistill.data.clips.stream import require_av
+from vitdistill.data.clips.video import Video, VideoSet
+from vitdistill.data.folders import (
+    TRAIN_NAMES,
+    FileSet,
+    Kind,
+    first_folder,
+    is_image,
+    labelled,
+    labelled_if_possible,
+    unlabelled,
+    walk,
+)
+from vitdistill.data.source import DataSource, ImageSet
+from vitdistill.errors import UserError
+
+EXTENSIONS = (".mp4", ".avi", ".mkv", ".webm", ".mov")
+LOOKED_AT = 1000  # files that `has_videos` looks at
+# What frames are called when they come out of a video; photos in class folders rarely have such names.
+FRAME_NAME = re.compile(r"(img|image|frame)s?[_-]?\d+\.\w+", re.IGNORECASE)
+
+
+class FileVideos(FileSet, VideoSet):
+    """The videos of one split: files, folders of frames, or both."""
+
+    def load(self, index: int) -> tuple[Video, int]:  # type: ignore[override]
+        path = self.path(index)
+        return (FrameFolder if os.path.isdir(path) else VideoFile)(path), int(self._labels[index])
+
+
+def video_files(path: str | Path, *, labels: bool = True, root: str | Path | None = None) -> DataSource:
+    """Open videos on disk.
+
+    - A folder with the lists `train.csv` and `val.csv` (or `.txt`; `train_list`, `val_list`; `validation`, `test`), or
+      one of these lists itself. Every line names a video and its class number: `path label` or `path,label`, and
+      `path count label` for a folder of frames, where the count is not needed. Paths may hold spaces. The training
+      list must have every class from 0 on; the other one may lack some. Lists win over folders.
+    - A folder with `train/` and `val/` (or `validation/`, `test/`), one folder per class in each, with video files or
+      folders of frames at any depth in it. Images directly in a class folder are not taken for a video.
+
+    Without labels, all of the above are opened as ever, and so are lists without labels and any other folder with at
+    least two videos. All videos then have label 0 of the one class `video`; where there is no list or folder to
+    validate on, 1% of the videos (at least 1, at most 5000) are held out: random, but always the same for the same
+    files.
+
+    Args:
+        path: the folder, or a list.
+        labels: whether the classes are needed.
+        root: what relative paths in lists start from; None means the folder of the list.
+
+    Raises:
+        UserError: when the folder is missing. With labels, when a split is missing, a class is empty, there are
+            fewer than two classes, the classes of the splits differ, or labels of a list do not run from 0 without
+            gaps. When a line of a list cannot be read, or videos of it are missing. Without labels, when there are
+            fewer than two videos, or none in a split. When there are video files and PyAV is not installed.
+    """
+    place = Path(path).expanduser()
+    if not place.exists():
+        raise UserError("The data must be an existing folder or list of videos", f"'{path}'", VIDEOS.layout)
+    below = None if root is None else Path(root).expanduser()
+    lists = find_lists(place)
+    if lists.train is not None or (lists.val is not None and place.is_file()):
+        source = labelled_lists(lists, below, VIDEOS) if labels else unlabelled_lists(lists, below, VIDEOS)
+    elif not place.is_dir():
+        raise UserError(f"A list of videos must end in {' or '.join(LIST_SUFFIXES)}", f"'{place}'", VIDEOS.layout)
+    else:
+        source = labelled(place, VIDEOS) if labels else labelled_if_possible(place, VIDEOS) or unlabelled(place, VIDEOS)
+    if any(_holds_a_file(videos) for videos in (source.train, source.val)):
+        require_av()  # here, as the loader would take its absence for unreadable files
+    return source
+
+
+def has_videos(path: str | Path) -> bool:
+    """Whether a folder or a list looks like videos rather than images.
+
+    It does when its training list names a video, when most of the first 1000 videos and images are videos, or when
+    `train/<class>/<clip>/` holds images with names such as `img_00001.jpg` or `frame_1.png`. Other folders of frames
+    look like images: open them with `video_files`. A list looks like videos unless it names images.
+
+    Args:
+        path: the folder or list; need not exist.
+    """
+    place = Path(path).expanduser()
+    lists = find_lists(place)
+    if place.is_file():
+        return any(file is not None for file in lists) and not names_any(place, is_image)
+    if lists.train is not None and names_any(lists.train, is_video, folders=True):
+        return True
+    if not place.is_dir():
+        return False
+    media = (name for _, _, files in walk(place) for name in files if is_video(name) or is_image(name))
+    are_videos = [is_video(name) for name in islice(media, LOOKED_AT)]
+    if not are_videos:
+        return lists.train is not None  # which is empty, or names only what is missing: to be said by its reader
+    return sum(are_videos) * 2 > len(are_videos) or _has_frame_folders(place)
+
+
+def is_video(path: str) -> bool:
+    """Whether a file is a video by its name; upper or lower case does not matter."""
+    return path.lower().endswith(EXTENSIONS) and not os.path.basename(path).startswith(".")
+
+
+def _holds_a_file(videos: ImageSet) -> bool:
+    paths = (videos.path(index) for index in range(len(videos)))
+    return not os.path.isdir(videos.path(0)) or any(map(is_video, paths))
+
+
+def _videos_below(root: Path, leave_out: tuple[str, ...]) -> list[str]:
+    """Video files and folders of frames below a folder, relative to it; images directly in it are no video."""
+    return sorted(_walked(root, leave_out))
+
+
+def _walked(root: Path, leave_out: tuple[str, ...]) -> Iterator[str]:
+    for below, folders, files in walk(root, leave_out):
+        if below and any(map(is_image, files)):
+            folders.clear()
+            yield below
+        yield from (os.path.join(below, name) for name in files if is_video(name))
+
+
+def _has_frame_folders(root: Path) -> bool:
+    """Whether `train/<class>/<clip>/` holds numbered frames, and `train/<class>/` no image."""
+    if (train := first_folder(root, TRAIN_NAMES)) is None:
+        return False
+    for below, folders, files in walk(train):
+        depth = len(Path(below).parts)
+        images = [name for name in files if is_image(name)]
+        if images:
+            return depth == 2 and all(FRAME_NAME.fullmatch(name) for name in images)
+        if depth >= 2:
+            folders.clear()
+    return False
+
+
+VIDEOS = Kind(
+    word="video",
+    is_sample=is_video,
+    below=_videos_below,
+    make=FileVideos,
+    layout=(
+        "Expected <data>/train/<class>/*.mp4 and <data>/val/<class>/*.mp4, or the lists <data>/train.csv and val.csv"
+    ),
+    formats="mp4, avi, mkv, webm and mov files and folders of frames are read",
+    otherwise=", or lists",
+)

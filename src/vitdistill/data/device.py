@@ -1,0 +1,102 @@
+"""What happens to a batch after its transfer: normalisation, random erasing, mixup and cutmix (timm's)."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int64, Shaped, UInt8
+from timm.data import Mixup
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+
+from vitdistill.data.images.recipes import Augment
+from vitdistill.errors import UserError
+
+
+class OnDevice:
+    """The part of a recipe that runs on the device, batch by batch.
+
+    Erasing and mixup draw from `random`, `numpy.random` and torch's generators: call
+    `sampling.seed_everything_at(seed, step, rank)` before each training batch to make it repeatable.
+    """
+
+    def __init__(self, augment: Augment, mean: Sequence[float], std: Sequence[float], num_classes: int) -> None:
+        """
+        Args:
+            augment: the recipe.
+            mean: per channel, for inputs in 0..1; what the student expects.
+            std: per channel, goes with `mean`.
+            num_classes: length of the soft targets.
+
+        Raises:
+            UserError: when an option of the recipe is out of range.
+        """
+        self.augment = options = augment.resolved()
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.mixup: Mixup | None = None
+        if options.mixes:
+            self.mixup = Mixup(
+                mixup_alpha=options.mixup,
+                cutmix_alpha=options.cutmix,
+                prob=options.mixup_prob,
+                label_smoothing=options.smoothing,
+                num_classes=num_classes,
+            )
+        self._erasing: dict[torch.device, RandomErasing] = {}
+        self._stats: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def check_batch_size(self, batch_size: int) -> None:
+        """Call before training, since the first batch comes late.
+
+        Args:
+            batch_size: images per batch and process.
+
+        Raises:
+            UserError: when batches are mixed (image i with image b-1-i) and this one is odd.
+        """
+        if self.mixup is not None and batch_size % 2:
+            raise UserError(
+                "Mixup and cutmix need an even batch size per process",
+                batch_size,
+                "Use an even one, or turn them off with --augment.mixup 0 --augment.cutmix 0",
+            )
+
+    def train(
+        self, images: UInt8[Tensor, "b 3 *pixels"], targets: Shaped[Tensor, "b *values"]
+    ) -> tuple[Float[Tensor, "b 3 *pixels"], Float[Tensor, "b *c"] | Int64[Tensor, "b"]]:
+        """Normalise, erase and mix a training batch; clips alike in all their frames.
+
+        Returns:
+            The images, normalised, and the targets: soft ones (b, num_classes) with label smoothing applied when
+            the recipe mixes batches, else the class numbers as they came (smoothing is then the loss's business).
+
+        Raises:
+            UserError: when the recipe mixes batches and this one is odd.
+        """
+        self.check_batch_size(len(images))
+        # timm's erasing and mixing know pictures: a clip's frames stand in for so many more channels.
+        pictures = self.eval(images).flatten(1, -3)
+        if self.augment.erasing > 0:
+            pictures = self._eraser(images.device)(pictures)
+        if self.mixup is not None:
+            pictures, targets = self.mixup(pictures, targets)
+        return pictures.view(images.shape), targets
+
+    def eval(self, images: UInt8[Tensor, "b 3 *pixels"]) -> Float[Tensor, "b 3 *pixels"]:
+        """Normalise a batch: (x / 255 - mean) / std."""
+        shape = (-1, *[1] * (images.ndim - 2))
+        mean, std = (values.view(shape) for values in self._statistics(images.device))
+        return images.to(torch.float32).sub_(mean).div_(std)
+
+    def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation for inputs in 0..255, as timm's loaders have them."""
+        if device not in self._stats:  # built once: making a tensor on a GPU from numbers waits for the GPU
+            mean, std = (
+                torch.tensor([value * 255 for value in values], device=device) for values in (self.mean, self.std)
+            )
+            self._stats[device] = (mean, std)
+        return self._stats[device]
+
+    def _eraser(self, device: torch.device) -> RandomErasing:
+        if device not in self._erasing:
+            self._erasing[device] = RandomErasing(self.augment.erasing, mode="pixel", device=str(device))
+        return self._erasing[device]

@@ -1,0 +1,40 @@
+"""Files: written whole or not at all, and by the first process of a distributed run alone."""
+
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from vitdistill.errors import UserError
+
+
+def write_atomically(path: Path, write: Any) -> None:
+    """Call `write(binary file)` on a temporary neighbour of `path`, then rename it to `path`.
+
+    Raises:
+        UserError: when writing fails; the temporary file is removed and `path` is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        parent = next(folder for folder in path.absolute().parents if folder.is_dir())
+        free = shutil.disk_usage(parent).free / 2**30
+        raise UserError(
+            f"{path} must be writable; the earlier one is intact",
+            f"{str(error).splitlines()[0]} ({free:.1f} GiB free)",
+            "Make room and continue with --resume",
+        ) from error
+
+
+def is_first_process() -> bool:
+    """Whether this process may write: the first of a distributed run, or the only one."""
+    return all(int(os.environ.get(name, 0) or 0) == 0 for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"))

@@ -1,0 +1,1 @@
+"""What masked modelling predicts: one target a file."""

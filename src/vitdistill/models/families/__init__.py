@@ -1,0 +1,1 @@
+"""Adapters: one family of networks a file."""

@@ -1,0 +1,31 @@
+"""Names that need no download: small architectures for the bundled data, and networks trained on it."""
+
+from pathlib import Path
+from typing import Any
+
+# Small networks for the bundled data: timm architectures with other sizes.
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "digits_vit_small": (
+        "vit_tiny_patch16_224",
+        {"img_size": 12, "patch_size": 2, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 10},
+    ),
+    "digits_vit_base": (
+        "vit_tiny_patch16_224",
+        {"img_size": 12, "patch_size": 2, "embed_dim": 96, "depth": 4, "num_heads": 3, "num_classes": 10},
+    ),
+    "moving_digits_vit_small": (
+        "video_vit_small_patch16_224",
+        {"img_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 10},
+    ),
+    "moving_digits_vit_base": (
+        "video_vit_base_patch16_224",
+        {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4, "num_classes": 10},
+    ),
+}
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+BUNDLED = {
+    "digits-teacher": ASSETS / "digits_teacher",
+    "digits-mae": ASSETS / "digits_mae",
+    "moving-digits-mae": ASSETS / "moving_digits_mae",
+    "moving-digits-videomae": ASSETS / "moving_digits_videomae",
+}

@@ -1,0 +1,1 @@
+"""Changes to a built network: classifier, attention heads, drop path, positions."""

@@ -1,0 +1,1 @@
+"""Reading weights files: one foreign layout a file."""

@@ -1,0 +1,1 @@
+"""Pictures on the page of a run: one idea a file."""

@@ -1,0 +1,220 @@
+"""The run directory: everything needed to trust, repeat, resume and use a run."""
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import sys
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vitdistill.errors import UserError
+from vitdistill.files import is_first_process, write_atomically
+
+# Keys that may differ between a run and its continuation: they do not change what is computed. A continuation on
+# other devices must come to the same global batch, which the checkpoint knows.
+FREE = re.compile(
+    r"out$|resume$|overwrite$|loader(\.|$)|trainer\.(enable_\w+|profiler|devices|num_nodes|accelerator|strategy)$"
+)
+
+
+class RunDirectory:
+    """Paths and files of one run. Only the first process writes.
+
+    Layout: config.yaml, run.json, metrics.csv, student.safetensors, student.json, report.html,
+    checkpoints/{last,best}.ckpt, tensorboard/.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config, self.info, self.metrics = path / "config.yaml", path / "run.json", path / "metrics.csv"
+        self.checkpoints = path / "checkpoints"
+        self.last = self.checkpoints / "last.ckpt"
+        self._plan: tuple[str, dict[str, Any], bool] = ("", {}, False)  # verb, configuration, whether it is resumed
+
+    @classmethod
+    def prepare(
+        cls, out: str | Path, verb: str, config: dict[str, Any], *, resume: bool, overwrite: bool
+    ) -> "RunDirectory":
+        """Check that a run may be written here; `begin` then writes. A run that is refused in between leaves no trace.
+
+        Raises:
+            UserError: when it is not empty and neither `resume` nor `overwrite` is given, when there is nothing to
+                resume, or when the configuration differs from the one to resume (naming the keys).
+        """
+        if resume and overwrite:
+            raise UserError("--resume and --overwrite exclude each other", remedy="Give one of them")
+        run = cls(Path(out))
+        run._plan = (verb, config, resume)
+        if not is_first_process():
+            return run
+        occupied = run.path.exists() and not run._is_blank()
+        if resume:
+            run._check_same(verb, config)
+        elif occupied and not overwrite:
+            raise UserError(
+                "The run directory must be new or empty",
+                run.path,
+                "Continue the run in it with --resume, or replace it with --overwrite",
+            )
+        elif occupied:
+            run._check_only_ours()
+        parent = next(folder for folder in (run.path.absolute(), *run.path.absolute().parents) if folder.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise UserError("The run directory must be writable", run.path)
+        return run
+
+    def begin(self) -> None:
+        """Make the directory, in place of an earlier run where that may be replaced, and write the configuration.
+
+        Raises:
+            UserError: when it cannot be written.
+        """
+        if not is_first_process():
+            return
+        verb, config, resume = self._plan
+        if not resume and self.path.exists() and not self._is_blank():
+            self._clear()
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError("The run directory must be writable", f"{self.path} ({error.strerror})") from error
+        if not resume:
+            header = f"# vitdistill {verb} --config {self.config.name}\n"
+            _write(self.config, header + yaml.safe_dump(config, sort_keys=False))
+        self.update(verb=verb, status="running", command=command_line())
+
+    def _is_blank(self) -> bool:
+        """Whether there is nothing to lose: an empty folder, or a run that failed before its first checkpoint."""
+        if not self.path.is_dir():
+            return False
+        entries = {entry.name for entry in self.path.iterdir()}
+        before_training = {self.config.name, self.info.name, "student.json", "checkpoints", "tensorboard"}
+        never_trained = entries <= before_training and not any(self.checkpoints.glob("*"))
+        return not entries or (never_trained and self.config.name in entries)
+
+    def _check_same(self, verb: str, config: dict[str, Any]) -> None:
+        if not self.config.is_file():
+            raise UserError("There must be a run to resume", self.path, "Start it without --resume")
+        if self.read_info().get("status") == "finished":
+            raise UserError("Only an unfinished run can be resumed", f"{self.path}, which is finished")
+        before_verb = self.read_info().get("verb", verb)
+        if before_verb != verb:
+            raise UserError(f"{self.path} is a run of `{before_verb}`, which `{verb}` cannot resume")
+        before = yaml.safe_load(self.config.read_text()) or {}
+        changed = [
+            f"{key} (was {old}, is {new})"
+            for key, old, new in differences(before, plain(config))
+            if not FREE.match(key)
+        ]
+        if changed:
+            raise UserError(
+                "A resumed run must keep its configuration",
+                "changed " + ", ".join(changed),
+                "Undo these, or start a new run in another --out",
+            )
+
+    def _check_only_ours(self) -> None:
+        """Refuse to replace what no run of ours wrote."""
+        ours = {self.config.name, self.info.name, self.metrics.name, "checkpoints", "tensorboard", "report.html"}
+        ours |= {
+            "student.safetensors",
+            "student.json",
+            "student_ema.safetensors",
+            "mae.safetensors",
+            "masks.png",
+            "predictions.csv",
+            "detection.json",
+            "export",
+        }
+        strangers = (
+            [entry.name for entry in self.path.iterdir() if entry.name not in ours] if self.path.is_dir() else []
+        )
+        if strangers or not self.path.is_dir():
+            raise UserError(
+                "--overwrite replaces a run, and this is not (only) one",
+                f"{self.path} with {', '.join(strangers[:3]) or 'no folder'}",
+                "Choose another --out, or empty it yourself",
+            )
+
+    def _clear(self) -> None:
+        """Remove an earlier run."""
+        for entry in self.path.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    def read_info(self) -> dict[str, Any]:
+        """run.json, or an empty mapping when there is none."""
+        return json.loads(self.info.read_text()) if self.info.is_file() else {}
+
+    def update(self, **values: Any) -> dict[str, Any]:
+        """Set keys of run.json."""
+        info = {**self.read_info(), **plain(values)}
+        if is_first_process():
+            _write(self.info, json.dumps(info, indent=2) + "\n")
+        return info
+
+    def add_row(self, row: dict[str, float]) -> None:
+        """Append one epoch to metrics.csv, adding columns as they appear."""
+        rows = [*self.rows(), {name: repr(value) for name, value in row.items()}]
+        self._write_rows(rows)
+
+    def rows(self) -> list[dict[str, str]]:
+        """The epochs in metrics.csv, as text."""
+        if not self.metrics.is_file():
+            return []
+        with open(self.metrics, newline="") as file:
+            return [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+
+    def drop_rows_from(self, epoch: int) -> None:
+        """Forget epochs that a resumed run will go through again."""
+        self._write_rows([row for row in self.rows() if int(row["epoch"]) < epoch])
+
+    def _write_rows(self, rows: list[dict[str, str]]) -> None:
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        _write(self.metrics, text.getvalue() if rows else "")
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def command_line() -> str:
+    """How this process was called, for the record."""
+    import shlex
+
+    arguments = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    return shlex.join(arguments)
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, tuples and paths as what YAML and JSON can hold."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def differences(before: Any, after: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted key, old, new) for every leaf that differs."""
+    if isinstance(before, dict) or isinstance(after, dict):
+        before, after = before or {}, after or {}  # nothing given is the same as an empty mapping
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = dict.fromkeys([*before, *after])
+        return [
+            found
+            for key in keys
+            for found in differences(before.get(key), after.get(key), f"{prefix}.{key}" if prefix else key)
+        ]
+    return [] if before == after else [(prefix, before, after)]

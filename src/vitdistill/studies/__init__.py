@@ -1,0 +1,1 @@
+"""The demos: small complete studies."""

@@ -1,0 +1,347 @@
+"""From a method, a data source and settings to a finished run directory."""
+
+import logging
+import sys
+import time
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import disable_possible_user_warnings
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from safetensors.torch import save
+from torch import Tensor
+
+from vitdistill.costing.measure import hardware
+from vitdistill.data.actions.key_frames import KeyFrames
+from vitdistill.data.clips.sampling import check_length
+from vitdistill.data.device import OnDevice
+from vitdistill.data.loader import CorruptLog, default_workers, make_loader
+from vitdistill.data.order import EpochBatchSampler, EvalBatchSampler
+from vitdistill.data.source import DataSource
+from vitdistill.data.transforms import training_transform, validation_transform
+from vitdistill.errors import UserError
+from vitdistill.files import is_first_process
+from vitdistill.methods.method import Method
+from vitdistill.models.record import RECORD, WEIGHTS, ModelRecord, record_of
+from vitdistill.runs.directory import RunDirectory
+from vitdistill.training.checkpoints import (
+    AtomicCheckpointIO,
+    SaveCheckpoints,
+    read_checkpoint,
+    student_weights,
+    write_atomically,
+)
+from vitdistill.training.interrupt import Interrupted, StopBetweenSteps
+from vitdistill.training.module import TrainingModule
+from vitdistill.training.precision import training_precision
+from vitdistill.training.progress import ProgressBar
+from vitdistill.training.settings import Settings
+from vitdistill.training.summary import cost_of, describe, speed_of, versions
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Parts:
+    """What a run is put together from, once the trainer knows its world."""
+
+    module: TrainingModule
+    trainer: pl.Trainer
+    train_loader: Any
+    val_loader: Any
+    global_batch: int
+
+
+def train(method: Method, source: DataSource, run: RunDirectory, settings: Settings, *, resume: bool) -> dict[str, Any]:
+    """Train, checkpoint, export the student and write the report.
+
+    Args:
+        method: what to train.
+        source: what to train on.
+        run: a prepared run directory.
+        settings: how.
+        resume: continue from `checkpoints/last.ckpt`, if the run got as far as writing one.
+
+    Returns:
+        The content of run.json.
+
+    Raises:
+        UserError: for settings that cannot be trained with, a loss that is not finite, too many unreadable images,
+            or a full disk. What was computed up to the last checkpoint is kept.
+    """
+    settings.check()
+    _warn_about_warmup(settings)
+    parts = _assemble(method, source, run, settings)  # whatever refuses does so before an earlier run is replaced
+    run.begin()
+    checkpoint = run.last if resume and run.last.is_file() else None
+    if is_first_process():
+        _write_record(method, source, run)
+        if checkpoint is not None:
+            run.drop_rows_from(read_checkpoint(checkpoint)["vitdistill"]["position"][0])
+        elif resume:
+            log.warning("%s has no checkpoint yet; starting from the beginning", run.path)
+            run.drop_rows_from(0)
+    run.update(
+        student=describe(method.student),
+        teacher=describe(method.teachers[0].backbone) if method.teachers else None,
+        teachers=[describe(teacher.backbone) for teacher in method.teachers],
+        data={
+            "name": source.name,
+            "train_images": len(source.train),
+            "val_images": len(source.val),
+            "classes": len(source.classes),
+        },
+        hardware=hardware(),
+        versions=versions(),
+        seed=settings.seed,
+        epochs=settings.epochs,
+    )
+    if settings.compile:
+        for backbone in (method.student, *(teacher.backbone for teacher in method.teachers)):
+            backbone.compile_blocks()
+    started = time.perf_counter()
+    status = "failed"
+    try:
+        parts.trainer.fit(parts.module, parts.train_loader, parts.val_loader, ckpt_path=checkpoint)
+        status = "finished"
+    except Interrupted:
+        status = "interrupted"
+        log.warning("Stopped; the checkpoint is written. Continue with: vitdistill resume %s", run.path)
+    finally:
+        seconds = time.perf_counter() - started
+        run.update(status=status if status != "finished" else "running", **_results(parts, source, run, seconds))
+    if status == "interrupted":
+        raise KeyboardInterrupt
+    return _finish(parts, method, run)
+
+
+def _warn_about_warmup(settings: Settings) -> None:
+    if settings.optim.warmup_epochs >= settings.epochs > 1:
+        log.warning(
+            "The warm-up of %g epochs takes all of the %d, so the learning rate never gets to its peak; "
+            "set --optim.warmup_epochs",
+            *(settings.optim.warmup_epochs, settings.epochs),
+        )
+
+
+def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: Settings) -> _Parts:
+    trainer = _trainer(run, settings)
+    world, rank = trainer.world_size, trainer.global_rank
+    global_batch = settings.batch_size * world * settings.optim.accumulate
+    augment = settings.augment.resolved()
+    on_device = OnDevice(augment, method.student.mean, method.student.std, len(source.classes))
+    on_device.check_batch_size(settings.batch_size)
+    sampler = EpochBatchSampler(
+        len(source.train),
+        settings.batch_size,
+        seed=settings.seed,
+        repeats=augment.repeats,
+        rank=rank,
+        world=world,
+    )
+    loader = settings.loader
+    eval_sampler = EvalBatchSampler(len(source.val), loader.eval_batch or settings.batch_size, rank=rank, world=world)
+    on_gpu = trainer.strategy.root_device.type == "cuda"
+    options: dict[str, Any] = {
+        "seed": settings.seed,
+        "num_workers": default_workers(source, trainer.num_devices) if loader.workers is None else loader.workers,
+        "pin_memory": on_gpu if loader.pin is None else loader.pin,
+    }
+    corrupt = CorruptLog.of(source.train)
+    module = TrainingModule(
+        method, settings, on_device, sampler, corrupt, len(source.train) + len(source.val), global_batch
+    )
+    bar = ProgressBar(settings.batch_size * world, "img" if settings.sampling is None else "clips")
+    if trainer.is_global_zero:
+        module.listeners += [run.add_row, bar.on_row]
+    callbacks = [_Timing(), bar, StopBetweenSteps(run.last), SaveCheckpoints(run.checkpoints)]
+    trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
+    if not isinstance(source.train, KeyFrames):  # around a key frame the ends of a video are repeated
+        check_length(source.train, settings.sampling)
+    place = (settings.image_size, settings.sampling)
+    train_transform = training_transform(source, settings.augment, *place, labels=method.uses_labels)
+    train_loader = make_loader(source.train, train_transform, sampler, **options)
+    val_loader = make_loader(
+        source.val, validation_transform(source, settings.augment, *place), eval_sampler, **options
+    )
+    return _Parts(module, trainer, train_loader, val_loader, global_batch)
+
+
+def _trainer(run: RunDirectory, settings: Settings) -> pl.Trainer:
+    logging.getLogger("timm.scheduler.cosine_lr").setLevel(logging.ERROR)  # about runs of a single step
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    disable_possible_user_warnings()
+    warnings.filterwarnings("ignore", message=".*weights_only.*")
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own, of a newer torch
+    arguments: dict[str, Any] = {
+        "devices": "auto" if torch.cuda.is_available() else 1,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 1_000_000,  # metrics are per epoch; nothing is read from the device in a step
+        "enable_model_summary": False,
+        "enable_progress_bar": False,
+        "use_distributed_sampler": False,
+        **settings.trainer,
+    }
+    if settings.optim.ema is not None and "fsdp" in str(arguments.get("strategy")):
+        raise UserError("Averaged weights (--optim.ema) are not available with FSDP", remedy="Leave out one of them")
+    try:
+        return _lightning_trainer(run, settings, arguments)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError("Lightning refuses these --trainer or --precision values", reason) from error
+
+
+def _lightning_trainer(run: RunDirectory, settings: Settings, arguments: dict[str, Any]) -> pl.Trainer:
+    return pl.Trainer(
+        max_epochs=settings.epochs,
+        precision=training_precision(settings.precision, settings.trainer),  # type: ignore[arg-type]
+        gradient_clip_val=settings.optim.clip,
+        accumulate_grad_batches=settings.optim.accumulate,
+        default_root_dir=run.path,
+        logger=TensorBoardLogger(run.path, name="tensorboard", version=""),
+        plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=False,
+        **arguments,
+    )
+
+
+class _Timing(pl.Callback):
+    """Feeds the module's clock with each epoch's wall time and waiting for data; the first steps warm up uncounted.
+
+    The device is waited for once, at an epoch's last step, so that work still queued then is counted.
+    """
+
+    WARM_UP = 3
+
+    def __init__(self) -> None:
+        self._seen = self._steps = 0
+        self._opened = self._ended = self._data = 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._opened = 0.0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        now = time.perf_counter()
+        self._seen += 1
+        if self._seen == self.WARM_UP + 1:
+            pl_module.clock.reset()
+            self._opened = 0.0
+        if self._opened == 0.0:
+            self._opened, self._steps, self._data = now, 0, 0.0
+        else:
+            self._data += now - self._ended
+        self._steps += 1
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch and self._seen > self.WARM_UP:
+            if pl_module.device.type == "cuda":
+                torch.cuda.synchronize(pl_module.device)
+            pl_module.clock.add("wall", (time.perf_counter() - self._opened) * 1e3)
+            pl_module.clock.add("data", self._data * 1e3)
+            pl_module.steps_timed += self._steps
+        self._ended = time.perf_counter()
+
+
+def _write_record(method: Method, source: DataSource, run: RunDirectory) -> None:
+    """student.json, at the start: checkpoints can be read with it before the run is over."""
+    record = replace(record_of(method.student.net), classes=list(source.classes) if method.uses_labels else [])
+    record.mean, record.std = list(method.student.mean), list(method.student.std)
+    record.write(run.path)
+
+
+def _results(parts: _Parts, source: DataSource, run: RunDirectory, seconds: float) -> dict[str, Any]:
+    """What run.json says of the training so far; also after a failure."""
+    rows = run.rows()
+    method, settings = parts.module.method, parts.module.settings
+    images_per_epoch = len(parts.module._sampler) * settings.batch_size * parts.trainer.world_size
+    before = run.read_info().get("seconds") or 0.0
+    result: dict[str, Any] = {"seconds": round(before + seconds, 2)}
+    if rows:
+        last = {name: float(value) for name, value in rows[-1].items()}
+        best, average = f"best_{method.score}", f"ema/{method.score}"
+        saves = next(c for c in parts.trainer.callbacks if isinstance(c, SaveCheckpoints))  # type: ignore[attr-defined]
+        result["accuracy"] = {
+            **{name: round(last[f"val/{name}"], 4) for name in (*_measured(parts), "loss") if f"val/{name}" in last},
+            **_best_loss(method, rows),
+            **({best: round(saves.best, 4), "best_epoch": saves.best_epoch} if saves.best_epoch >= 0 else {}),
+            **({f"ema_{method.score}": round(last[average], 4)} if average in last else {}),
+        }
+    result |= cost_of(method, settings.epochs, images_per_epoch, epochs_done=len(rows))
+    if speed := speed_of(parts.module, settings.batch_size, parts.trainer.world_size):
+        result["speed"] = speed
+        result["peak_memory_gib"] = _peak_memory_gib(parts.trainer.strategy.root_device)
+    data = run.read_info().get("data") or {}
+    corrupt = list(parts.module._corrupt.paths)
+    result["data"] = {**data, "corrupt": {"count": len(corrupt), "files": corrupt}}
+    return result
+
+
+def _measured(parts: _Parts) -> list[str]:
+    """What validation measures besides the loss."""
+    return list(parts.module.method.metrics()) if parts.module.method.uses_labels else []
+
+
+def _best_loss(method: Method, rows: list[dict[str, str]]) -> dict[str, float]:
+    """Lowest validation loss of a run without labels; nothing where no epoch was validated."""
+    losses = [float(row["val/loss"]) for row in rows if "val/loss" in row]
+    return {"best_loss": min(losses)} if losses and not method.uses_labels else {}
+
+
+def _peak_memory_gib(device: torch.device) -> float:
+    """Most memory in use: allocated on the GPU, or resident in this process on a CPU."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
+    import resource
+
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 3)
+
+
+def _finish(parts: _Parts, method: Method, run: RunDirectory) -> dict[str, Any]:
+    """Export the student, mark the run finished, write the report; every process gets what the run says."""
+    if is_first_process():
+        _export(method, run)
+    # The next run of a chain reads what this one wrote, in every process.
+    parts.trainer.strategy.barrier()
+    return run.read_info()
+
+
+def _export(method: Method, run: RunDirectory) -> None:
+    # From the checkpoint, which is whole under every strategy; the module may be in shards.
+    content, record = read_checkpoint(run.last), ModelRecord.read(run.path)
+    export_weights(student_weights(content["state_dict"]), run.path / WEIGHTS, record)
+    state = {name.removeprefix("method."): value for name, value in content["state_dict"].items()}
+    for name, weights in method.exports(state).items():
+        export_weights(weights, run.path / name, record)
+    if content["vitdistill"]["ema"] is not None:
+        export_weights(content["vitdistill"]["ema"], run.path / "student_ema.safetensors", record)
+    run.update(status="finished")
+    try:
+        from vitdistill.reporting.page import write_report
+
+        write_report([run.path], run.path / "report.html")
+    except Exception as error:  # the run itself is safe; a picture must not fail it
+        log.warning("The report could not be written: %s", error)
+
+
+def export_weights(weights: dict[str, Tensor], path: Path, record: ModelRecord | None = None) -> None:
+    """Write a student's tensors under timm's names as safetensors.
+
+    Args:
+        weights: by name.
+        path: of the file.
+        record: of the network, for the file's header: the file then says by itself what its tensors do not show.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+    content = save(tensors, metadata=None if record is None else record.metadata())
+    write_atomically(path, lambda file: file.write(content))
+
+
+__all__ = ["RECORD", "WEIGHTS", "export_weights", "train"]

@@ -1,0 +1,285 @@
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from vitdistill.data import open_source
+from vitdistill.data.folders import hold_out
+from vitdistill.data.images.folder import IMAGES, image_folder, list_images
+from vitdistill.errors import UserError
+
+
+def test_classes_are_numbered_in_sorted_order_and_images_found_at_any_depth(make_folder):
+    root = make_folder(train={"zebra": 2, "ant": 3}, val={"ant": 1, "zebra": 1})
+    (root / "train/ant/deeper").mkdir()
+    (root / "train/ant/000.jpg").rename(root / "train/ant/deeper/x.JPG")
+    source = image_folder(root)
+    assert source.classes == ["ant", "zebra"] and source.name == "photos" and source.image_size is None
+    assert source.train.labels == [0, 0, 0, 1, 1] and source.val.labels == [0, 1]
+    paths = [source.train.path(index) for index in range(5)]
+    assert paths == sorted(paths) and str(root / "train/ant/deeper/x.JPG") in paths
+    image, label = source.train.load(3)
+    assert (image.size, image.mode, label) == ((40, 32), "RGB", 1)
+
+
+def test_the_order_within_a_class_is_folder_by_folder(make_folder):
+    root = make_folder(train={"a": 0, "b": 1}, val={"a": 1, "b": 1})
+    for name in ("z.jpg", "m/2.jpg", "m-/1.jpg", "m/k/3.jpg"):
+        (root / "train/a" / name).parent.mkdir(exist_ok=True, parents=True)
+        (root / "train/a" / name).touch()
+    # As torchvision's, so that runs repeat whichever of the two found the files.
+    listed = [os.path.relpath(path, root / "train") for path, _ in ImageFolder(root / "train").samples]
+    train = image_folder(root).train
+    assert [os.path.relpath(train.path(index), root / "train") for index in range(len(train))] == listed
+    assert listed == ["a/z.jpg", "a/m/2.jpg", "a/m-/1.jpg", "a/m/k/3.jpg", "b/000.jpg"]
+
+
+def test_grey_and_transparent_images_become_rgb(make_folder):
+    root = make_folder(train={"a": 1, "b": 1}, val={"a": 1, "b": 1})
+    Image.new("L", (8, 8), 7).save(root / "train/a/000.jpg")
+    Image.new("RGBA", (8, 8), (1, 2, 3, 0)).save(root / "train/b/111.png")
+    source = image_folder(root)
+    assert [source.train.load(index)[0].mode for index in range(len(source.train))] == ["RGB"] * 3
+
+
+def test_what_other_programs_leave_behind_is_ignored(photos):
+    (photos / "train/.ipynb_checkpoints").mkdir()
+    (photos / "train/cat/.thumbs").mkdir()
+    (photos / "train/cat/.thumbs/000.jpg").write_text("a file manager")
+    (photos / "train/cat/._000.jpg").write_text("macOS")
+    (photos / "train/cat/Thumbs.db").write_text("Windows")
+    source = image_folder(photos)
+    assert source.classes == ["cat", "dog"] and len(source.train) == 10
+
+
+def test_names_that_are_not_ascii_survive_pickling(make_folder):
+    root = make_folder(train={"köter": 1, "猫": 2}, val={"köter": 1, "猫": 1})
+    train = pickle.loads(pickle.dumps(image_folder(root).train))
+    assert [train.load(index)[1] for index in range(3)] == train.labels == [0, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_other_names_of_the_validation_folder(make_folder, name):
+    source = image_folder(make_folder(**{"train": {"a": 1, "b": 1}, name: {"a": 1, "b": 2}}))
+    assert len(source.val) == 3
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({}, "must hold a folder 'train'; got no folder in it"),
+        ({"val": {"a": 1, "b": 1}}, "must hold a folder 'train'; got the folders 'val'"),
+        ({"train": {"a": 1, "b": 1}}, "'val' or 'validation' or 'test'; got the folders 'train'"),
+        ({"train": {}, "val": {}}, "must hold a folder 'train'"),
+        ({"train": {"a": 2}, "val": {"a": 1}}, "at least two classes; got only 'a'"),
+        ({"train": {"a": 1, "b": 0}, "val": {"a": 1, "b": 1}}, "at least one image; got none in 'b'"),
+        ({"train": {"a": 1, "b": 1}, "val": {"a": 0, "b": 0}}, "at least one image; got none in 'a', 'b'"),
+        (
+            {"train": dict.fromkeys("abcde", 1), "val": {"a": 1, "z": 1}},
+            "'b', 'c', 'd' and 1 more only in train, 'z' only in val",
+        ),
+    ],
+)
+def test_unusable_folders_say_what_is_wrong(make_folder, splits, message):
+    root = make_folder(**splits)
+    with pytest.raises(UserError) as error:
+        image_folder(root)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_flat_validation_folder_is_named(photos):
+    for file in (photos / "val").rglob("*.jpg"):
+        file.rename(photos / "val" / f"{file.parent.name}{file.name}")
+    for folder in (photos / "val").glob("*/"):
+        folder.rmdir()
+    with pytest.raises(UserError, match="val must hold one folder per class; got no folder"):
+        image_folder(photos)
+
+
+def test_open_source_takes_names_paths_and_sources(photos, monkeypatch):
+    opened = open_source(str(photos))
+    assert open_source(opened) is opened
+    assert open_source(photos).classes == opened.classes
+    assert open_source("digits").name == "digits"
+    monkeypatch.chdir(photos.parent)
+    assert open_source("photos").name == "photos"
+    photos.rename(photos.parent / "digits")
+    assert open_source("digits").image_size is not None, "a bundled name wins over a folder"
+    assert open_source("./digits").image_size is None
+
+
+def test_unknown_data_names_what_is_near():
+    with pytest.raises(UserError, match=r"bundled source \(digits.*got 'digts'. Did you mean 'digits'"):
+        open_source("digts")
+    with pytest.raises(UserError, match="got '/no/such/folder'"):
+        open_source("/no/such/folder")
+
+
+def test_a_file_is_not_a_data_folder(photos):
+    with pytest.raises(UserError, match="exist and be a folder"):
+        open_source(photos / "train/cat/000.jpg")
+
+
+def test_list_images(photos):
+    one = photos / "train/cat/000.jpg"
+    assert list_images(one) == [one]
+    assert list_images(str(photos / "val")) == sorted((photos / "val").rglob("*.jpg"))
+    (photos / "notes").mkdir()
+    (photos / "notes/readme.txt").write_text("text")
+    for wrong, message in [("notes", "none in"), ("notes/readme.txt", "none in"), ("nowhere", "must exist")]:
+        with pytest.raises(UserError, match=message):
+            list_images(photos / wrong)
+
+
+# --- without labels ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def touch(tmp_path):
+    """`touch("a/1.jpg", ...)` makes empty files; nothing here reads them."""
+
+    def make(*names: str) -> Path:
+        root = tmp_path / "any"
+        root.mkdir(exist_ok=True)
+        for name in names:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).touch()
+        return root
+
+    return make
+
+
+def names(images, root: Path) -> list[str]:
+    return [os.path.relpath(images.path(index), root) for index in range(len(images))]
+
+
+def test_without_labels_a_labelled_folder_is_opened_as_ever(photos):
+    labelled, without = image_folder(photos), image_folder(photos, labels=False)
+    assert without.classes == labelled.classes == ["cat", "dog"] and without.name == labelled.name
+    for split in ("train", "val"):
+        one, other = getattr(labelled, split), getattr(without, split)
+        assert one.labels == other.labels and names(one, photos) == names(other, photos)
+
+
+@pytest.mark.parametrize(
+    ("change", "train", "val"),
+    [
+        ("train/loose.jpg", 11, 4),  # beside the class folders: has no class
+        ("val/loose.jpg", 10, 5),
+        ("train/bird/x.jpg", 11, 4),  # classes differ
+        ("train/bird/x.txt", 10, 4),  # a class without images
+    ],
+)
+def test_class_folders_that_do_not_fit_are_only_folders(photos, change, train, val):
+    (photos / change).parent.mkdir(exist_ok=True)
+    (photos / change).touch()
+    source = image_folder(photos, labels=False)
+    assert source.classes == ["image"]
+    assert source.train.labels == [0] * train and source.val.labels == [0] * val
+
+
+def test_without_labels_a_flat_folder_will_do(make_folder):
+    root = make_folder(train={"one": 6})
+    for file in (root / "train/one").iterdir():
+        file.rename(root / file.name)
+    (root / "train/one").rmdir()
+    (root / "train").rmdir()
+    source = open_source(root, labels=False)
+    assert (source.name, source.classes, source.image_size) == ("photos", ["image"], None)
+    assert len(source.train) == 5 and len(source.val) == 1
+    train = pickle.loads(pickle.dumps(source.train))
+    image, label = train.load(4)
+    assert (image.size, image.mode, label) == ((40, 32), "RGB", 0)
+
+
+def test_images_at_any_depth_in_sorted_order_and_hidden_ones_left_out(touch):
+    root = touch("b.jpg", "a/z/1.JPEG", "a/2.png", "ä/3.webp", ".hidden/4.jpg", "a/.thumbs/5.jpg", "a/._2.png", "c.txt")
+    source = image_folder(root, labels=False)
+    found = names(source.train, root) + names(source.val, root)
+    assert sorted(found) == sorted(["b.jpg", "a/z/1.JPEG", "a/2.png", "ä/3.webp"])
+    assert names(source.train, root) == sorted(names(source.train, root), key=os.fsencode)
+
+
+def test_a_train_folder_leaves_out_what_is_beside_it(touch):
+    root = touch("train/a/1.jpg", "train/2.jpg", "train/test/3.jpg", "extra/4.jpg", "5.jpg")
+    source = image_folder(root, labels=False)
+    found = names(source.train, root) + names(source.val, root)
+    assert sorted(found) == ["train/2.jpg", "train/a/1.jpg", "train/test/3.jpg"] and len(source.val) == 1
+
+
+def test_without_a_train_folder_the_other_splits_are_not_trained_on(touch):
+    root = touch("a/1.jpg", "a/val/2.jpg", "val/3.jpg", "val/x/4.jpg", "test/5.jpg")
+    source = image_folder(root, labels=False)
+    assert names(source.train, root) == ["a/1.jpg", "a/val/2.jpg"]
+    assert names(source.val, root) == ["val/3.jpg", "val/x/4.jpg"]
+
+
+@pytest.mark.parametrize("name", ["val", "validation", "test"])
+def test_without_labels_a_validation_folder_is_used(touch, name):
+    root = touch("train/1.jpg", "train/2.jpg", f"{name}/3.jpg")
+    source = image_folder(root, labels=False)
+    assert (len(source.train), names(source.val, root)) == (2, [f"{name}/3.jpg"])
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(2, 1), (199, 1), (300, 3), (499_999, 4999), (600_000, 5000)])
+def test_the_held_out_share(count, held_out, tmp_path):
+    names = np.array([b"%07d.jpg" % number for number in range(count)])
+    train, val = hold_out(names, tmp_path, IMAGES)
+    assert len(val) == held_out and np.array_equal(np.sort(np.concatenate([train, val])), names)
+    assert all(np.array_equal(np.sort(part), part) for part in (train, val))
+    assert np.array_equal(val, hold_out(names, tmp_path, IMAGES)[1]), "the same at every opening"
+
+
+def test_the_held_out_images_come_from_everywhere_and_never_change(tmp_path):
+    names = np.array([b"%04d.jpg" % number for number in range(1000)])
+    held_out = [int(name[:4]) for name in hold_out(names, tmp_path, IMAGES)[1]]
+    assert held_out == [27, 231, 298, 306, 553, 672, 706, 859, 971, 993]
+
+
+def test_links_are_followed_and_a_circle_of_links_ends(touch, tmp_path):
+    root = touch("a/1.jpg", "a/2.jpg")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/3.jpg").touch()
+    (root / "a/back").symlink_to(root)
+    (root / "b").symlink_to(tmp_path / "elsewhere")
+    source = image_folder(root, labels=False)
+    assert sorted(names(source.train, root) + names(source.val, root)) == ["a/1.jpg", "a/2.jpg", "b/3.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], "At least two images are needed, one to validate on; got none in"),
+        (["x.txt"], "At least two images are needed, one to validate on; got none in"),
+        (["a/1.jpg"], "At least two images are needed, one to validate on; got only 'a/1.jpg' in"),
+        (["train/x.txt", "1.jpg", "2.jpg"], "got none in"),
+        (["train/1.jpg", "train/2.jpg", "val/x.txt"], "val must hold at least one image to validate on; got none"),
+        (["train/x.txt", "val/1.jpg"], "train must hold at least one image to train on; got none"),
+        (["test/1.jpg", "test/2.jpg"], "must hold at least one image outside test/ to train on; got none"),
+    ],
+)
+def test_without_labels_unusable_folders_say_what_is_wrong(touch, files, message):
+    root = touch(*files)
+    with pytest.raises(UserError) as error:
+        image_folder(root, labels=False)
+    assert message in str(error.value) and "JPEG" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_labels_are_needed_unless_said_otherwise(touch):
+    root = touch("1.jpg", "2.jpg")
+    with pytest.raises(UserError, match="must hold a folder 'train'"):
+        open_source(root)
+    with pytest.raises(UserError, match="exist and be a folder.*Any folder with at least two images"):
+        open_source(root / "1.jpg", labels=False)
+    with pytest.raises(UserError, match="existing folder or a bundled source"):
+        open_source("no/such/folder", labels=False)
+
+
+def test_bundled_and_open_sources_keep_their_labels(photos):
+    assert open_source("digits", labels=False) is open_source("digits")
+    opened = open_source(photos)
+    assert open_source(opened, labels=False) is opened

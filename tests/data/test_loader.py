@@ -1,0 +1,187 @@
+import logging
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from vitdistill.data import Augment, open_source
+from vitdistill.data.images.recipes import eval_transform, train_transform
+from vitdistill.data.loader import Batch, CorruptLog, default_workers, make_loader
+from vitdistill.data.order import EpochBatchSampler, EvalBatchSampler
+from vitdistill.errors import UserError
+
+SIZE = 16
+
+
+def train_batches(data, *, epoch=1, first=0, workers=0, batch_size=3, seed=5, recipe="deit", **sampling):
+    source = open_source(data)
+    sampler = EpochBatchSampler(len(source.train), batch_size, seed=seed, **sampling)
+    transform = train_transform(Augment(recipe=recipe), SIZE)
+    loader = make_loader(source.train, transform, sampler, seed=seed, num_workers=workers)
+    sampler.set_position(epoch, first)
+    return list(loader)
+
+
+def val_batches(data, *, workers=0, batch_size=3):
+    source = open_source(data)
+    transform = eval_transform(Augment(), SIZE)
+    sampler = EvalBatchSampler(len(source.val), batch_size)
+    return list(make_loader(source.val, transform, sampler, seed=0, num_workers=workers))
+
+
+def assert_same(batches: list[Batch], others: list[Batch]) -> None:
+    assert len(batches) == len(others) > 0
+    for batch, other in zip(batches, others, strict=True):
+        assert torch.equal(batch.images, other.images) and torch.equal(batch.targets, other.targets)
+        assert torch.equal(batch.index, other.index) and batch.skipped == other.skipped
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def test_batches_have_the_promised_shapes(photos):
+    (batch, *_) = train_batches(photos)
+    assert batch.images.shape == (3, 3, SIZE, SIZE) and batch.images.dtype == torch.uint8
+    assert batch.targets.dtype == batch.index.dtype == torch.int64 and batch.skipped == []
+    labels = open_source(photos).train.labels
+    assert batch.targets.tolist() == [labels[index] for index in batch.index.tolist()]
+
+
+def test_workers_and_the_starting_batch_change_nothing(photos):
+    truncate(photos / "train/cat/002.jpg")
+    whole = train_batches(photos, repeats=2)
+    assert_same(whole, train_batches(photos, repeats=2, workers=2))
+    assert_same(whole[1:], train_batches(photos, repeats=2, first=1))
+
+
+def test_persistent_workers_follow_the_position(photos):
+    source = open_source(photos)
+    sampler = EpochBatchSampler(len(source.train), 3, seed=5)
+    loader = make_loader(source.train, train_transform(Augment(), SIZE), sampler, seed=5, num_workers=1)
+    for epoch, first in [(0, 0), (1, 2), (1, 0)]:
+        sampler.set_position(epoch, first)
+        assert_same(list(loader), train_batches(photos, epoch=epoch, first=first, recipe="tiny"))
+    assert len(loader) == 3
+
+
+def test_the_state_of_the_generators_does_not_matter_and_stays_when_nothing_is_random(photos):
+    first = train_batches(photos)
+    torch.manual_seed(123)
+    assert_same(first, train_batches(photos))
+    torch.manual_seed(123)
+    state = torch.get_rng_state()
+    val_batches(photos)
+    train_batches(photos, recipe="none")
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_seed_epoch_and_repeat_change_the_augmentation(photos):
+    first = train_batches(photos, shuffle=False)
+    for other in (train_batches(photos, shuffle=False, epoch=2), train_batches(photos, shuffle=False, seed=6)):
+        assert torch.equal(first[0].index, other[0].index)
+        assert not torch.equal(first[0].images, other[0].images)
+    (batch, *_) = train_batches(photos, shuffle=False, batch_size=6, repeats=3)
+    assert batch.index.tolist() == [0, 1] * 3
+    assert len({tuple(image.flatten().tolist()) for image in batch.images}) == 6
+
+
+def test_two_ranks_together_are_one_process(photos):
+    alone = train_batches(photos, batch_size=4, repeats=2)
+    ranks = [train_batches(photos, batch_size=2, repeats=2, rank=rank, world=2) for rank in range(2)]
+    for whole, *parts in zip(alone, *ranks, strict=True):
+        assert torch.equal(whole.images, torch.cat([part.images for part in parts]))
+        assert torch.equal(whole.targets, torch.cat([part.targets for part in parts]))
+
+
+def test_unreadable_training_images_are_replaced_by_the_next(photos):
+    truncate(photos / "train/cat/003.jpg")
+    (photos / "train/cat/004.jpg").write_text("not an image")
+    (batch,) = train_batches(photos, batch_size=10, shuffle=False)
+    assert batch.index.tolist() == [0, 1, 2, 5, 5, 5, 6, 7, 8, 9]
+    assert batch.targets.tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1, 1]
+    bad = [str(photos / "train/cat/003.jpg"), str(photos / "train/cat/004.jpg")]
+    assert sorted(set(batch.skipped)) == bad
+
+
+def test_unreadable_validation_images_are_left_out(photos):
+    truncate(photos / "val/cat/001.jpg")
+    (photos / "val/dog/001.jpg").write_bytes(b"")
+    first, second = val_batches(photos)
+    assert first.index.tolist() == [0, 2] and first.skipped == [str(photos / "val/cat/001.jpg")]
+    assert second.images.shape == (0, 3, SIZE, SIZE) and second.targets.shape == (0,)
+    assert second.images.dtype == torch.uint8 and second.skipped == [str(photos / "val/dog/001.jpg")]
+
+
+@pytest.mark.parametrize("name", ["bad.png", "bad.webp", "bad.tiff", "bad.bmp", "bad.ppm"])
+@pytest.mark.parametrize("keep", [0, 4, 30, 0.5])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_broken_files_of_every_format_are_noticed(photos, name, keep):
+    source = open_source(photos)
+    bad = photos / "val/dog" / name
+    source.val.load(0)[0].save(bad)
+    data = bad.read_bytes()
+    bad.write_bytes(data[: keep if isinstance(keep, int) else int(len(data) * keep)])
+    batches = val_batches(photos)
+    assert [path for batch in batches for path in batch.skipped] == [str(bad)]
+
+
+def test_a_whole_unreadable_set_ends_in_the_log_and_not_in_a_hang(photos):
+    for file in (photos / "train").rglob("*.jpg"):
+        file.write_text("nothing")
+    log = CorruptLog()
+    for batch in train_batches(photos):
+        assert len(batch.images) == 0
+        log.add(batch.skipped)
+    with pytest.raises(UserError, match="10 of 10"):
+        log.check(10)
+
+
+def test_the_log_warns_once_per_path(caplog):
+    log = CorruptLog(["known.jpg"])
+    with caplog.at_level(logging.WARNING):
+        log.add(["b.jpg", "a.jpg", "known.jpg"])
+        log.add(["a.jpg"])
+    assert [record.getMessage() for record in caplog.records] == [
+        "Unreadable image, skipped: b.jpg",
+        "Unreadable image, skipped: a.jpg",
+    ]
+    assert log.as_dict() == {"unreadable_images": 3, "unreadable_paths": ["known.jpg", "b.jpg", "a.jpg"]}
+
+
+def test_more_than_one_percent_stops_the_run():
+    log = CorruptLog(f"{number}.jpg" for number in range(4))
+    log.check(400)
+    with pytest.raises(UserError, match=r"At most 1%.*got 4 of 399: 0.jpg, 1.jpg, 2.jpg, \.\.\.\. Repair"):
+        log.check(399)
+
+
+def test_an_epoch_of_digits_is_quick():
+    source = open_source("digits")
+    sampler = EpochBatchSampler(len(source.train), 64, seed=0)
+    transform = train_transform(Augment(recipe="none"), source.image_size)
+    loader = make_loader(source.train, transform, sampler, seed=0)
+    seconds = []
+    for epoch in range(3):
+        sampler.set_position(epoch)
+        start = time.perf_counter()
+        images = sum(len(batch.images) for batch in loader)
+        seconds.append(time.perf_counter() - start)
+        assert images == 1437 // 64 * 64
+    assert min(seconds) < 0.1, "about 0.01 s on an idle core, once the images are kept"
+
+
+def test_kept_images_are_not_changed_by_what_is_done_to_a_batch():
+    source = open_source("digits")
+    sampler = EvalBatchSampler(len(source.val), 64)
+    loader = make_loader(source.val, eval_transform(Augment(recipe="none"), source.image_size), sampler, seed=0)
+    first = [batch.images.clone() for batch in loader]
+    for batch in loader:
+        batch.images.zero_()
+    assert all(torch.equal(one, batch.images) for one, batch in zip(first, loader, strict=True))
+
+
+def test_default_workers(photos):
+    assert default_workers(open_source("digits")) == 0
+    assert 1 <= default_workers(open_source(photos)) <= 8

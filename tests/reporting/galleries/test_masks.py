@@ -1,0 +1,57 @@
+"""Mask pictures: what is dimmed, and how often a position is kept."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from vitdistill.errors import UserError
+from vitdistill.models.build import build
+from vitdistill.reporting.galleries.masks import dim_dropped, keep_heatmap, masks_of, normalised
+from vitdistill.types import TokenGrid
+from vitdistill.verbs.masks import masks
+
+GRID = TokenGrid(1, 2, 2)
+
+
+def test_kept_patches_are_untouched_and_dropped_ones_fade() -> None:
+    images = torch.full((1, 3, 4, 4), 255, dtype=torch.uint8)
+    shown = dim_dropped(images, torch.tensor([[0, 3]]), GRID, strength=1.0)
+    expected = torch.full((4, 4), 84)  # the green of slate blue
+    expected[:2, :2] = expected[2:, 2:] = 255
+    assert torch.equal(shown[0, 1].int(), expected.int())
+    assert torch.equal(dim_dropped(images, torch.tensor([[0, 3]]), GRID, strength=0.0), images)
+
+
+def test_the_heat_map_counts_how_often_a_position_is_kept() -> None:
+    kept = torch.tensor([[0, 1], [0, 2], [0, 3], [0, 1]])
+    assert keep_heatmap(kept, GRID).tolist() == [[1.0, 0.5], [0.25, 0.25]]
+
+
+def test_masks_follow_the_students_attention_on_any_grid() -> None:
+    student = build("digits_vit_small")
+    images = normalised(torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8), student)
+    assert images.shape[-2:] == (12, 12)
+    assert masks_of(student, images, 0.5).shape == (2, 18)
+    kept = masks_of(student, images, 10, grid=TokenGrid(1, 8, 8))
+    assert kept.shape == (2, 10) and int(kept.max()) < 64
+
+
+def test_the_verb_draws_untrained_students_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "pictures" / "masks.png"
+    result = masks(["digits_vit_small", "digits-teacher"], out=str(out), keep=9, count=3, json=True)
+    assert json.loads(capsys.readouterr().out) == result
+    assert out.stat().st_size > 1000 and Path(result["heatmap"]).stat().st_size > 1000
+    assert [model["kept"] for model in result["models"]] == [9, 9]
+    for model in result["models"]:
+        assert sum(map(sum, model["share_kept"])) == pytest.approx(9, abs=1e-4)
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="at least one run"):
+        masks([])
+    with pytest.raises(UserError, match="Images must be named"):
+        masks(["vit_tiny_patch16_224"], out=str(tmp_path / "m.png"))
+    with pytest.raises(UserError, match="count"):
+        masks(["digits_vit_small"], count=0, out=str(tmp_path / "m.png"))

@@ -1,0 +1,51 @@
+"""Figures over runs: what is drawn, what is not, and that names are text."""
+
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+from vitdistill.reporting.figures import CURVES, accuracy_against_cost, curve, step_times, styles
+from vitdistill.runs.read import read_runs
+
+Make = Callable[..., Path]
+
+
+def texts(svg: str) -> list[str]:
+    """The texts in a figure; fails unless it is well-formed."""
+    root = ElementTree.fromstring(svg.replace("xlink:href", "href"))  # within HTML no namespace is declared
+    return ["".join(node.itertext()).strip() for node in root.iter() if node.tag == "text"]
+
+
+def test_accuracy_figure_names_runs_and_axes(make_run: Make) -> None:
+    runs = read_runs([make_run("half"), make_run("quarter $x$ <i>", config={"keep": 0.25})])
+    found = texts(accuracy_against_cost(runs) or "")
+    assert "half" in found and "quarter $x$ <i>" in found
+    assert "top-1 (%)" in found and any("per image" in text for text in found)
+
+
+def test_seeds_share_a_label_and_a_style(make_run: Make) -> None:
+    runs = read_runs([make_run(f"half-s{seed}", config={"seed": seed}) for seed in (0, 1)])
+    assert "half (mean of 2)" in texts(accuracy_against_cost(runs) or "")
+    assert len(set(styles(runs))) == 1
+
+
+def test_different_settings_look_different(make_run: Make) -> None:
+    runs = read_runs([make_run(f"r{i}", config={"keep": i + 1}) for i in range(14)])
+    assert len(set(styles(runs))) == 14
+
+
+def test_every_curve_is_drawn_and_holes_are_left_out(make_run: Make) -> None:
+    runs = read_runs([make_run("half")])
+    for what in CURVES:
+        assert what.title in texts(curve(runs, what) or "")
+
+
+def test_step_times_show_the_unexplained_rest(make_run: Make) -> None:
+    found = texts(step_times(read_runs([make_run("half")])) or "")
+    assert {"data", "student", "teacher", "other", "half", "43"} <= set(found)
+
+
+def test_nothing_to_draw_is_none(interrupted_run: Path) -> None:
+    runs = read_runs([interrupted_run])
+    assert accuracy_against_cost(runs) is None and step_times(runs) is None
+    assert all(curve(runs, what) is None for what in CURVES)

@@ -1,0 +1,121 @@
+"""The run directory: what it holds, and when it is refused."""
+
+import errno
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vitdistill.errors import UserError
+from vitdistill.runs.directory import RunDirectory
+from vitdistill.training import checkpoints
+from vitdistill.training.module import TrainingModule
+from vitdistill.verbs.maskedkd import maskedkd
+
+
+@pytest.fixture
+def short(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {**arguments, "epochs": 2}
+
+
+def test_a_run_holds_all_that_is_promised(short: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    info = maskedkd(**short, out=str(out))
+    for name in ("config.yaml", "run.json", "metrics.csv", "student.safetensors", "student.json", "report.html"):
+        assert (out / name).stat().st_size > 0, name
+    assert (out / "checkpoints" / "last.ckpt").is_file() and (out / "checkpoints" / "best.ckpt").is_file()
+    assert list((out / "tensorboard").glob("events.*"))
+    assert info == json.loads((out / "run.json").read_text())
+    assert info["status"] == "finished" and info["verb"] == "maskedkd"
+    assert 0 <= info["accuracy"]["top1"] <= info["accuracy"]["top5"] <= 100
+    # The schedule goes from 80% to 40% of 36 patches.
+    assert info["tokens"] == {"kept": 14, "of": 36}
+    assert 0 < info["cost"]["saved_fraction"] < 0.6
+    assert info["speed"]["teacher_ms"] > 0
+    assert info["speed"]["step_ms"] == pytest.approx(
+        info["speed"]["data_ms"] + info["speed"]["student_ms"] + info["speed"]["teacher_ms"], abs=0.01
+    )
+    rows = RunDirectory(out).rows()
+    assert [row["keep"] for row in rows] == ["29", "14"]
+    assert all(math.isfinite(float(value)) for row in rows for value in row.values())
+
+
+def test_the_teacher_is_in_no_checkpoint(short: dict[str, Any], tmp_path: Path) -> None:
+    maskedkd(**{**short, "epochs": 1}, out=str(tmp_path / "run"))
+    content = checkpoints.read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    names = set(content["state_dict"])
+    student = {name for name in names if name.startswith("method.student.net.")}
+    assert student and names == student
+    sizes = {tensor.shape[-1] for name, tensor in content["state_dict"].items() if "norm" in name}
+    assert sizes == {12}  # the teacher is 24 wide
+
+
+def test_an_occupied_directory_is_refused_and_overwritten_only_if_it_is_a_run(tmp_path: Path) -> None:
+    def prepare(**options: bool) -> RunDirectory:
+        run = RunDirectory.prepare(tmp_path / "run", "maskedkd", {}, **{"resume": False, "overwrite": False, **options})
+        run.begin()
+        return run
+
+    RunDirectory.prepare(tmp_path / "run", "maskedkd", {}, resume=False, overwrite=False)
+    assert not (tmp_path / "run").exists()  # a run that is refused before it begins leaves no trace
+    prepare()
+    prepare()  # a run that failed before its first checkpoint is no loss
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").write_bytes(b"weights")
+    with pytest.raises(UserError, match=r"--resume.*--overwrite"):
+        prepare()
+    prepare(overwrite=True)
+    (tmp_path / "run" / "thesis.tex").write_text("dear diary")
+    with pytest.raises(UserError, match=r"thesis\.tex"):
+        prepare(overwrite=True)
+    assert (tmp_path / "run" / "thesis.tex").is_file()
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="There must be a run to resume"):
+        RunDirectory.prepare(tmp_path / "none", "maskedkd", {}, resume=True, overwrite=False)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
+    short: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = TrainingModule._note
+
+    def poisoned(self: TrainingModule, loss: torch.Tensor, batch_idx: int) -> None:
+        original(self, loss * math.nan if (self.current_epoch, batch_idx) == (1, 3) else loss, batch_idx)
+
+    monkeypatch.setattr(TrainingModule, "_note", poisoned)
+    out = tmp_path / "run"
+    with pytest.raises(UserError, match=r"step 8 \(epoch 1, batch 3\)"):
+        maskedkd(**short, out=str(out))
+    assert json.loads((out / "run.json").read_text())["status"] == "failed"
+    content = checkpoints.read_checkpoint(out / "checkpoints" / "last.ckpt")
+    assert content["vitdistill"]["position"] == (1, 0)
+    assert all(torch.isfinite(tensor).all() for tensor in content["state_dict"].values())
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint_intact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    io = checkpoints.AtomicCheckpointIO()
+    path = tmp_path / "last.ckpt"
+    io.save_checkpoint({"epoch": 1, "weights": torch.ones(3)}, path)
+
+    def full(content: Any, file: Any) -> None:
+        file.write(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match=r"No space left.*GiB free.*--resume"):
+        io.save_checkpoint({"epoch": 2}, path)
+    assert io.load_checkpoint(path)["epoch"] == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(b"PK\x03\x04 not a checkpoint")
+    with pytest.raises(UserError, match="The checkpoint must be whole"):
+        checkpoints.read_checkpoint(path)
+    with pytest.raises(UserError, match="There must be a checkpoint"):
+        checkpoints.read_checkpoint(tmp_path / "none.ckpt")
