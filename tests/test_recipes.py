@@ -11,6 +11,7 @@ import yaml
 
 from vitdistill.cli import check_yaml, make_parser, normalised, verb
 from vitdistill.data.images.recipes import Augment
+from vitdistill.methods.imitation import relation_list
 from vitdistill.methods.mae import MAE
 from vitdistill.methods.tinymim import TinyMIM
 from vitdistill.models.backbone import Backbone
@@ -19,7 +20,6 @@ from vitdistill.models.macs import backbone_macs
 from vitdistill.models.surgery.attention_heads import head_count
 from vitdistill.tokens.keep import keep_count
 from vitdistill.verbs.chain import read_chain
-from vitdistill.verbs.tinymim import relation_list
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))

@@ -21,6 +21,11 @@ RELATIONS: tuple[str, ...] = Relation.__args__  # type: ignore[attr-defined]
 FEATURES: tuple[str, ...] = Feature.__args__  # type: ignore[attr-defined]
 
 
+def relation_list(text: str) -> tuple[str, ...]:
+    """The relations in "qk+vv"."""
+    return tuple(name.strip().lower() for name in text.replace(",", "+").split("+") if name.strip())
+
+
 class Imitation(nn.Module, ABC):
     """One way to compare the student's last block with the teacher's block.
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitdistill.errors import UserError
+from vitdistill.errors import UserError, near
 from vitdistill.tokens.gather import keep_patches
 from vitdistill.types import NOTHING, QKV, BackboneOutput, Capture, Part, TokenGrid
 
@@ -186,17 +186,30 @@ class Backbone(nn.Module, ABC):
             return checkpoint(run, *tokens, use_reentrant=False)
         return run(*tokens)
 
-    def block_index(self, block: int) -> int:
-        """A block number counted from 0, from one that may be negative.
+    def block_index(self, block: int | str) -> int:
+        """A block's number counted from 0.
+
+        Args:
+            block: a number, of which negative ones count from the end, such a number as text, or first, middle or last
+                (MaskedKD, Table 6: blocks 1, 6 and 12 of 12, counted from 1).
 
         Raises:
             UserError: when there is no such block.
+
+        Example:
+            >>> backbone.block_index("middle")  # of twelve blocks
+            5
         """
-        if not -self.depth <= block < self.depth:
+        words = {"first": 0, "middle": (self.depth - 1) // 2, "last": -1}
+        text = str(block)
+        if text not in words and not text.removeprefix("-").isdecimal():
+            raise UserError("A layer is first, middle, last, or a block number from 0", repr(block), near(text, words))
+        number = words[text] if text in words else int(text)
+        if not -self.depth <= number < self.depth:
             raise UserError(
                 f"{self.name} has blocks 0 to {self.depth - 1}", block, "Negative numbers count from the end"
             )
-        return block % self.depth
+        return number % self.depth
 
     @abstractmethod
     def read_qkv(self, block: int) -> "QKVReader":

@@ -126,27 +126,10 @@ def maskedkd(
         smoothing=augment.resolved().smoothing,
         criterion=criterion,
         order=order,
-        layer=layer_number(saliency_layer, pupil.depth),
+        layer=pupil.block_index(saliency_layer),
         saliency=saliency,
         mask=mask,
         network=third,
         random_share=random_share,
     )
     return train(method, source, run, settings_of(arguments, pupil, source), resume=resume)
-
-
-def layer_number(layer: str | int, depth: int) -> int:
-    """A block number from first, middle, last or a number (MaskedKD, Table 6: 1, 6 and 12 of 12, counted from 1).
-
-    Raises:
-        UserError: for any other word.
-    """
-    from vitdistill.errors import UserError, near
-
-    words = {"first": 0, "middle": (depth - 1) // 2, "last": -1}
-    text = str(layer)
-    if text.lstrip("-").isdigit():
-        return int(text)
-    if text not in words:
-        raise UserError("A layer is first, middle, last, or a block number from 0", repr(layer), near(text, words))
-    return words[text]

@@ -57,7 +57,6 @@ def masks(
     )
     from vitdistill.reporting.pictures import picture_path
     from vitdistill.tokens.keep import KeepSchedule
-    from vitdistill.verbs.maskedkd import layer_number
 
     models, images = _split(list(models), images)
     if count < 1:
@@ -82,7 +81,7 @@ def masks(
             student,
             normalised(batch, student),
             ended.count(1.0, student.grid.count),
-            layer=layer_number(layer if layer is not None else own.get("saliency_layer", "last"), student.depth),
+            layer=student.block_index(layer if layer is not None else own.get("saliency_layer", "last")),
             kind=saliency or own.get("saliency", "cls"),
             order=own.get("order", "top"),
         )

@@ -120,7 +120,6 @@ def _opened(wanted: list["Wanted"], layer: str | int) -> list["Network"]:
     """
     from vitdistill.evaluation.similarity import Network
     from vitdistill.models.build import build
-    from vitdistill.verbs.maskedkd import layer_number
 
     names = [one.name for one in wanted]
     networks = []
@@ -134,7 +133,7 @@ def _opened(wanted: list["Wanted"], layer: str | int) -> list["Network"]:
                 f"The {one.role} of a run cannot be had: {error}", remedy="Or give --teachers false"
             ) from error
         name = one.name if names.count(one.name) == 1 else one.spec
-        networks.append(Network(name, backbone, one.role, layer_number(layer, backbone.depth)))
+        networks.append(Network(name, backbone, one.role, backbone.block_index(layer)))
     return networks
 
 

@@ -104,6 +104,7 @@ def tinymim(
         pixel_decoder=(pixel_decoder != PixelDecoder() and not pixels, "--pixels"),
     )
     run, source = start("tinymim", arguments, labels=False)
+    from vitdistill.methods.imitation import relation_list
     from vitdistill.methods.tinymim import TinyMIM
     from vitdistill.models.surgery.drop_path import constant_but_last, set_drop_path
     from vitdistill.training.train import train
@@ -131,8 +132,3 @@ def tinymim(
         teacher_drop_path=teacher_drop_path,
     )
     return train(method, source, run, settings_of(arguments, pupil, source), resume=resume)
-
-
-def relation_list(text: str) -> list[str]:
-    """The relations in "qk+vv"."""
-    return [name.strip().lower() for name in text.replace(",", "+").split("+") if name.strip()]

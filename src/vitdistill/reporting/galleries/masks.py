@@ -210,7 +210,6 @@ def run_columns(run: "Run", images: UInt8[Tensor, "b 3 height width"]) -> list[C
     """The masks that a run ends with, on the grid of the network that it masks; nothing when it masks nothing."""
     from vitdistill.models.build import build
     from vitdistill.tokens.keep import KeepSchedule
-    from vitdistill.verbs.maskedkd import layer_number
 
     if unmasked_because(run) is not None:
         return []
@@ -223,7 +222,7 @@ def run_columns(run: "Run", images: UInt8[Tensor, "b 3 height width"]) -> list[C
         student,
         normalised(images, student),
         count,
-        layer=layer_number(run.setting("saliency_layer") or "last", student.depth),
+        layer=student.block_index(run.setting("saliency_layer") or "last"),
         kind=run.setting("saliency") or "cls",
         grid=grid,
         order=run.setting("order") or "top",

@@ -100,7 +100,7 @@ def token_relations(run: "Run", count: int = IMAGES) -> TokenRelations:
 
 def names_of(run: "Run") -> tuple[str, ...]:
     """The relations that a run trained; Q-K and V-V for a run with another target."""
-    from vitdistill.verbs.tinymim import relation_list
+    from vitdistill.methods.imitation import relation_list
 
     trained = run.config.get("relations") if run.config.get("target", "relations") == "relations" else None
     if isinstance(trained, str):
