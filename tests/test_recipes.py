@@ -11,7 +11,6 @@ import yaml
 
 from vitdistill.cli import check_yaml, make_parser, normalised, verb
 from vitdistill.data.images.recipes import Augment
-from vitdistill.methods.imitation import relation_list
 from vitdistill.methods.mae import MAE
 from vitdistill.methods.tinymim import TinyMIM
 from vitdistill.models.backbone import Backbone

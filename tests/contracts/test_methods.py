@@ -17,12 +17,13 @@ from vitdistill.errors import UserError
 from vitdistill.methods.mae import MAE
 from vitdistill.methods.maskedkd import MaskedKD
 from vitdistill.methods.method import Method, Pass
-from vitdistill.methods.mvd import MVD, FeatureDecoder
+from vitdistill.methods.mvd import MVD
+from vitdistill.methods.options import FeatureDecoder, PixelDecoder
 from vitdistill.methods.per_token import PerToken
 from vitdistill.methods.selection import Criterion
 from vitdistill.methods.supervised import Supervised
 from vitdistill.methods.targets.features import TeacherFeatures
-from vitdistill.methods.tinymim import PixelDecoder, TinyMIM
+from vitdistill.methods.tinymim import TinyMIM
 from vitdistill.methods.videomae import VideoMAE
 from vitdistill.models.build import build
 from vitdistill.models.families.video_vit import VideoViT, video_vit
@@ -102,7 +103,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "labels only": lambda: maskedkd(alpha=0.0),
     "schedule": lambda: maskedkd(keep="1.0->0.25"),
     "random": lambda: maskedkd(criterion="random"),
-    "teacher's attention": lambda: maskedkd(criterion="teacher", saliency="patch", layer=0),
+    "teacher's attention": lambda: maskedkd(criterion="teacher", saliency="patch", saliency_layer=0),
     "third network": lambda: maskedkd(criterion="network+random", network=tiny("vit", seed=5)),
     "bottom": lambda: maskedkd(order="bottom"),
     "masked student": lambda: maskedkd(mask="student", keep=5),
@@ -123,25 +124,27 @@ METHODS: dict[str, Callable[[], Method]] = {
     "tinymim, qkv": lambda: tinymim(target="features", feature="qkv"),
     "tinymim, class token": lambda: tinymim(target="cls"),
     "tinymim, masked": lambda: tinymim(mask_ratio=0.5),
-    "tinymim, masked, pixels": lambda: tinymim(mask_ratio=0.75, pixels=PIXELS),
+    "tinymim, masked, pixels": lambda: tinymim(mask_ratio=0.75, pixels=True, pixel_decoder=PIXELS),
     "tinymim, noisy teacher": lambda: tinymim(teacher_drop_path=0.1),
     "tinymim, two heads": lambda: tinymim("deit3", "vit"),
     "tinymim, qk norm": lambda: tinymim_qk_norm(),
     "tinymim, qk norm, values": lambda: tinymim_qk_norm(relations=("vv",)),
     "tinymim, qk norm, queries": lambda: tinymim_qk_norm(relations=("qq", "vv")),
     "tinymim, qk norm, feature v": lambda: tinymim_qk_norm(target="features", feature="v"),
-    "tinymim, qk norm, values, pixels": lambda: tinymim_qk_norm(relations=("vv",), mask_ratio=0.75, pixels=PIXELS),
+    "tinymim, qk norm, values, pixels": lambda: tinymim_qk_norm(
+        relations=("vv",), mask_ratio=0.75, pixels=True, pixel_decoder=PIXELS
+    ),
     "mae": mae,
     "videomae": lambda: videomae(),
-    "videomae, plain pixels, random mask": lambda: videomae(norm_pix=False, masking=Masking(0.75)),
-    "videomae, whole frames hidden": lambda: videomae(masking=Masking(0.5, "frame"), masks_per_clip=2),
+    "videomae, plain pixels, random mask": lambda: videomae(norm_pix=False, mask_ratio=0.75, mask="random"),
+    "videomae, whole frames hidden": lambda: videomae(mask_ratio=0.5, mask="frame", masks_per_clip=2),
     "mvd": lambda: mvd(),
     "mvd, image teacher": lambda: mvd(video_teacher=None),
     "mvd, video teacher": lambda: mvd(image_teacher=None, normalise=True, loss="l1"),
     "mvd, pixels, four masks": lambda: mvd(pixel_weight=0.5, masks_per_clip=4),
     "mvd, its own average": lambda: mvd(image_teacher=None, video_teacher=None, bootstrap=0.9),
     "mvd, images": lambda: MVD(
-        tiny("vit", seed=1), image_teacher=image_teacher_net(), masking=Masking(), decoder=DECODER
+        tiny("vit", seed=1), image_teacher=image_teacher_net(), mask_ratio=0.75, mask="random", decoder=DECODER
     ),
     "per token": lambda: per_token(),
     "mae, plain pixels": lambda: mae(norm_pix=False, mask_ratio=0.5),
@@ -575,7 +578,7 @@ def test_a_network_cannot_teach_itself():
 def test_a_decoder_behind_a_mean_pooled_student_is_refused():
     for make in (
         lambda: mae("mae_mean_pool"),
-        lambda: tinymim("mae_mean_pool", mask_ratio=0.75, pixels=PIXELS),
+        lambda: tinymim("mae_mean_pool", mask_ratio=0.75, pixels=True, pixel_decoder=PIXELS),
     ):
         with pytest.raises(UserError, match=r"final norm on the tokens.*behind its mean pooling.*fc_norm=False"):
             make()

@@ -13,7 +13,8 @@ from tiny import tiny
 from vitdistill.data.images.jitter import color_jitter
 from vitdistill.errors import UserError
 from vitdistill.losses.relations import relation
-from vitdistill.methods.tinymim import PixelDecoder, TinyMIM, default_teacher_block
+from vitdistill.methods.options import PixelDecoder
+from vitdistill.methods.tinymim import TinyMIM, default_teacher_block
 from vitdistill.models.build import build
 from vitdistill.models.record import record_of
 from vitdistill.models.surgery.attention_heads import head_count, set_heads
@@ -170,13 +171,13 @@ def test_masked_input_hides_the_same_patches_from_both(images):
 
 
 def test_the_pixel_loss_is_added(images):
-    method = tinymim(mask_ratio=0.75, pixels=PIXELS)
+    method = tinymim(mask_ratio=0.75, pixels=True, pixel_decoder=PIXELS)
     step = method(images)
     assert set(step.terms) == {"qk", "vv", "pixels"}
     step.loss.backward()
     assert method.decoder.pred.weight.grad.any() and method.student.blocks[-1].mlp.fc1.weight.grad.any()
     with pytest.raises(UserError, match="some must be hidden"):
-        tinymim(pixels=PIXELS)
+        tinymim(pixels=True, pixel_decoder=PIXELS)
 
 
 def test_the_teacher_stops_at_its_block_and_the_student_at_its_last(images):

@@ -13,17 +13,11 @@ from torch import Tensor, nn
 from vitdistill.errors import UserError, near
 from vitdistill.losses.features import smooth_l1
 from vitdistill.losses.relations import relation_kl, relation_smooth_l1
+from vitdistill.methods.options import relation_list
 from vitdistill.types import QKV, BackboneOutput, Capture, Part
 
-Relation = Literal["qk", "vv", "qq", "kk"]
 Feature = Literal["output", "attention", "ffn", "qkv", "q", "k", "v"]
-RELATIONS: tuple[str, ...] = Relation.__args__  # type: ignore[attr-defined]
 FEATURES: tuple[str, ...] = Feature.__args__  # type: ignore[attr-defined]
-
-
-def relation_list(text: str) -> tuple[str, ...]:
-    """The relations in "qk+vv"."""
-    return tuple(name.strip().lower() for name in text.replace(",", "+").split("+") if name.strip())
 
 
 class Imitation(nn.Module, ABC):
@@ -59,14 +53,8 @@ class Relations(Imitation):
             UserError: when the list is empty, misspelt, or names a relation twice.
         """
         super().__init__()
-        unknown = [name for name in relations if name not in RELATIONS]
-        if unknown:
-            raise UserError(
-                f"relations must be some of {', '.join(RELATIONS)}", repr(unknown[0]), near(unknown[0], RELATIONS)
-            )
-        if not relations or len(set(relations)) < len(relations):
-            raise UserError(f"relations must name at least one of {', '.join(RELATIONS)}, each once", list(relations))
-        self.relations = tuple(relations)
+        relations = relation_list(relations)
+        self.relations = relations
         self.roles = frozenset("".join(relations))
         self.distance: Callable[..., Tensor] = relation_kl if softmax else relation_smooth_l1
 

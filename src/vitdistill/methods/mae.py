@@ -6,13 +6,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vitdistill.files import FULL
 from vitdistill.losses.features import mean_squared
 from vitdistill.methods.masked_modelling import Goal, MaskedModelling
 from vitdistill.methods.targets.target import Target
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build, warn_about_statistics
 from vitdistill.models.decoder import Decoder, official_names
-from vitdistill.models.record import FULL, RECORD, ModelRecord, set_statistics
+from vitdistill.models.record import RECORD, ModelRecord, set_statistics
 from vitdistill.models.surgery.attention_heads import set_heads
 from vitdistill.models.weights.read import adapt, decoder_part, load_into, read_weights
 from vitdistill.tokens.gather import restore, take
@@ -39,12 +40,12 @@ class MAE(MaskedModelling):
         """
         Args:
             student: the encoder.
-            mask_ratio: share of the patches that it does not see.
+            mask_ratio: share of the patches that the encoder does not see, between 0 and 1.
             norm_pix: predict each patch standardised by its own mean and deviation.
             decoder_width: channels of the decoder.
-            decoder_depth: its blocks.
-            decoder_heads: its attention heads.
-            decoder_mlp_ratio: hidden channels of its MLPs, as a multiple of its width.
+            decoder_depth: blocks of the decoder.
+            decoder_heads: attention heads of the decoder.
+            decoder_mlp_ratio: hidden channels of the decoder's MLPs, as a multiple of its width.
 
         Raises:
             UserError: when sizes or the ratio are impossible, or the student's patches cannot be left out.

@@ -27,7 +27,7 @@ from vitdistill.methods.selection import (
 from vitdistill.models.backbone import Backbone, SaliencyKind
 from vitdistill.models.build import build
 from vitdistill.models.teacher import Teacher
-from vitdistill.tokens.keep import KeepSchedule, keep_count
+from vitdistill.tokens.keep import Keep, KeepSchedule, keep_count
 from vitdistill.types import NOTHING, BackboneOutput, Capture, StepOutput
 
 CriterionName = Literal["student", "teacher", "network", "random", "network+random", "student+random"]
@@ -45,15 +45,15 @@ class MaskedKD(Method):
         student: Backbone | nn.Module,
         teacher: Teacher | Backbone | nn.Module | None = None,
         *,
-        keep: int | float | str | KeepSchedule = 0.5,
+        keep: Keep | KeepSchedule = 0.5,
         alpha: float = 0.5,
         tau: float = 1.0,
         distillation: Literal["soft", "hard"] = "soft",
         smoothing: float = 0.0,
         criterion: CriterionName | Criterion = "student",
         order: Literal["top", "bottom"] = "top",
-        layer: int = -1,
         saliency: SaliencyKind = "cls",
+        saliency_layer: int | str = "last",
         mask: Literal["teacher", "student"] = "teacher",
         network: Teacher | Backbone | nn.Module | None = None,
         random_share: float = 0.5,
@@ -62,18 +62,20 @@ class MaskedKD(Method):
         Args:
             student: the network to train, a timm module or an adapter.
             teacher: the frozen network; may be None when `alpha` is 0.
-            keep: patches that the teacher sees: a count, a fraction, or a schedule over training.
-            alpha: weight of the teacher against the labels, in [0, 1]; 0 trains on labels alone.
+            keep: patches that the teacher sees: a count (98), a fraction (0.5; 1.0 for all), or a schedule over
+                training ('1.0->0.5' linear, '0:1.0,0.5:0.25' in steps).
+            alpha: weight of the teacher against the labels, 0 to 1; 0 trains on labels alone and loads no teacher.
             tau: temperature of the soft distillation.
-            distillation: "soft" matches distributions, "hard" takes the teacher's decision as a label.
+            distillation: soft matches class distributions; hard takes the teacher's decision as a label.
             smoothing: label smoothing, where the labels are not mixed.
-            criterion: who ranks the patches, by name or as a `Criterion`.
-            order: keep the highest ("top") or the lowest ranked patches ("bottom", an ablation).
-            layer: block whose attention ranks them; -1 is the last.
-            saliency: attention of the class token ("cls"), or received from all patches ("patch").
-            mask: who sees only the kept patches; "student" is the variant that the paper argues against.
-            network: the frozen network of the criteria that name one.
-            random_share: share of kept patches drawn at random by the mixed criteria.
+            criterion: who ranks the patches: the student, the teacher, a third network, chance, or half one of
+                them and half chance; in Python also a `Criterion`.
+            order: keep the highest ranked patches, or (an ablation) the lowest.
+            saliency: attention of the class token, or attention received from all patches.
+            saliency_layer: block whose attention ranks the patches: first, middle, last, or its number from 0.
+            mask: who sees only the kept patches; masking the student is the variant that the paper argues against.
+            network: the third network, frozen, of the criteria that name one.
+            random_share: share of the kept patches drawn at random by the mixed criteria.
 
         Raises:
             UserError: when class counts differ, an option is unknown, a number is out of range, or a network that
@@ -96,7 +98,9 @@ class MaskedKD(Method):
         self.criterion = (
             criterion
             if isinstance(criterion, Criterion)
-            else make_criterion(criterion, layer, saliency, self._guests.network, random_share)
+            else make_criterion(
+                criterion, self._ranking_block(saliency_layer), saliency, self._guests.network, random_share
+            )
         )
         if self._ever_masks():
             # An impossible block is refused now, not in the first step.
@@ -115,6 +119,12 @@ class MaskedKD(Method):
     @property
     def teachers(self) -> list[Teacher]:
         return [guest for guest in (self._guests.teacher, self._guests.network) if guest is not None]
+
+    def _ranking_block(self, layer: int | str) -> int:
+        """Numbers are those of the network that ranks, which may be deeper; words are those of the student."""
+        if layer == "last":
+            return -1
+        return int(layer) if str(layer).removeprefix("-").isdecimal() else self.student.block_index(layer)
 
     @property
     def _masked(self) -> Backbone:

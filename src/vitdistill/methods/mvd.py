@@ -4,7 +4,6 @@ Two targets with a decoder each are co-teaching: lambda_img * L_img + lambda_vid
 """
 
 import copy
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -12,6 +11,7 @@ from torch import nn
 from vitdistill.errors import UserError
 from vitdistill.methods.mae import pixel_goal
 from vitdistill.methods.masked_modelling import Goal, MaskedModelling
+from vitdistill.methods.options import FeatureDecoder
 from vitdistill.methods.targets.features import FeatureLoss, feature_targets
 from vitdistill.methods.videomae import GOAL as PIXELS
 from vitdistill.methods.videomae import cube_goal
@@ -20,26 +20,7 @@ from vitdistill.models.build import build
 from vitdistill.models.decoder import Decoder
 from vitdistill.models.families.video_vit import VideoViT, check_video
 from vitdistill.models.teacher import Teacher
-from vitdistill.tokens.masking import Masking
-
-
-@dataclass(frozen=True)
-class FeatureDecoder:
-    """The decoder of each feature target (blocks x width: S 2 x 384, B 2 x 768, L 4 x 512, H 8 x 640).
-
-    Args:
-        width: channels.
-        depth: blocks.
-        heads: attention heads of each block.
-        mlp_ratio: hidden channels of the MLPs, as a multiple of the width.
-        drop_path: stochastic depth rate of the last block, rising from 0.
-    """
-
-    width: int = 384
-    depth: int = 2
-    heads: int = 6
-    mlp_ratio: float = 4.0
-    drop_path: float = 0.1
+from vitdistill.tokens.masking import Masking, MaskKind
 
 
 class MVD(MaskedModelling):
@@ -57,7 +38,8 @@ class MVD(MaskedModelling):
         loss: FeatureLoss = "smooth_l1",
         pixel_weight: float = 0.0,
         bootstrap: float | None = None,
-        masking: Masking = Masking(0.9, "tube"),
+        mask_ratio: float = 0.9,
+        mask: MaskKind = "tube",
         masks_per_clip: int = 1,
         decoder: FeatureDecoder = FeatureDecoder(),
     ) -> None:
@@ -67,16 +49,18 @@ class MVD(MaskedModelling):
                 Table 11).
             image_teacher: sees the first frame of each tubelet; None leaves its target out.
             video_teacher: sees the whole clip; None leaves its target out.
-            image_weight: of the image teacher's loss.
-            video_weight: of the video teacher's loss.
-            normalise: LayerNorm without affine parameters on the targets (off in every released recipe).
-            loss: smooth_l1 (beta 1), l1 or l2.
-            pixel_weight: of an extra branch that predicts pixels (Table 8: hurts); 0 leaves it out.
-            bootstrap: decay of a teacher that is a moving average of the student itself, in place of a frozen one
-                (Table 9: worse); None for frozen teachers.
-            masking: which tokens the student does not see.
-            masks_per_clip: masks of each clip, which share its embedding and one pass of each teacher.
-            decoder: of each target.
+            image_weight: weight of the image teacher's loss.
+            video_weight: weight of the video teacher's loss.
+            normalise: LayerNorm on the targets (off in every released recipe).
+            loss: smooth_l1, l1 or l2.
+            pixel_weight: weight of an extra branch that predicts pixels (the paper finds that it hurts); 0 leaves it
+                out.
+            bootstrap: decay of a teacher that is the student's own moving average, in place of frozen ones (the paper
+                finds that worse).
+            mask_ratio: share of the tokens that the student does not see.
+            mask: tube hides the same patches in every time step, random any tokens, frame whole time steps.
+            masks_per_clip: masks of each clip in a step, which share its decoding, embedding and the teachers' passes.
+            decoder: the decoder of each target.
 
         Raises:
             UserError: when there is no teacher, a teacher is of the other kind, or tokens cannot be matched.
@@ -108,7 +92,7 @@ class MVD(MaskedModelling):
             )
         if pixel_weight:
             goals[PIXELS] = _pixel_goal(student, decoder, pixel_weight)
-        super().__init__(student, goals, masking=masking, masks_per_clip=masks_per_clip)
+        super().__init__(student, goals, masking=Masking(mask_ratio, mask), masks_per_clip=masks_per_clip)
         self.average = own
 
     def after_step(self) -> None:

@@ -4,7 +4,6 @@ One step: the teacher runs to one of its later blocks, the student to its last; 
 tokens to each other as the teacher does.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,10 +12,12 @@ from torch import Tensor, nn
 
 from vitdistill.data.images.jitter import color_jitter
 from vitdistill.errors import UserError, near
-from vitdistill.methods.imitation import ClassToken, Features, Imitation, Relations
+from vitdistill.methods.imitation import ClassToken, Feature, Features, Imitation, Relations
 from vitdistill.methods.mae import GOAL, Pixels, pixel_goal
 from vitdistill.methods.masked_modelling import check_final_norm, freeze_head
 from vitdistill.methods.method import Method, Pass
+from vitdistill.methods.options import PixelDecoder, relation_list
+from vitdistill.methods.options import Relations as RelationNames
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
 from vitdistill.models.families.vit import ViT, is_plain
@@ -31,23 +32,6 @@ TargetName = Literal["relations", "features", "cls"]
 AlignHeads = Literal["last", "all", "none"]
 
 
-@dataclass(frozen=True)
-class PixelDecoder:
-    """The MAE decoder of TinyMIM's variants with a pixel loss.
-
-    Args:
-        width: channels.
-        depth: blocks.
-        heads: attention heads of each block.
-        norm_pix: predict each patch standardised by its own mean and deviation.
-    """
-
-    width: int = 512
-    depth: int = 8
-    heads: int = 16
-    norm_pix: bool = True
-
-
 class TinyMIM(Method):
     """Sum of KL(teacher's relation || student's relation) over Q-K and V-V, or another target of the paper's study."""
 
@@ -59,14 +43,15 @@ class TinyMIM(Method):
         teacher: Teacher | Backbone | nn.Module,
         *,
         target: TargetName = "relations",
-        relations: tuple[str, ...] | list[str] = ("qk", "vv"),
+        relations: RelationNames = "qk+vv",
         softmax: bool = True,
-        feature: str = "output",
+        feature: Feature = "output",
         residual: bool = False,
         teacher_block: int | None = None,
         align_heads: AlignHeads = "last",
         mask_ratio: float = 0.0,
-        pixels: PixelDecoder | None = None,
+        pixels: bool = False,
+        pixel_decoder: PixelDecoder = PixelDecoder(),
         color_jitter: float = 0.4,
         teacher_drop_path: float = 0.0,
     ) -> None:
@@ -75,18 +60,23 @@ class TinyMIM(Method):
             student: the network to train. Parameters that the loss does not reach are frozen (for the default target
                 all behind q, k and v of the last block); they enter fine-tuning as they are.
             teacher: the frozen network.
-            target: relations of all tokens, features of all tokens, or the class token's feature.
-            relations: any of qk, vv, qq, kk.
-            softmax: relations as distributions; without, scores compared by smooth-L1.
-            feature: output, attention, ffn, qkv, q, k or v, for the target features.
-            residual: attention or ffn after they were added to the tokens.
-            teacher_block: the teacher's block, from 1; None is 18 of 24, and else the last.
-            align_heads: give the student's last block (or all blocks) as many heads as the teacher's block has; only
-                relations need it.
-            mask_ratio: share of the patches hidden from both networks, which then see the same others; 0 shows all.
-            pixels: predict the hidden patches' pixels as well (MAE's loss).
-            color_jitter: strength of the jitter that only the student's view gets in training, 0 to 1.
-            teacher_drop_path: drop path of the teacher's blocks while training (an ablation).
+            target: what to imitate of the teacher's block: relations between tokens, features of tokens, or the
+                feature of the class token.
+            relations: some of qk, vv, qq, kk, joined by +.
+            softmax: compare relations as distributions by KL; false compares the scores before the softmax by
+                smooth-L1.
+            feature: output of the block, what attention or ffn add to it, qkv (all three), q, k or v.
+            residual: for attention and ffn, the tokens after the branch was added to them.
+            teacher_block: the teacher's block, counted from 1; by default 18 of 24, and the last of smaller teachers.
+            align_heads: give the student's last block as many heads as the teacher's block has, or all its blocks;
+                only relations need it.
+            mask_ratio: share of the patches hidden from teacher and student alike; 0 shows the whole image.
+            pixels: predict the pixels of hidden patches as well (needs a mask ratio).
+            pixel_decoder: the decoder for that.
+            color_jitter: strength of the colour jitter of the student's view, 0 to 1; the teacher sees the crop as it
+                is.
+            teacher_drop_path: stochastic depth rate of the teacher's blocks in training (the paper finds that it
+                hurts).
 
         Raises:
             UserError: when the tokens, heads or blocks of the networks do not go together, or an option is unknown.
@@ -97,7 +87,9 @@ class TinyMIM(Method):
         check_pair(self.student, guest.backbone)
         self.student_block = self.student.depth - 1
         self.teacher_block = block_of(guest.backbone, teacher_block)
-        self.imitation = _imitation(target, self.student, guest.backbone, tuple(relations), softmax, feature, residual)
+        self.imitation = _imitation(
+            target, self.student, guest.backbone, relation_list(relations), softmax, feature, residual
+        )
         if target == "relations":
             _align(self.student, head_count(guest.backbone, self.teacher_block), align_heads)
         if not 0 <= color_jitter <= 1:
@@ -106,9 +98,9 @@ class TinyMIM(Method):
         if teacher_drop_path:
             set_drop_path(guest.backbone, [teacher_drop_path] * guest.backbone.depth)
         self.visible = None if mask_ratio == 0 else visible_count(self.student.grid.count, mask_ratio)
-        if pixels is not None and self.visible is None:
+        if pixels and self.visible is None:
             raise UserError("The pixel loss predicts hidden patches, so some must be hidden", "mask_ratio 0")
-        self._add_pixels(pixels)
+        self._add_pixels(pixel_decoder if pixels else None)
         self._freeze_what_the_loss_does_not_reach()
 
     def _add_pixels(self, pixels: PixelDecoder | None) -> None:

@@ -14,7 +14,7 @@ from vitdistill.models.build import build
 from vitdistill.models.decoder import Decoder
 from vitdistill.models.families.video_vit import VideoPositions, VideoViT, check_video
 from vitdistill.tokens.gather import restore, take
-from vitdistill.tokens.masking import Masking
+from vitdistill.tokens.masking import Masking, MaskKind
 from vitdistill.types import TokenGrid
 
 GOAL = "pixels"
@@ -27,7 +27,8 @@ class VideoMAE(MaskedModelling):
         self,
         student: Backbone | nn.Module,
         *,
-        masking: Masking = Masking(0.9, "tube"),
+        mask_ratio: float = 0.9,
+        mask: MaskKind = "tube",
         masks_per_clip: int = 1,
         norm_pix: bool = True,
         decoder_width: int = 384,
@@ -40,15 +41,17 @@ class VideoMAE(MaskedModelling):
         """
         Args:
             student: the encoder, a video ViT.
-            masking: which tokens it does not see.
-            masks_per_clip: masks of each clip, which share its embedding.
-            norm_pix: predict each channel of each cube standardised by its own mean and deviation.
+            mask_ratio: share of the tokens that the encoder does not see.
+            mask: tube hides the same patches in every time step, random any tokens, frame whole time steps.
+            masks_per_clip: masks of each clip in a step, which share its decoding and embedding.
+            norm_pix: predict each channel of each tubelet standardised by its own mean and deviation.
             decoder_width: channels of the decoder (S 192, B 384, L 512, H 640).
-            decoder_depth: its blocks (S 3, B 4, L and H 12).
-            decoder_heads: its attention heads (S 3, B 6, L and H 8).
-            decoder_mlp_ratio: hidden channels of its MLPs, as a multiple of its width.
-            positions: the decoder's fixed table, sinusoid_1d (VideoMAE's, over all tokens in one row) or sincos_3d.
-            drop_path: stochastic depth of the decoder.
+            decoder_depth: blocks of the decoder (S 3, B 4, L and H 12).
+            decoder_heads: attention heads of the decoder (S 3, B 6, L and H 8).
+            decoder_mlp_ratio: hidden channels of the decoder's MLPs, as a multiple of its width.
+            positions: fixed table of encoder and decoder: VideoMAE's over all tokens in one row, or one of space and
+                time, with which small networks learn sooner; a loaded student keeps its own.
+            drop_path: stochastic depth rate of the decoder's last block.
 
         Raises:
             UserError: when the student is no video ViT, or sizes and ratio are impossible.
@@ -56,7 +59,7 @@ class VideoMAE(MaskedModelling):
         student = check_video(build(student), "student")
         sizes = (decoder_width, decoder_depth, decoder_heads, decoder_mlp_ratio)
         goal = cube_goal(student, norm_pix, *sizes, positions=positions, drop_path=drop_path)
-        super().__init__(student, {GOAL: goal}, masking=masking, masks_per_clip=masks_per_clip)
+        super().__init__(student, {GOAL: goal}, masking=Masking(mask_ratio, mask), masks_per_clip=masks_per_clip)
 
     def reconstruct(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitdistill.errors import UserError
 from vitdistill.losses.relations import relation
-from vitdistill.reporting.galleries.masks import data_of, normalised, some_images
+from vitdistill.reporting.galleries.masks import normalised, some_images
 from vitdistill.types import QKV, Capture, TokenGrid
 
 if TYPE_CHECKING:
@@ -74,17 +74,15 @@ def token_relations(run: "Run", count: int = IMAGES) -> TokenRelations:
     Raises:
         UserError: when student, teacher or data are not where the run had them.
     """
-    from vitdistill.methods.tinymim import block_of
-    from vitdistill.models.build import build
-    from vitdistill.models.teacher import Teacher
+    from vitdistill.methods.tinymim import TinyMIM
 
-    student = build(str(run.path)).eval()
     if not run.config.get("teacher"):
         raise UserError("The run must say which teacher it had")
-    body = build(str(run.config["teacher"]), args=run.config.get("teacher_args"), pretrained=True)
-    teacher = Teacher(body, mean=student.mean, std=student.std)
-    blocks = block_of(body, run.config.get("teacher_block")), student.depth - 1
-    images = some_images(data_of(run.config, labels=False), [], student.image_size, count)
+    method = run.method()
+    assert isinstance(method, TinyMIM)
+    student, teacher = method.student, method.teacher
+    blocks = method.teacher_block, method.student_block
+    images = some_images(run.source(labels=False), [], student.image_size, count)
     seen = normalised(images, student)
     theirs = teacher(seen, capture=Capture(qkv=(blocks[0],), logits=False)).qkv[blocks[0]]
     own = student(seen, capture=Capture(qkv=(blocks[1],), logits=False)).qkv[blocks[1]]
@@ -100,7 +98,7 @@ def token_relations(run: "Run", count: int = IMAGES) -> TokenRelations:
 
 def names_of(run: "Run") -> tuple[str, ...]:
     """The relations that a run trained; Q-K and V-V for a run with another target."""
-    from vitdistill.methods.imitation import relation_list
+    from vitdistill.methods.options import relation_list
 
     trained = run.config.get("relations") if run.config.get("target", "relations") == "relations" else None
     if isinstance(trained, str):
