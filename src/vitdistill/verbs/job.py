@@ -216,12 +216,13 @@ class Job:
         return make_student(student.student, self.data, **{**_options(student), **changes})
 
     def pretraining_student(self, student: Student, **changes: Any) -> "Backbone":
-        """A network over images to train without labels; it has no classifier."""
+        """A network over images to train without labels; no classifier, and drop path only as the verb sets it."""
         from vitdistill.verbs.pretraining import make_pretraining_student
 
         if self.rebuilding is not None:
             return self.rebuilding.student()
-        return make_pretraining_student(student.student, self.data, **{**_options(student), **changes})
+        options = {name: value for name, value in _options(student).items() if name not in ("drop_path", "frames")}
+        return make_pretraining_student(student.student, self.data, **{**options, **changes})
 
     def video_student(self, student: Student, **changes: Any) -> "VideoViT":
         """A network over clips to train without labels; it has no classifier."""
