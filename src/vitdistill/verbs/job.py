@@ -66,9 +66,9 @@ def trains(
                 values |= resolve(values)
             return _train(verb, function, values, labels=labels)
 
-        def rebuild(run: "Run", values: Mapping[str, Any]) -> "Method":
+        def rebuild(run: "Run") -> "Method":
             """The method of a run, with its student as the run left it and all else as it began."""
-            return _call(function, Job(verb, dict(values), rebuilding=run))
+            return _call(function, Job(verb, _recorded(verb, run), rebuilding=run))
 
         run.__signature__ = signature_of(verb)  # type: ignore[attr-defined]
         run.__doc__ = documentation(verb)
@@ -76,6 +76,15 @@ def trains(
         return run
 
     return decorate
+
+
+def _recorded(verb: str, run: "Run") -> dict[str, Any]:
+    """The options of a run; its student is read from the run itself, and no data is opened."""
+    from vitdistill.verbs.parser import parse_config
+
+    options = options_of(verb)
+    required = {name: str(run.path) for name, option in options.items() if option.default is Parameter.empty}
+    return parse_config(verb, required | {name: run.config[name] for name in options if name in run.config})
 
 
 def check(verb: str, values: Mapping[str, Any], needs: Iterable[Needs], *, labels: bool) -> None:
