@@ -6,16 +6,17 @@ decorator: `@trains(epochs=800)`.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from vitdistill.data.images.augment import Augment
+from vitdistill.models.names import check_model
 from vitdistill.models.presets import BUNDLED
 from vitdistill.training.settings import Loader, Optim
 
 if TYPE_CHECKING:
     import torch
 
-Model = Union[str, "torch.nn.Module"]  # torch is not imported here
+Model = Annotated[Union[str, "torch.nn.Module"], check_model]  # torch is not imported here
 Sampling = Literal["dense", "uniform"]
 Positions = Literal["sincos", "learned"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vitdistill.errors import UserError
+from vitdistill.models.names import ModelName
 from vitdistill.tokens.keep import Keep
 
 CONVENTION = (
@@ -20,8 +21,8 @@ TRAINING_FORWARDS = 3
 
 def cost(
     *,
-    teacher: str,
-    student: str | None = None,
+    teacher: ModelName,
+    student: ModelName | None = None,
     keep: Keep = 0.5,
     image_size: int | None = None,
     epochs: int = 300,

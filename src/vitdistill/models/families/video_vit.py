@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vitdistill.errors import UserError, near
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.families.vit import ViT
+from vitdistill.models.names import VIDEO
 from vitdistill.tokens.positions import TABLES
 from vitdistill.types import TokenGrid
 
@@ -174,7 +175,6 @@ def check_video(backbone: Backbone, role: str) -> VideoViT:
     return backbone
 
 
-VIDEO = "video_vit_"  # what the names of the registered architectures begin with
 SIZES = {
     "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
     "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
