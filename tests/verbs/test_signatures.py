@@ -21,7 +21,8 @@ from vitdistill.verbs.job import trains
 from vitdistill.verbs.messages import refusal
 from vitdistill.verbs.needs import ABOVE_0, GIVEN, needs
 from vitdistill.verbs.parser import parse, parse_config
-from vitdistill.verbs.signatures import REQUIRED, Source, arguments_in, options_of, signature_of, text_type
+from vitdistill.verbs.signatures import REQUIRED, options_of, signature_of, text_type
+from vitdistill.verbs.source import Source, arguments_in
 from vitdistill.verbs.table import TRAINING, VERBS, verb
 
 METHODS = {"maskedkd": MaskedKD, "tinymim": TinyMIM, "mae": MAE, "videomae": VideoMAE, "mvd": MVD}
@@ -228,7 +229,7 @@ def test_unknown_models_are_refused_without_the_network() -> None:
             [*BASE, "--student_args", "3"],
             "--student_args must be a mapping, such as --student_args.name value or null; got '3'",
         ),
-        ("finetune", ["x", "--sampling", "dens"], "--sampling must be dense, uniform or null; got 'dens'"),
+        ("evaluate", ["x", "--sampling", "dens"], "--sampling must be dense, uniform or null; got 'dens'"),
         ("evaluate", ["x", "--crops", "2"], "--crops must be 1 or 3; got '2'"),
         ("knn", ["x", "--k", "few"], "--k must be a whole number or a list of whole numbers; got 'few'"),
         ("bench", ["--keep", "x"], "--keep must be a number or a list of numbers; got 'x'"),

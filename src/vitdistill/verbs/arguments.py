@@ -122,6 +122,20 @@ class TeacherOptions(Format):
     """further arguments of the teacher's architecture, e.g. `--teacher_args.img_size 384`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageAndVideoTeacher(Flat):
+    """The two kinds of teachers of MVD."""
+
+    image_teacher: Model | None = None
+    """pre-trained image ViT (vit_base_patch16_224.mae, a run of `mae`), which sees the first frame of each tubelet."""
+    image_teacher_args: dict[str, Any] | None = None
+    """further arguments of the image teacher's architecture, e.g. `--image_teacher_args.img_size 224`."""
+    video_teacher: Model | None = None
+    """pre-trained video ViT (a VideoMAE file, a run of `videomae`), which sees the whole clip."""
+    video_teacher_args: dict[str, Any] | None = None
+    """further arguments of the video teacher's architecture."""
+
+
 def masked_modelling(warmup_epochs: float, min_lr: float = 0.0) -> Optim:
     """The optimizer settings of masked modelling: MAE, Table 8; TinyMIM, VideoMAE and MVD take the same."""
     return Optim(lr=1.5e-4, lr_batch=256, betas=(0.9, 0.95), warmup_epochs=warmup_epochs, warmup_lr=0.0, min_lr=min_lr)
