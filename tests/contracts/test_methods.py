@@ -29,7 +29,6 @@ from vitdistill.models.build import build
 from vitdistill.models.families.video_vit import VideoViT, video_vit
 from vitdistill.models.macs import backbone_macs
 from vitdistill.models.teacher import Teacher
-from vitdistill.tokens.masking import Masking
 from vitdistill.types import Capture, StepOutput
 
 TARGETS = torch.tensor([1, 0, 9])
@@ -67,7 +66,7 @@ def clip_net(seed: int, **options: Any) -> nn.Module:
 
 
 def videomae(**options: Any) -> VideoMAE:
-    sizes = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2, "masking": Masking(0.75, "tube")}
+    sizes = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2, "mask_ratio": 0.75}
     return VideoMAE(clip_net(1), **{**sizes, **options})
 
 
@@ -80,7 +79,7 @@ def mvd(**options: Any) -> MVD:
         "image_teacher": image_teacher_net(),
         "video_teacher": clip_net(3, embed_dim=48, positions="sinusoid_1d"),
     }
-    return MVD(clip_net(1), **{**teachers, "masking": Masking(0.75, "tube"), "decoder": DECODER, **options})
+    return MVD(clip_net(1), **{**teachers, "mask_ratio": 0.75, "decoder": DECODER, **options})
 
 
 def per_token() -> PerToken:
@@ -500,7 +499,7 @@ def test_text_of_another_width_is_refused():
         ({"keep": "0:1.0,0.5:99"}, "keep must lie between 1 and 16.*got 99"),
         ({"keep": float("nan")}, "keep must be a finite number"),
         ({"layer": 3}, "blocks 0 to 2; got 3"),
-        ({"layer": -4}, "blocks 0 to 2; got -4"),
+        ({"saliency_layer": -4}, "blocks 0 to 2; got -4"),
     ],
 )
 def test_numbers_out_of_range_are_refused_at_once(options, words):
