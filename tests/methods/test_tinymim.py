@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from golden_values import Golden
 from tiny import tiny
-from vitdistill.data.images.jitter import color_jitter
+from vitdistill.methods.jitter import color_jitter
 from vitdistill.errors import UserError
 from vitdistill.losses.relations import relation
 from vitdistill.methods.tinymim import PixelDecoder, TinyMIM, default_teacher_block

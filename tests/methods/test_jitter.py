@@ -3,7 +3,7 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from vitdistill.data.images.jitter import Jitter, apply_jitter, color_jitter, draw_jitter
+from vitdistill.methods.jitter import Jitter, apply_jitter, color_jitter, draw_jitter
 from vitdistill.errors import UserError
 
 TORCHVISION = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)

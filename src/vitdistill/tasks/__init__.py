@@ -1,0 +1,1 @@
+"""What labels mean: head, loss, metrics, and how predictions are scored."""
