@@ -97,9 +97,9 @@ def test_the_gradient_is_that_of_finite_differences(name):
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7])
 def test_chunks_change_nothing_but_rounding(loss, chunk):
     student, teacher = features(0, b=7, k=7).requires_grad_(), features(1, b=7, k=7, d=6)
-    whole, parts = loss(student, teacher), loss(student, teacher, chunk)
-    torch.testing.assert_close(parts, whole)
-    torch.testing.assert_close(*(torch.autograd.grad(value, student)[0] for value in (parts, whole)))
+    at_once, parts = loss(student, teacher), loss(student, teacher, chunk)
+    torch.testing.assert_close(parts, at_once)
+    torch.testing.assert_close(*(torch.autograd.grad(value, student)[0] for value in (parts, at_once)))
 
 
 @every_loss
