@@ -11,7 +11,7 @@ from torch import nn
 
 from vitdistill.errors import UserError
 from vitdistill.methods.distillation import Distillation, Lesson
-from vitdistill.methods.options import TermNames, Terms
+from vitdistill.methods.terms.options import TermNames, Terms
 from vitdistill.methods.selection.selector import Ranked, Selector
 from vitdistill.methods.terms.logits import Logits
 from vitdistill.methods.terms.term import Term
