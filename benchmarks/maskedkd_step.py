@@ -29,7 +29,6 @@ from common import machine_name, met, parser_of, write
 from vitdistill.costing.measure import compare, hardware, peak_memory_bytes, weight_bytes
 from vitdistill.methods.maskedkd import MaskedKD
 from vitdistill.models.build import build
-from vitdistill.models.macs import backbone_macs
 from vitdistill.models.teacher import Teacher
 from vitdistill.tokens.keep import keep_count
 from vitdistill.verbs.bench import measure_student, measure_teacher
@@ -97,7 +96,7 @@ def ours(setting: Setting, student: nn.Module, teacher: nn.Module, keep: float =
     method = MaskedKD(student, guest, keep=keep, alpha=ALPHA, tau=TAU)
     if setting.compiled:
         method.student.compile_blocks()
-        guest.backbone.compile_blocks()
+        guest.network.compile_blocks()
     return lambda images, targets: method(images, targets).loss
 
 
@@ -223,7 +222,7 @@ def check_candidates(setting: Setting) -> None:
 def measure_forward(setting: Setting, name: str, keeps: tuple[float, ...]) -> list[dict[str, Any]]:
     """Part 1: a teacher alone."""
     teacher = Teacher(build(setting.net(name)), dtype=setting.dtype)
-    counts = [keep_count(keep, teacher.backbone.grid.count) for keep in keeps]
+    counts = [keep_count(keep, teacher.network.grid.count) for keep in keeps]
     return measure_teacher(teacher, setting.images(), counts, setting.repeats, compile=setting.compiled)
 
 
@@ -263,9 +262,9 @@ def has_memory(setting: Setting) -> bool:
 def step_limit(setting: Setting) -> float:
     """Whole step over masked step in MACs, the student's training being three forward passes."""
     teacher, student = (build(name, args=setting.args, meta=True) for name in (setting.teacher, setting.student))
-    training = 3 * backbone_macs(student).total
-    kept = backbone_macs(teacher, keep_count(KEEP, teacher.grid.count)).total
-    return (backbone_macs(teacher).total + training) / (kept + training)
+    training = 3 * student.macs().total
+    kept = teacher.macs(keep_count(KEEP, teacher.grid.count)).total
+    return (teacher.macs().total + training) / (kept + training)
 
 
 def measure(setting: Setting) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from vitdistill.methods.mvd import MVD, FeatureDecoder
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
 from vitdistill.models.decoder import Decoder
-from vitdistill.models.macs import backbone_macs, block_macs
+from vitdistill.models.macs import block_macs
 from vitdistill.models.teacher import Teacher
 from vitdistill.tokens.gather import complement
 from vitdistill.tokens.masking import Masking
@@ -49,7 +49,7 @@ from vitdistill.types import Capture, TokenGrid
 from vitdistill.verbs.common import WIDE_ENOUGH
 
 MASKING = Masking(0.9, "tube")
-LAST = Capture(hidden=(-1,), logits=False)
+LAST = Capture.at(-1, "output", head=False)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Setting:
         """vitdistill.MVD with float32 teachers, the same every time; on the `meta` device it costs nothing."""
         torch.manual_seed(0)
         student, image, video = self.networks()
-        guests = (Teacher(net, mean=student.mean, std=student.std) for net in (image, video))
+        guests = (Teacher(net, mean=student.input.mean, std=student.input.std) for net in (image, video))
         image_teacher, video_teacher = guests
         return MVD(
             student,
@@ -231,7 +231,7 @@ class Networks:
         if fast not in self.teachers:
             torch.manual_seed(0)
             student, *guests = setting.networks()
-            made = (Teacher(net, mean=student.mean, std=student.std, dtype=fast) for net in guests)
+            made = (Teacher(net, mean=student.input.mean, std=student.input.std, dtype=fast) for net in guests)
             self.teachers[fast] = dict(zip(float32, made, strict=True))
         self.optimizer = torch.optim.AdamW([p for p in self.method.parameters() if p.requires_grad], lr=1e-6)
         self.clock = Clock(setting.device)
@@ -274,7 +274,7 @@ class Networks:
     @contextmanager
     def explicit_attention(self, plain: bool) -> Iterator[None]:
         """timm's own attention modules multiply attention out when `fused_attn` is off."""
-        nets = [self.method, *(guest.backbone for guests in self.teachers.values() for guest in guests.values())]
+        nets = [self.method, *(guest.network for guests in self.teachers.values() for guest in guests.values())]
         attentions = [part for net in nets for part in net.modules() if isinstance(part, Attention)]
         for part in attentions:
             part.fused_attn = not plain
@@ -439,7 +439,7 @@ def count_macs(setting: Setting) -> dict[str, Any]:
         options = setting.decoder(student)
         decoder = Decoder(
             grid,
-            student.prefix,
+            student.specials,
             student.width,
             video.width,
             width=options.width,
@@ -450,18 +450,18 @@ def count_macs(setting: Setting) -> dict[str, Any]:
         )
     blocks = sum(block_macs(block, grid.count, layernorm=False).total for block in decoder.blocks)
     around = decoder.embed.weight.numel() * visible + decoder.pred.weight.numel() * (grid.count - visible)
-    encoder = backbone_macs(student, visible, capture=LAST, layernorm=False)
-    frame = backbone_macs(image, capture=LAST, layernorm=False).total
+    encoder = student.macs(visible, capture=LAST, layernorm=False)
+    frame = image.macs(capture=LAST, layernorm=False).total
     parts = {
         "image teacher": frame * grid.t,
-        "video teacher": backbone_macs(video, capture=LAST, layernorm=False).total,
+        "video teacher": video.macs(capture=LAST, layernorm=False).total,
         "student encoder": encoder.blocks,
         "decoders": 2 * blocks,
         "embedding and linear maps of the decoders": encoder.patch_embed + 2 * around,
     }
     teachers = parts["image teacher"] + parts["video teacher"]
     trained = encoder.total + 2 * (blocks + around)
-    unused = frame * (student.input_shape[1] - grid.t)
+    unused = frame * (student.input.shape[1] - grid.t)
     steps = {masks: teachers + 3 * (trained - encoder.patch_embed) * masks + 3 * encoder.patch_embed for masks in MASKS}
     plain = teachers + unused + 3 * trained
     return {

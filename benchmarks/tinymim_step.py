@@ -36,7 +36,6 @@ from vitdistill.losses.relations import relation_kl
 from vitdistill.methods.tinymim import TinyMIM
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
-from vitdistill.models.macs import backbone_macs
 from vitdistill.models.surgery.attention_heads import head_count, set_heads
 from vitdistill.models.teacher import Teacher
 from vitdistill.training.clock import Clock
@@ -155,12 +154,12 @@ def ours(setting: Setting, teacher_dtype: torch.dtype | None) -> Candidate:
     method = TinyMIM(setting.student(), guest, teacher_block=setting.pair.block, color_jitter=0)
     if setting.compiled:
         method.student.compile_blocks()
-        guest.backbone.compile_blocks()
+        guest.network.compile_blocks()
     return Candidate(
         method.student.net,
         loss=lambda images: method(images).loss,
-        teacher=lambda images: guest(images, capture=method.teacher_capture()).qkv[method.teacher_block],
-        student=lambda images: method.student(images, capture=method.student_capture()).qkv[method.student_block],
+        teacher=lambda images: guest(images, capture=method.teacher_capture()).qkv(method.teacher_block),
+        student=lambda images: method.student(images, capture=method.student_capture()).qkv(method.student_block),
         distance=bounded_distance,
     )
 
@@ -351,7 +350,7 @@ def speedups(timings: Comparison) -> dict[str, float]:
 def measure_relations(setting: Setting) -> dict[str, Any]:
     """Part 3: bytes above the inputs, from q, k, v to the gradients of the student's."""
     student, teacher = setting.student(meta=True), setting.teacher(meta=True)
-    heads, tokens = head_count(student, -1), student.prefix + student.grid.count
+    heads, tokens = head_count(student, -1), student.specials + student.grid.count
     shape = (setting.batch, heads, tokens)
 
     def qkv(width: int, dtype: torch.dtype, grad: bool = False) -> QKV:
@@ -382,10 +381,10 @@ def measure_relations(setting: Setting) -> dict[str, Any]:
 def count_macs(setting: Setting) -> dict[str, float]:
     """Part 4: MACs of one image's step; the backward pass is two forward passes of what the loss reaches."""
     student, teacher = setting.student(meta=True), setting.teacher(meta=True)
-    reached = backbone_macs(student, capture=Capture(qkv=(-1,), logits=False)).total
-    stopped = backbone_macs(teacher, capture=Capture(qkv=(setting.pair.block - 1,), logits=False)).total
+    reached = student.macs(capture=Capture.at(-1, "qkv", head=False)).total
+    stopped = teacher.macs(capture=Capture.at(setting.pair.block - 1, "qkv", head=False)).total
     ours_total = stopped + 3 * reached
-    plain_total = backbone_macs(teacher).total + backbone_macs(student).total + 2 * reached
+    plain_total = teacher.macs().total + student.macs().total + 2 * reached
     return {OURS: ours_total, PLAIN: plain_total, "ratio": plain_total / ours_total}
 
 

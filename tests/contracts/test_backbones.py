@@ -74,8 +74,8 @@ def test_all_patches_are_bit_identical_to_the_untouched_network(net, images, tra
     net.train(training)
     expected = net(images)
     output = build(net).train(training)(images)
-    assert torch.equal(output.logits, expected) and output.logits.shape == (3, 10)
-    assert output.distilled_logits is None and not output.qkv and not output.hidden
+    assert torch.equal(output.prediction, expected) and output.prediction.shape == (3, 10)
+    assert output.distilled is None and not output.qkv and not output.hidden
 
 
 def test_two_heads_of_a_distilled_network_in_training(images):
@@ -83,9 +83,9 @@ def test_two_heads_of_a_distilled_network_in_training(images):
     net.set_distilled_training(True)
     labelled, distilled = net(images)
     output = build(net).train()(images)
-    assert torch.equal(output.logits, labelled) and torch.equal(output.distilled_logits, distilled)
+    assert torch.equal(output.prediction, labelled) and torch.equal(output.distilled, distilled)
     assert not torch.equal(labelled, distilled)
-    assert build(net).eval()(images).distilled_logits is None
+    assert build(net).eval()(images).distilled is None
 
 
 def test_the_network_stays_as_it_was(net, images):
@@ -100,10 +100,12 @@ def test_the_network_stays_as_it_was(net, images):
 
 def test_it_describes_itself(family, backbone):
     assert backbone.grid == TokenGrid(1, 4, 4) and backbone.grid.count == 16
-    assert backbone.image_size == (32, 32) and backbone.num_classes == 10
+    assert backbone.input.size == (32, 32) and backbone.num_classes == 10
     assert backbone.name == FAMILIES[family][0].split(".")[0]
     assert backbone.depth == len(backbone.blocks) >= 2
-    assert len(backbone.mean) == len(backbone.std) == 3 and backbone.mean == tuple(backbone.net.pretrained_cfg["mean"])
+    assert len(backbone.input.mean) == len(backbone.input.std) == 3 and backbone.input.mean == tuple(
+        backbone.net.pretrained_cfg["mean"]
+    )
 
 
 @pytest.mark.parametrize("family", ["deit", "deit_distilled", "registers", "no_class_token", "cait"])
@@ -113,11 +115,11 @@ def test_prefix_tokens(net, family):
 
 
 def test_capturing_changes_nothing_and_leaves_no_hooks(backbone, images, family):
-    untouched = backbone(images).logits
+    untouched = backbone(images).prediction
     blocks = tuple(range(backbone.depth))
     capture = Capture(qkv=blocks, hidden=blocks if family in HIDDEN else ())
     output = backbone(images, capture=capture)
-    assert torch.equal(output.logits, untouched)
+    assert torch.equal(output.prediction, untouched)
     assert sorted(output.qkv) == list(blocks) and sorted(output.hidden) == list(capture.hidden)
     assert hooks(backbone) == 0
 
@@ -133,13 +135,13 @@ def test_hooks_are_removed_after_a_failure(backbone, images, monkeypatch):
 
 
 def test_shapes_of_what_is_captured(backbone, images, family):
-    tokens = backbone.prefix + 16
+    tokens = backbone.specials + 16
     output = backbone(images, capture=Capture(qkv=(0, -1), hidden=(0,) if family in HIDDEN else ()))
     assert sorted(output.qkv) == [0, backbone.depth - 1]
-    b, h, m, d = output.qkv[0].k.shape
-    assert (b, m) == (3, tokens) and output.qkv[0].q.shape == output.qkv[0].v.shape == (b, h, m, d)
+    b, h, m, d = output.qkv(0).k.shape
+    assert (b, m) == (3, tokens) and output.qkv(0).q.shape == output.qkv(0).v.shape == (b, h, m, d)
     if family in HIDDEN:
-        assert output.hidden[0].shape == (3, tokens, backbone.width) and h * d == backbone.width
+        assert output.tokens(0).all.shape == (3, tokens, backbone.width) and h * d == backbone.width
     assert output.tokens.shape[::2] == (3, backbone.width)
 
 
@@ -149,7 +151,7 @@ def test_hidden_is_the_blocks_output(net, images):
     handle = net.blocks[1].register_forward_hook(lambda _m, _i, output: found.append(output))
     net(images)
     handle.remove()
-    assert torch.equal(build(net)(images, capture=Capture(hidden=(1,))).hidden[1], found[0])
+    assert torch.equal(build(net)(images, capture=Capture.at(1, "output")).tokens(1).all, found[0])
 
 
 @pytest.mark.parametrize("block", [3, 4])
@@ -159,7 +161,7 @@ def test_hidden_of_class_attention_is_the_class_token_with_the_patches(images, b
     handle = net.blocks_token_only[block - 3].register_forward_hook(lambda _m, _i, output: cls.append(output))
     output = build(net)(images, capture=Capture(hidden=(2, block)))
     handle.remove()
-    assert torch.equal(output.hidden[block], torch.cat((cls[0], output.hidden[2]), dim=1))
+    assert torch.equal(output.tokens(block).all, torch.cat((cls[0], output.tokens(2).all), dim=1))
 
 
 @pytest.mark.parametrize("family", MASKABLE)
@@ -169,14 +171,14 @@ def test_kept_patches_equal_an_independent_reference(net, images, order):
     keep = keep.sort(dim=1).values if order == "ascending" else keep
     with torch.no_grad():
         torch.testing.assert_close(
-            build(net)(images, keep=keep).logits, expected_logits(net, images, keep), rtol=1e-5, atol=1e-5
+            build(net)(images, keep=keep).prediction, expected_logits(net, images, keep), rtol=1e-5, atol=1e-5
         )
 
 
 @pytest.mark.parametrize("family", MASKABLE)
 def test_keeping_every_patch_by_index_changes_nothing(net, images, family):
     keep = torch.arange(16).expand(3, -1)
-    got, expected = build(net)(images, keep=keep).logits, net(images)
+    got, expected = build(net)(images, keep=keep).prediction, net(images)
     if family == "no_class_token":  # its untouched tokens lie channel by channel in memory, which rounds otherwise
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     else:
@@ -186,7 +188,7 @@ def test_keeping_every_patch_by_index_changes_nothing(net, images, family):
 @pytest.mark.parametrize("family", MASKABLE)
 def test_one_patch_is_enough_and_gradients_reach_the_images_patch(net, images):
     images.requires_grad_()
-    build(net)(images, keep=torch.tensor([[0], [5], [15]])).logits.sum().backward()
+    build(net)(images, keep=torch.tensor([[0], [5], [15]])).prediction.sum().backward()
     seen = images.grad.abs().sum(dim=1).unfold(1, 8, 8).unfold(2, 8, 8).sum(dim=(-1, -2)).flatten(1) > 0
     assert seen.nonzero().tolist() == [[0, 0], [1, 5], [2, 15]]
 
@@ -207,7 +209,7 @@ def test_saliency_equals_timms_own_attention(net, images, family, kind, block):
     got = backbone.saliency(output, block, kind)
 
     attention = attention_of(net, backbone.blocks[block].attn, images)
-    prefix = 1 if family == "cait" else backbone.prefix
+    prefix = 1 if family == "cait" else backbone.specials
     reads_class = family not in ("swin", "no_class_token", "mae_mean_pool")  # mean pooling trains no class attention
     rows = attention[:, :, :1] if kind == "cls" and reads_class else attention[:, :, prefix:]
     torch.testing.assert_close(got, rows[..., prefix:].mean(dim=(1, 2)), rtol=1e-4, atol=1e-6)
@@ -219,7 +221,7 @@ def test_patch_saliency_of_a_talking_heads_trunk_is_softmax_of_its_queries_and_k
     """Before its heads are mixed: the mixed maps are no distributions."""
     backbone = build(tiny("cait"))
     output = backbone(images, capture=backbone.saliency_capture(1, "patch"))
-    q, k, _ = output.qkv[1]
+    q, k, _ = output.qkv(1)
     expected = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=(1, 2))
     torch.testing.assert_close(backbone.saliency(output, 1, "patch"), expected)
 
@@ -266,20 +268,20 @@ def test_a_pass_without_logits_gives_the_same_and_stops(backbone, images, block,
     full = backbone(images, capture=Capture(qkv=(block,), hidden=(block,)))
     early, ran = run_blocks_of(backbone, images, Capture(qkv=(block,), hidden=(block,), logits=False))
     assert early.logits is None and early.tokens is None
-    assert torch.equal(early.hidden[index], full.hidden[index]) and ran == list(range(index + 1))
-    assert all(map(torch.equal, early.qkv[index], full.qkv[index]))
+    assert torch.equal(early.tokens(index).all, full.tokens(index).all) and ran == list(range(index + 1))
+    assert all(map(torch.equal, early.qkv(index), full.qkv(index)))
 
-    only_qkv, ran = run_blocks_of(backbone, images, Capture(qkv=(block,), logits=False))
-    assert all(map(torch.equal, only_qkv.qkv[index], full.qkv[index]))
+    only_qkv, ran = run_blocks_of(backbone, images, Capture.at(block, "qkv", head=False))
+    assert all(map(torch.equal, only_qkv.qkv(index), full.qkv(index)))
     assert len(ran) == (index if family != "cait" else index + 1)  # a ViT stops right after the projection
 
 
 def test_swin_hands_out_saliency_but_no_block_outputs(images):
     backbone = build(tiny("swin"))
-    early = backbone(images, capture=Capture(qkv=(-1,), logits=False))
+    early = backbone(images, capture=Capture.at(-1, "qkv", head=False))
     assert early.logits is None
     with pytest.raises(UserError, match="block outputs"):
-        backbone(images, capture=Capture(hidden=(0,)))
+        backbone(images, capture=Capture.at(0, "output"))
 
 
 # --- compiled and checkpointed blocks --------------------
@@ -294,7 +296,7 @@ def test_compiled_blocks_still_hand_out_queries_and_keys(images, monkeypatch):
     compiled(images)  # compiled without hooks, which it would not look for again
     for _ in range(2):
         got, expected = compiled(images, capture=capture), plain(images, capture=capture)
-    torch.testing.assert_close(got.logits, expected.logits)
+    torch.testing.assert_close(got.prediction, expected.prediction)
     assert sorted(got.qkv) == [0, 2]
     torch.testing.assert_close(plain.saliency(got), plain.saliency(expected))
     assert list(compiled.net.state_dict()) == list(plain.net.state_dict())
@@ -310,7 +312,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(family, images):
         ran: list[int] = []
         backbone.blocks[0].norm1.register_forward_hook(lambda *_a, ran=ran: ran.append(0))
         output = backbone(images, capture=backbone.saliency_capture())
-        output.logits.square().sum().backward()
+        output.prediction.square().sum().backward()
         assert len(ran) == (2 if recompute else 1)  # once more in the backward pass
         assert sorted(output.qkv) == [backbone.depth - 1]
         gradients.append([parameter.grad for parameter in backbone.parameters()])

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from vitdistill.methods.per_token import PerToken
 
 from tiny import tiny
 from vitdistill.errors import UserError
@@ -18,7 +19,6 @@ from vitdistill.methods.mae import MAE
 from vitdistill.methods.maskedkd import MaskedKD
 from vitdistill.methods.method import Method, Pass
 from vitdistill.methods.mvd import MVD, FeatureDecoder
-from vitdistill.methods.per_token import PerToken
 from vitdistill.methods.selection import Criterion
 from vitdistill.methods.supervised import Supervised
 from vitdistill.methods.targets.features import TeacherFeatures
@@ -29,7 +29,7 @@ from vitdistill.models.families.video_vit import VideoViT, video_vit
 from vitdistill.models.macs import backbone_macs
 from vitdistill.models.teacher import Teacher
 from vitdistill.tokens.masking import Masking
-from vitdistill.types import Capture, StepOutput
+from vitdistill.types import Capture, Step
 
 TARGETS = torch.tensor([1, 0, 9])
 SOFT = torch.rand(3, 10, generator=torch.Generator().manual_seed(3)).softmax(dim=-1)
@@ -185,7 +185,7 @@ def teacher_of(method: MaskedKD) -> Teacher:
 @pytest.mark.parametrize("targets", [TARGETS, SOFT], ids=["labels", "soft"])
 def test_the_loss_is_a_finite_scalar_with_gradient_to_every_parameter(method, images, targets):
     step = method(images, targets, 0.5)
-    assert isinstance(step, StepOutput) and step.loss.shape == () and bool(step.loss.isfinite())
+    assert isinstance(step, Step) and step.loss.shape == () and bool(step.loss.isfinite())
     step.loss.backward()
     trained = {name: p for name, p in method.named_parameters() if p.requires_grad}
     assert not [name for name, p in trained.items() if p.grad is None or not p.grad.isfinite().all()]
@@ -214,13 +214,13 @@ def test_terms_are_detached_finite_scalars_and_logits_are_the_students(method, i
     assert step.terms and set(step.terms) <= known
     assert all(t.shape == () and not t.requires_grad and bool(t.isfinite()) for t in step.terms.values())
     if method.uses_labels:
-        assert step.logits.shape == (3, 10) and step.logits.requires_grad
+        assert step.prediction.shape == (3, 10) and step.prediction.requires_grad
     else:
         losses = []
         for targets in (TARGETS, SOFT):
             torch.manual_seed(0)
             losses.append(method(images, targets).loss)
-        assert torch.equal(*losses) and step.logits is None
+        assert torch.equal(*losses) and step.prediction is None
 
 
 def test_a_method_holds_the_student_and_nothing_else(method):
@@ -232,18 +232,18 @@ def test_a_method_holds_the_student_and_nothing_else(method):
         return  # a teacher that is the student's own average is state that a run has to resume
     held = {id(parameter) for parameter in method.parameters()}
     for teacher in method.teachers:
-        assert not held & {id(parameter) for parameter in teacher.backbone.parameters()}
+        assert not held & {id(parameter) for parameter in teacher.network.parameters()}
 
 
 def test_teachers_stay_frozen_and_in_eval_mode(method, images):
     method.train()
-    before = [copy.deepcopy(teacher.backbone.state_dict()) for teacher in method.teachers]
+    before = [copy.deepcopy(teacher.network.state_dict()) for teacher in method.teachers]
     method(images, TARGETS).loss.backward()
     for teacher, state in zip(method.teachers, before, strict=True):
         noisy = DropPath if teacher.drops_paths else ()
-        assert not any(module.training for module in teacher.backbone.modules() if not isinstance(module, noisy))
-        assert not any(p.requires_grad or p.grad is not None for p in teacher.backbone.parameters())
-        assert all(torch.equal(value, state[name]) for name, value in teacher.backbone.state_dict().items())
+        assert not any(module.training for module in teacher.network.modules() if not isinstance(module, noisy))
+        assert not any(p.requires_grad or p.grad is not None for p in teacher.network.parameters())
+        assert all(torch.equal(value, state[name]) for name, value in teacher.network.state_dict().items())
 
 
 def test_a_teacher_set_to_training_returns_to_eval(images):
@@ -297,7 +297,7 @@ def test_a_clock_hears_of_the_teachers_part(images):
 def expected_loss(
     method: MaskedKD, images: Tensor, keep: Tensor | None, alpha: float = 0.5, tau: float = 1.0
 ) -> Tensor:
-    student, teacher = method.student.net(images), teacher_of(method).backbone(images, keep=keep).logits
+    student, teacher = method.student.net(images), teacher_of(method).backbone(images, keep=keep).prediction
     kl = (teacher / tau).softmax(-1) * ((teacher / tau).log_softmax(-1) - (student / tau).log_softmax(-1))
     return (1 - alpha) * F.cross_entropy(student, TARGETS) + alpha * tau**2 * kl.sum(dim=-1).mean()
 
@@ -311,28 +311,28 @@ def test_the_loss_is_equation_1_on_the_patches_that_the_student_attends_to(image
     assert torch.equal(step.kept, keep)
     torch.testing.assert_close(step.loss, expected_loss(method, images, keep, alpha, tau))
     torch.testing.assert_close(step.loss, (1 - alpha) * step.terms["ce"] + alpha * step.terms["kd"])
-    assert torch.equal(step.teacher_logits, teacher_of(method)(images, keep=keep).logits)
+    assert torch.equal(step.teacher_prediction, teacher_of(method)(images, keep=keep).prediction)
 
 
 def test_keeping_all_is_bit_identical_to_plain_distillation(images):
     method = maskedkd(keep=1.0)
     step = method(images, TARGETS)
     assert step.kept is None and method.kept_patches(0.0) is None
-    assert torch.equal(step.teacher_logits, tiny("deit3", seed=2)(images))
-    assert torch.equal(step.logits, tiny("deit", seed=1)(images))
+    assert torch.equal(step.teacher_prediction, tiny("deit3", seed=2)(images))
+    assert torch.equal(step.prediction, tiny("deit", seed=1)(images))
     for keep in (16, "16", "1.0", 0.99):
         assert torch.equal(maskedkd(keep=keep)(images, TARGETS).loss, step.loss)
 
 
 def test_masking_changes_the_teachers_scores_and_not_the_students(images):
     masked, full = maskedkd(keep=4)(images, TARGETS), maskedkd(keep=1.0)(images, TARGETS)
-    assert torch.equal(masked.logits, full.logits)
-    assert float((masked.teacher_logits - full.teacher_logits).abs().max()) > 1e-3
+    assert torch.equal(masked.prediction, full.prediction)
+    assert float((masked.teacher_prediction - full.teacher_prediction).abs().max()) > 1e-3
 
 
 def test_hard_distillation_takes_the_teachers_decision_as_a_label(images):
     step = maskedkd(distillation="hard", keep=1.0)(images, TARGETS)
-    expected = F.cross_entropy(step.logits, step.teacher_logits.argmax(dim=-1))
+    expected = F.cross_entropy(step.prediction, step.teacher_prediction.argmax(dim=-1))
     torch.testing.assert_close(step.terms["kd"], expected.detach())
 
 
@@ -341,7 +341,7 @@ def test_alpha_0_needs_no_teacher_and_is_supervised_training(images):
     expected = Supervised(tiny("deit", seed=1), smoothing=0.1)(images, TARGETS)
     step = alone(images, TARGETS)
     assert torch.equal(step.loss, expected.loss) and set(step.terms) == {"ce"}
-    assert alone.teachers == [] and alone.kept_patches(0.0) is None and step.teacher_logits is None
+    assert alone.teachers == [] and alone.kept_patches(0.0) is None and step.teacher_prediction is None
     with_teacher = maskedkd(alpha=0.0)
     assert with_teacher.teacher is None and with_teacher.teachers == []
 
@@ -357,10 +357,10 @@ def test_two_heads_learn_from_labels_and_from_the_teacher(images):
     labelled, distilled = net(images)
     step = method(images, TARGETS)
     ce = F.cross_entropy(labelled, TARGETS)
-    kd = F.kl_div(distilled.log_softmax(-1), step.teacher_logits.softmax(-1), reduction="batchmean")
+    kd = F.kl_div(distilled.log_softmax(-1), step.teacher_prediction.softmax(-1), reduction="batchmean")
     torch.testing.assert_close(step.loss, 0.5 * ce + 0.5 * kd)
     method.eval()
-    torch.testing.assert_close(method.student(images).logits, (labelled + distilled) / 2)
+    torch.testing.assert_close(method.student(images).prediction, (labelled + distilled) / 2)
     assert not MaskedKD(tiny("deit_distilled"), alpha=0.0).student.net.distilled_training
 
 
@@ -378,18 +378,18 @@ def test_masking_the_student_shows_the_teacher_everything(images):
     output = method.student(images, capture=method.student.saliency_capture())
     keep = method.student.saliency(output).topk(6, dim=1).indices.sort(dim=1).values
     assert torch.equal(step.kept, keep)
-    assert torch.equal(step.teacher_logits, tiny("deit3", seed=2)(images))
-    assert torch.equal(step.logits, method.student(images, keep=keep).logits)
+    assert torch.equal(step.teacher_prediction, tiny("deit3", seed=2)(images))
+    assert torch.equal(step.prediction, method.student(images, keep=keep).prediction)
 
 
 class FromHidden(Criterion):
     """Asks for hidden states, and for no logits."""
 
     def capture(self, student):
-        return Capture(hidden=(0,), logits=False)
+        return Capture.at(0, "output", head=False)
 
     def scores(self, scene):
-        return scene.output.hidden[0][:, scene.student.prefix :].detach().norm(dim=-1)
+        return scene.output.tokens(0).all[:, scene.student.specials :].detach().norm(dim=-1)
 
 
 @pytest.mark.parametrize("mask", ["teacher", "student"])
@@ -404,17 +404,19 @@ def test_a_users_criterion_gets_what_it_asks_for(images, mask):
 def test_images_reach_the_teacher_in_its_own_statistics_and_size(images):
     student, net = tiny("vit", seed=1), tiny("deit", seed=2, img_size=48)
     method = MaskedKD(student, net, keep=1.0)
-    mean, std = torch.tensor(method.student.mean), torch.tensor(method.student.std)
-    own_mean, own_std = (torch.tensor(v) for v in (teacher_of(method).backbone.mean, teacher_of(method).backbone.std))
+    mean, std = torch.tensor(method.student.input.mean), torch.tensor(method.student.input.std)
+    own_mean, own_std = (
+        torch.tensor(v) for v in (teacher_of(method).backbone.input.mean, teacher_of(method).backbone.input.std)
+    )
     assert not torch.equal(mean, own_mean)
     pixels = images * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
     seen = F.interpolate((pixels - own_mean.view(-1, 1, 1)) / own_std.view(-1, 1, 1), size=48, mode="bicubic")
-    torch.testing.assert_close(method(images, TARGETS).teacher_logits, net(seen), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(method(images, TARGETS).teacher_prediction, net(seen), rtol=1e-4, atol=1e-4)
 
 
 def test_equal_statistics_and_size_pass_images_through_untouched(images):
     teacher = Teacher(build(tiny("deit")), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    assert torch.equal(teacher(images).logits, tiny("deit")(images))
+    assert torch.equal(teacher(images).prediction, tiny("deit")(images))
     assert teacher.resized(images) is images
 
 
@@ -436,11 +438,11 @@ def test_a_higher_resolution_teacher_is_masked_on_its_own_grid(images):
 
 
 def test_a_teacher_in_bfloat16_gives_float32_scores_close_to_its_own(images):
-    exact = Teacher(build(tiny("deit")))(images).logits
+    exact = Teacher(build(tiny("deit")))(images).prediction
     teacher = Teacher(build(tiny("deit")), dtype=torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.float16):  # the trainer's precision is not the teacher's
-        rounded = teacher(images).logits
-    assert {p.dtype for p in teacher.backbone.parameters()} == {torch.bfloat16}
+        rounded = teacher(images).prediction
+    assert {p.dtype for p in teacher.network.parameters()} == {torch.bfloat16}
     assert rounded.dtype == torch.float32 and not torch.equal(rounded, exact)
     assert float((rounded - exact).abs().max() / exact.abs().max()) < 0.05
     step = MaskedKD(tiny("vit", seed=1), teacher)(images, TARGETS)
@@ -451,8 +453,8 @@ def test_autocast_does_not_reach_the_teacher_or_the_loss(images):
     method = maskedkd(keep=1.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         step = method(images, TARGETS)
-    assert step.logits.dtype == torch.bfloat16 and step.loss.dtype == torch.float32
-    assert torch.equal(step.teacher_logits, tiny("deit3", seed=2)(images))
+    assert step.prediction.dtype == torch.bfloat16 and step.loss.dtype == torch.float32
+    assert torch.equal(step.teacher_prediction, tiny("deit3", seed=2)(images))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
@@ -460,7 +462,7 @@ def test_autocast_does_not_reach_the_teacher_or_the_loss(images):
 def test_teachers_follow_the_images_to_their_device(images, options):
     method = MaskedKD(tiny("vit", seed=1), tiny("deit", seed=2), network=tiny("deit3"), **options).cuda()
     step = method(images.cuda(), TARGETS.cuda())
-    assert step.loss.is_cuda and step.teacher_logits.is_cuda
+    assert step.loss.is_cuda and step.teacher_prediction.is_cuda
 
 
 def test_zero_shot_scores_are_scaled_cosines_with_the_text(images):
@@ -468,10 +470,10 @@ def test_zero_shot_scores_are_scaled_cosines_with_the_text(images):
     net = tiny("clip", num_classes=16)
     teacher = Teacher(build(net), text_embeddings=3 * text)
     expected = 100 * F.cosine_similarity(net(images)[:, None], text[None], dim=-1)
-    torch.testing.assert_close(teacher(images).logits, expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(teacher(images).prediction, expected, rtol=1e-4, atol=1e-3)
     assert teacher.num_classes == 10
     method = MaskedKD(tiny("deit", seed=1), teacher, keep=8)
-    assert method(images, TARGETS).teacher_logits.shape == (3, 10)
+    assert method(images, TARGETS).teacher_prediction.shape == (3, 10)
 
 
 def test_text_of_another_width_is_refused():
@@ -603,7 +605,7 @@ def test_the_passes_of_a_step_are_what_it_computes(method, images):
     def macs(passes: list[Pass]) -> float:
         total = 0
         for one in passes:
-            macs = backbone_macs(one.backbone, one.patches, capture=one.capture, layernorm=False)
+            macs = backbone_macs(one.network, one.patches, capture=one.capture, layernorm=False)
             total += one.times * (macs.total if one.embeds else macs.total - macs.patch_embed)
         return total * len(images)
 
@@ -615,7 +617,7 @@ def test_the_passes_of_a_step_are_what_it_computes(method, images):
     student, teacher = macs(method.student_passes(0.5)), macs(teachers)
     counting(method.student, "student")
     for guest in method.teachers:
-        counting(guest.backbone, "teachers")
+        counting(guest.network, "teachers")
     method.eval()
     method(images, TARGETS, 0.5)
     assert counted["student"] == student

@@ -97,7 +97,7 @@ def test_it_is_what_a_plain_loop_gives(kind: str) -> None:
 def test_features_are_those_that_mvd_takes_as_targets(kind: str) -> None:
     student = video_vit()
     backbone = build(tiny("vit")) if kind == "image" else video_vit(seed=1)
-    teacher = Teacher(backbone, mean=student.mean, std=student.std)
+    teacher = Teacher(backbone, mean=student.input.mean, std=student.input.std)
     target = TeacherFeatures(teacher, student.grid).values(clips())
     expected = target.unflatten(1, (4, 16)).mean(dim=2)
     torch.testing.assert_close(step_features(teacher, clips(), STEPS), expected)
@@ -154,7 +154,7 @@ def both() -> list[Network]:
 def seen_by_hand(numbers: list[int], backbone: Backbone) -> Tensor:
     """The middle clips of these videos, with stride 2, normalised for a network."""
     frames = torch.stack([torch.from_numpy(Square(n).read(range(2, 18, 2), 32)) for n in numbers])
-    mean, std = torch.tensor(backbone.mean), torch.tensor(backbone.std)
+    mean, std = torch.tensor(backbone.input.mean), torch.tensor(backbone.input.std)
     return ((frames.float() / 255 - mean) / std).permute(0, 4, 1, 2, 3)
 
 

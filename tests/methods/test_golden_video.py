@@ -173,7 +173,7 @@ def test_several_masks_of_a_clip_share_one_pass_of_each_teacher(golden, masks) -
     torch.testing.assert_close(together.loss, apart.loss)
     seen = []
     for teacher in shared.teachers:
-        teacher.backbone.net.patch_embed.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0].shape[0]))
+        teacher.network.net.patch_embed.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0].shape[0]))
     shared(clips)
     assert seen == [2 * 8, 2]  # eight frames of two clips, and two clips
 

@@ -32,10 +32,10 @@ class Outgoing(Criterion):
     """Another: the length of the student's hidden states, which it asks for."""
 
     def capture(self, student):
-        return Capture(hidden=(-1,))
+        return Capture.at(-1, "output")
 
     def scores(self, scene: Scene) -> Float[Tensor, "b n"]:
-        return scene.output.hidden[scene.student.depth - 1][:, scene.student.prefix :].detach().norm(dim=-1)
+        return scene.output.tokens(scene.student.depth - 1).all[:, scene.student.specials :].detach().norm(dim=-1)
 
 
 STUDENT = build(tiny("deit", seed=1))

@@ -10,9 +10,9 @@ from timm.models.vision_transformer import VisionTransformer
 
 from golden_values import Golden
 from tiny import tiny
-from vitdistill.methods.jitter import color_jitter
 from vitdistill.errors import UserError
 from vitdistill.losses.relations import relation
+from vitdistill.methods.jitter import color_jitter
 from vitdistill.methods.tinymim import PixelDecoder, TinyMIM, default_teacher_block
 from vitdistill.models.build import build
 from vitdistill.models.record import record_of
@@ -63,8 +63,8 @@ def test_the_method_gives_the_authors_values(golden, monkeypatch):
     case.check("grad_last_qkv_weight", last)
     case.check("grad_norm_last_qkv_weight", last.norm())
     case.check("grad_norm_patch_embed_weight", method.student.net.patch_embed.proj.weight.grad.norm())
-    student = method.student(case.inputs["student_image"], capture=method.student_capture()).qkv[method.student_block]
-    teacher = method.teacher(case.inputs["teacher_image"], capture=method.teacher_capture()).qkv[method.teacher_block]
+    student = method.student(case.inputs["student_image"], capture=method.student_capture()).qkv(method.student_block)
+    teacher = method.teacher(case.inputs["teacher_image"], capture=method.teacher_capture()).qkv(method.teacher_block)
     for role, qkv in (("student", student), ("teacher", teacher)):
         case.check(f"{role}_relation_qk", relation(qkv.q, qkv.k))
         case.check(f"{role}_relation_vv", relation(qkv.v, qkv.v))
@@ -86,12 +86,12 @@ def test_only_the_last_block_takes_the_teachers_heads_and_the_record_knows():
 def test_heads_change_what_a_block_computes_like_a_block_built_with_them(images):
     built, changed = build(tiny("vit", num_heads=4)), build(tiny("vit", num_heads=3))
     changed.net.load_state_dict(built.net.state_dict())
-    assert not torch.allclose(changed(images).logits, built(images).logits)
+    assert not torch.allclose(changed(images).prediction, built(images).prediction)
     set_heads(changed, dict.fromkeys(range(3), 4))
-    assert torch.equal(changed(images).logits, built(images).logits)
+    assert torch.equal(changed(images).prediction, built(images).prediction)
     for block in changed.blocks:
         block.attn.fused_attn = False
-    torch.testing.assert_close(changed(images).logits, built(images).logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(changed(images).prediction, built(images).prediction, rtol=1e-4, atol=1e-5)
 
 
 def test_heads_that_cannot_be_aligned_say_which_would_do():
@@ -120,7 +120,7 @@ def test_features_are_what_a_plain_forward_pass_computes(images, feature, residu
     for name in names:
         own, other = (
             by_hand(backbone, block, images, name, residual)
-            for backbone, block in ((method.student, 2), (method.teacher.backbone, 2))
+            for backbone, block in ((method.student, 2), (method.teacher.network, 2))
         )
         project = method.imitation.project["output" if (name, residual) == ("ffn", True) else name]
         target = F.layer_norm(other, other.shape[-1:])
@@ -145,8 +145,8 @@ def by_hand(backbone, block, images, feature, residual):
 
 def test_the_class_token_alone(images):
     method = tinymim(target="cls")
-    hidden = method.student(images, capture=Capture(hidden=(2,))).hidden[2][:, 0]
-    target = method.teacher(images, capture=Capture(hidden=(3,))).hidden[3][:, 0]
+    hidden = method.student(images, capture=Capture.at(2, "output")).tokens(2).all[:, 0]
+    target = method.teacher(images, capture=Capture.at(3, "output")).tokens(3).all[:, 0]
     expected = F.smooth_l1_loss(method.imitation.project["output"](hidden), F.layer_norm(target, (32,)), beta=2.0)
     torch.testing.assert_close(method.eval()(images).loss, expected)
 
@@ -182,7 +182,7 @@ def test_the_pixel_loss_is_added(images):
 def test_the_teacher_stops_at_its_block_and_the_student_at_its_last(images):
     method = tinymim(teacher_block=2)
     ran = []
-    for role, backbone in (("teacher", method.teacher.backbone), ("student", method.student)):
+    for role, backbone in (("teacher", method.teacher.network), ("student", method.student)):
         for index, block in enumerate(backbone.blocks):
             block.mlp.register_forward_hook(lambda *_, name=f"{role} {index}": ran.append(name))
     method(images)
@@ -197,12 +197,12 @@ def test_only_the_students_view_is_jittered_and_only_in_training(images):
     method = tinymim(color_jitter=0.4)
     seen = {}
     method.student.net.patch_embed.register_forward_pre_hook(lambda _m, inputs: seen.update(student=inputs[0]))
-    method.teacher.backbone.net.patch_embed.register_forward_pre_hook(lambda _m, inputs: seen.update(teacher=inputs[0]))
+    method.teacher.network.net.patch_embed.register_forward_pre_hook(lambda _m, inputs: seen.update(teacher=inputs[0]))
     torch.manual_seed(5)
     method.train()(images)
     assert torch.equal(seen["teacher"], images)
     pixels = (images * 0.5 + 0.5).clamp(0, 1)
-    assert method.student.mean == (0.5, 0.5, 0.5) and method.student.std == (0.5, 0.5, 0.5)
+    assert method.student.input.mean == (0.5, 0.5, 0.5) and method.student.input.std == (0.5, 0.5, 0.5)
     torch.manual_seed(5)
     torch.testing.assert_close(seen["student"], (color_jitter(pixels, 0.4) - 0.5) / 0.5)
     method.eval()(images)
@@ -217,7 +217,7 @@ def test_drop_path_of_the_teacher_is_active_in_training_only(images):
     torch.manual_seed(0)
     losses = {float(method(images).loss.detach()) for _ in range(4)}
     assert len(losses) > 1
-    assert not method.teacher.backbone.blocks[0].attn.training
+    assert not method.teacher.network.blocks[0].attn.training
 
 
 def test_the_students_drop_path_is_constant_but_for_the_last_block():
@@ -231,7 +231,7 @@ def test_the_students_drop_path_is_constant_but_for_the_last_block():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_huge_activations_in_half_precision_stay_finite(images, dtype):
     method = tinymim()
-    for backbone in (method.student, method.teacher.backbone):
+    for backbone in (method.student, method.teacher.network):
         with torch.no_grad():
             backbone.blocks[-1].attn.qkv.weight.mul_(100.0)
     with torch.autocast("cpu", dtype=dtype):

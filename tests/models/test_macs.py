@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from vitdistill.errors import UserError
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.families.cait import CaiT
-from vitdistill.models.families.opaque import Opaque
 from vitdistill.models.families.swin import Swin
 from vitdistill.models.families.vit import ViT
 from vitdistill.models.macs import backbone_macs, block_macs, traced_macs
+from vitdistill.models.network import Opaque
 
 IMAGES = 1_281_167  # ImageNet-1K, training set
 
@@ -87,8 +87,8 @@ def test_published_teacher_cost(name: str, options: dict, epochs: int, kept: int
 def test_published_cost_of_blocks(name: str, full: float, half: float) -> None:
     """Table 10, GFLOPs of the blocks alone, to the printed digit."""
     backbone = adapter(name)
-    assert backbone_macs(backbone).blocks / 1e9 == pytest.approx(full, abs=0.06)
-    assert backbone_macs(backbone, backbone.grid.count // 2).blocks / 1e9 == pytest.approx(half, abs=0.06)
+    assert backbone.macs().blocks / 1e9 == pytest.approx(full, abs=0.06)
+    assert backbone.macs(backbone.grid.count // 2).blocks / 1e9 == pytest.approx(half, abs=0.06)
 
 
 def torch_macs(net: torch.nn.Module, size: tuple[int, int]) -> float:
@@ -112,14 +112,14 @@ def torch_macs(net: torch.nn.Module, size: tuple[int, int]) -> float:
 )
 def test_without_layernorm_equals_torch_counter(name: str) -> None:
     backbone = adapter(name)
-    assert backbone_macs(backbone, layernorm=False).total == torch_macs(backbone.net, backbone.image_size)
+    assert backbone.macs(layernorm=False).total == torch_macs(backbone.net, backbone.input.size)
 
 
 @pytest.mark.parametrize("name", ["cait_xxs24_224", "swin_tiny_patch4_window7_224", "deit_tiny_distilled_patch16_224"])
 def test_equals_tracing_with_norms(name: str) -> None:
     backbone = adapter(name)
-    traced = traced_macs(backbone, torch.empty(1, 3, *backbone.image_size, device="meta"))
-    counted = backbone_macs(backbone)
+    traced = traced_macs(backbone, torch.empty(1, 3, *backbone.input.size, device="meta"))
+    counted = backbone.macs()
     assert counted.other == 0
     assert counted.layernorm == traced.layernorm
     assert counted.total == traced.total
@@ -128,9 +128,9 @@ def test_equals_tracing_with_norms(name: str) -> None:
 @pytest.mark.parametrize("name", ["cait_xxs24_224", "deit3_small_patch16_384", "vit_base_patch16_clip_quickgelu_224"])
 def test_masked_pass_equals_tracing_the_adapter(name: str) -> None:
     backbone = adapter(name)
-    images = torch.empty(1, 3, *backbone.image_size, device="meta")
+    images = torch.empty(1, 3, *backbone.input.size, device="meta")
     keep = torch.empty(1, 77, dtype=torch.long, device="meta")
-    assert backbone_macs(backbone, 77).total == traced_macs(backbone, images, keep=keep).total
+    assert backbone.macs(77).total == traced_macs(backbone, images, keep=keep).total
 
 
 def test_formula_of_the_spec_for_a_small_vit() -> None:
@@ -157,12 +157,12 @@ def test_qk_norms_count_every_head() -> None:
 
 def test_keeping_every_patch_costs_the_full_pass() -> None:
     backbone = adapter("deit_small_patch16_224")
-    assert backbone_macs(backbone, 196) == backbone_macs(backbone)
+    assert backbone.macs(196) == backbone.macs()
 
 
 def test_cost_is_increasing_and_superlinear_in_kept_patches() -> None:
     backbone = adapter("deit_small_patch16_224")
-    totals = [backbone_macs(backbone, kept).total for kept in (49, 98, 147, 196)]
+    totals = [backbone.macs(kept).total for kept in (49, 98, 147, 196)]
     steps = [after - before for before, after in pairwise(totals)]
     assert all(step > 0 for step in steps)
     assert steps == sorted(steps)
@@ -171,7 +171,7 @@ def test_cost_is_increasing_and_superlinear_in_kept_patches() -> None:
 def test_blocks_add_up() -> None:
     """What a teacher that stops early costs is a sum over its blocks."""
     backbone = adapter("deit_small_patch16_224")
-    one, whole = block_macs(backbone.blocks[0], 197), backbone_macs(backbone)
+    one, whole = block_macs(backbone.blocks[0], 197), backbone.macs()
     assert (one * 12).attention == whole.attention
     assert (one + one).mlp == 2 * one.mlp
     assert (one * 12).total == 12 * one.total
@@ -194,7 +194,7 @@ def test_windows_over_the_edge_are_computed_whole() -> None:
 @pytest.mark.parametrize(("name", "gmacs"), [("resnet50", 4.09), ("convnext_tiny", 4.46)])
 def test_other_networks_are_traced(name: str, gmacs: float) -> None:
     backbone = adapter(name)
-    macs = backbone_macs(backbone, layernorm=False)
+    macs = backbone.macs(layernorm=False)
     assert macs.total == macs.other
     assert macs.total / 1e9 == pytest.approx(gmacs, rel=0.002)
 

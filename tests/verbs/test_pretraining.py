@@ -18,7 +18,6 @@ from vitdistill.data.images.recipes import Augment
 from vitdistill.errors import UserError
 from vitdistill.methods.tinymim import PixelDecoder
 from vitdistill.models.build import build
-from vitdistill.models.macs import backbone_macs
 from vitdistill.models.record import ModelRecord
 from vitdistill.models.surgery.attention_heads import head_count
 from vitdistill.training.settings import Optim
@@ -239,9 +238,9 @@ def test_the_cost_is_that_of_the_tokens_and_blocks_that_a_step_runs(teacher: Pat
     for run in (teacher, student):
         cost = json.loads((run / "run.json").read_text())["cost"]
         backbone = build(str(run))
-        full = backbone_macs(backbone).total / 1e9
-        capture = Capture(qkv=(1,), logits=False) if run == student else Capture()
-        computed = backbone_macs(backbone, 9 if run == teacher else None, capture=capture).total / 1e9
+        full = backbone.macs().total / 1e9
+        capture = Capture.at(1, "qkv", head=False) if run == student else Capture()
+        computed = backbone.macs(9 if run == teacher else None, capture=capture).total / 1e9
         assert cost["student_gmacs_full_per_image"] == full
         assert cost["student_gmacs_per_image"] == computed < full
 
@@ -265,11 +264,11 @@ def test_the_fine_tuned_student_reloads_in_timm_with_identical_logits(tuned: Pat
     images = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     scope: dict[str, Any] = {"timm": timm}
     exec(result["load"], scope)
-    assert torch.equal(scope["model"].eval()(images), build(str(tuned)).eval()(images).logits)
+    assert torch.equal(scope["model"].eval()(images), build(str(tuned)).eval()(images).prediction)
     # Without the head count the same weights give other logits: it has to be said.
     record = json.loads((tuned / "student.json").read_text())
     naive = timm.create_model(record["architecture"], checkpoint_path=result["path"], **record["args"]).eval()
-    assert not torch.allclose(naive(images), build(str(tuned)).eval()(images).logits)
+    assert not torch.allclose(naive(images), build(str(tuned)).eval()(images).prediction)
     assert export(str(tuned), checkpoint="last")["max_difference"] == 0.0
 
 

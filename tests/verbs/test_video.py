@@ -144,14 +144,16 @@ def test_views_of_wide_videos_are_those_cut_by_hand(wide: tuple[str, dict[str, A
     model, options = wide
     tested = evaluate(model, clips=2, crops=3, batch_size=6, **options)
     network = build(model, args=options["model_args"], pretrained=True).eval()
-    mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (network.mean, network.std))
+    mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (network.input.mean, network.input.std))
     losses, single = [], []
     for label in (0, 1):
         files = sorted((tmp_path / f"video{label}").iterdir())
         video = torch.from_numpy(np.stack([np.asarray(Image.open(file)) for file in files])).permute(3, 0, 1, 2) / 255
         views = [video[:, start : start + 16, :, left : left + 32] for start in (0, 8) for left in (0, 8, 16)]
         with torch.inference_mode():
-            shares = network((torch.stack([*views, video[:, 4:20, :, 8:40]]) - mean) / std).logits.softmax(1)[:, label]
+            shares = network((torch.stack([*views, video[:, 4:20, :, 8:40]]) - mean) / std).prediction.softmax(1)[
+                :, label
+            ]
         losses.append(-shares[:6].mean().log().item())
         single.append(-shares[6].log().item())
     assert tested["views"] == 6 and tested["loss"] == pytest.approx(sum(losses) / 2, rel=1e-4)

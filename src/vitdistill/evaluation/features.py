@@ -13,7 +13,7 @@ from vitdistill.data.source import ImageSet
 from vitdistill.errors import UserError
 from vitdistill.evaluation.loading import Reader
 from vitdistill.models.backbone import Backbone
-from vitdistill.models.families.opaque import Opaque
+from vitdistill.models.network import Opaque
 
 Pool = Literal["auto", "cls", "avg"]
 # "own": a network without tokens pools in the way it always does before its classifier.
@@ -89,7 +89,7 @@ def pooled(backbone: Backbone, images: Float[Tensor, "b 3 *pixels"], pool: Pool)
         net = backbone.net
         return net.forward_head(net.forward_features(images), pre_logits=True).flatten(1)
     tokens = backbone(images).tokens
-    # Not `backbone.prefix`: CaiT's class token joins only behind the trunk, and is among the tokens here.
+    # Not `backbone.specials`: CaiT's class token joins only behind the trunk, and is among the tokens here.
     prefix = tokens.shape[1] - backbone.grid.count
     features = tokens[:, 0] if pooling == "cls" else tokens[:, prefix:].mean(dim=1)
     # Networks that mean-pool have their final norm behind the pooling, and none on the tokens (MAE, BEiT).

@@ -192,10 +192,10 @@ class Reader:
             UserError: when more than 1% of the set is unreadable.
         """
         backbone, source, augment, sampling, views = self.subject
-        on_device = OnDevice(augment, backbone.mean, backbone.std, len(source.classes))
+        on_device = OnDevice(augment, backbone.input.mean, backbone.input.std, len(source.classes))
         loader = make_loader(
             images,
-            validation_transform(source, augment, backbone.image_size, sampling, views),
+            validation_transform(source, augment, backbone.input.size, sampling, views),
             EvalBatchSampler(len(images), max(1, self.batch_size // views.count)),
             seed=0,
             num_workers=self.workers,

@@ -24,8 +24,8 @@ from vitdistill.data.transforms import is_video, sampling_of
 from vitdistill.errors import UserError
 from vitdistill.evaluation.loading import Reader, Subject
 from vitdistill.models.backbone import Backbone
-from vitdistill.models.families.opaque import Opaque
 from vitdistill.models.families.video_vit import VideoViT
+from vitdistill.models.network import Opaque
 from vitdistill.models.teacher import Teacher
 from vitdistill.types import Capture
 
@@ -172,13 +172,13 @@ def step_features(
     Raises:
         UserError: when the network has no such block, or hands out no tokens.
     """
-    backbone = teacher.backbone
+    backbone = teacher.network
     index = backbone.block_index(block)
     seen: Tensor = clips
     if not isinstance(backbone, VideoViT):
         seen = clips[:, :, steps.first_frames].transpose(1, 2).flatten(0, 1)
-    tokens = teacher(seen, capture=Capture(hidden=(index,), logits=False)).hidden[index]
-    # Not `backbone.prefix`: CaiT's class token joins only behind the trunk.
+    tokens = teacher(seen, capture=Capture.at(index, "output", head=False)).tokens(index).all
+    # Not `backbone.specials`: CaiT's class token joins only behind the trunk.
     patches = tokens[:, tokens.shape[1] - backbone.grid.count :].float()
     return patches.reshape(len(clips), steps.count, -1, patches.shape[-1]).mean(dim=2)
 
@@ -189,7 +189,9 @@ def common_steps(networks: Sequence[Network], source: DataSource) -> Steps:
     Raises:
         UserError: when they differ, or when there is a single step.
     """
-    seen = {n.name: Steps(n.backbone.frames, n.backbone.grid.t) for n in networks if isinstance(n.backbone, VideoViT)}
+    seen = {
+        n.name: Steps(n.backbone.input.frames, n.backbone.grid.t) for n in networks if isinstance(n.backbone, VideoViT)
+    }
     if len(set(seen.values())) > 1:
         each = "; ".join(f"{name} sees {steps.frames} frames in {steps.count} steps" for name, steps in seen.items())
         raise UserError("All networks over clips must see the same frames", each, "Compare them one at a time")
@@ -246,7 +248,7 @@ def compare(
     check_length(source.val, taken)
     subject = Subject(backbone=eyes, source=source, augment=Augment(recipe="none"), sampling=taken)
     reader = Reader(subject, batch_size=batch_size, device=device, workers=workers)
-    guests = [Teacher(network.backbone, mean=eyes.mean, std=eyes.std) for network in networks]
+    guests = [Teacher(network.backbone, mean=eyes.input.mean, std=eyes.input.std) for network in networks]
     features: list[list[Tensor]] = [[] for _ in networks]
     corrupt = _SkippedClips()
     for batch, _ in reader.batches(_EvenlySpread(source.val, clips), corrupt, "comparing frames"):

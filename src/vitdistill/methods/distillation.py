@@ -80,7 +80,8 @@ class Distillation(Method):
         student = self.student(self.view(inputs), keep=shown, capture=self.student_capture(progress))
 
         # Each teacher sees what the selector keeps, up to the last point that its terms ask for.
-        losses, kept, teacher = {}, shown, Output()
+        losses: dict[str, Tensor] = {}
+        kept, teacher = shown, Output()
         for guide, terms in self.lessons:
             with self.clock("teacher"):
                 keep = self.selector.for_teacher(inputs, student, self.student, guide, progress)

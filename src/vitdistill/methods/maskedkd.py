@@ -11,9 +11,9 @@ from torch import nn
 
 from vitdistill.errors import UserError
 from vitdistill.methods.distillation import Distillation, Lesson
-from vitdistill.methods.terms.options import TermNames, Terms
 from vitdistill.methods.selection.selector import Ranked, Selector
 from vitdistill.methods.terms.logits import Logits
+from vitdistill.methods.terms.options import TermNames, Terms
 from vitdistill.methods.terms.term import Term
 from vitdistill.models.families import as_network
 from vitdistill.models.network import Network

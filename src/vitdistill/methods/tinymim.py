@@ -224,7 +224,9 @@ def check_pair(student: Network, teacher: Network) -> None:
         UserError: with both grids, and the image sizes at which they would match.
     """
     for role, network in (("student", student), ("teacher", teacher)):
-        if not isinstance(network, ViT) or not all(is_plain(block) for block in (network.blocks[0], network.blocks[-1])):
+        if not isinstance(network, ViT) or not all(
+            is_plain(block) for block in (network.blocks[0], network.blocks[-1])
+        ):
             raise UserError(f"TinyMIM's {role} must be a plain ViT or DeiT", network.name)
     assert isinstance(student, ViT) and isinstance(teacher, ViT)
     if student.specials != teacher.specials:

@@ -183,9 +183,7 @@ def is_self_attention_block(block: nn.Module) -> bool:
 # --- tracing -----------------------------------------------------------------------------------------------------
 
 
-def traced_macs(
-    module: nn.Module, shape: Sequence[int], kept: int | None = None, *, layernorm: bool = True
-) -> Macs:
+def traced_macs(module: nn.Module, shape: Sequence[int], kept: int | None = None, *, layernorm: bool = True) -> Macs:
     """MACs of one call of any module, all under `other`: half of FlopCounterMode's count on the `meta` device.
 
     Args:

@@ -37,6 +37,4 @@ class Classification(Task):
         from torchmetrics.classification import MulticlassAccuracy
 
         options: dict[str, Any] = {"average": "micro", "validate_args": False}
-        return {
-            f"top{k}": MulticlassAccuracy(self.classes, top_k=min(k, self.classes), **options) for k in (1, 5)
-        }
+        return {f"top{k}": MulticlassAccuracy(self.classes, top_k=min(k, self.classes), **options) for k in (1, 5)}

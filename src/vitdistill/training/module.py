@@ -15,7 +15,7 @@ from vitdistill.data.loader import Batch, CorruptLog
 from vitdistill.data.order import EpochBatchSampler, seed_everything_at
 from vitdistill.errors import UserError
 from vitdistill.methods.method import Method
-from vitdistill.models.build import adapter_of
+from vitdistill.models.families import as_network
 from vitdistill.training.clock import Clock
 from vitdistill.training.optim import make_optimizer, make_schedule, plan_groups
 from vitdistill.training.settings import Settings
@@ -105,8 +105,8 @@ class TrainingModule(pl.LightningModule):
         step = self.method(images, targets, self.progress)
         self._note(step.loss, batch_idx)
         values = {"train/loss": step.loss.detach(), **{f"train/{name}": value for name, value in step.terms.items()}}
-        if step.teacher_logits is not None:
-            hits = step.teacher_logits.argmax(dim=-1) == (targets if targets.ndim == 1 else targets.argmax(dim=-1))
+        if step.teacher_prediction is not None:
+            hits = step.teacher_prediction.argmax(dim=-1) == (targets if targets.ndim == 1 else targets.argmax(dim=-1))
             values["teacher/top1"] = 100 * hits.float().mean()
         for name, value in {**values, "batches": torch.ones_like(step.loss.detach())}.items():
             self._sums[name] = self._sums[name] + value.to(self._wide) if name in self._sums else value.to(self._wide)
@@ -214,7 +214,7 @@ class TrainingModule(pl.LightningModule):
         known = {"target": batch.targets, "index": batch.index}
         self._metrics["val"].update(preds=predictions, **known)  # type: ignore[operator]
         if self._ema:
-            average = adapter_of(self._ema[0].module)
+            average = as_network(self._ema[0].module)
             self._metrics["ema"].update(  # type: ignore[operator]
                 preds=self.method.predict(average, images, batch.targets), **known
             )

@@ -15,7 +15,7 @@ def describe(backbone: Backbone) -> dict[str, Any]:
         "name": backbone.name,
         "params": sum(parameter.numel() for parameter in backbone.parameters()),
         "grid": str(backbone.grid),
-        "image_size": list(backbone.image_size),
+        "image_size": list(backbone.input.size),
     }
 
 
@@ -39,7 +39,7 @@ def cost_of(method: Method, epochs: int, images_per_epoch: int, epochs_done: int
     passes = method.teacher_passes()
     if not passes:
         return {"tokens": None, "cost": cost}
-    full = _gmacs([Pass(one.backbone, times=one.times) for one in passes])
+    full = _gmacs([Pass(one.network, times=one.times) for one in passes])
     counts = [method.kept_patches(at) for at in progress]
     masks_teacher = getattr(method, "mask", "teacher") == "teacher"
     # Criteria that ask a network for its attention pay for its pass whenever something is masked.
@@ -65,7 +65,7 @@ def cost_of(method: Method, epochs: int, images_per_epoch: int, epochs_done: int
 def _gmacs(passes: Sequence[Pass]) -> float:
     total = 0
     for one in passes:
-        macs = backbone_macs(one.backbone, one.patches, capture=one.capture)
+        macs = backbone_macs(one.network, one.patches, capture=one.capture)
         total += one.times * (macs.total if one.embeds else macs.total - macs.patch_embed)
     return total / 1e9
 

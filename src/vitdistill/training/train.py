@@ -88,8 +88,8 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
             run.drop_rows_from(0)
     run.update(
         student=describe(method.student),
-        teacher=describe(method.teachers[0].backbone) if method.teachers else None,
-        teachers=[describe(teacher.backbone) for teacher in method.teachers],
+        teacher=describe(method.teachers[0].network) if method.teachers else None,
+        teachers=[describe(teacher.network) for teacher in method.teachers],
         data={
             "name": source.name,
             "train_images": len(source.train),
@@ -102,7 +102,7 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
         epochs=settings.epochs,
     )
     if settings.compile:
-        for backbone in (method.student, *(teacher.backbone for teacher in method.teachers)):
+        for backbone in (method.student, *(teacher.network for teacher in method.teachers)):
             backbone.compile_blocks()
     started = time.perf_counter()
     status = "failed"
@@ -134,7 +134,7 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
     world, rank = trainer.world_size, trainer.global_rank
     global_batch = settings.batch_size * world * settings.optim.accumulate
     augment = settings.augment.resolved()
-    on_device = OnDevice(augment, method.student.mean, method.student.std, len(source.classes))
+    on_device = OnDevice(augment, method.student.input.mean, method.student.input.std, len(source.classes))
     on_device.check_batch_size(settings.batch_size)
     sampler = EpochBatchSampler(
         len(source.train),
@@ -252,7 +252,7 @@ class _Timing(pl.Callback):
 def _write_record(method: Method, source: DataSource, run: RunDirectory) -> None:
     """student.json, at the start: checkpoints can be read with it before the run is over."""
     record = replace(record_of(method.student.net), classes=list(source.classes) if method.uses_labels else [])
-    record.mean, record.std = list(method.student.mean), list(method.student.std)
+    record.mean, record.std = list(method.student.input.mean), list(method.student.input.std)
     record.write(run.path)
 
 

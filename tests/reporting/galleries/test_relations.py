@@ -90,7 +90,7 @@ def test_maps_are_those_of_the_networks_that_the_run_had(make_tinymim: Make) -> 
     for backbone, block, maps in ((student, 1, "student"), (teacher, 1, "teacher")):
         images = normalised(found.images, backbone)  # each with its own statistics
         with torch.no_grad():
-            q, k, _ = backbone.eval()(images, capture=Capture(qkv=(block,), logits=False)).qkv[block]
+            q, k, _ = backbone.eval()(images, capture=Capture.at(block, "qkv", head=False)).qkv(block)
             scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
         expected = scores.softmax(-1).mean(1) * 37
         torch.testing.assert_close(getattr(found.maps[0], maps), expected, rtol=1e-4, atol=1e-5)

@@ -1,7 +1,7 @@
 """The interface of a criterion: who ranks the patches (MaskedKD, Sec. 5.1, Table 6).
 
-To add one: subclass `Criterion` in a file of its own and write `scores`; any method with a `Selector` takes an instance.
-For a name on the command line, add a line to `CRITERIA` in `selection/__init__.py`.
+To add one: subclass `Criterion` in a file of its own and write `scores`; any method with a `Selector` takes an
+instance. For a name on the command line, add a line to `CRITERIA` in `selection/__init__.py`.
 """
 
 from dataclasses import dataclass

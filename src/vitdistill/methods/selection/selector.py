@@ -176,7 +176,7 @@ class Ranked(Selector):
         masked = self.masked(student, teacher)
         assert masked is not None
         scene = Scene(inputs.detach(), student, output, teacher, masked.grid)
-        return self.criterion.select(scene, count, order=self.order)  # type: ignore[arg-type]  # checked above
+        return self.criterion.select(scene, count, order=self.order)
 
     def ranking_passes(self, student: Network, teacher: Teacher, progress: float) -> list[Pass]:
         if self._count(student, teacher, progress) is None:

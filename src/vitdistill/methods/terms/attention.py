@@ -6,6 +6,7 @@ the steps.
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -120,7 +121,7 @@ def projector(width: int, wanted: int) -> nn.Sequential:
     norm = partial(nn.LayerNorm, eps=1e-6)
     sizes = (width, 2 * width, width, 2 * width, wanted)
     layers: list[nn.Module] = [norm(width)]
-    for number, (inside, outside) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for number, (inside, outside) in enumerate(pairwise(sizes)):
         layers += [nn.GELU()] if number else []
         layers.append(nn.Linear(inside, outside))
     return nn.Sequential(*layers, norm(wanted))

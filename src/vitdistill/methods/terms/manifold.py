@@ -82,8 +82,6 @@ class ManifoldTerm(Term):
         for own, other in self.pairs:
             mine, theirs = common_patches(student, student.tokens(own), teacher, teacher.tokens(other))
             rows = draw_rows(mine.shape[0] * mine.shape[1], self.rows, device=mine.device)  # new for each pair
-            losses.append(
-                [intra_image(mine, theirs), inter_image(mine, theirs), random_sample(mine, theirs, rows)]
-            )
+            losses.append([intra_image(mine, theirs), inter_image(mine, theirs), random_sample(mine, theirs, rows)])
         means = [torch.stack(values).mean() for values in zip(*losses, strict=True)]
         return dict(zip(self.weights, means, strict=True))

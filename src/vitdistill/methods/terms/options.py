@@ -1,7 +1,7 @@
 """Options of the terms that have names on the command line.
 
-To add a term: write it in a file of its own, its options here as a frozen dataclass whose `build` makes it, and one line
-in `Terms`. This file is imported to print help texts, so it imports no torch.
+To add a term: write it in a file of its own, its options here as a frozen dataclass whose `build` makes it, and one
+line in `Terms`. This file is imported to print help texts, so it imports no torch.
 """
 
 from dataclasses import dataclass, fields

@@ -75,5 +75,3 @@ def common_patches(
         return mine, take(theirs, student.kept)
     assert teacher.kept is not None
     return take(transfer_features(mine, student.grid, teacher.grid), teacher.kept), theirs
-
-

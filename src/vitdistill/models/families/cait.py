@@ -64,7 +64,11 @@ class CaiT(Backbone):
 
     def _blocks_run(self, capture: Capture) -> int:
         """How many blocks a pass runs."""
-        return self.depth if capture.head else 1 + max((self.block_index(block) for block, _ in capture.points), default=-1)
+        return (
+            self.depth
+            if capture.head
+            else 1 + max((self.block_index(block) for block, _ in capture.points), default=-1)
+        )
 
     def head(self, tokens: Tensor) -> tuple[Tokens, Tensor]:
         tokens = self.net.norm(tokens)
