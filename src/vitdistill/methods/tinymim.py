@@ -21,7 +21,7 @@ from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
 from vitdistill.models.families.vit import ViT, is_plain
 from vitdistill.models.surgery.attention_heads import head_count, set_heads
-from vitdistill.models.surgery.drop_path import set_drop_path
+from vitdistill.models.surgery.drop_path import drop_path_rates, set_drop_path
 from vitdistill.models.teacher import Teacher
 from vitdistill.tokens.gather import take
 from vitdistill.tokens.masking import random_mask, visible_count
@@ -104,7 +104,7 @@ class TinyMIM(Method):
             raise UserError("color_jitter must lie in [0, 1]", color_jitter)
         self.color_jitter = color_jitter
         if teacher_drop_path:
-            set_drop_path(guest.backbone, [teacher_drop_path] * guest.backbone.depth)
+            set_drop_path(guest.backbone, [teacher_drop_path] * len(drop_path_rates(guest.backbone)))
         self.visible = None if mask_ratio == 0 else visible_count(self.student.grid.count, mask_ratio)
         if pixels is not None and self.visible is None:
             raise UserError("The pixel loss predicts hidden patches, so some must be hidden", "mask_ratio 0")

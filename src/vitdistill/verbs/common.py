@@ -17,6 +17,7 @@ from vitdistill.evaluation.loading import run_config
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
 from vitdistill.models.presets import BUNDLED
+from vitdistill.models.surgery.drop_path import set_drop_path
 from vitdistill.models.teacher import Teacher
 from vitdistill.runs.directory import RunDirectory, plain
 from vitdistill.training.precision import cpu_has_bf16, has_bf16
@@ -139,6 +140,8 @@ def make_student(
         image_size=image_size or source.image_size,
         pretrained=pretrained,
     )
+    if isinstance(spec, str) and not options.get("drop_path_rate"):
+        set_drop_path(student, 0.0)  # some architectures (Swin) have a default above 0
     if classes:
         _check_classes("student", student.num_classes, student.name, source)
     return student

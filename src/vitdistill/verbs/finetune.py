@@ -7,6 +7,8 @@ from vitdistill.errors import refuse_unused
 from vitdistill.training.settings import Loader, Optim
 from vitdistill.verbs.common import Model, inherited_sampling, settings_of, start
 
+DROP_PATH = 0.1
+
 
 def finetune(
     model: Model,
@@ -21,7 +23,7 @@ def finetune(
     image_size: int | None = None,
     stride: int | None = None,
     sampling: Literal["dense", "uniform"] | None = None,
-    drop_path: float = 0.1,
+    drop_path: float = DROP_PATH,
     model_args: dict[str, Any] | None = None,
     augment: Augment = Augment(recipe="finetune"),
     optim: Optim = Optim(lr=5e-4, lr_batch=256, layer_decay=0.65, warmup_epochs=5, min_lr=1e-6),
@@ -53,7 +55,7 @@ def finetune(
             else 4, and 1 for bundled clips.
         sampling: of videos: dense takes a window of frames x stride, uniform one frame of each of so many equal parts;
             by default the run's that is fine-tuned, else dense.
-        drop_path: stochastic depth rate of the last block; earlier blocks get less.
+        drop_path: stochastic depth rate of the last block; earlier blocks get less (CaiT: of every block of the trunk).
         model_args: further arguments of the architecture.
         augment: augmentation.
         optim: optimizer and schedule; `layer_decay` is the factor from each block to the one before it.
@@ -79,6 +81,7 @@ def finetune(
     from vitdistill.models.build import build
     from vitdistill.models.presets import PRESETS
     from vitdistill.models.surgery.classifier import finetunable
+    from vitdistill.models.surgery.drop_path import drop_path_rates
     from vitdistill.training.train import train
 
     # A preset has no published weights: fine-tuning it is training from scratch under the same recipe.
@@ -92,7 +95,8 @@ def finetune(
         pool=pool,
         head_init=(0.001 if downloads or not isinstance(model, str) else 1.0) if head_init is None else head_init,
         new_head=fresh_head,
-        drop_path=drop_path,
+        # The default is for networks that have drop path; any other rate is asked for, and refused without.
+        drop_path=0.0 if drop_path == DROP_PATH and not drop_path_rates(body) else drop_path,
     )
     method = Supervised(network, smoothing=augment.resolved().smoothing)
     return train(method, source, run, settings_of(arguments, network, source), resume=resume)

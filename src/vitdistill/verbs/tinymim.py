@@ -105,7 +105,7 @@ def tinymim(
     )
     run, source = start("tinymim", arguments, labels=False)
     from vitdistill.methods.tinymim import TinyMIM
-    from vitdistill.models.surgery.drop_path import constant_but_last, set_drop_path
+    from vitdistill.models.surgery.drop_path import constant_but_last, drop_path_rates, set_drop_path
     from vitdistill.training.train import train
 
     pupil = make_pretraining_student(
@@ -114,7 +114,7 @@ def tinymim(
     guest = make_teacher(
         teacher, source, pupil, args=teacher_args, dtype=teacher_dtype, trainer=trainer, check_classes=False
     )
-    set_drop_path(pupil, constant_but_last(drop_path, pupil.depth))
+    set_drop_path(pupil, constant_but_last(drop_path, len(drop_path_rates(pupil))))
     method = TinyMIM(
         pupil,
         guest,
