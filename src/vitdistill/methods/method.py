@@ -107,7 +107,7 @@ class Method(nn.Module, ABC):
         """The loss of a batch, summed over its samples; None where the targets do not tell."""
         return cross_entropy(predictions.float(), targets, reduction="sum")
 
-    def after_step(self) -> None:  # most methods have nothing to do
+    def after_step(self, progress: float) -> None:  # most methods have nothing to do
         """Called after every optimizer step."""
 
     def exports(self, state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

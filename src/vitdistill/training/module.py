@@ -16,6 +16,7 @@ from vitdistill.data.order import EpochBatchSampler, seed_everything_at
 from vitdistill.errors import UserError
 from vitdistill.methods.method import Method
 from vitdistill.models.build import adapter_of
+from vitdistill.models.ema import moving_average
 from vitdistill.training.clock import Clock
 from vitdistill.training.optim import make_optimizer, make_schedule, plan_groups
 from vitdistill.training.settings import Settings
@@ -83,7 +84,7 @@ class TrainingModule(pl.LightningModule):
         self.clock = Clock(self.device)
         self.method.clock = self.clock.part
         if self.settings.optim.ema is not None:
-            self._ema = [ModelEmaV3(self.method.student.net, decay=self.settings.optim.ema)]
+            self._ema = [moving_average(self.method.student.net, self.settings.optim.ema)]
             if self._ema_state is not None:
                 self._ema[0].module.load_state_dict(self._ema_state)
 
@@ -160,7 +161,7 @@ class TrainingModule(pl.LightningModule):
         self.position = (self.current_epoch, batch_idx + 1)
         if self.global_step > self._ema_steps:  # not in the middle of an accumulated step
             self._ema_steps = self.global_step
-            self.method.after_step()
+            self.method.after_step(self.progress)
             if self._ema:
                 self._ema[0].update(self.method.student.net)
 
