@@ -25,7 +25,7 @@ _LAZY = {
     "Teacher": "vitdistill.models.teacher",
     "Method": "vitdistill.methods.method",
     "Criterion": "vitdistill.methods.selection",
-    "Augment": "vitdistill.data.images.recipes",
+    "Augment": "vitdistill.data.images.augment",
     "Optim": "vitdistill.training.settings",
     "Loader": "vitdistill.training.settings",
     "build": "vitdistill.models.build",
@@ -62,7 +62,7 @@ _LAZY = {
 __all__ = sorted(_LAZY)
 
 if TYPE_CHECKING:
-    from vitdistill.data.images.recipes import Augment
+    from vitdistill.data.images.augment import Augment
     from vitdistill.errors import UserError
     from vitdistill.methods.mae import MAE
     from vitdistill.methods.masked_modelling import MaskedModelling

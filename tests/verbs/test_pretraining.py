@@ -14,7 +14,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.errors import UserError
 from vitdistill.methods.tinymim import PixelDecoder
 from vitdistill.models.build import build
@@ -332,7 +332,7 @@ def test_a_module_without_drop_path_is_fine_tuned_by_default_and_refused_a_rate(
 KILLED = """
 import json, os, signal, sys
 import torch
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.methods.tinymim import PixelDecoder
 from vitdistill.training.module import TrainingModule
 from vitdistill.training.settings import Optim

@@ -10,7 +10,7 @@ from torch import Tensor
 from vitdistill.data.clips.sampling import Sampling, Views, check_length
 from vitdistill.data.clips.transforms import cut_views
 from vitdistill.data.device import OnDevice
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.data.loader import CorruptLog, default_workers, make_loader
 from vitdistill.data.open import open_source
 from vitdistill.data.order import EvalBatchSampler

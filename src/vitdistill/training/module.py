@@ -18,7 +18,7 @@ from vitdistill.methods.method import Method
 from vitdistill.models.build import adapter_of
 from vitdistill.models.ema import moving_average
 from vitdistill.training.clock import Clock
-from vitdistill.training.optim import make_optimizer, make_schedule, plan_groups
+from vitdistill.training.optim import make_optimizer, make_schedules, plan_groups
 from vitdistill.training.settings import Settings
 
 
@@ -73,8 +73,8 @@ class TrainingModule(pl.LightningModule):
         optim = self.settings.optim
         optimizer = make_optimizer(self.method, self._groups, optim, self._global_batch)
         steps = -(-len(self._sampler) // optim.accumulate)
-        schedule = make_schedule(optimizer, optim, self.settings.epochs, steps)
-        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+        schedules = make_schedules(optimizer, optim, self.settings.epochs, steps)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"} for schedule in schedules]
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         scheduler.step_update(num_updates=self.global_step)

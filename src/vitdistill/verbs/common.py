@@ -1,13 +1,14 @@
 """What the training verbs share: from arguments to a prepared run, a student and a teacher."""
 
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.data.open import open_source
 from vitdistill.data.order import seed_everything_at
 from vitdistill.data.source import DataSource
@@ -47,11 +48,14 @@ def start(verb: str, arguments: dict[str, Any], *, labels: bool = True) -> tuple
             raise UserError(f"{name} must be a vitdistill.{GROUPS[name]}", f"a {type(value).__name__}")
     if not labels:
         _refuse_what_needs_labels(arguments["augment"])
+    from vitdistill.cli import verb as verb_of
+
     source = open_source(arguments["data"], labels=labels)
     config = {key: plain(_name(value)) for key, value in arguments.items() if key not in ("resume", "overwrite")}
     run = RunDirectory.prepare(
         arguments["out"], verb, config, resume=arguments["resume"], overwrite=arguments["overwrite"]
     )
+    arguments["optim_default"] = signature(verb_of(verb)).parameters["optim"].default
     seed_everything_at(arguments["seed"], "initialisation")
     return run, source
 
@@ -77,7 +81,7 @@ def settings_of(arguments: dict[str, Any], student: Backbone, source: DataSource
     if sampling is None:
         needs = "networks over clips"
         refuse_unused(stride=(stride is not None, needs), sampling=(kind != "dense", needs))
-    names = ("epochs", "batch_size", "seed", "augment", "optim", "loader", "precision", "compile")
+    names = ("epochs", "batch_size", "seed", "augment", "optim", "optim_default", "loader", "precision", "compile")
     return Settings(
         **{name: arguments[name] for name in names},
         image_size=student.image_size,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.data.order import seed_everything_at
 from vitdistill.errors import UserError
 from vitdistill.files import is_first_process

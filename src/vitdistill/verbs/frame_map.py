@@ -109,7 +109,7 @@ def score(
     """
     from vitdistill.data.actions.ava import write_predictions
     from vitdistill.data.device import OnDevice
-    from vitdistill.data.images.recipes import Augment
+    from vitdistill.data.images.augment import Augment
     from vitdistill.data.loader import CorruptLog, default_workers, make_loader
     from vitdistill.data.order import EvalBatchSampler
     from vitdistill.data.source import DataSource

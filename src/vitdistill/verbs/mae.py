@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.errors import UserError
 from vitdistill.models.record import FULL
 from vitdistill.training.settings import Loader, Optim

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.data.transforms import is_video
 from vitdistill.errors import UserError, refuse_unused
 from vitdistill.methods.mvd import FeatureDecoder

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.training.settings import Loader, Optim
 from vitdistill.verbs.common import Model, make_student, settings_of, start
 

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.errors import refuse_unused
 from vitdistill.methods.tinymim import PixelDecoder
 from vitdistill.training.settings import Loader, Optim

@@ -31,7 +31,7 @@ def clip_reconstructions(run: "Run", count: int = CLIPS) -> list[Reconstructions
         UserError: when the run holds no decoder, or its data is gone.
     """
     from vitdistill.data.device import OnDevice
-    from vitdistill.data.images.recipes import Augment
+    from vitdistill.data.images.augment import Augment
     from vitdistill.data.transforms import clip_sampling
 
     method = _method(run)
