@@ -148,7 +148,8 @@ def some_images(
     Raises:
         UserError: when there is none, or a file cannot be read.
     """
-    from vitdistill.data.images.recipes import Augment, eval_transform
+    from vitdistill.data.images.augment import Augment
+    from vitdistill.data.images.recipes import eval_transform
     from vitdistill.data.transforms import validation_transform
 
     plain = Augment(recipe="none")
