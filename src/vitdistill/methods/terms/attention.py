@@ -18,6 +18,7 @@ from vitdistill.errors import UserError
 from vitdistill.losses.attention import aggregate, attention_kl, class_log_attention, restrict, to_grid
 from vitdistill.methods.terms.term import Term
 from vitdistill.models.backbone import Backbone
+from vitdistill.models.network import Network
 from vitdistill.types import QKV, Capture, Output
 
 
@@ -86,6 +87,10 @@ class AttentionTerm(Term):
             own |= {(self.last, "output")}
         other = frozenset((block, "qkv") for _, block in self.pairs)
         return Capture(frozenset(own), head=False), Capture(other, head=self.project is not None)  # type: ignore[arg-type]
+
+    def reached(self, student: Network) -> set[nn.Parameter]:
+        assert isinstance(student, Backbone)
+        return student.reached(self.captures()[0], frozenset("qk"))
 
     def forward(self, student: Output, teacher: Output) -> dict[str, Float[Tensor, ""]]:
         kl = torch.stack([self._kl(student, own, teacher, other) for own, other in self.pairs])
