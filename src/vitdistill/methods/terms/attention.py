@@ -106,7 +106,8 @@ class AttentionTerm(Term):
         assert student.grid is not None and teacher.grid is not None
         mine, theirs = student.qkv(own), teacher.qkv(other)
         rows, targets = _rows(mine), _rows(theirs).detach()
-        shared = min(mine.specials, theirs.specials)
+        # Where special tokens are not the same ones, class tokens alone are compared.
+        shared = mine.specials if mine.specials == theirs.specials else 1
         if teacher.kept is not None and student.kept is None:
             rows = to_grid(rows, student.grid, teacher.grid, special=mine.specials, mode="bilinear")
             rows = restrict(rows, teacher.kept, special=mine.specials, shared=shared)

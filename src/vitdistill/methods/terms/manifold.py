@@ -41,7 +41,7 @@ class ManifoldTerm(Term):
         """
         Args:
             student: its patches must form a grid.
-            teacher: likewise with a grid.
+            teacher: its patches must form a grid with as many time steps.
             student_blocks: blocks whose outputs are compared, from 0.
             teacher_blocks: with which blocks of the teacher, one each.
             rows: random patches of a batch.
