@@ -103,11 +103,13 @@ class ViT(Backbone):
     ) -> set[nn.Parameter]:
         if capture.head:
             return super().reached(capture, roles, prediction=prediction)
-        whole, _ = self.blocks_run(capture)
+        whole, only_qkv = self.blocks_run(capture)
         unreached = self.head_parameters | set(self.net.norm.parameters())
         for index, block in enumerate(self.blocks):
             points = {point for asked, point in capture.points if self.block_index(asked) == index}
-            if index + 1 < whole or (index + 1 == whole and (points & {"output", "ffn"} or not is_plain(block))):
+            # The last block that runs whole is reached up to its points, unless its output goes on to another.
+            ends_here = index + 1 == whole and not only_qkv
+            if index < whole and (not ends_here or points & {"output", "ffn"} or not is_plain(block)):
                 continue
             unreached |= set(block.parameters()) - _reached_within(block, points, roles)
         return set(self.net.parameters()) - unreached
