@@ -35,6 +35,33 @@ class TokenGrid:
         return f"{self.h}x{self.w}" if self.t == 1 else f"{self.t}x{self.h}x{self.w}"
 
 
+@dataclass(frozen=True)
+class InputSpec:
+    """What a network takes.
+
+    Attributes:
+        shape: one input without its batch dimension: (channels, height, width), or (channels, frames, height, width).
+        mean: per channel, of the statistics that inputs in 0..1 are normalised with.
+        std: per channel, goes with `mean`.
+        patch: frames, height and width of a patch in pixels; None where patches overlap or are not known.
+    """
+
+    shape: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    patch: tuple[int, int, int] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.shape[-2], self.shape[-1]
+
+    @property
+    def frames(self) -> int | None:
+        """Frames of a clip; None for images."""
+        return self.shape[1] if len(self.shape) == 4 else None
+
+
 # A branch of a block: what self-attention or the MLP adds to the tokens, and the tokens after attention was added.
 Part = Literal["attention", "attention_residual", "ffn"]
 

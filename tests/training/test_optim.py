@@ -90,7 +90,7 @@ def test_constant_schedule_stays(method: Supervised) -> None:
 def test_settings_report_every_broken_rule_together() -> None:
     from vitdistill.errors import UserError
 
-    settings = Settings(epochs=0, batch_size=0, image_size=(16, 16), optim=Optim(lr=-1.0, ema=2.0))
+    settings = Settings(epochs=0, batch_size=0, optim=Optim(lr=-1.0, ema=2.0))
     with pytest.raises(UserError) as error:
         settings.check()
     for word in ("epochs", "batch_size", "optim.lr", "optim.ema"):

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitdistill.errors import UserError
 from vitdistill.tokens.gather import keep_patches
-from vitdistill.types import NOTHING, QKV, BackboneOutput, Capture, Part, TokenGrid
+from vitdistill.types import NOTHING, QKV, BackboneOutput, Capture, InputSpec, Part, TokenGrid
 
 SaliencyKind = Literal["cls", "patch"]
 
@@ -96,6 +96,11 @@ class Backbone(nn.Module, ABC):
     def std(self) -> tuple[float, ...]:
         """Per-channel standard deviation that goes with `mean`."""
         return tuple((getattr(self.net, "pretrained_cfg", None) or {}).get("std", DEFAULT_STD))
+
+    @property
+    def spec(self) -> InputSpec:
+        """What the network takes: for this the data makes its samples ready."""
+        return InputSpec(self.input_shape, self.mean, self.std)
 
     # --- running it --------------------
 

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from timm.optim import list_optimizers
 
-from vitdistill.data.clips.sampling import Sampling
 from vitdistill.data.images.recipes import Augment
 from vitdistill.errors import UserError, near
 
@@ -68,15 +67,14 @@ class Settings:
     Attributes:
         epochs: passes over the training images.
         batch_size: images per device and step.
-        image_size: height and width of the student's input, in pixels.
         precision: Lightning's precision, or "auto".
         trainer: further arguments for `lightning.Trainer`.
-        sampling: which frames of a video make a clip; None for images.
+        stride: of clips, frames from one to the next; None chooses by the data.
+        sampling: of clips, dense or uniform; None is dense.
     """
 
     epochs: int
     batch_size: int
-    image_size: tuple[int, int]
     seed: int = 0
     augment: Augment = field(default_factory=Augment)
     optim: Optim = field(default_factory=Optim)
@@ -84,7 +82,8 @@ class Settings:
     precision: str = "auto"
     compile: bool = False
     trainer: dict[str, Any] = field(default_factory=dict)
-    sampling: Sampling | None = None
+    stride: int | None = None
+    sampling: str | None = None
 
     def check(self) -> None:
         """Refuse values that cannot train anything, all together.

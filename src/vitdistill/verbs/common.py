@@ -11,7 +11,6 @@ from vitdistill.data.images.recipes import Augment
 from vitdistill.data.open import open_source
 from vitdistill.data.order import seed_everything_at
 from vitdistill.data.source import DataSource
-from vitdistill.data.transforms import DENSE, clip_sampling
 from vitdistill.errors import UserError, refuse_unused
 from vitdistill.evaluation.loading import run_config
 from vitdistill.models.backbone import Backbone
@@ -64,24 +63,15 @@ def inherited_sampling(model: Model, stride: int | None, sampling: str | None) -
     return {"stride": stride, "sampling": sampling}
 
 
-def settings_of(arguments: dict[str, Any], student: Backbone, source: DataSource) -> Settings:
-    """The training engine's settings out of a training verb's arguments.
-
-    Raises:
-        UserError: when a network over clips is given images, or one over images options of clips.
-    """
-    stride, kind = arguments.get("stride"), arguments.get("sampling", "dense")
-    refuse_unused(stride=(stride is not None and kind == "uniform", DENSE))
-    sampling = clip_sampling(student, source, stride, kind)
-    if sampling is None:
-        needs = "networks over clips"
-        refuse_unused(stride=(stride is not None, needs), sampling=(kind != "dense", needs))
+def settings_of(arguments: dict[str, Any]) -> Settings:
+    """The training engine's settings out of a training verb's arguments."""
+    sampling = arguments.get("sampling", "dense")
     names = ("epochs", "batch_size", "seed", "augment", "optim", "loader", "precision", "compile")
     return Settings(
         **{name: arguments[name] for name in names},
-        image_size=student.image_size,
         trainer=arguments["trainer"] or {},
-        sampling=sampling,
+        stride=arguments.get("stride"),
+        sampling=None if sampling == "dense" else sampling,  # dense says nothing, so it is no option given for images
     )
 
 

@@ -95,4 +95,4 @@ def finetune(
         drop_path=drop_path,
     )
     method = Supervised(network, smoothing=augment.resolved().smoothing)
-    return train(method, source, run, settings_of(arguments, network, source), resume=resume)
+    return train(method, source, run, settings_of(arguments), resume=resume)

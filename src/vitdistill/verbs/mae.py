@@ -94,7 +94,7 @@ def mae(
         method.load_full(full_file(init))
         heads = head_count(encoder, 0)  # the weights' own, whatever was asked for
         _check_heads(init, "student_args.num_heads", (student_args or {}).get("num_heads", heads), heads)
-    return train(method, source, run, settings_of(arguments, encoder, source), resume=resume)
+    return train(method, source, run, settings_of(arguments), resume=resume)
 
 
 def full_file(spec: str) -> Path:

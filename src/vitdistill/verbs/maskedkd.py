@@ -132,7 +132,7 @@ def maskedkd(
         network=third,
         random_share=random_share,
     )
-    return train(method, source, run, settings_of(arguments, pupil, source), resume=resume)
+    return train(method, source, run, settings_of(arguments), resume=resume)
 
 
 def layer_number(layer: str | int, depth: int) -> int:

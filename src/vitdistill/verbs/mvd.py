@@ -3,7 +3,6 @@
 from typing import Any, Literal
 
 from vitdistill.data.images.recipes import Augment
-from vitdistill.data.transforms import is_video
 from vitdistill.errors import UserError, refuse_unused
 from vitdistill.methods.mvd import FeatureDecoder
 from vitdistill.models.backbone import Backbone
@@ -121,7 +120,7 @@ def mvd(
     from vitdistill.training.train import train
 
     pupil: Backbone
-    if video_teacher is None and image_teacher is not None and not is_video(source):
+    if video_teacher is None and image_teacher is not None and not source.train.has_frames:
         refuse_unused(frames=(frames is not None, "videos"))
         options = {"drop_path_rate": drop_path, **(student_args or {})}
         pupil = make_pretraining_student(
@@ -174,4 +173,4 @@ def mvd(
             masks_per_clip=masks_per_clip,
             decoder=decoder,
         )
-    return train(method, source, run, settings_of(arguments, pupil, source), resume=resume)
+    return train(method, source, run, settings_of(arguments), resume=resume)

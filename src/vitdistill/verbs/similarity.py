@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vitdistill.errors import UserError, refuse_unused
+from vitdistill.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +54,6 @@ def similarity(
         The picture's path, the frames compared, and per network its matrix and the mean similarity of neighbours, of
         steps half a clip apart, and of the first and the last.
     """
-    from vitdistill.data.transforms import DENSE
     from vitdistill.evaluation.loading import run_config
     from vitdistill.evaluation.similarity import Wanted, compare, distinct, teachers_of
     from vitdistill.reporting.galleries.similarity import save, similarity_figure
@@ -69,12 +68,11 @@ def similarity(
     for model, config in zip(models, configs, strict=True):
         wanted += [*(teachers_of(config) if teachers else []), Wanted(model)]
     kind = sampling or settings.get("sampling") or "dense"
-    refuse_unused(stride=(stride is not None and kind == "uniform", DENSE))
     found = compare(
         _opened(distinct(wanted), layer),
         source,
         clips=clips,
-        stride=settings.get("stride") if stride is None else stride,
+        stride=settings.get("stride") if stride is None and kind == "dense" else stride,
         sampling=kind,
         batch_size=batch_size,
         device=device,
@@ -93,7 +91,6 @@ def _source(data: str | None, configs: list[dict[str, Any]]) -> tuple["DataSourc
         UserError: when none are named, or there is no such data.
     """
     from vitdistill.data.open import open_source
-    from vitdistill.data.transforms import is_video
 
     if data is not None:
         return open_source(data, labels=False), next((config for config in configs if "stride" in config), {})
@@ -101,7 +98,7 @@ def _source(data: str | None, configs: list[dict[str, Any]]) -> tuple["DataSourc
     for config in configs:
         if config.get("data"):
             source = open_source(str(config["data"]), labels=False)
-            if is_video(source):
+            if source.val.has_frames:
                 return source, config
     if source is None:
         raise UserError("Videos must be named where no run says which it was trained on", remedy="Give --data")

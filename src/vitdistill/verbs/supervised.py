@@ -67,4 +67,4 @@ def supervised(
         student, source, args=student_args, image_size=image_size, pretrained=pretrained, drop_path=drop_path
     )
     method = Supervised(network, smoothing=augment.resolved().smoothing)
-    return train(method, source, run, settings_of(arguments, network, source), resume=resume)
+    return train(method, source, run, settings_of(arguments), resume=resume)

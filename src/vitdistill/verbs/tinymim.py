@@ -130,7 +130,7 @@ def tinymim(
         color_jitter=color_jitter,
         teacher_drop_path=teacher_drop_path,
     )
-    return train(method, source, run, settings_of(arguments, pupil, source), resume=resume)
+    return train(method, source, run, settings_of(arguments), resume=resume)
 
 
 def relation_list(text: str) -> list[str]:

@@ -101,4 +101,4 @@ def videomae(
         positions=positions,
         drop_path=drop_path,
     )
-    return train(method, source, run, settings_of(arguments, encoder, source), resume=resume)
+    return train(method, source, run, settings_of(arguments), resume=resume)
