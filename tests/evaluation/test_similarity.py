@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tiny import tiny
 from vitdistill.data.bundled.moving_digits import moving_digits
-from vitdistill.data.clips.video import Video, VideoSet
+from vitdistill.data.clips.samples import VideoSamples
+from vitdistill.data.clips.video import Video
 from vitdistill.data.open import open_source
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
@@ -106,7 +107,7 @@ def test_features_are_those_that_mvd_takes_as_targets(kind: str) -> None:
 # --- over a set of videos --------------------
 
 
-class Squares(VideoSet):
+class Squares(VideoSamples):
     """Videos whose frames all have their own brightness; some may be broken."""
 
     def __init__(self, count: int, broken: tuple[int, ...] = ()) -> None:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vitdistill.data.loader import CorruptLog
-from vitdistill.data.source import ImageSet
+from vitdistill.data.samples import Samples
 from vitdistill.errors import UserError
 from vitdistill.evaluation.loading import Reader
 from vitdistill.models.backbone import Backbone
@@ -98,7 +98,7 @@ def pooled(backbone: Backbone, images: Float[Tensor, "b 3 *pixels"], pool: Pool)
 
 
 @torch.no_grad()  # not inference_mode, whose tensors cannot be inputs of a classifier that is trained
-def extract(reader: Reader, images: ImageSet, pool: Pool = "auto", text: str = "features") -> Features:
+def extract(reader: Reader, images: Samples, pool: Pool = "auto", text: str = "features") -> Features:
     """Features of a whole set, without gradient and without augmentation.
 
     Args:
@@ -117,6 +117,7 @@ def extract(reader: Reader, images: ImageSet, pool: Pool = "auto", text: str = "
     # Filled in place: a list of batches would need twice the memory when it is put together.
     values, labels = torch.empty(0, 0), torch.empty(len(images), dtype=torch.int64)
     for batch, targets in reader.batches(images, corrupt, text):
+        assert targets is not None  # labelled data was opened
         features = pooled(backbone, batch, pool).float().cpu()
         if not count:
             values = features.new_empty(len(images), features.shape[1])

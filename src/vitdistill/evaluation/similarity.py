@@ -16,18 +16,17 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vitdistill.data.clips.sampling import check_length
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.loader import CorruptLog
-from vitdistill.data.source import DataSource, ImageSet
-from vitdistill.data.transforms import is_video, sampling_of
+from vitdistill.data.samples import Samples, Transform, ViewOptions
+from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
 from vitdistill.evaluation.loading import Reader, Subject
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.families.video_vit import VideoViT
 from vitdistill.models.network import Opaque
 from vitdistill.models.teacher import Teacher
-from vitdistill.types import Capture
+from vitdistill.types import Capture, InputSpec
 
 Role = Literal["image teacher", "video teacher", "model"]
 
@@ -236,7 +235,7 @@ def compare(
     """
     if clips < 1 or batch_size < 1:
         raise UserError("There must be at least one clip, and one per step", f"{clips} clips, batches of {batch_size}")
-    if not is_video(source):
+    if not source.val.has_frames:
         raise UserError(
             "Frames are compared in videos", f"{source.name}, which holds images", "Give --data moving_digits or videos"
         )
@@ -244,9 +243,10 @@ def compare(
         _check(network)
     steps = common_steps(networks, source)
     eyes = next((n.backbone for n in networks if isinstance(n.backbone, VideoViT)), networks[0].backbone)
-    taken = sampling_of(source, steps.frames, stride, sampling)
-    check_length(source.val, taken)
-    subject = Subject(backbone=eyes, source=source, augment=Augment(recipe="none"), sampling=taken)
+    options = ViewOptions(augment=Augment(recipe="none"), stride=stride, sampling=sampling)
+    spec = InputSpec((3, steps.frames, *eyes.input.size), eyes.input.mean, eyes.input.std)
+    source.val.check(spec, options)
+    subject = Subject(backbone=eyes, source=source, options=options, spec=spec)
     reader = Reader(subject, batch_size=batch_size, device=device, workers=workers)
     guests = [Teacher(network.backbone, mean=eyes.input.mean, std=eyes.input.std) for network in networks]
     features: list[list[Tensor]] = [[] for _ in networks]
@@ -279,10 +279,10 @@ def _check(network: Network) -> None:
     network.backbone.block_index(network.block)
 
 
-class _EvenlySpread(ImageSet):
+class _EvenlySpread(Samples):
     """So many samples of a set, evenly spaced; all of a set that is smaller."""
 
-    def __init__(self, whole: ImageSet, count: int) -> None:
+    def __init__(self, whole: Samples, count: int) -> None:
         self.whole, self.in_memory = whole, whole.in_memory
         self.chosen = np.unique(np.linspace(0, len(whole) - 1, min(count, len(whole))).round().astype(int)).tolist()
 
@@ -296,9 +296,12 @@ class _EvenlySpread(ImageSet):
         return self.whole.path(self.chosen[index])
 
     @property
-    def labels(self) -> list[int]:
+    def labels(self) -> list[int] | None:
         labels = self.whole.labels
-        return [labels[index] for index in self.chosen]
+        return None if labels is None else [labels[index] for index in self.chosen]
+
+    def transform(self, spec: InputSpec, options: ViewOptions, *, train: bool) -> Transform:
+        return self.whole.transform(spec, options, train=train)
 
 
 class _SkippedClips(CorruptLog):

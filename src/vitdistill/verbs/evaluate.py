@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitdistill.data.clips.sampling import Views
 from vitdistill.data.loader import CorruptLog
 from vitdistill.errors import UserError
 from vitdistill.evaluation.loading import Checkpoint, Reader, open_subject
@@ -65,7 +64,8 @@ def evaluate(
         image_size=image_size,
         crop_pct=crop_pct,
         model_args=model_args,
-        views=Views(clips, crops),
+        clips=clips,
+        crops=crops,
         stride=stride,
         sampling=sampling,
     )
@@ -96,12 +96,13 @@ def _accuracy(reader: Reader, keep: int | float) -> dict[str, Any]:
     from torchmetrics.functional.classification import multiclass_accuracy
 
     backbone, source = reader.subject.backbone, reader.subject.source
-    views = reader.subject.views.count
+    views = reader.subject.options.clips * reader.subject.options.crops
     backbone.eval().to(reader.place)
     corrupt, scores, targets = CorruptLog.of(source.val), [], []
     for images, labels_of_batch in reader.batches(source.val, corrupt, "evaluating"):
         logits = _logits(backbone, images, keep).float().cpu()
         scores.append(logits.log_softmax(dim=1) if views == 1 else averaged(logits, views))
+        assert labels_of_batch is not None  # labelled data was opened
         targets.append(labels_of_batch)
     log_probabilities, labels = torch.cat(scores), torch.cat(targets)
     classes = len(source.classes)

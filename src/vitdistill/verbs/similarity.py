@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from vitdistill.errors import UserError, refuse_without_effect
+from vitdistill.errors import UserError
 from vitdistill.runs.read import Run, find_run
 
 if TYPE_CHECKING:
@@ -67,13 +67,11 @@ def similarity(
     for model, run in zip(models, runs, strict=True):
         wanted += [*(teachers_of(run.config) if teachers and run is not None else []), Wanted(model)]
     kind = sampling or settings.get("sampling") or "dense"
-    if kind == "uniform":
-        refuse_without_effect({"stride": stride}, {}, ["stride"], "unless --sampling is dense")
     found = compare(
         _opened(distinct(wanted), layer),
         source,
         clips=clips,
-        stride=settings.get("stride") if stride is None else stride,
+        stride=settings.get("stride") if stride is None and kind == "dense" else stride,
         sampling=kind,
         batch_size=batch_size,
         device=device,
@@ -92,7 +90,6 @@ def _source(data: str | None, runs: list[Run | None]) -> tuple["DataSource", dic
         UserError: when none are named, or there is no such data.
     """
     from vitdistill.data.open import open_source
-    from vitdistill.data.transforms import is_video
 
     known = [run for run in runs if run is not None]
     if data is not None:
@@ -101,7 +98,7 @@ def _source(data: str | None, runs: list[Run | None]) -> tuple["DataSource", dic
     for run in known:
         if run.config.get("data"):
             source = run.source(labels=False)
-            if is_video(source):
+            if source.val.has_frames:
                 return source, run.config
     if source is None:
         raise UserError("Videos must be named where no run says which it was trained on", remedy="Give --data")
