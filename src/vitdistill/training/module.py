@@ -59,7 +59,7 @@ class TrainingModule(pl.LightningModule):
         self._ema: list[ModelEmaV3] = []  # in a list, so that it is no submodule
         self._ema_state: dict[str, Tensor] | None = None
         self._ema_steps = 0
-        scored = ("val", "ema") if method.uses_labels else ()
+        scored = ("val", "ema") if method.task is not None else ()
         # Every metric by itself: metrics that agree in the first batch would be taken for one.
         self._metrics = nn.ModuleDict(
             {name: MetricCollection(dict(method.metrics()), compute_groups=False) for name in scored}

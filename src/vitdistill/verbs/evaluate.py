@@ -11,7 +11,8 @@ from torch import Tensor
 from vitdistill.data.loader import CorruptLog
 from vitdistill.errors import UserError
 from vitdistill.evaluation.loading import Checkpoint, Reader, open_subject
-from vitdistill.models.backbone import Backbone
+from vitdistill.models.backbone import Backbone, with_tokens
+from vitdistill.models.network import Network
 from vitdistill.tokens.keep import keep_count
 
 
@@ -86,9 +87,11 @@ def evaluate(
     return result
 
 
-def _check_keep(backbone: Backbone, keep: int | float) -> None:
+def _check_keep(network: Network, keep: int | float) -> None:
     """Refuse to leave out patches of networks without attention."""
-    if keep_count(keep, backbone.grid.count) < backbone.grid.count or not isinstance(keep, float) or keep != 1:
+    if not isinstance(keep, float) or keep != 1:
+        backbone = with_tokens(network)
+        keep_count(keep, backbone.grid.count)
         backbone.saliency_capture()
 
 
@@ -124,12 +127,11 @@ def averaged(logits: Float[Tensor, "bv c"], views: int) -> Float[Tensor, "b c"]:
 
 
 @torch.inference_mode()
-def _logits(backbone: Backbone, images: torch.Tensor, keep: int | float) -> torch.Tensor:
+def _logits(backbone: Network, images: torch.Tensor, keep: int | float) -> torch.Tensor:
     from vitdistill.tokens.select import top_k
 
-    count = keep_count(keep, backbone.grid.count)
     kept = None
-    if count < backbone.grid.count:
+    if isinstance(backbone, Backbone) and (count := keep_count(keep, backbone.grid.count)) < backbone.grid.count:
         ranking = backbone(images, capture=replace(backbone.saliency_capture(), head=False))
         kept = top_k(backbone.saliency(ranking), count)
     logits = backbone(images, keep=kept).prediction

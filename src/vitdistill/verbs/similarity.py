@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitdistill.data.source import DataSource
-    from vitdistill.evaluation.similarity import Comparison, Network, Wanted
+    from vitdistill.evaluation.similarity import Compared, Comparison, Wanted
 
 
 def similarity(
@@ -109,20 +109,21 @@ def _source(data: str | None, runs: list[Run | None]) -> tuple["DataSource", dic
     )
 
 
-def _opened(wanted: list["Wanted"], layer: str | int) -> list["Network"]:
+def _opened(wanted: list["Wanted"], layer: str | int) -> list["Compared"]:
     """The networks; those of one name by all that the user called them.
 
     Raises:
         UserError: when one cannot be had.
     """
-    from vitdistill.evaluation.similarity import Network
+    from vitdistill.evaluation.similarity import Compared
+    from vitdistill.models.backbone import with_tokens
     from vitdistill.models.build import build
 
     names = [one.name for one in wanted]
     networks = []
     for one in wanted:
         try:
-            backbone = build(one.spec, args=one.args, pretrained=True)
+            backbone = with_tokens(build(one.spec, args=one.args, pretrained=True))
         except UserError as error:
             if one.role == "model":
                 raise
@@ -130,7 +131,7 @@ def _opened(wanted: list["Wanted"], layer: str | int) -> list["Network"]:
                 f"The {one.role} of a run cannot be had: {error}", remedy="Or give --teachers false"
             ) from error
         name = one.name if names.count(one.name) == 1 else one.spec
-        networks.append(Network(name, backbone, one.role, backbone.block_index(layer)))
+        networks.append(Compared(name, backbone, one.role, backbone.block_index(layer)))
     return networks
 
 
