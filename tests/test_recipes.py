@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from vitdistill.cli import check_yaml, make_parser, normalised, verb
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.methods.mae import MAE
 from vitdistill.methods.tinymim import TinyMIM
 from vitdistill.models.backbone import Backbone
@@ -18,7 +18,6 @@ from vitdistill.models.build import build
 from vitdistill.models.surgery.attention_heads import head_count
 from vitdistill.tokens.keep import keep_count
 from vitdistill.verbs.chain import read_chain
-from vitdistill.verbs.tinymim import relation_list
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))

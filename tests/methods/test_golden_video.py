@@ -8,7 +8,8 @@ from torch import Tensor
 
 from golden_values import Golden
 from vitdistill.methods.masked_modelling import MaskedModelling
-from vitdistill.methods.mvd import MVD, FeatureDecoder
+from vitdistill.methods.mvd import MVD
+from vitdistill.methods.options import FeatureDecoder
 from vitdistill.methods.videomae import VideoMAE
 from vitdistill.models.build import build
 from vitdistill.models.families.video_vit import video_vit

@@ -3,10 +3,6 @@
 Two targets with a decoder each are co-teaching: lambda_img * L_img + lambda_vid * L_vid (Eq. 3).
 """
 
-import copy
-from dataclasses import dataclass
-
-import torch
 from torch import nn
 
 from vitdistill.errors import UserError
@@ -14,36 +10,19 @@ from vitdistill.losses.features import FeatureLoss
 from vitdistill.methods.distillation import Distillation, Lesson
 from vitdistill.methods.mae import pixel_goal
 from vitdistill.methods.masked_modelling import Goal, MaskedModelling, check_final_norm
+from vitdistill.methods.options import FeatureDecoder
 from vitdistill.methods.targets.features import TeacherFeatures, matched_teacher
 from vitdistill.methods.terms.per_token import PerToken
 from vitdistill.methods.videomae import GOAL as PIXELS
 from vitdistill.methods.videomae import cube_goal
 from vitdistill.models.backbone import Backbone, with_tokens
 from vitdistill.models.decoder import Decoder
+from vitdistill.models.ema import moving_average
 from vitdistill.models.families import as_network
 from vitdistill.models.families.video_vit import VideoViT, check_video
 from vitdistill.models.network import Network
 from vitdistill.models.teacher import Teacher
 from vitdistill.tokens.masking import Masking, MaskKind
-
-
-@dataclass(frozen=True)
-class FeatureDecoder:
-    """The decoder of each feature target (blocks x width: S 2 x 384, B 2 x 768, L 4 x 512, H 8 x 640).
-
-    Args:
-        width: channels.
-        depth: blocks.
-        heads: attention heads of each block.
-        mlp_ratio: hidden channels of the MLPs, as a multiple of the width.
-        drop_path: stochastic depth rate of the last block, rising from 0.
-    """
-
-    width: int = 384
-    depth: int = 2
-    heads: int = 6
-    mlp_ratio: float = 4.0
-    drop_path: float = 0.1
 
 
 class MVD(MaskedModelling):
@@ -81,24 +60,26 @@ class MVD(MaskedModelling):
             video_weight: weight of the video teacher's loss.
             normalise: LayerNorm on the targets (off in every released recipe).
             loss: smooth_l1, l1 or l2.
-            pixel_weight: weight of an extra branch that predicts pixels (Table 8: hurts); 0 leaves it out.
-            bootstrap: decay of a teacher that is the student's own moving average, in place of frozen ones (Table 9:
-                worse).
+            pixel_weight: weight of an extra branch that predicts pixels (the paper finds that it hurts); 0 leaves it
+                out.
+            bootstrap: decay of a teacher that is the student's own moving average, in place of frozen ones (the paper
+                finds that worse).
             mask_ratio: share of the tokens that the student does not see.
             mask: tube hides the same patches in every time step, random any tokens, frame whole time steps.
             masks_per_clip: masks of each clip in a step, which share its decoding, embedding and the teachers' passes.
             decoder: the decoder of each target.
 
         Raises:
-            UserError: when there is no teacher, a teacher is of the other kind, or tokens cannot be matched.
+            UserError: when there is no teacher, a teacher is of the other kind, tokens cannot be matched, or the decay
+                is not in (0, 1).
         """
         network = with_tokens(as_network(student))
         if video_teacher is not None or image_teacher is None:
             check_video(network, "student")
-        own = None if bootstrap is None else Average(network, bootstrap)
+        own = None if bootstrap is None else moving_average(network, bootstrap)
         if own is not None and (image_teacher is not None or video_teacher is not None):
             raise UserError("A bootstrapped teacher is the student's own average, so no other may be given")
-        video = video_teacher if own is None else Teacher(own.backbone)
+        video = video_teacher if own is None else Teacher(own.module)
         goals = {}
         for role, teacher, weight in (
             ("image", image_teacher, image_weight),
@@ -115,14 +96,14 @@ class MVD(MaskedModelling):
         if pixel_weight:
             goals[PIXELS] = _pixel_goal(network, decoder, pixel_weight)
         super().__init__(network, goals, masking=Masking(mask_ratio, mask), masks_per_clip=masks_per_clip)
-        self.average = own
+        self.average = own  # part of the method's state, so that it is resumed
 
     def after_step(self, progress: float) -> None:
         if self.average is not None:
             self.average.update(self.student)
 
 
-def per_token(
+def per_token_distillation(
     student: Network | nn.Module,
     *,
     image_teacher: Teacher | Network | nn.Module | None = None,
@@ -155,27 +136,6 @@ def per_token(
     method = Distillation(network, lessons)
     method.freeze_unreached()
     return method
-
-
-class Average(nn.Module):
-    """A moving average of a network: the bootstrapped teacher. Part of the method's state, so that it is resumed."""
-
-    def __init__(self, student: Backbone, decay: float) -> None:
-        """
-        Raises:
-            UserError: when the decay is not in (0, 1).
-        """
-        super().__init__()
-        if not 0 < decay < 1:
-            raise UserError("The decay of a bootstrapped teacher must lie in (0, 1)", decay)
-        self.decay = decay
-        self.backbone = copy.deepcopy(student)
-
-    @torch.no_grad()
-    def update(self, student: Backbone) -> None:
-        """One step towards the student."""
-        for own, new in zip(self.backbone.parameters(), student.parameters(), strict=True):
-            own.lerp_(new.to(own.dtype), 1 - self.decay)
 
 
 def _pixel_goal(student: Backbone, decoder: FeatureDecoder, weight: float) -> Goal:

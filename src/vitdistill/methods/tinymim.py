@@ -5,7 +5,6 @@ tokens to each other as the teacher does.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -17,6 +16,8 @@ from vitdistill.methods.distillation import Distillation, Lesson
 from vitdistill.methods.jitter import color_jitter as jittered
 from vitdistill.methods.mae import GOAL, pixel_goal
 from vitdistill.methods.masked_modelling import check_final_norm
+from vitdistill.methods.options import PixelDecoder
+from vitdistill.methods.options import Relations as RelationNames
 from vitdistill.methods.selection.selector import SameMask
 from vitdistill.methods.terms.features import ClassToken, Feature, Features
 from vitdistill.methods.terms.relations import Relations
@@ -26,7 +27,7 @@ from vitdistill.models.families import as_network
 from vitdistill.models.families.vit import ViT, is_plain
 from vitdistill.models.network import Network
 from vitdistill.models.surgery.attention_heads import head_count, set_heads
-from vitdistill.models.surgery.drop_path import set_drop_path
+from vitdistill.models.surgery.drop_path import drop_path_rates, set_drop_path
 from vitdistill.models.teacher import Teacher
 from vitdistill.tokens.gather import complement, take
 from vitdistill.tokens.masking import Masking
@@ -34,23 +35,6 @@ from vitdistill.types import NOTHING, Capture, Output
 
 TargetName = Literal["relations", "features", "cls"]
 AlignHeads = Literal["last", "all", "none"]
-
-
-@dataclass(frozen=True)
-class PixelDecoder:
-    """The MAE decoder of TinyMIM's variants with a pixel loss.
-
-    Args:
-        width: channels.
-        depth: blocks.
-        heads: attention heads of each block.
-        norm_pix: predict each patch standardised by its own mean and deviation.
-    """
-
-    width: int = 512
-    depth: int = 8
-    heads: int = 16
-    norm_pix: bool = True
 
 
 class TinyMIM(Distillation):
@@ -72,7 +56,7 @@ class TinyMIM(Distillation):
         teacher: Teacher | Network | nn.Module,
         *,
         target: TargetName = "relations",
-        relations: str | Sequence[str] = "qk+vv",
+        relations: RelationNames = "qk+vv",
         softmax: bool = True,
         feature: Feature = "output",
         residual: bool = False,
@@ -119,7 +103,7 @@ class TinyMIM(Distillation):
         if not 0 <= color_jitter <= 1:
             raise UserError("color_jitter must lie in [0, 1]", color_jitter)
         if teacher_drop_path:
-            set_drop_path(other, [teacher_drop_path] * other.depth)
+            set_drop_path(other, [teacher_drop_path] * len(drop_path_rates(other)))
         if pixels and mask_ratio == 0:
             raise UserError("The pixel loss predicts hidden patches, so some must be hidden", "mask_ratio 0")
         selector = None if mask_ratio == 0 else SameMask(Masking(mask_ratio))
@@ -127,6 +111,7 @@ class TinyMIM(Distillation):
             selector.masking.visible(own.grid)  # refuses impossible ratios
         super().__init__(own, [Lesson(guide, [term])], selector=selector)
         guide.drops_paths = True
+        self._blocks = blocks
         self.color_jitter = color_jitter
         self.decoder: nn.Module | None = None
         if pixels:
@@ -139,6 +124,11 @@ class TinyMIM(Distillation):
     @property
     def teacher(self) -> Teacher:
         return self.lessons[0].teacher
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """The student's and the teacher's block that are compared, from 0."""
+        return self._blocks
 
     def train(self, mode: bool = True) -> "TinyMIM":
         self.teacher.drops_paths = mode

@@ -15,9 +15,10 @@ from vitdistill.data.loader import Batch, CorruptLog
 from vitdistill.data.order import EpochBatchSampler, seed_everything_at
 from vitdistill.errors import UserError
 from vitdistill.methods.method import Method
+from vitdistill.models.ema import moving_average
 from vitdistill.models.families import as_network
 from vitdistill.training.clock import Clock
-from vitdistill.training.optim import make_optimizer, make_schedule, plan_groups
+from vitdistill.training.optim import make_optimizer, make_schedules, plan_groups
 from vitdistill.training.settings import Settings
 
 
@@ -58,7 +59,7 @@ class TrainingModule(pl.LightningModule):
         self._ema: list[ModelEmaV3] = []  # in a list, so that it is no submodule
         self._ema_state: dict[str, Tensor] | None = None
         self._ema_steps = 0
-        scored = ("val", "ema") if method.uses_labels else ()
+        scored = ("val", "ema") if method.task is not None else ()
         # Every metric by itself: metrics that agree in the first batch would be taken for one.
         self._metrics = nn.ModuleDict(
             {name: MetricCollection(dict(method.metrics()), compute_groups=False) for name in scored}
@@ -72,8 +73,8 @@ class TrainingModule(pl.LightningModule):
         optim = self.settings.optim
         optimizer = make_optimizer(self.method, self._groups, optim, self._global_batch)
         steps = -(-len(self._sampler) // optim.accumulate)
-        schedule = make_schedule(optimizer, optim, self.settings.epochs, steps)
-        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+        schedules = make_schedules(optimizer, optim, self.settings.epochs, steps)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"} for schedule in schedules]
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         scheduler.step_update(num_updates=self.global_step)
@@ -83,7 +84,7 @@ class TrainingModule(pl.LightningModule):
         self.clock = Clock(self.device)
         self.method.clock = self.clock.part
         if self.settings.optim.ema is not None:
-            self._ema = [ModelEmaV3(self.method.student.net, decay=self.settings.optim.ema)]
+            self._ema = [moving_average(self.method.student.net, self.settings.optim.ema)]
             if self._ema_state is not None:
                 self._ema[0].module.load_state_dict(self._ema_state)
 
@@ -106,6 +107,7 @@ class TrainingModule(pl.LightningModule):
         self._note(step.loss, batch_idx)
         values = {"train/loss": step.loss.detach(), **{f"train/{name}": value for name, value in step.terms.items()}}
         if step.teacher_prediction is not None:
+            assert targets is not None  # where a teacher has class scores, there are labels
             hits = step.teacher_prediction.argmax(dim=-1) == (targets if targets.ndim == 1 else targets.argmax(dim=-1))
             values["teacher/top1"] = 100 * hits.float().mean()
         for name, value in {**values, "batches": torch.ones_like(step.loss.detach())}.items():
@@ -160,7 +162,7 @@ class TrainingModule(pl.LightningModule):
         self.position = (self.current_epoch, batch_idx + 1)
         if self.global_step > self._ema_steps:  # not in the middle of an accumulated step
             self._ema_steps = self.global_step
-            self.method.after_step()
+            self.method.after_step(self.progress)
             if self._ema:
                 self._ema[0].update(self.method.student.net)
 
@@ -197,7 +199,7 @@ class TrainingModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._note_unreadable(batch)
-        if len(batch.images) == 0:
+        if (count := len(batch.index)) == 0:
             return
         images = self._on_device.eval(batch.images)
         if not self.method.uses_labels:
@@ -205,12 +207,13 @@ class TrainingModule(pl.LightningModule):
             seed_everything_at(self.settings.seed, "validation", batch_idx, self.global_rank)
             with self._off_the_clock():
                 loss = self.method(images, batch.targets, self.progress).loss
-            self._note_val_loss(loss * len(images), len(images))
+            self._note_val_loss(loss * count, count)
             return
+        assert isinstance(images, Tensor) and batch.targets is not None  # one view of labelled data
         predictions = self.method.predict(self.method.student, images, batch.targets)
         loss_of_batch = self.method.validation_loss(predictions, batch.targets)
         if loss_of_batch is not None:
-            self._note_val_loss(loss_of_batch, len(images))
+            self._note_val_loss(loss_of_batch, count)
         known = {"target": batch.targets, "index": batch.index}
         self._metrics["val"].update(preds=predictions, **known)  # type: ignore[operator]
         if self._ema:

@@ -17,13 +17,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vitdistill.costing.measure import hardware
-from vitdistill.data.actions.key_frames import KeyFrames
-from vitdistill.data.clips.sampling import check_length
 from vitdistill.data.device import OnDevice
 from vitdistill.data.loader import CorruptLog, default_workers, make_loader
 from vitdistill.data.order import EpochBatchSampler, EvalBatchSampler
+from vitdistill.data.samples import ViewOptions
 from vitdistill.data.source import DataSource
-from vitdistill.data.transforms import training_transform, validation_transform
 from vitdistill.errors import UserError
 from vitdistill.files import is_first_process
 from vitdistill.methods.method import Method
@@ -38,9 +36,10 @@ from vitdistill.training.checkpoints import (
 )
 from vitdistill.training.interrupt import Interrupted, StopBetweenSteps
 from vitdistill.training.module import TrainingModule
+from vitdistill.training.optim import scaled_lr
 from vitdistill.training.precision import training_precision
 from vitdistill.training.progress import ProgressBar
-from vitdistill.training.settings import Settings
+from vitdistill.training.settings import SCHEDULE_OPTIONS, Settings
 from vitdistill.training.summary import cost_of, describe, speed_of, versions
 
 log = logging.getLogger(__name__)
@@ -58,7 +57,7 @@ class _Parts:
 
 
 def train(method: Method, source: DataSource, run: RunDirectory, settings: Settings, *, resume: bool) -> dict[str, Any]:
-    """Train, checkpoint, export the student and write the report.
+    """Train, checkpoint and export the student.
 
     Args:
         method: what to train.
@@ -120,6 +119,19 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
     return _finish(parts, method, run)
 
 
+def _warn_about_rates(settings: Settings, global_batch: int) -> None:
+    optim = settings.optim
+    peak = scaled_lr(optim, global_batch)
+    for name in ("warmup_lr", "min_lr"):
+        looked_at = optim.warmup_epochs > 0 if name == "warmup_lr" else optim.schedule in SCHEDULE_OPTIONS[name]
+        if looked_at and getattr(optim, name) > peak:
+            log.warning(
+                "--optim.%s %g is above the peak learning rate of %g (for a global batch of %d), which replaces it; "
+                "lower --optim.%s, or raise --optim.lr",
+                *(name, getattr(optim, name), peak, global_batch, name),
+            )
+
+
 def _warn_about_warmup(settings: Settings) -> None:
     if settings.optim.warmup_epochs >= settings.epochs > 1:
         log.warning(
@@ -130,9 +142,17 @@ def _warn_about_warmup(settings: Settings) -> None:
 
 
 def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: Settings) -> _Parts:
+    spec = method.student.input
+    views = ViewOptions(
+        augment=settings.augment, stride=settings.stride, sampling=settings.sampling, labels=method.uses_labels
+    )
+    source.train.check(spec, views)
+    train_transform = source.train.transform(spec, views, train=True)
+    val_transform = source.val.transform(spec, views, train=False)
     trainer = _trainer(run, settings)
     world, rank = trainer.world_size, trainer.global_rank
     global_batch = settings.batch_size * world * settings.optim.accumulate
+    _warn_about_rates(settings, global_batch)
     augment = settings.augment.resolved()
     on_device = OnDevice(augment, method.student.input.mean, method.student.input.std, len(source.classes))
     on_device.check_batch_size(settings.batch_size)
@@ -156,24 +176,17 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
     module = TrainingModule(
         method, settings, on_device, sampler, corrupt, len(source.train) + len(source.val), global_batch
     )
-    bar = ProgressBar(settings.batch_size * world, "img" if settings.sampling is None else "clips")
+    bar = ProgressBar(settings.batch_size * world, f"{source.train.word}s")
     if trainer.is_global_zero:
         module.listeners += [run.add_row, bar.on_row]
     callbacks = [_Timing(), bar, StopBetweenSteps(run.last), SaveCheckpoints(run.checkpoints)]
     trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
-    if not isinstance(source.train, KeyFrames):  # around a key frame the ends of a video are repeated
-        check_length(source.train, settings.sampling)
-    place = (settings.image_size, settings.sampling)
-    train_transform = training_transform(source, settings.augment, *place, labels=method.uses_labels)
     train_loader = make_loader(source.train, train_transform, sampler, **options)
-    val_loader = make_loader(
-        source.val, validation_transform(source, settings.augment, *place), eval_sampler, **options
-    )
+    val_loader = make_loader(source.val, val_transform, eval_sampler, **options)
     return _Parts(module, trainer, train_loader, val_loader, global_batch)
 
 
 def _trainer(run: RunDirectory, settings: Settings) -> pl.Trainer:
-    logging.getLogger("timm.scheduler.cosine_lr").setLevel(logging.ERROR)  # about runs of a single step
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     disable_possible_user_warnings()
@@ -305,7 +318,7 @@ def _peak_memory_gib(device: torch.device) -> float:
 
 
 def _finish(parts: _Parts, method: Method, run: RunDirectory) -> dict[str, Any]:
-    """Export the student, mark the run finished, write the report; every process gets what the run says."""
+    """Export the student and mark the run finished; every process gets what the run says."""
     if is_first_process():
         _export(method, run)
     # The next run of a chain reads what this one wrote, in every process.
@@ -323,12 +336,6 @@ def _export(method: Method, run: RunDirectory) -> None:
     if content["vitdistill"]["ema"] is not None:
         export_weights(content["vitdistill"]["ema"], run.path / "student_ema.safetensors", record)
     run.update(status="finished")
-    try:
-        from vitdistill.reporting.page import write_report
-
-        write_report([run.path], run.path / "report.html")
-    except Exception as error:  # the run itself is safe; a picture must not fail it
-        log.warning("The report could not be written: %s", error)
 
 
 def export_weights(weights: dict[str, Tensor], path: Path, record: ModelRecord | None = None) -> None:
