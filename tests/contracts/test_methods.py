@@ -248,6 +248,19 @@ def test_the_loss_is_a_finite_scalar_with_gradient_to_every_parameter(method, im
     assert sum(bool(p.grad.any()) for p in trained.values()) > 0.9 * len(trained)
 
 
+def test_what_is_frozen_is_what_the_loss_does_not_reach(method, images):
+    fixed = {"pos_embed"} if isinstance(method.student, VideoViT) else set()
+    frozen = {
+        name: parameter
+        for name, parameter in method.student.net.named_parameters()
+        if not parameter.requires_grad and name not in fixed
+    }
+    for parameter in frozen.values():
+        parameter.requires_grad_(True)
+    method(images, TARGETS, 0.5).loss.backward()
+    assert not [name for name, parameter in frozen.items() if parameter.grad is not None and parameter.grad.any()]
+
+
 def test_terms_are_detached_finite_scalars_and_the_prediction_is_the_students(method, images):
     step = method(images, TARGETS)
     assert step.terms and set(step.terms) <= LOSSES
