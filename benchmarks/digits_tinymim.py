@@ -116,7 +116,7 @@ def run_one(name: str, seed: int, epochs: int, folder: str) -> dict[str, Any]:
 def pretrain(kind: str, options: dict[str, Any], out: Path, seed: int, epochs: int, folder: str) -> dict[str, Any]:
     """One run without labels."""
     from vitdistill import Augment, Optim, mae, tinymim
-    from vitdistill.methods.tinymim import PixelDecoder
+    from vitdistill.methods.options import PixelDecoder
 
     common: dict[str, Any] = {
         "student": "digits_vit_small",

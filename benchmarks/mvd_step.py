@@ -35,7 +35,8 @@ from common import machine_name, parser_of, write
 from mvd_plain import plain_decode, plain_features, plain_image_features, python_masks
 from mvd_tables import MASKS, PARTS, Factor, markdown, section, verdicts, with_masks
 from vitdistill.costing.measure import Comparison, compare, hardware, peak_memory_bytes
-from vitdistill.methods.mvd import MVD, FeatureDecoder
+from vitdistill.methods.mvd import MVD
+from vitdistill.methods.options import FeatureDecoder
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
 from vitdistill.models.decoder import Decoder
@@ -125,7 +126,8 @@ class Setting:
             student,
             image_teacher=image_teacher,
             video_teacher=video_teacher,
-            masking=MASKING,
+            mask_ratio=MASKING.ratio,
+            mask=MASKING.kind,
             decoder=self.decoder(student),
         ).to(self.device)
 

@@ -141,14 +141,6 @@ def test_class_counts_must_agree(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "has 7" in line and "has 10" in line
 
 
-def test_layers_by_word() -> None:
-    from vitdistill.verbs.maskedkd import layer_number
-
-    # Table 6 counts from 1: first 1, middle 6, last 12 of 12.
-    assert [layer_number(word, 12) for word in ("first", "middle", "last")] == [0, 5, -1]
-    assert layer_number("middle", 3) == 1 and layer_number("2", 3) == 2 and layer_number(-2, 3) == -2
-
-
 def test_a_word_that_is_no_choice_names_the_choices(capsys):
     assert main(["tinymim", "--target", "clss"]) == 2
     assert capsys.readouterr().err.strip() == (

@@ -18,7 +18,6 @@ from vitdistill.models.build import build
 from vitdistill.models.surgery.attention_heads import head_count
 from vitdistill.tokens.keep import keep_count
 from vitdistill.verbs.chain import read_chain
-from vitdistill.verbs.tinymim import relation_list
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))

@@ -10,68 +10,46 @@ Three depths, each built on the next:
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from vitdistill.verbs.table import VERBS, module_of
+
 # Name -> where it lives; imported on first use, so that `vitdistill --help` need not load torch.
 _LAZY = {
     "MaskedKD": "vitdistill.methods.maskedkd",
     "TinyMIM": "vitdistill.methods.tinymim",
-    "PixelDecoder": "vitdistill.methods.tinymim",
+    "PixelDecoder": "vitdistill.methods.options",
     "MAE": "vitdistill.methods.mae",
     "VideoMAE": "vitdistill.methods.videomae",
     "MVD": "vitdistill.methods.mvd",
-    "FeatureDecoder": "vitdistill.methods.mvd",
+    "FeatureDecoder": "vitdistill.methods.options",
     "MaskedModelling": "vitdistill.methods.masked_modelling",
     "Supervised": "vitdistill.methods.supervised",
     "Detection": "vitdistill.methods.detection",
     "Teacher": "vitdistill.models.teacher",
     "Method": "vitdistill.methods.method",
     "Criterion": "vitdistill.methods.selection",
-    "Augment": "vitdistill.data.images.recipes",
+    "Augment": "vitdistill.data.images.augment",
     "Optim": "vitdistill.training.settings",
     "Loader": "vitdistill.training.settings",
     "build": "vitdistill.models.build",
     "UserError": "vitdistill.errors",
     "cls_attention": "vitdistill.tokens.saliency",
     "top_k": "vitdistill.tokens.select",
-    **{
-        verb: f"vitdistill.verbs.{verb}"
-        for verb in (
-            "maskedkd",
-            "supervised",
-            "tinymim",
-            "mae",
-            "videomae",
-            "mvd",
-            "finetune",
-            "detect",
-            "frame_map",
-            "probe",
-            "knn",
-            "chain",
-            "resume",
-            "evaluate",
-            "export",
-            "cost",
-            "bench",
-            "masks",
-            "similarity",
-            "report",
-            "demo",
-        )
-    },
+    **{verb: module_of(verb) for verb in VERBS},
 }
 __all__ = sorted(_LAZY)
 
 if TYPE_CHECKING:
-    from vitdistill.data.images.recipes import Augment
+    from vitdistill.data.images.augment import Augment
     from vitdistill.errors import UserError
     from vitdistill.methods.mae import MAE
     from vitdistill.methods.masked_modelling import MaskedModelling
     from vitdistill.methods.maskedkd import MaskedKD
     from vitdistill.methods.method import Method
-    from vitdistill.methods.mvd import MVD, FeatureDecoder
+    from vitdistill.methods.mvd import MVD
+    from vitdistill.methods.options import FeatureDecoder, PixelDecoder
     from vitdistill.methods.selection import Criterion
     from vitdistill.methods.supervised import Supervised
-    from vitdistill.methods.tinymim import PixelDecoder, TinyMIM
+    from vitdistill.methods.tinymim import TinyMIM
     from vitdistill.methods.videomae import VideoMAE
     from vitdistill.models.build import build
     from vitdistill.models.teacher import Teacher

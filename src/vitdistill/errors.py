@@ -1,7 +1,8 @@
 """Errors that a user can act on: one line with the rule, the value received and the remedy."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 
 class UserError(ValueError):
@@ -38,6 +39,35 @@ def refuse_unused(**unused: tuple[bool, str]) -> None:
     vain = [f"--{name} ({goes_with})" for name, (given, goes_with) in unused.items() if given]
     if vain:
         raise UserError("Options that would change nothing are refused", ", ".join(vain), "Leave them out")
+
+
+def refuse_without_effect(
+    values: Mapping[str, Any], defaults: Mapping[str, Any], options: Iterable[str], why: str
+) -> None:
+    """Refuse options that were given where nothing reads them.
+
+    Args:
+        values: of the options.
+        defaults: by option; a value that equals its default was not given. None where there is none.
+        options: names of those that have no effect.
+        why: the rest of the sentence, such as "unless --criterion is network".
+
+    Raises:
+        UserError: naming them all.
+
+    Example:
+        >>> refuse_without_effect({"network": "deit"}, {}, ["network"], "unless --criterion is network")
+        Traceback (most recent call last):
+        ...
+        vitdistill.errors.UserError: --network has no effect unless --criterion is network. Leave it out
+    """
+    nothing: tuple[Any, ...] = (None, {})
+    changed = [name for name in options if values[name] != defaults.get(name)]
+    given = [f"--{name}" for name in changed if not (values[name] in nothing and defaults.get(name) in nothing)]
+    if given:
+        several = len(given) > 1
+        words = f"{', '.join(given[:-1])} and {given[-1]} have" if several else f"{given[0]} has"
+        raise UserError(f"{words} no effect {why}", remedy=f"Leave {'them' if several else 'it'} out")
 
 
 def error_words(error: Exception) -> str:

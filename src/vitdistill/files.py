@@ -8,6 +8,11 @@ from typing import Any
 
 from vitdistill.errors import UserError
 
+# What a run leaves of its networks.
+WEIGHTS, RECORD = "student.safetensors", "student.json"
+AVERAGED = "student_ema.safetensors"
+FULL = "mae.safetensors"  # encoder and decoder of a run of `mae`
+
 
 def write_atomically(path: Path, write: Any) -> None:
     """Call `write(binary file)` on a temporary neighbour of `path`, then rename it to `path`.

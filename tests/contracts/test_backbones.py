@@ -27,6 +27,22 @@ def backbone(net: nn.Module) -> Backbone:
     return build(net)
 
 
+def test_blocks_by_word_and_number(backbone: Backbone) -> None:
+    words = [backbone.block_index(word) for word in ("first", "middle", "last")]
+    assert words == [0, (backbone.depth - 1) // 2, backbone.depth - 1]
+    assert backbone.block_index("1") == 1 and backbone.block_index("-1") == backbone.block_index(-1) == words[2]
+    with pytest.raises(UserError, match="first, middle, last, or a block number from 0; got 'lst'. .*'last'"):
+        backbone.block_index("lst")
+    with pytest.raises(UserError, match=f"has blocks 0 to {words[2]}; got {backbone.depth}"):
+        backbone.block_index(backbone.depth)
+
+
+def test_words_for_blocks_are_those_of_the_paper() -> None:
+    """MaskedKD, Table 6 counts from 1: first 1, middle 6, last 12 of 12."""
+    twelve = build("deit_tiny_patch16_224", meta=True)
+    assert [twelve.block_index(word) for word in ("first", "middle", "last")] == [0, 5, 11]
+
+
 def hooks(net: nn.Module) -> int:
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in net.modules())
 

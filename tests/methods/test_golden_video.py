@@ -8,7 +8,8 @@ from torch import Tensor
 
 from golden_values import Golden
 from vitdistill.methods.masked_modelling import MaskedModelling
-from vitdistill.methods.mvd import MVD, FeatureDecoder
+from vitdistill.methods.mvd import MVD
+from vitdistill.methods.options import FeatureDecoder
 from vitdistill.methods.videomae import VideoMAE
 from vitdistill.models.build import build
 from vitdistill.models.families.video_vit import video_vit
@@ -89,7 +90,7 @@ def mvd_of(case: Golden, **options: Any) -> MVD:
         student,
         image_teacher=Teacher(image_teacher),  # the reference gives both teachers the clip as it is
         video_teacher=Teacher(build(video_teacher)),
-        masking=Masking(hyper["mask_ratio"], "tube"),
+        mask_ratio=hyper["mask_ratio"],
         decoder=FeatureDecoder(decoder["dim"], decoder["depth"], decoder["heads"], hyper["mlp_ratio"], drop_path=0.0),
         **options,
     )
@@ -140,7 +141,7 @@ def test_videomae(golden) -> None:
         decoder = hyper["decoder"]
         method = VideoMAE(
             encoder,
-            masking=Masking(0.7, "tube"),
+            mask_ratio=0.7,
             norm_pix=norm_pix,
             decoder_width=decoder["dim"],
             decoder_depth=decoder["depth"],

@@ -165,4 +165,4 @@ def test_a_missing_third_network_is_asked_for(name):
 def test_an_impossible_block_is_refused_when_the_method_is_made():
     for criterion in ("student", "student+random", "network"):
         with pytest.raises(UserError, match="has blocks 0 to 2; got 3"):
-            MaskedKD(STUDENT, TEACHER, criterion=criterion, layer=3, network=NETWORK)
+            MaskedKD(STUDENT, TEACHER, criterion=criterion, saliency_layer=3, network=NETWORK)

@@ -5,7 +5,6 @@ import torch
 
 from vitdistill.methods.videomae import VideoMAE, cut, join
 from vitdistill.models.build import build
-from vitdistill.tokens.masking import Masking
 
 SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "frames": 4, "num_classes": 0}
 
@@ -21,7 +20,7 @@ def test_a_reconstruction_keeps_what_was_seen_and_a_perfect_prediction_gives_the
     torch.manual_seed(0)
     student = build("video_vit_small_patch16_224", args=SMALL)
     sizes = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
-    method = VideoMAE(student, masking=Masking(0.5, "tube"), norm_pix=norm_pix, **sizes).eval()
+    method = VideoMAE(student, mask_ratio=0.5, mask="tube", norm_pix=norm_pix, **sizes).eval()
     clips = torch.randn(2, 3, 4, 16, 16)
     kept, masked = method.masking.draw(2, student.grid, device=clips.device)
     with torch.no_grad():

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from vitdistill.methods.mvd import FeatureDecoder, _decoder
+from vitdistill.methods.mvd import _decoder
+from vitdistill.methods.options import FeatureDecoder
 from vitdistill.models.build import build
 from vitdistill.models.families.video_vit import check_video
 from vitdistill.models.macs import block_macs

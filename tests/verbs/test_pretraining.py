@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from vitdistill.data.images.recipes import Augment
 from vitdistill.errors import UserError
-from vitdistill.methods.tinymim import PixelDecoder
+from vitdistill.methods.options import PixelDecoder
 from vitdistill.models.build import build
 from vitdistill.models.record import ModelRecord
 from vitdistill.models.surgery.attention_heads import head_count
@@ -324,7 +324,7 @@ KILLED = """
 import json, os, signal, sys
 import torch
 from vitdistill.data.images.recipes import Augment
-from vitdistill.methods.tinymim import PixelDecoder
+from vitdistill.methods.options import PixelDecoder
 from vitdistill.training.module import TrainingModule
 from vitdistill.training.settings import Optim
 from vitdistill.cli import verb

@@ -12,7 +12,7 @@ import yaml
 from vitdistill.cli import main
 from vitdistill.data.images.recipes import Augment
 from vitdistill.errors import UserError
-from vitdistill.methods.mvd import FeatureDecoder
+from vitdistill.methods.options import FeatureDecoder
 from vitdistill.reporting.galleries.clip_reconstructions import clip_reconstructions
 from vitdistill.reporting.galleries.similarity import lowest_colour, similarities_of
 from vitdistill.runs.read import read_run

@@ -19,7 +19,7 @@ from vitdistill.data.bundled.moving_digits import write_mp4
 from vitdistill.data.images.recipes import Augment
 from vitdistill.data.open import open_source
 from vitdistill.errors import UserError
-from vitdistill.methods.mvd import FeatureDecoder
+from vitdistill.methods.options import FeatureDecoder
 from vitdistill.models.build import build
 from vitdistill.training.settings import Optim
 from vitdistill.verbs.common import inherited_sampling, start
@@ -282,7 +282,7 @@ KILLED = """
 import json, os, signal, sys
 import torch
 from vitdistill.data.images.recipes import Augment
-from vitdistill.methods.mvd import FeatureDecoder
+from vitdistill.methods.options import FeatureDecoder
 from vitdistill.training.module import TrainingModule
 from vitdistill.training.settings import Optim
 from vitdistill.verbs.mvd import mvd

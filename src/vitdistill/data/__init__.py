@@ -25,14 +25,14 @@ from vitdistill.data.open import open_source
 from vitdistill.data.source import DataSource, ImageSet
 
 if TYPE_CHECKING:
-    from vitdistill.data.images.recipes import Augment
+    from vitdistill.data.images.augment import Augment
 
 __all__ = ["Augment", "DataSource", "ImageSet", "open_source"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "Augment":  # on first use: recipes load torch, without which the command line refuses missing data
-        from vitdistill.data.images.recipes import Augment
+        from vitdistill.data.images.augment import Augment
 
         return Augment
     raise AttributeError(f"module 'vitdistill.data' has no attribute {name!r}")

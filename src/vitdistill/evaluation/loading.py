@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,24 +10,23 @@ from torch import Tensor
 from vitdistill.data.clips.sampling import Sampling, Views, check_length
 from vitdistill.data.clips.transforms import cut_views
 from vitdistill.data.device import OnDevice
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.data.loader import CorruptLog, default_workers, make_loader
 from vitdistill.data.open import open_source
 from vitdistill.data.order import EvalBatchSampler
 from vitdistill.data.source import DataSource, ImageSet
-from vitdistill.data.transforms import DENSE, SINGLE_IMAGES, clip_sampling, validation_transform
-from vitdistill.errors import UserError, refuse_unused
+from vitdistill.data.transforms import clip_sampling, validation_transform
+from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.evaluation.progress import track
-from vitdistill.models.backbone import Backbone
+from vitdistill.models.network import Network
 from vitdistill.models.record import ModelRecord
-
-Checkpoint = Literal["exported", "last", "best", "ema"]
+from vitdistill.runs.read import Checkpoint, find_run, read_run
 
 
 class Subject(NamedTuple):
     """What is evaluated: a network, the data, how images are resized and cropped for it, and how clips are taken."""
 
-    backbone: Backbone
+    backbone: Network
     source: DataSource
     augment: Augment
     sampling: Sampling | None = None
@@ -52,39 +51,33 @@ def open_subject(
         UserError: when the model or the data cannot be had, the folder is no run, no data is named for a model that
             is no run, or options of videos are given for images or the reverse.
     """
-    folder = Path(model)
+    folder, run = Path(model), find_run(model)
     if folder.is_dir():
         ModelRecord.read(folder)  # a folder that is no run is refused as such, before its data is missed
-    config = run_config(folder)
+    config = {} if run is None else run.config
     try:
         source = open_source(data or data_of(model, config))
     except UserError as error:
-        if data is not None or "data" not in config:
+        if data is not None or run is None or "data" not in config:
             raise
         # A run without labels may have been trained on any folder of images. What is wrong with it even then is said.
-        open_source(data_of(model, config), labels=False)
+        run.source(labels=False)
         raise UserError(f"Labelled data is needed, and the run's own is not: {error}", remedy="Give --data") from error
     backbone = load(model, folder, checkpoint, image_size, model_args)
     kind = sampling or config.get("sampling", "dense")
-    refuse_unused(stride=(stride is not None and kind == "uniform", DENSE))
+    given = {"stride": stride, "sampling": sampling, "clips": views.clips, "crops": views.crops, "crop_pct": crop_pct}
+    defaults = {"clips": 1, "crops": 1}
+    if kind == "uniform":
+        refuse_without_effect(given, defaults, ["stride"], "unless --sampling is dense")
     frames = clip_sampling(backbone, source, config.get("stride") if stride is None else stride, kind)
     check_length(source.val, frames)
     if frames is None:
-        needs = "networks over clips"
-        refuse_unused(
-            clips=(views.count > 1, needs), stride=(stride is not None, needs), sampling=(sampling is not None, needs)
-        )
+        names = ["clips", "crops", "stride", "sampling"]
+        refuse_without_effect(given, defaults, names, "on a network over images")
     else:
-        refuse_unused(crop_pct=(crop_pct is not None, SINGLE_IMAGES))
+        why = "on clips, which are not enlarged before the centre crop"
+        refuse_without_effect(given, defaults, ["crop_pct"], why)
     return Subject(backbone, source, validation_crop(config, source, crop_pct, backbone), frames, views)
-
-
-def run_config(folder: Path) -> dict[str, Any]:
-    """The configuration of a run directory; empty where there is none."""
-    import yaml
-
-    path = folder / "config.yaml"
-    return (yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
 
 
 def data_of(model: str, config: dict[str, Any]) -> str:
@@ -103,32 +96,22 @@ def data_of(model: str, config: dict[str, Any]) -> str:
 
 def load(
     model: str, folder: Path, checkpoint: Checkpoint, image_size: int | None, args: dict[str, Any] | None
-) -> Backbone:
+) -> Network:
     """The network of a model or of a run's checkpoint.
 
     Raises:
         UserError: when it cannot be had, or options are given that a checkpoint decides by itself.
     """
     from vitdistill.models.build import build
-    from vitdistill.models.weights.read import load_into, read_weights
-    from vitdistill.training.checkpoints import load_student
 
     if checkpoint == "exported":
         return build(model, args=args, image_size=image_size, pretrained=True)
-    refuse_unused(
-        image_size=(image_size is not None, "the exported student"), model_args=(bool(args), "the exported student")
-    )
-    if checkpoint in ("last", "best"):
-        return load_student(folder / "checkpoints" / f"{checkpoint}.ckpt")
-    file = folder / "student_ema.safetensors"
-    if not file.is_file():
-        raise UserError("Averaged weights exist only for runs with --optim.ema", folder)
-    backbone = build(model, args=args, image_size=image_size)
-    load_into(backbone.net, read_weights(file), str(file))
-    return backbone
+    given = {"image_size": image_size, "model_args": args}
+    refuse_without_effect(given, {}, given, "unless --checkpoint is exported")
+    return read_run(folder).student(checkpoint)
 
 
-def validation_crop(config: dict[str, Any], source: DataSource, crop_pct: float | None, backbone: Backbone) -> Augment:
+def validation_crop(config: dict[str, Any], source: DataSource, crop_pct: float | None, backbone: Network) -> Augment:
     """The validation crop: the run's, the bundled data's (none), or the one that the model was published with."""
     published = getattr(backbone.net, "pretrained_cfg", None) or {}
     if config:

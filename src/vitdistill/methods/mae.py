@@ -5,6 +5,7 @@ from pathlib import Path
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vitdistill.files import FULL
 from vitdistill.methods.masked_modelling import Goal, MaskedModelling
 from vitdistill.methods.targets.pixels import Pixels, patchify, unpatchify
 from vitdistill.models.backbone import Backbone, with_tokens
@@ -12,7 +13,7 @@ from vitdistill.models.build import warn_about_statistics
 from vitdistill.models.decoder import Decoder, official_names
 from vitdistill.models.families import as_network
 from vitdistill.models.network import Network
-from vitdistill.models.record import FULL, RECORD, ModelRecord, set_statistics
+from vitdistill.models.record import RECORD, ModelRecord, set_statistics
 from vitdistill.models.surgery.attention_heads import set_heads
 from vitdistill.models.weights.read import adapt, decoder_part, load_into, read_weights
 from vitdistill.tokens.gather import restore, take
@@ -38,12 +39,12 @@ class MAE(MaskedModelling):
         """
         Args:
             student: the encoder.
-            mask_ratio: share of the patches that it does not see.
+            mask_ratio: share of the patches that the encoder does not see, between 0 and 1.
             norm_pix: predict each patch standardised by its own mean and deviation.
             decoder_width: channels of the decoder.
-            decoder_depth: its blocks.
-            decoder_heads: its attention heads.
-            decoder_mlp_ratio: hidden channels of its MLPs, as a multiple of its width.
+            decoder_depth: blocks of the decoder.
+            decoder_heads: attention heads of the decoder.
+            decoder_mlp_ratio: hidden channels of the decoder's MLPs, as a multiple of its width.
 
         Raises:
             UserError: when sizes or the ratio are impossible, or the student's patches cannot be left out.

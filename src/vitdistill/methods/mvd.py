@@ -4,7 +4,6 @@ Two targets with a decoder each are co-teaching: lambda_img * L_img + lambda_vid
 """
 
 import copy
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -14,6 +13,7 @@ from vitdistill.losses.features import FeatureLoss
 from vitdistill.methods.distillation import Distillation, Lesson
 from vitdistill.methods.mae import pixel_goal
 from vitdistill.methods.masked_modelling import Goal, MaskedModelling, check_final_norm
+from vitdistill.methods.options import FeatureDecoder
 from vitdistill.methods.targets.features import TeacherFeatures, matched_teacher
 from vitdistill.methods.terms.per_token import PerToken
 from vitdistill.methods.videomae import GOAL as PIXELS
@@ -25,25 +25,6 @@ from vitdistill.models.families.video_vit import VideoViT, check_video
 from vitdistill.models.network import Network
 from vitdistill.models.teacher import Teacher
 from vitdistill.tokens.masking import Masking, MaskKind
-
-
-@dataclass(frozen=True)
-class FeatureDecoder:
-    """The decoder of each feature target (blocks x width: S 2 x 384, B 2 x 768, L 4 x 512, H 8 x 640).
-
-    Args:
-        width: channels.
-        depth: blocks.
-        heads: attention heads of each block.
-        mlp_ratio: hidden channels of the MLPs, as a multiple of the width.
-        drop_path: stochastic depth rate of the last block, rising from 0.
-    """
-
-    width: int = 384
-    depth: int = 2
-    heads: int = 6
-    mlp_ratio: float = 4.0
-    drop_path: float = 0.1
 
 
 class MVD(MaskedModelling):
@@ -81,9 +62,10 @@ class MVD(MaskedModelling):
             video_weight: weight of the video teacher's loss.
             normalise: LayerNorm on the targets (off in every released recipe).
             loss: smooth_l1, l1 or l2.
-            pixel_weight: weight of an extra branch that predicts pixels (Table 8: hurts); 0 leaves it out.
-            bootstrap: decay of a teacher that is the student's own moving average, in place of frozen ones (Table 9:
-                worse).
+            pixel_weight: weight of an extra branch that predicts pixels (the paper finds that it hurts); 0 leaves it
+                out.
+            bootstrap: decay of a teacher that is the student's own moving average, in place of frozen ones (the paper
+                finds that worse).
             mask_ratio: share of the tokens that the student does not see.
             mask: tube hides the same patches in every time step, random any tokens, frame whole time steps.
             masks_per_clip: masks of each clip in a step, which share its decoding, embedding and the teachers' passes.
@@ -122,7 +104,7 @@ class MVD(MaskedModelling):
             self.average.update(self.student)
 
 
-def per_token(
+def per_token_distillation(
     student: Network | nn.Module,
     *,
     image_teacher: Teacher | Network | nn.Module | None = None,

@@ -5,7 +5,6 @@ tokens to each other as the teacher does.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -17,6 +16,8 @@ from vitdistill.methods.distillation import Distillation, Lesson
 from vitdistill.methods.jitter import color_jitter as jittered
 from vitdistill.methods.mae import GOAL, pixel_goal
 from vitdistill.methods.masked_modelling import check_final_norm
+from vitdistill.methods.options import PixelDecoder
+from vitdistill.methods.options import Relations as RelationNames
 from vitdistill.methods.selection.selector import SameMask
 from vitdistill.methods.terms.features import ClassToken, Feature, Features
 from vitdistill.methods.terms.relations import Relations
@@ -34,23 +35,6 @@ from vitdistill.types import NOTHING, Capture, Output
 
 TargetName = Literal["relations", "features", "cls"]
 AlignHeads = Literal["last", "all", "none"]
-
-
-@dataclass(frozen=True)
-class PixelDecoder:
-    """The MAE decoder of TinyMIM's variants with a pixel loss.
-
-    Args:
-        width: channels.
-        depth: blocks.
-        heads: attention heads of each block.
-        norm_pix: predict each patch standardised by its own mean and deviation.
-    """
-
-    width: int = 512
-    depth: int = 8
-    heads: int = 16
-    norm_pix: bool = True
 
 
 class TinyMIM(Distillation):
@@ -72,7 +56,7 @@ class TinyMIM(Distillation):
         teacher: Teacher | Network | nn.Module,
         *,
         target: TargetName = "relations",
-        relations: str | Sequence[str] = "qk+vv",
+        relations: RelationNames = "qk+vv",
         softmax: bool = True,
         feature: Feature = "output",
         residual: bool = False,
@@ -127,6 +111,7 @@ class TinyMIM(Distillation):
             selector.masking.visible(own.grid)  # refuses impossible ratios
         super().__init__(own, [Lesson(guide, [term])], selector=selector)
         guide.drops_paths = True
+        self._blocks = blocks
         self.color_jitter = color_jitter
         self.decoder: nn.Module | None = None
         if pixels:
@@ -139,6 +124,11 @@ class TinyMIM(Distillation):
     @property
     def teacher(self) -> Teacher:
         return self.lessons[0].teacher
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """The student's and the teacher's block that are compared, from 0."""
+        return self._blocks
 
     def train(self, mode: bool = True) -> "TinyMIM":
         self.teacher.drops_paths = mode

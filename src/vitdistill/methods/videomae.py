@@ -39,13 +39,14 @@ class VideoMAE(MaskedModelling):
             mask_ratio: share of the tokens that the encoder does not see.
             mask: tube hides the same patches in every time step, random any tokens, frame whole time steps.
             masks_per_clip: masks of each clip in a step, which share its decoding and embedding.
-            norm_pix: predict each channel of each cube standardised by its own mean and deviation.
+            norm_pix: predict each channel of each tubelet standardised by its own mean and deviation.
             decoder_width: channels of the decoder (S 192, B 384, L 512, H 640).
-            decoder_depth: its blocks (S 3, B 4, L and H 12).
-            decoder_heads: its attention heads (S 3, B 6, L and H 8).
-            decoder_mlp_ratio: hidden channels of its MLPs, as a multiple of its width.
-            positions: the decoder's fixed table, sinusoid_1d (VideoMAE's, over all tokens in one row) or sincos_3d.
-            drop_path: stochastic depth of the decoder.
+            decoder_depth: blocks of the decoder (S 3, B 4, L and H 12).
+            decoder_heads: attention heads of the decoder (S 3, B 6, L and H 8).
+            decoder_mlp_ratio: hidden channels of the decoder's MLPs, as a multiple of its width.
+            positions: fixed table of encoder and decoder: VideoMAE's over all tokens in one row, or one of space and
+                time, with which small networks learn sooner; a loaded student keeps its own.
+            drop_path: stochastic depth rate of the decoder's last block.
 
         Raises:
             UserError: when the student is no video ViT, or sizes and ratio are impossible.

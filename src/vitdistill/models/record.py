@@ -11,11 +11,10 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from vitdistill.errors import UserError
+from vitdistill.files import RECORD, WEIGHTS
 
 log = logging.getLogger(__name__)
 
-WEIGHTS, RECORD = "student.safetensors", "student.json"
-FULL = "mae.safetensors"  # encoder and decoder of a run of `mae`
 METADATA = "vitdistill_record"  # where a safetensors file carries the record
 
 

@@ -216,9 +216,9 @@ def _pictures_or_reason(data: str, runs: Sequence[Run]) -> list[Picture]:
 def _mask_pictures(runs: Sequence[Run]) -> list[Picture]:
     """Masks of runs of one set of data, a column each, `ACROSS` of them in a picture."""
     from vitdistill.reporting.galleries.masks import Column as Masks
-    from vitdistill.reporting.galleries.masks import data_of, heatmap_figure, mask_grid_figure, run_columns, some_images
+    from vitdistill.reporting.galleries.masks import heatmap_figure, mask_grid_figure, run_columns, some_images
 
-    images = some_images(data_of(runs[0].config), [], _image_size(runs), HEAT_IMAGES)
+    images = some_images(runs[0].source(), [], _image_size(runs), HEAT_IMAGES)
     notes: list[Picture] = []
     columns: list[Masks] = []
     for run in runs:
@@ -238,7 +238,7 @@ def _mask_pictures(runs: Sequence[Run]) -> list[Picture]:
 
 def _image_size(runs: Sequence[Run]) -> tuple[int, int]:
     """The largest input among the students: what the pictures are drawn at, and scaled from for the others."""
-    sizes = [size for run in runs if isinstance(size := run.get("student.image_size"), list) and len(size) == 2]
+    sizes = [size for run in runs if isinstance(size := run.get("student.input.size"), list) and len(size) == 2]
     return max(((int(height), int(width)) for height, width in sizes), default=(224, 224))
 
 

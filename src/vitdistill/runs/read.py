@@ -9,11 +9,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import yaml
 
 from vitdistill.errors import UserError
+from vitdistill.files import AVERAGED
+
+if TYPE_CHECKING:
+    from vitdistill.data.source import DataSource
+    from vitdistill.methods.method import Method
+    from vitdistill.models.network import Network
+
+Checkpoint = Literal["exported", "last", "best", "ema"]
 
 # Arguments that say where a run is written, not what it does.
 BOOKKEEPING = frozenset({"out", "resume", "overwrite", "config", "json"})
@@ -62,15 +70,101 @@ class Run:
         return found[0] if found else None
 
     @property
+    def verb(self) -> str:
+        """The verb that made the run.
+
+        Raises:
+            UserError: when the run does not say.
+        """
+        verb = self.text("verb")
+        if verb is None:
+            raise UserError("The run must say which verb made it", f"{self.path / 'run.json'} does not")
+        return verb
+
+    @property
+    def objects(self) -> list[str]:
+        """Settings that were given as Python objects, of which the configuration has the class only."""
+        return [name for name, value in self.config.items() if isinstance(value, str) and value.startswith("<")]
+
+    @property
     def status(self) -> str:
         """finished, running, interrupted, failed or unknown."""
         return self.text("status") or "unknown"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The checkpoint from which the run goes on."""
+        return self.path / "checkpoints" / "last.ckpt"
 
     @property
     def teacher_gmacs(self) -> float | None:
         """GMACs per image that the teacher cost: 0 for a run known to have no teacher, None when unknown."""
         cost = self.number("cost.teacher_gmacs_per_image")
         return 0.0 if cost is None and self.has_no_teacher else cost
+
+    def student(self, checkpoint: Checkpoint = "exported", *, args: dict[str, Any] | None = None) -> "Network":
+        """The student as training left it, or as a checkpoint holds it.
+
+        Args:
+            checkpoint: the exported student, the last or best checkpoint, or the averaged weights.
+            args: arguments of the architecture in place of the run's, for the exported student alone.
+
+        Raises:
+            UserError: when the run does not hold it.
+        """
+        from vitdistill.models.build import build
+
+        if checkpoint == "exported":
+            return build(str(self.path), args=args)
+        if checkpoint in ("last", "best"):
+            from vitdistill.training.checkpoints import load_student
+
+            return load_student(self.path / "checkpoints" / f"{checkpoint}.ckpt")
+        from vitdistill.models.weights.read import load_into, read_weights
+
+        file = self.path / AVERAGED
+        if not file.is_file():
+            raise UserError("Averaged weights exist only for runs with --optim.ema", self.path)
+        backbone = build(str(self.path))
+        load_into(backbone.net, read_weights(file), str(file))
+        return backbone
+
+    def source(self, *, labels: bool = True) -> "DataSource":
+        """The data of the run.
+
+        Args:
+            labels: False for a run without labels, whose data may be any folder of images.
+
+        Raises:
+            UserError: when the run does not say, or the data is not there.
+        """
+        from vitdistill.data.open import open_source
+
+        if not self.config.get("data"):
+            raise UserError("The run must say which data it used", str(self.path), "Give --data")
+        return open_source(str(self.config["data"]), labels=labels)
+
+    def method(self) -> "Method":
+        """The method that the run trained, with the weights that it ended with, in evaluation mode.
+
+        Calls the run's verb once more with the options that the run recorded, which builds the teachers anew.
+
+        Raises:
+            UserError: when the run is unfinished, was given Python objects, or its teachers cannot be had.
+        """
+        import vitdistill
+        from vitdistill.training.checkpoints import read_checkpoint
+        from vitdistill.verbs.parser import parse_config
+
+        if objects := [name for name in self.objects if name not in ("student", "model")]:
+            raise UserError(f"{self.path} was given Python objects", ", ".join(objects), "Build its method in Python")
+        values = parse_config(self.verb, {**self.config, "out": str(self.path)})
+        method = getattr(vitdistill, self.verb).rebuild(self, values)
+        if any(not name.startswith("student.") for name in method.state_dict()):  # more than the exported student
+            state = read_checkpoint(self.last_checkpoint)["state_dict"]
+            own = {name.removeprefix("method."): value for name, value in state.items() if name.startswith("method.")}
+            method.load_state_dict(own)
+        return method.eval()
 
     @property
     def has_no_teacher(self) -> bool:
@@ -131,6 +225,13 @@ def read_run(path: str | Path) -> Run:
         _read_metrics(path / "metrics.csv", problems),
         tuple(problems),
     )
+
+
+def find_run(path: str | Path) -> Run | None:
+    """The run of a run directory, or of a checkpoint in one; None for a path that is neither."""
+    path = Path(path)
+    folder = path.parent.parent if path.suffix == ".ckpt" else path
+    return read_run(folder) if (folder / "config.yaml").is_file() else None
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[Run]:

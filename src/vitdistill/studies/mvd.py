@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vitdistill.data.images.recipes import Augment
-from vitdistill.methods.mvd import FeatureDecoder
+from vitdistill.data.images.augment import Augment
+from vitdistill.methods.options import FeatureDecoder
 from vitdistill.training.settings import Optim
 
 EPOCHS = 6

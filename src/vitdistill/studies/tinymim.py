@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.training.settings import Optim
 
 EPOCHS, FINETUNE_EPOCHS = 16, 10

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from numbers import Real
+from typing import Annotated
 
 from vitdistill.errors import UserError
 
@@ -102,3 +103,18 @@ def _step(part: str) -> tuple[float, str]:
     if not step[1]:
         raise UserError("A step of a keep schedule reads progress:keep", repr(part), _REMEDY)
     return step
+
+
+def check_keep(keep: "int | float | str | KeepSchedule") -> None:
+    """Refuse what no grid of patches can make sense of.
+
+    Raises:
+        UserError: when it is no count, fraction or schedule of them, or a number in it is 0, negative or not finite.
+    """
+    for _, part in KeepSchedule.parse(keep).points:
+        number = _number(part)
+        if not number > 0 or (number > 1 and number != int(number)):
+            raise UserError("keep must be a positive number of patches, or a fraction in (0, 1]", keep, _REMEDY)
+
+
+Keep = Annotated[int | float | str, check_keep]

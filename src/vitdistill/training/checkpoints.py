@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from vitdistill.errors import UserError
 from vitdistill.files import write_atomically
-from vitdistill.models.backbone import Backbone
+from vitdistill.models.network import Network
 from vitdistill.models.record import WEIGHTS, ModelRecord
 
 
@@ -42,7 +42,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError("The checkpoint must be whole", f"{path} ({str(error).splitlines()[0][:160]})") from error
 
 
-def load_student(path: str | Path) -> Backbone:
+def load_student(path: str | Path) -> Network:
     """The student of `RUN/checkpoints/*.ckpt`, built as `RUN/student.json` says.
 
     Raises:

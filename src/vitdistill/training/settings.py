@@ -4,10 +4,7 @@ from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, Literal
 
-from timm.optim import list_optimizers
-
-from vitdistill.data.clips.sampling import Sampling
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.errors import UserError, near
 
 
@@ -84,7 +81,7 @@ class Settings:
     precision: str = "auto"
     compile: bool = False
     trainer: dict[str, Any] = field(default_factory=dict)
-    sampling: Sampling | None = None
+    sampling: Any = None  # a `data.clips.sampling.Sampling`, whose module needs torch
 
     def check(self) -> None:
         """Refuse values that cannot train anything, all together.
@@ -92,28 +89,35 @@ class Settings:
         Raises:
             UserError: naming every value out of range.
         """
-        rules = {
-            f"epochs must be at least 1, not {self.epochs}": self.epochs >= 1,
-            f"batch_size must be at least 1, not {self.batch_size}": self.batch_size >= 1,
-            f"optim.accumulate must be at least 1, not {self.optim.accumulate}": self.optim.accumulate >= 1,
-            f"optim.lr must be positive, not {self.optim.lr}": self.optim.lr > 0,
-            f"optim.ema must lie in (0, 1), not {self.optim.ema}": self.optim.ema is None or 0 < self.optim.ema < 1,
-            f"optim.layer_decay must lie in (0, 1], not {self.optim.layer_decay}": (
-                self.optim.layer_decay is None or 0 < self.optim.layer_decay <= 1
-            ),
-        }
-        rules |= {
-            f"loader.workers must be 0 or more, not {self.loader.workers}": (self.loader.workers or 0) >= 0,
-            f"loader.eval_batch must be at least 1, not {self.loader.eval_batch}": (
-                self.loader.eval_batch is None or self.loader.eval_batch >= 1
-            ),
-            f"optim.name must be one of timm's optimizers, not {self.optim.name!r}. "
-            f"{near(self.optim.name, [str(name) for name in list_optimizers()])}": self.optim.name in list_optimizers(),
-        }
-        broken = [rule for rule, holds in rules.items() if not holds]
+        from timm.optim import list_optimizers
+
+        broken = out_of_range(self.epochs, self.batch_size, self.optim, self.loader)
+        known = [str(name) for name in list_optimizers()]
+        if self.optim.name not in known:
+            hint = near(self.optim.name, known)
+            broken.append(f"optim.name must be one of timm's optimizers, not {self.optim.name!r}. {hint}")
         if broken:
             raise UserError("; ".join(broken))
         check_trainer_arguments(self.trainer)
+
+
+def out_of_range(epochs: int, batch_size: int, optim: Optim, loader: Loader) -> list[str]:
+    """What is wrong with the numbers, in words; needs no torch."""
+    rules = {
+        f"epochs must be at least 1, not {epochs}": epochs >= 1,
+        f"batch_size must be at least 1, not {batch_size}": batch_size >= 1,
+        f"optim.accumulate must be at least 1, not {optim.accumulate}": optim.accumulate >= 1,
+        f"optim.lr must be positive, not {optim.lr}": optim.lr > 0,
+        f"optim.ema must lie in (0, 1), not {optim.ema}": optim.ema is None or 0 < optim.ema < 1,
+        f"optim.layer_decay must lie in (0, 1], not {optim.layer_decay}": (
+            optim.layer_decay is None or 0 < optim.layer_decay <= 1
+        ),
+        f"loader.workers must be 0 or more, not {loader.workers}": (loader.workers or 0) >= 0,
+        f"loader.eval_batch must be at least 1, not {loader.eval_batch}": (
+            loader.eval_batch is None or loader.eval_batch >= 1
+        ),
+    }
+    return [rule for rule, holds in rules.items() if not holds]
 
 
 # Arguments of Lightning's Trainer that have a name of their own here.

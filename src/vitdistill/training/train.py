@@ -58,7 +58,7 @@ class _Parts:
 
 
 def train(method: Method, source: DataSource, run: RunDirectory, settings: Settings, *, resume: bool) -> dict[str, Any]:
-    """Train, checkpoint, export the student and write the report.
+    """Train, checkpoint and export the student.
 
     Args:
         method: what to train.
@@ -305,7 +305,7 @@ def _peak_memory_gib(device: torch.device) -> float:
 
 
 def _finish(parts: _Parts, method: Method, run: RunDirectory) -> dict[str, Any]:
-    """Export the student, mark the run finished, write the report; every process gets what the run says."""
+    """Export the student and mark the run finished; every process gets what the run says."""
     if is_first_process():
         _export(method, run)
     # The next run of a chain reads what this one wrote, in every process.
@@ -323,12 +323,6 @@ def _export(method: Method, run: RunDirectory) -> None:
     if content["vitdistill"]["ema"] is not None:
         export_weights(content["vitdistill"]["ema"], run.path / "student_ema.safetensors", record)
     run.update(status="finished")
-    try:
-        from vitdistill.reporting.page import write_report
-
-        write_report([run.path], run.path / "report.html")
-    except Exception as error:  # the run itself is safe; a picture must not fail it
-        log.warning("The report could not be written: %s", error)
 
 
 def export_weights(weights: dict[str, Tensor], path: Path, record: ModelRecord | None = None) -> None:

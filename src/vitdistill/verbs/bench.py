@@ -63,9 +63,9 @@ def bench(
     _check_positive(batch_size=batch_size, repeats=repeats)
     where, number = _device(device), _dtype(dtype, _device(device))
     guest = Teacher(_build(teacher, teacher_args, image_size).to(where), dtype=number)
-    grid = guest.backbone.grid
-    counts = _counts(guest.backbone, keep if isinstance(keep, list) else [keep])
-    images = _images(guest.backbone, batch_size, image_size, where)
+    grid = guest.network.grid
+    counts = _counts(guest.network, keep if isinstance(keep, list) else [keep])
+    images = _images(guest.network, batch_size, image_size, where)
     result: dict[str, Any] = {
         "teacher": teacher,
         "batch_size": batch_size,
@@ -105,10 +105,9 @@ def measure_teacher(
         limit of the gain), the measured gain, and its share of the limit.
     """
     from vitdistill.costing.measure import compare, peak_memory_bytes
-    from vitdistill.models.macs import backbone_macs
     from vitdistill.tokens.select import random_scores, top_k
 
-    backbone, patches = teacher.backbone, teacher.backbone.grid.count
+    backbone, patches = teacher.network, teacher.network.grid.count
     selections: dict[int, Tensor | None] = {patches: None}
     for count in counts:
         if count != patches:
@@ -124,7 +123,7 @@ def measure_teacher(
     size = (images.shape[-2], images.shape[-1])
     rows: list[dict[str, Any]] = []
     for count, kept in selections.items():
-        macs = backbone_macs(backbone, None if kept is None else count, image_size=size).total
+        macs = backbone.macs(None if kept is None else count, image_size=size).total
         row = {"patches": count, "gmacs_per_image": macs / 1e9, **timings[str(count)].as_dict(len(images))}
         row["peak_memory_bytes"] = memory[str(count)]
         row["mac_ratio"] = rows[0]["gmacs_per_image"] / row["gmacs_per_image"] if rows else 1.0
@@ -161,7 +160,7 @@ def measure_student(
     from vitdistill.costing.measure import compare
     from vitdistill.tokens.grids import transfer
     from vitdistill.tokens.select import top_k
-    from vitdistill.types import NOTHING, BackboneOutput, Capture
+    from vitdistill.types import NOTHING, Capture, Output
 
     student.train()
     if compile:
@@ -169,19 +168,19 @@ def measure_student(
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-6)
     targets = torch.randint(student.num_classes, (len(images),), device=images.device)
 
-    def forward(capture: Capture) -> BackboneOutput:
+    def forward(capture: Capture) -> Output:
         with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
             return student(images, capture=capture)
 
-    def select(output: BackboneOutput) -> Tensor:
+    def select(output: Output) -> Tensor:
         return top_k(transfer(student.saliency(output), student.grid, grid), count)
 
     def step(with_saliency: bool) -> None:
         output = forward(student.saliency_capture() if with_saliency else NOTHING)
         if with_saliency:
             select(output)
-        assert output.logits is not None  # every pass of the student goes up to the head
-        torch.nn.functional.cross_entropy(output.logits.float(), targets).backward()
+        assert output.prediction is not None  # every pass of the student goes up to the head
+        torch.nn.functional.cross_entropy(output.prediction.float(), targets).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -210,11 +209,11 @@ def _build(spec: str, args: dict[str, Any] | None, image_size: int | None) -> "B
 
 
 def _images(backbone: "Backbone", batch_size: int, image_size: int | None, device: torch.device) -> Tensor:
-    from vitdistill.models.families.opaque import Opaque
+    from vitdistill.models.network import Opaque
 
     any_size = isinstance(backbone, Opaque) and image_size is not None
-    size = (image_size, image_size) if any_size else backbone.image_size
-    return torch.randn(batch_size, len(backbone.mean), *size, device=device)  # type: ignore[arg-type]
+    size = (image_size, image_size) if any_size else backbone.input.size
+    return torch.randn(batch_size, len(backbone.input.mean), *size, device=device)  # type: ignore[arg-type]
 
 
 def _counts(backbone: "Backbone", keeps: list[int | float]) -> list[int]:

@@ -4,12 +4,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vitdistill.errors import UserError, near
 from vitdistill.files import is_first_process
+from vitdistill.runs.directory import FREE, differences, plain
+from vitdistill.runs.read import find_run, read_run
+from vitdistill.verbs.parser import check_yaml, parse_config
+from vitdistill.verbs.table import TRAINING, verb
 
-TRAINING_VERBS = ("mae", "tinymim", "videomae", "mvd", "finetune", "maskedkd", "supervised")
 _REFERENCE = re.compile(r"\{([^{}]*)\}")
 
 
@@ -39,14 +40,14 @@ def chain(
     steps = {name: _parsed(name, step, folder, data) for name, step in read_chain(recipe).items()}
     todo = {name: _state(folder / name, *step) if not overwrite else "new" for name, step in steps.items()}
     results = {}
-    for name, (verb, options) in steps.items():
+    for name, (kind, options) in steps.items():
         if todo[name] == "finished":
             _say(f"{name}: finished before", json)
-            results[name] = _info(folder / name)
+            results[name] = read_run(folder / name).info
             continue
-        _say(f"{name}: {verb}{', resumed' if todo[name] == 'resume' else ''}", json)
+        _say(f"{name}: {kind}{', resumed' if todo[name] == 'resume' else ''}", json)
         anew = overwrite or todo[name] == "again"
-        results[name] = _run(verb, options, resume=todo[name] == "resume", overwrite=anew)
+        results[name] = _run(kind, options, resume=todo[name] == "resume", overwrite=anew)
     _show(results, json)
     return results
 
@@ -57,10 +58,7 @@ def read_chain(path: str | Path) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: when the file is no recipe, a name or verb is unusable, or a reference is to no earlier step.
     """
-    from vitdistill.cli import check_yaml
-
-    check_yaml(path)
-    content = yaml.safe_load(Path(path).read_text())
+    content = check_yaml(path)
     steps = content.get("steps")
     if not isinstance(steps, dict) or not steps or set(content) != {"steps"}:
         raise UserError("A chain is a mapping `steps` from names to verbs with their options", path)
@@ -71,19 +69,12 @@ def read_chain(path: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def _merged(name: str, step: Any, earlier: list[str]) -> dict[str, Any]:
-    from vitdistill.cli import check_yaml
-
     if not re.fullmatch(r"[\w.-]+", name):
         raise UserError("A step's name becomes a folder, so it may hold letters, digits, '.', '_' and '-'", repr(name))
-    verb = step.get("verb") if isinstance(step, dict) else None
-    if verb not in TRAINING_VERBS:
-        raise UserError(
-            f"Step {name} must name a verb: {', '.join(TRAINING_VERBS)}", repr(verb), near(str(verb), TRAINING_VERBS)
-        )
-    options: dict[str, Any] = {}
-    if "config" in step:
-        check_yaml(step["config"])
-        options = yaml.safe_load(Path(step["config"]).read_text())
+    kind = step.get("verb") if isinstance(step, dict) else None
+    if kind not in TRAINING:
+        raise UserError(f"Step {name} must name a verb: {', '.join(TRAINING)}", repr(kind), near(str(kind), TRAINING))
+    options = check_yaml(step["config"]) if "config" in step else {}
     merged = _deep(options, {key: value for key, value in step.items() if key != "config"})
     for reference in _references(merged):
         if reference not in earlier:
@@ -114,18 +105,12 @@ def _deep(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def _parsed(name: str, step: dict[str, Any], folder: Path, data: str | None) -> tuple[str, dict[str, Any]]:
     """A step's verb and its arguments, checked by the verb's own parser."""
-    from vitdistill.cli import make_parser, verb
-
-    kind = step["verb"]
     options = {key: _resolved(value, folder) for key, value in step.items() if key != "verb"}
     options |= {"out": str(folder / name)} | ({"data": data} if data is not None and "data" not in options else {})
-    parser = make_parser(kind, verb(kind))
     try:
-        values = parser.instantiate_classes(parser.parse_object(options))
+        return step["verb"], parse_config(step["verb"], options)
     except UserError as error:
         raise UserError(f"Step {name}: {error}") from error
-    values.pop("config", None)
-    return kind, values.as_dict()
 
 
 def _resolved(value: Any, folder: Path) -> Any:
@@ -136,42 +121,30 @@ def _resolved(value: Any, folder: Path) -> Any:
     return _REFERENCE.sub(lambda match: str(folder / match[1]), value) if isinstance(value, str) else value
 
 
-def _state(run: Path, verb: str, options: dict[str, Any]) -> str:
+def _state(folder: Path, verb: str, options: dict[str, Any]) -> str:
     """new, again (from the beginning), resume or finished.
 
     Raises:
         UserError: when a step that is not begun anew was run with other options.
     """
-    from vitdistill.runs.directory import FREE, differences, plain
-
-    info, config = _info(run), run / "config.yaml"
-    if not info or not config.is_file():
+    run = find_run(folder)
+    if run is None or not run.info:
         return "new"
-    finished = info.get("status") == "finished"
-    if not finished and not (run / "checkpoints" / "last.ckpt").is_file():
+    finished = run.status == "finished"
+    if not finished and not run.last_checkpoint.is_file():
         return "again"  # there is nothing to lose, and the recipe may have been mended since
     now = {key: value for key, value in plain(options).items() if key not in ("resume", "overwrite")}
-    before = yaml.safe_load(config.read_text()) or {}
-    changed = [key for key, _, _ in differences(before, now) if not FREE.match(key)]
-    if info.get("verb") != verb or changed:
+    changed = [key for key, _, _ in differences(run.config, now) if not FREE.match(key)]
+    if run.verb != verb or changed:
         raise UserError(
-            f"{run} is {'finished' if finished else 'begun'}, but with other options than the recipe has now",
+            f"{folder} is {'finished' if finished else 'begun'}, but with other options than the recipe has now",
             f"changed {', '.join(changed) or 'verb'}",
             "Run every step anew with --overwrite, or choose another --out",
         )
     return "finished" if finished else "resume"
 
 
-def _info(run: Path) -> dict[str, Any]:
-    import json
-
-    file = run / "run.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
-
-
 def _run(verb_name: str, options: dict[str, Any], *, resume: bool, overwrite: bool) -> dict[str, Any]:
-    from vitdistill.cli import verb
-
     return verb(verb_name)(**{**options, "resume": resume, "overwrite": overwrite})
 
 

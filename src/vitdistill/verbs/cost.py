@@ -94,7 +94,7 @@ def _teacher_macs(
     spec: str, args: dict[str, Any] | None, image_size: int | None, keep: int | float | str, epochs: int
 ) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
     """MACs per image of the whole and of the masked teacher, by part and in total, and what the teacher is."""
-    from vitdistill.models.macs import Macs, backbone_macs
+    from vitdistill.models.macs import Macs
     from vitdistill.tokens.keep import KeepSchedule
 
     backbone, size = _on_meta(spec, args, image_size)
@@ -103,10 +103,10 @@ def _teacher_macs(
         raise UserError(f"{spec} cannot leave out patches", f"keep {keep}", "Use --keep 1.0, or a ViT, DeiT or CaiT")
     counts = Counter(schedule.count((epoch + 0.5) / epochs, patches) for epoch in range(epochs))
 
-    whole = backbone_macs(backbone, image_size=size)
+    whole = backbone.macs(image_size=size)
     over_training = Macs()
     for count, share in counts.items():
-        over_training += (whole if count == patches else backbone_macs(backbone, count, image_size=size)) * share
+        over_training += (whole if count == patches else backbone.macs(count, image_size=size)) * share
     kept = {part: value / epochs for part, value in _by_part(over_training).items()}
     average = sum(count * share for count, share in counts.items()) / epochs
     facts = {
@@ -118,21 +118,20 @@ def _teacher_macs(
 
 
 def _student_macs(spec: str, args: dict[str, Any] | None, image_size: int | None) -> dict[str, float]:
-    from vitdistill.models.macs import backbone_macs
 
     backbone, size = _on_meta(spec, args, image_size)
-    return _by_part(backbone_macs(backbone, image_size=size))
+    return _by_part(backbone.macs(image_size=size))
 
 
 def _on_meta(spec: str, args: dict[str, Any] | None, image_size: int | None) -> tuple[Any, tuple[int, int]]:
     """A backbone without weights, and the height and width of its input in pixels."""
     from vitdistill.models.build import build
-    from vitdistill.models.families.opaque import Opaque
+    from vitdistill.models.network import Opaque
 
     own_size = "img_size" in (args or {})
     backbone = build(spec, args=args, image_size=None if own_size else image_size, meta=True)
     free = isinstance(backbone, Opaque) and image_size is not None and not own_size
-    return backbone, (image_size, image_size) if free and image_size else backbone.image_size
+    return backbone, (image_size, image_size) if free and image_size else backbone.input.size
 
 
 def _by_part(macs: Any) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.data.order import seed_everything_at
 from vitdistill.errors import UserError
 from vitdistill.files import is_first_process
@@ -108,12 +108,14 @@ def detect(
     from vitdistill.training.train import train as train_run
     from vitdistill.verbs.common import settings_of
     from vitdistill.verbs.frame_map import score
+    from vitdistill.verbs.job import write_report
 
     body = build(model, args=model_args, image_size=image_size)
     network = detector(body, len(data.labels), head_init=head_init, dropout=dropout, drop_path=drop_path)
     source = data.source(Path(val).stem)
     info = train_run(Detection(network, data), source, run, settings_of(arguments, network, source), resume=resume)
     if is_first_process():
+        write_report(run)
         exported = check_video(build(str(run.path)), "exported network")
         batch = loader.eval_batch or batch_size
         total = len(source.train) + len(source.val)  # of which as many may be unreadable as in training

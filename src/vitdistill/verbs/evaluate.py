@@ -129,9 +129,9 @@ def _logits(backbone: Backbone, images: torch.Tensor, keep: int | float) -> torc
     count = keep_count(keep, backbone.grid.count)
     kept = None
     if count < backbone.grid.count:
-        ranking = backbone(images, capture=replace(backbone.saliency_capture(), logits=False))
+        ranking = backbone(images, capture=replace(backbone.saliency_capture(), head=False))
         kept = top_k(backbone.saliency(ranking), count)
-    logits = backbone(images, keep=kept).logits
+    logits = backbone(images, keep=kept).prediction
     assert logits is not None
     return logits
 

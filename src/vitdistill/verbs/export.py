@@ -12,6 +12,7 @@ import torch
 from vitdistill.errors import UserError
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.record import ModelRecord
+from vitdistill.runs.read import Checkpoint, read_run
 
 
 def export(
@@ -19,7 +20,7 @@ def export(
     *,
     format: Literal["safetensors", "onnx"] = "safetensors",
     out: str | None = None,
-    checkpoint: Literal["exported", "last", "best", "ema"] = "exported",
+    checkpoint: Checkpoint = "exported",
     dynamic_batch: bool = True,
     json: bool = False,
 ) -> dict[str, Any]:
@@ -40,13 +41,11 @@ def export(
     Raises:
         UserError: when the exported file gives other logits than the student.
     """
-    from vitdistill.evaluation.loading import load
-
     folder = Path(run)
-    student = load(run, folder, checkpoint, None, None).eval()
+    student = read_run(folder).student(checkpoint).eval()
     path = Path(out) if out else folder / "export" / f"student.{format}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    images = torch.randn(3, *student.input_shape, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(3, *student.input.shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = student.net(images)
     result = (

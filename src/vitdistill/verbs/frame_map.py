@@ -10,8 +10,8 @@ from vitdistill.data.actions.annotations import ActionData, Annotations, open_an
 from vitdistill.data.actions.key_frames import KeyFrameTransform, Movies
 from vitdistill.data.clips.sampling import Sampling
 from vitdistill.errors import UserError
-from vitdistill.evaluation.loading import Checkpoint
 from vitdistill.models.families.video_vit import VideoViT
+from vitdistill.runs.read import Checkpoint, find_run
 
 PREDICTIONS, RESULT = "predictions.csv", "detection.json"
 NO_DETECTIONS = "none"
@@ -63,10 +63,11 @@ def frame_map(
         many key frames and boxes there were, and how many key frames were unreadable.
     """
     given = dict(locals())
-    from vitdistill.evaluation.loading import load, place_of, run_config
+    from vitdistill.evaluation.loading import load, place_of
 
     folder = Path(model)
-    config = run_config(folder)
+    run = find_run(folder)
+    config = {} if run is None else run.config
     if "detections" not in config:
         raise UserError("frame_map tests a run of detect", f"'{model}'", "Make one with `vitdistill detect`")
     options = {name: config[name] if given[name] is None else given[name] for name in OPTIONS}
@@ -109,7 +110,7 @@ def score(
     """
     from vitdistill.data.actions.ava import write_predictions
     from vitdistill.data.device import OnDevice
-    from vitdistill.data.images.recipes import Augment
+    from vitdistill.data.images.augment import Augment
     from vitdistill.data.loader import CorruptLog, default_workers, make_loader
     from vitdistill.data.order import EvalBatchSampler
     from vitdistill.data.source import DataSource
@@ -125,11 +126,13 @@ def score(
             "Give the label map of its training",
         )
     method, metric = Detection(network).eval().to(place), FrameMeanAP(data).to(place)
-    on_device = OnDevice(Augment(recipe="none"), network.mean, network.std, len(data.labels))
+    on_device = OnDevice(Augment(recipe="none"), network.input.mean, network.input.std, len(data.labels))
     source = DataSource("test", data.val, data.val, list(data.labels.values()))
     loader = make_loader(
         data.val,
-        KeyFrameTransform(network.image_size, Sampling(frames=network.frames, stride=stride), data.val.most_boxes),
+        KeyFrameTransform(
+            network.input.size, Sampling(frames=network.input.frames, stride=stride), data.val.most_boxes
+        ),
         EvalBatchSampler(len(data.val), batch_size),
         seed=0,
         num_workers=default_workers(source) if workers is None else workers,

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitdistill.errors import UserError
+from vitdistill.runs.read import find_run
 
 
 def masks(
@@ -57,7 +58,6 @@ def masks(
     )
     from vitdistill.reporting.pictures import picture_path
     from vitdistill.tokens.keep import KeepSchedule
-    from vitdistill.verbs.maskedkd import layer_number
 
     models, images = _split(list(models), images)
     if count < 1:
@@ -76,13 +76,14 @@ def masks(
     batch = some_images(source, paths, students[0][1].image_size, max(count, 256 if heatmap else 0), seed)
     columns = []
     for spec, (title, student) in zip(models, students, strict=True):
-        own = _config_of(spec)  # of a run: what its teacher saw, as far as the student's attention decided it
+        run = find_run(spec)  # what its teacher saw, as far as the student's attention decided it
+        own = {} if run is None else run.config
         ended = KeepSchedule.parse(keep if keep is not None else own.get("keep") or 0.5)
         kept = masks_of(
             student,
             normalised(batch, student),
             ended.count(1.0, student.grid.count),
-            layer=layer_number(layer if layer is not None else own.get("saliency_layer", "last"), student.depth),
+            layer=student.block_index(layer if layer is not None else own.get("saliency_layer", "last")),
             kind=saliency or own.get("saliency", "cls"),
             order=own.get("order", "top"),
         )
@@ -129,19 +130,11 @@ def _load(spec: str, args: dict[str, Any] | None) -> Any:
     return load_student(spec) if spec.endswith(".ckpt") else build(spec, args=args)
 
 
-def _config_of(spec: str) -> dict[str, Any]:
-    """The configuration of a run or of a checkpoint's run; empty for a name."""
-    import yaml
-
-    folder = Path(spec).parent.parent if spec.endswith(".ckpt") else Path(spec)
-    path = folder / "config.yaml"
-    return (yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
-
-
 def _data_of(models: list[str]) -> str:
     """The data of the first run among the models."""
     for spec in models:
-        data = _config_of(spec).get("data")
+        run = find_run(spec)
+        data = None if run is None else run.config.get("data")
         if data or spec.startswith("digits"):
             return str(data or "digits")
     raise UserError("Images must be named where no run says which data it used", remedy="Give --images")

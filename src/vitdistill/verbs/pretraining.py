@@ -1,22 +1,19 @@
 """What the verbs that pre-train without labels share: a student without a classifier, initialised as MAE does."""
 
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from vitdistill.data.source import DataSource
 from vitdistill.data.transforms import clip_sampling
-from vitdistill.errors import UserError, refuse_unused
-from vitdistill.models.backbone import Backbone
+from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.models.decoder import xavier
 from vitdistill.models.families.video_vit import VideoPositions, VideoViT, check_video
-from vitdistill.models.presets import BUNDLED
+from vitdistill.models.network import Network
 from vitdistill.models.surgery.positions import fix_positions
-from vitdistill.verbs.common import Model, make_student
-
-Positions = Literal["sincos", "learned"]
+from vitdistill.verbs.arguments import Model, Positions, is_fresh
+from vitdistill.verbs.common import make_student
 
 
 def make_pretraining_student(
@@ -25,9 +22,9 @@ def make_pretraining_student(
     *,
     args: dict[str, Any] | None,
     image_size: int | None,
-    pretrained: bool,
-    positions: Positions,
-) -> Backbone:
+    pretrained: bool = False,
+    positions: Positions = "sincos",
+) -> Network:
     """A student without a classifier; a fresh one with MAE's initialisation and, by default, fixed positions.
 
     A fresh one that mean-pools has its final norm in front of the pooling, where a decoder sees it.
@@ -62,7 +59,7 @@ def make_video_student(
     frames: int | None,
     image_size: int | None,
     positions: VideoPositions,
-    drop_path: float,
+    drop_path: float = 0.0,
 ) -> VideoViT:
     """A video ViT without a classifier; a fresh one with the method's positions and MAE's initialisation.
 
@@ -72,7 +69,8 @@ def make_video_student(
         UserError: when the network takes images, or its frames are given twice and differ.
     """
     options, fresh = dict(args or {}), is_fresh(spec, pretrained=False)
-    refuse_unused(frames=(frames is not None and isinstance(spec, nn.Module), "a module object brings its own"))
+    if isinstance(spec, nn.Module):
+        refuse_without_effect({"frames": frames}, {}, ["frames"], "on a module object, which brings its own")
     if frames is not None and options.setdefault("frames", frames) != frames:
         both = f"{frames} and {options['frames']}"
         raise UserError("--frames and --student_args.frames must agree", both, "Give one of them")
@@ -87,9 +85,3 @@ def make_video_student(
     if fresh:
         xavier(network.net)
     return network
-
-
-def is_fresh(spec: Model, pretrained: bool) -> bool:
-    """Whether a student begins with random weights."""
-    loaded = isinstance(spec, nn.Module) or "@" in spec or spec in BUNDLED or Path(spec).is_dir()
-    return not loaded and not pretrained

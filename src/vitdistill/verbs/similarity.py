@@ -1,9 +1,9 @@
 """`vitdistill similarity`: how alike the frames of a clip are to teachers and students (MVD, Figs. 3 to 5)."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vitdistill.errors import UserError, refuse_unused
+from vitdistill.errors import UserError, refuse_without_effect
+from vitdistill.runs.read import Run, find_run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,8 +54,6 @@ def similarity(
         The picture's path, the frames compared, and per network its matrix and the mean similarity of neighbours, of
         steps half a clip apart, and of the first and the last.
     """
-    from vitdistill.data.transforms import DENSE
-    from vitdistill.evaluation.loading import run_config
     from vitdistill.evaluation.similarity import Wanted, compare, distinct, teachers_of
     from vitdistill.reporting.galleries.similarity import save, similarity_figure
     from vitdistill.reporting.pictures import picture_path
@@ -63,13 +61,14 @@ def similarity(
     if not models:
         raise UserError("similarity needs at least one run or model")
     path = picture_path(out)
-    configs = [run_config(Path(model)) for model in models]
-    source, settings = _source(data, configs)
+    runs = [find_run(model) for model in models]
+    source, settings = _source(data, runs)
     wanted: list[Wanted] = []
-    for model, config in zip(models, configs, strict=True):
-        wanted += [*(teachers_of(config) if teachers else []), Wanted(model)]
+    for model, run in zip(models, runs, strict=True):
+        wanted += [*(teachers_of(run.config) if teachers and run is not None else []), Wanted(model)]
     kind = sampling or settings.get("sampling") or "dense"
-    refuse_unused(stride=(stride is not None and kind == "uniform", DENSE))
+    if kind == "uniform":
+        refuse_without_effect({"stride": stride}, {}, ["stride"], "unless --sampling is dense")
     found = compare(
         _opened(distinct(wanted), layer),
         source,
@@ -86,7 +85,7 @@ def similarity(
     return result
 
 
-def _source(data: str | None, configs: list[dict[str, Any]]) -> tuple["DataSource", dict[str, Any]]:
+def _source(data: str | None, runs: list[Run | None]) -> tuple["DataSource", dict[str, Any]]:
     """The videos, and the configuration of the run that says how clips were taken from them.
 
     Raises:
@@ -95,14 +94,15 @@ def _source(data: str | None, configs: list[dict[str, Any]]) -> tuple["DataSourc
     from vitdistill.data.open import open_source
     from vitdistill.data.transforms import is_video
 
+    known = [run for run in runs if run is not None]
     if data is not None:
-        return open_source(data, labels=False), next((config for config in configs if "stride" in config), {})
+        return open_source(data, labels=False), next((run.config for run in known if "stride" in run.config), {})
     source = None
-    for config in configs:
-        if config.get("data"):
-            source = open_source(str(config["data"]), labels=False)
+    for run in known:
+        if run.config.get("data"):
+            source = run.source(labels=False)
             if is_video(source):
-                return source, config
+                return source, run.config
     if source is None:
         raise UserError("Videos must be named where no run says which it was trained on", remedy="Give --data")
     raise UserError(
@@ -120,7 +120,6 @@ def _opened(wanted: list["Wanted"], layer: str | int) -> list["Network"]:
     """
     from vitdistill.evaluation.similarity import Network
     from vitdistill.models.build import build
-    from vitdistill.verbs.maskedkd import layer_number
 
     names = [one.name for one in wanted]
     networks = []
@@ -134,7 +133,7 @@ def _opened(wanted: list["Wanted"], layer: str | int) -> list["Network"]:
                 f"The {one.role} of a run cannot be had: {error}", remedy="Or give --teachers false"
             ) from error
         name = one.name if names.count(one.name) == 1 else one.spec
-        networks.append(Network(name, backbone, one.role, layer_number(layer, backbone.depth)))
+        networks.append(Network(name, backbone, one.role, backbone.block_index(layer)))
     return networks
 
 

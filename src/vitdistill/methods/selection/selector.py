@@ -13,7 +13,7 @@ from vitdistill.methods.selection.criterion import Attention, Criterion, Scene
 from vitdistill.models.backbone import Backbone, SaliencyKind
 from vitdistill.models.network import Network
 from vitdistill.models.teacher import Teacher
-from vitdistill.tokens.keep import KeepSchedule, keep_count
+from vitdistill.tokens.keep import Keep, KeepSchedule, keep_count
 from vitdistill.tokens.masking import Masking
 from vitdistill.types import Capture, Output
 
@@ -68,7 +68,7 @@ class Ranked(Selector):
     def __init__(
         self,
         *,
-        keep: int | float | str | KeepSchedule = 0.5,
+        keep: Keep | KeepSchedule = 0.5,
         criterion: CriterionName | Criterion = "student",
         order: Literal["top", "bottom"] = "top",
         saliency: SaliencyKind = "cls",

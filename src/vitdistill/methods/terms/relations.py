@@ -1,42 +1,16 @@
 """Token relations of a teacher's block (TinyMIM, Ren et al., CVPR 2023)."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitdistill.errors import UserError, near
 from vitdistill.losses.relations import relation_kl, relation_smooth_l1
+from vitdistill.methods.options import relation_list
 from vitdistill.methods.terms.term import Term
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.network import Network
 from vitdistill.types import Capture, Output
-
-Relation = Literal["qk", "vv", "qq", "kk"]
-RELATIONS: tuple[str, ...] = Relation.__args__  # type: ignore[attr-defined]
-
-
-def parse_relations(relations: str | Sequence[str]) -> tuple[str, ...]:
-    """The relations in "qk+vv", or in a list.
-
-    Raises:
-        UserError: when none is named, or one is misspelt or named twice.
-
-    Example:
-        >>> parse_relations("qk+vv")
-        ('qk', 'vv')
-    """
-    listed = relations.replace(",", "+").split("+") if isinstance(relations, str) else relations
-    names = tuple(name.strip().lower() for name in listed if name.strip())
-    unknown = [name for name in names if name not in RELATIONS]
-    if unknown:
-        raise UserError(
-            f"relations must be some of {', '.join(RELATIONS)}", repr(unknown[0]), near(unknown[0], RELATIONS)
-        )
-    if not names or len(set(names)) < len(names):
-        raise UserError(f"relations must name at least one of {', '.join(RELATIONS)}, each once", list(names))
-    return names
 
 
 class Relations(Term):
@@ -68,7 +42,7 @@ class Relations(Term):
         """
         super().__init__()
         self.student_block, self.teacher_block = student_block, teacher_block
-        self.relations = parse_relations(relations)
+        self.relations = relation_list(relations)
         self.distance: Callable[..., Tensor] = relation_kl if softmax else relation_smooth_l1
 
     def captures(self) -> tuple[Capture, Capture]:

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from vitdistill.errors import UserError
-from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import rebuild
 from vitdistill.models.families.video_vit import VideoViT
 from vitdistill.models.families.vit import ViT
+from vitdistill.models.network import Network
 from vitdistill.models.record import record_of
 from vitdistill.models.surgery.drop_path import rising, set_drop_path
 from vitdistill.models.weights.read import head_names
@@ -19,14 +19,14 @@ _TIMM_POOL = {"avg": "avg", "cls": "token"}
 
 
 def finetunable(
-    body: Backbone,
+    body: Network,
     classes: int,
     *,
     pool: Pool = "auto",
     head_init: float = 0.001,
     new_head: bool = False,
     drop_path: float = 0.0,
-) -> Backbone:
+) -> Network:
     """The network with a classifier for `classes`, everything else as it is in `body`.
 
     Args:
@@ -62,7 +62,7 @@ def finetunable(
     return network
 
 
-def _check_head(body: Backbone, classes: int, own_pool: str | None, wanted: str | None) -> None:
+def _check_head(body: Network, classes: int, own_pool: str | None, wanted: str | None) -> None:
     if body.num_classes != classes:
         raise UserError(
             f"The stored classifier must have the classes of the data; {body.name} has {body.num_classes} and the data "
@@ -77,7 +77,7 @@ def _check_head(body: Backbone, classes: int, own_pool: str | None, wanted: str 
         )
 
 
-def _with_new_head(body: Backbone, classes: int, pool: str | None, head_init: float) -> Backbone:
+def _with_new_head(body: Network, classes: int, pool: str | None, head_init: float) -> Network:
     if record_of(body.net).architecture is None:
         _reset(body, classes, pool)
         _shrink(body.net, head_init)
@@ -100,7 +100,7 @@ def _with_new_head(body: Backbone, classes: int, pool: str | None, head_init: fl
     return network
 
 
-def _reset(body: Backbone, classes: int, pool: str | None) -> None:
+def _reset(body: Network, classes: int, pool: str | None) -> None:
     """A fresh classifier, and the norm where the pooling needs it, for a module that cannot be built again: in place.
 
     Raises:

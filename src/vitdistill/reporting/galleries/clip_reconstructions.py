@@ -7,13 +7,12 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from vitdistill.reporting.galleries.masks import data_of, dim_dropped
+from vitdistill.reporting.galleries.masks import dim_dropped
 from vitdistill.reporting.galleries.reconstructions import SEED, Reconstructions, to_pixels
 
 if TYPE_CHECKING:
     from vitdistill.data.clips.sampling import Sampling
     from vitdistill.data.source import DataSource
-    from vitdistill.methods.videomae import VideoMAE
     from vitdistill.runs.read import Run
 
 CLIPS, FRAMES = 2, 8  # in a picture
@@ -31,19 +30,21 @@ def clip_reconstructions(run: "Run", count: int = CLIPS) -> list[Reconstructions
         UserError: when the run holds no decoder, or its data is gone.
     """
     from vitdistill.data.device import OnDevice
-    from vitdistill.data.images.recipes import Augment
+    from vitdistill.data.images.augment import Augment
     from vitdistill.data.transforms import clip_sampling
+    from vitdistill.methods.videomae import VideoMAE
 
-    method = _method(run)
+    method = run.method()
+    assert isinstance(method, VideoMAE)
     student = method.student
-    source = data_of(run.config, labels=False)
+    source = run.source(labels=False)
     sampling = clip_sampling(student, source, run.config.get("stride"), run.config.get("sampling") or "dense")
     assert sampling is not None
-    clips = some_clips(source, student.image_size[0], sampling, count)
+    clips = some_clips(source, student.input.size[0], sampling, count)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         kept, masked = method.masking.draw(len(clips), student.grid)
-    seen = OnDevice(Augment(recipe="none"), student.mean, student.std, 1).eval(clips)
+    seen = OnDevice(Augment(recipe="none"), student.input.mean, student.input.std, 1).eval(clips)
     predicted = method.reconstruct(seen, kept, masked)
     first = slice(None, None, sampling.frames // student.grid.t)  # of each time step
     some = slice(None, None, math.ceil(student.grid.t / FRAMES))
@@ -65,20 +66,3 @@ def some_clips(
     order = torch.randperm(len(source.val), generator=torch.Generator().manual_seed(seed))[:count]
     videos: list[Any] = [source.val.load(int(index))[0] for index in order]
     return torch.stack([transform(video) for video in videos])
-
-
-def _method(run: "Run") -> "VideoMAE":
-    """Encoder and decoder as training left them."""
-    from vitdistill.methods.videomae import VideoMAE
-    from vitdistill.models.build import build
-    from vitdistill.tokens.masking import Masking
-    from vitdistill.training.checkpoints import read_checkpoint
-
-    settings = ("norm_pix", "decoder_width", "decoder_depth", "decoder_heads", "positions")
-    masking = Masking(run.config.get("mask_ratio", 0.9), run.config.get("mask", "tube"))
-    options = {name: run.config[name] for name in settings if name in run.config}
-    method = VideoMAE(build(str(run.path)), masking=masking, **options)
-    state = read_checkpoint(run.path / "checkpoints" / "last.ckpt")["state_dict"]
-    start = "method."
-    method.load_state_dict({name.removeprefix(start): value for name, value in state.items() if name.startswith(start)})
-    return method.eval()

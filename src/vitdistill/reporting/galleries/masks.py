@@ -4,13 +4,12 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from vitdistill.data.open import open_source
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
 from vitdistill.models.backbone import Backbone, SaliencyKind
@@ -89,7 +88,7 @@ def masks_of(
         order: keep the highest ranked patches, or the lowest.
     """
     backbone.eval()
-    capture = replace(backbone.saliency_capture(layer, kind), logits=False)
+    capture = replace(backbone.saliency_capture(layer, kind), head=False)
     grid = grid or backbone.grid
     scores = torch.cat(
         [backbone.saliency(backbone(part, capture=capture), layer, kind) for part in images.split(BATCH)]
@@ -180,9 +179,9 @@ def _image(path: Path) -> "Image":
 def normalised(images: UInt8[Tensor, "b 3 height width"], backbone: Backbone) -> Float[Tensor, "b 3 height2 width2"]:
     """The images at a backbone's size, with its statistics."""
     floats = images.float() / 255
-    if tuple(images.shape[-2:]) != backbone.image_size:
-        floats = torch.nn.functional.interpolate(floats, backbone.image_size, mode="bilinear", antialias=True)
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (backbone.mean, backbone.std))
+    if tuple(images.shape[-2:]) != backbone.input.size:
+        floats = torch.nn.functional.interpolate(floats, backbone.input.size, mode="bilinear", antialias=True)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (backbone.input.mean, backbone.input.std))
     return (floats - mean) / std
 
 
@@ -208,13 +207,11 @@ def unmasked_because(run: "Run") -> str | None:
 
 def run_columns(run: "Run", images: UInt8[Tensor, "b 3 height width"]) -> list[Column]:
     """The masks that a run ends with, on the grid of the network that it masks; nothing when it masks nothing."""
-    from vitdistill.models.build import build
     from vitdistill.tokens.keep import KeepSchedule
-    from vitdistill.verbs.maskedkd import layer_number
 
     if unmasked_because(run) is not None:
         return []
-    student = build(str(run.path))
+    student = run.student()
     if student.grid.t > 1:
         raise UserError("Masks are drawn over images", f"{student.name}, which sees clips")
     grid = student.grid if run.setting("mask") == "student" else _teacher_grid(run) or student.grid
@@ -223,7 +220,7 @@ def run_columns(run: "Run", images: UInt8[Tensor, "b 3 height width"]) -> list[C
         student,
         normalised(images, student),
         count,
-        layer=layer_number(run.setting("saliency_layer") or "last", student.depth),
+        layer=student.block_index(run.setting("saliency_layer") or "last"),
         kind=run.setting("saliency") or "cls",
         grid=grid,
         order=run.setting("order") or "top",
@@ -236,18 +233,3 @@ def _teacher_grid(run: "Run") -> TokenGrid | None:
     """The teacher's patch grid as the run wrote it ("14x14"), or None."""
     sides = (run.text("teacher.grid") or "").split("x")
     return TokenGrid(1, int(sides[0]), int(sides[1])) if len(sides) == 2 else None
-
-
-def data_of(config: dict[str, Any], *, labels: bool = True) -> DataSource:
-    """The data of a run.
-
-    Args:
-        config: of the run.
-        labels: False for a run without labels, whose data may be any folder of images.
-
-    Raises:
-        UserError: when the run does not say, or the data is not there.
-    """
-    if not config.get("data"):
-        raise UserError("The run must say which data it used", remedy="Give --images")
-    return open_source(str(config["data"]), labels=labels)

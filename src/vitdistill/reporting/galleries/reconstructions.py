@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from vitdistill.reporting.galleries.masks import data_of, dim_dropped, normalised, some_images
+from vitdistill.reporting.galleries.masks import dim_dropped, normalised, some_images
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,14 +40,12 @@ def reconstructions(run: "Run", count: int = IMAGES) -> Reconstructions:
         UserError: when the run holds no decoder or its data is gone.
     """
     from vitdistill.methods.mae import MAE
-    from vitdistill.models.build import build
     from vitdistill.tokens.masking import random_mask
 
-    settings = ("mask_ratio", "norm_pix", "decoder_width", "decoder_depth", "decoder_heads")
-    student = build(str(run.path))
-    method = MAE(student, **{name: run.config[name] for name in settings if name in run.config}).eval()
-    method.load_full(run.path / "mae.safetensors")
-    images = some_images(data_of(run.config, labels=False), [], student.image_size, count)
+    method = run.method()
+    assert isinstance(method, MAE)
+    student = method.student
+    images = some_images(run.source(labels=False), [], student.input.size, count)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         kept, masked = random_mask(len(images), student.grid.count, method.visible)
@@ -63,7 +61,7 @@ def reconstructions(run: "Run", count: int = IMAGES) -> Reconstructions:
 
 def to_pixels(images: Float[Tensor, "b 3 height width"], backbone: "Backbone") -> UInt8[Tensor, "b 3 height width"]:
     """Images normalised with a backbone's statistics as pixels again; what lies beyond black and white is cut."""
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (backbone.mean, backbone.std))
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (backbone.input.mean, backbone.input.std))
     return ((images.float() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitdistill.errors import UserError
 from vitdistill.losses.relations import relation
-from vitdistill.reporting.galleries.masks import data_of, normalised, some_images
+from vitdistill.reporting.galleries.masks import normalised, some_images
 from vitdistill.types import QKV, Capture, TokenGrid
 
 if TYPE_CHECKING:
@@ -74,33 +74,31 @@ def token_relations(run: "Run", count: int = IMAGES) -> TokenRelations:
     Raises:
         UserError: when student, teacher or data are not where the run had them.
     """
-    from vitdistill.methods.tinymim import block_of
-    from vitdistill.models.build import build
-    from vitdistill.models.teacher import Teacher
+    from vitdistill.methods.tinymim import TinyMIM
 
-    student = build(str(run.path)).eval()
     if not run.config.get("teacher"):
         raise UserError("The run must say which teacher it had")
-    body = build(str(run.config["teacher"]), args=run.config.get("teacher_args"), pretrained=True)
-    teacher = Teacher(body, mean=student.mean, std=student.std)
-    blocks = block_of(body, run.config.get("teacher_block")), student.depth - 1
-    images = some_images(data_of(run.config, labels=False), [], student.image_size, count)
+    method = run.method()
+    assert isinstance(method, TinyMIM)
+    student, teacher = method.student, method.teacher
+    own_block, other_block = method.blocks
+    images = some_images(run.source(labels=False), [], student.input.size, count)
     seen = normalised(images, student)
-    theirs = teacher(seen, capture=Capture(qkv=(blocks[0],), logits=False)).qkv[blocks[0]]
-    own = student(seen, capture=Capture(qkv=(blocks[1],), logits=False)).qkv[blocks[1]]
+    theirs = teacher(seen, capture=Capture.at(other_block, "qkv", head=False)).qkv(other_block)
+    own = student(seen, capture=Capture.at(own_block, "qkv", head=False)).qkv(own_block)
     return TokenRelations(
         images=images,
         maps=[Maps(name, head_average(theirs, name), head_average(own, name)) for name in names_of(run)],
         grid=student.grid,
-        prefix=student.prefix,
-        blocks=(blocks[0] + 1, blocks[1] + 1),
+        prefix=student.specials,
+        blocks=(other_block + 1, own_block + 1),
         heads=(theirs.v.shape[1], own.v.shape[1]),
     )
 
 
 def names_of(run: "Run") -> tuple[str, ...]:
     """The relations that a run trained; Q-K and V-V for a run with another target."""
-    from vitdistill.verbs.tinymim import relation_list
+    from vitdistill.methods.options import relation_list
 
     trained = run.config.get("relations") if run.config.get("target", "relations") == "relations" else None
     if isinstance(trained, str):

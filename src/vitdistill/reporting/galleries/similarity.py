@@ -19,7 +19,7 @@ from vitdistill.evaluation.similarity import (
 from vitdistill.models.build import build
 from vitdistill.models.families.video_vit import VideoViT, check_video
 from vitdistill.reporting.figures import INK, MUTED
-from vitdistill.reporting.galleries.masks import data_of, wrapped
+from vitdistill.reporting.galleries.masks import wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -165,7 +165,7 @@ def similarities_of(runs: Sequence["Run"], clips: int = CLIPS) -> Found:
     groups: dict[tuple[object, ...], Group] = {}
     for run in runs:
         try:
-            student = check_video(build(str(run.path)), "student")
+            student = check_video(run.student(), "student")
         except Exception as error:  # one run must not cost the others their pictures
             notes.append(f"{run.name}: no frame similarity, since {error_words(error)}")
             continue
@@ -191,14 +191,14 @@ def similarities_of(runs: Sequence["Run"], clips: int = CLIPS) -> Found:
 def _clips_of(run: "Run", student: VideoViT) -> tuple[object, ...]:
     """Equal for runs whose networks can be compared on the same clips."""
     taken = (run.config.get("data"), run.config.get("stride"), run.config.get("sampling"))
-    return *map(str, taken), student.frames, student.grid.t
+    return *map(str, taken), student.input.frames, student.grid.t
 
 
 def _compare(group: Group, clips: int) -> Comparison:
     """Image teachers first, then video teachers, then students."""
     return compare(
         sorted(group.networks.values(), key=lambda network: ORDER[network.role]),
-        data_of(group.run.config, labels=False),
+        group.run.source(labels=False),
         clips=clips,
         stride=group.run.config.get("stride"),
         sampling=group.run.config.get("sampling") or "dense",

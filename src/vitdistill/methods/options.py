@@ -1,0 +1,71 @@
+"""Options of methods that need no torch: groups of them, and what text alone tells to be wrong."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from vitdistill.errors import UserError, near
+
+Relation = Literal["qk", "vv", "qq", "kk"]
+RELATIONS: tuple[str, ...] = Relation.__args__  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class FeatureDecoder:
+    """The decoder of each feature target (blocks x width: S 2 x 384, B 2 x 768, L 4 x 512, H 8 x 640).
+
+    Args:
+        width: channels.
+        depth: blocks.
+        heads: attention heads of each block.
+        mlp_ratio: hidden channels of the MLPs, as a multiple of the width.
+        drop_path: stochastic depth rate of the last block, rising from 0.
+    """
+
+    width: int = 384
+    depth: int = 2
+    heads: int = 6
+    mlp_ratio: float = 4.0
+    drop_path: float = 0.1
+
+
+@dataclass(frozen=True)
+class PixelDecoder:
+    """The MAE decoder of TinyMIM's variants with a pixel loss.
+
+    Args:
+        width: channels.
+        depth: blocks.
+        heads: attention heads of each block.
+        norm_pix: predict each patch standardised by its own mean and deviation.
+    """
+
+    width: int = 512
+    depth: int = 8
+    heads: int = 16
+    norm_pix: bool = True
+
+
+def relation_list(relations: str | Sequence[str]) -> tuple[str, ...]:
+    """The relations in "qk+vv", or in a list of names.
+
+    Raises:
+        UserError: when there is none, one is misspelt, or one is named twice.
+
+    Example:
+        >>> relation_list("qk+vv")
+        ('qk', 'vv')
+    """
+    parts = relations.replace(",", "+").split("+") if isinstance(relations, str) else relations
+    names = tuple(name.strip().lower() for name in parts if name.strip())
+    unknown = [name for name in names if name not in RELATIONS]
+    if unknown:
+        raise UserError(
+            f"relations must be some of {', '.join(RELATIONS)}", repr(unknown[0]), near(unknown[0], RELATIONS)
+        )
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"relations must name at least one of {', '.join(RELATIONS)}, each once", list(names))
+    return names
+
+
+Relations = Annotated[str | Sequence[str], relation_list]

@@ -1,0 +1,131 @@
+"""Options that several verbs share, each declared once. On the command line every field stands by itself (`--epochs`).
+
+A verb takes a bundle as one argument (`student: Student`). Defaults that differ in a verb are keywords of its
+decorator: `@trains(epochs=800)`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Union
+
+from vitdistill.data.images.augment import Augment
+from vitdistill.models.presets import BUNDLED
+from vitdistill.training.settings import Loader, Optim
+
+if TYPE_CHECKING:
+    import torch
+
+Model = Union[str, "torch.nn.Module"]  # torch is not imported here
+Sampling = Literal["dense", "uniform"]
+Positions = Literal["sincos", "learned"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class Flat:
+    """A bundle of options whose fields stand by themselves on the command line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Flat):
+    """What every training verb takes."""
+
+    data: str
+    """folder with train/ and val/ (one folder per class), lists of videos, or a bundled source: digits, moving_digits,
+    moving_digits:motion."""
+    out: str
+    """run directory to make."""
+    epochs: int = 300
+    """passes over the training set."""
+    batch_size: int = 128
+    """images or clips per device and step."""
+    augment: Augment = Augment()
+    """augmentation."""
+    optim: Optim = Optim()
+    """optimizer and schedule."""
+    loader: Loader = Loader()
+    """reading data."""
+    precision: str = "auto"
+    """auto, 32-true, bf16-mixed, 16-mixed."""
+    compile: bool = False
+    """torch.compile the blocks of student and teachers."""
+    seed: int = 0
+    """of initialisation, masks, data order, augmentation and everything else random."""
+    resume: bool = False
+    """continue the run in `out`."""
+    overwrite: bool = False
+    """replace the run in `out`."""
+    trainer: dict[str, Any] | None = None
+    """further arguments of lightning.Trainer, e.g. `--trainer.devices 8 --trainer.strategy fsdp`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student(Flat):
+    """The network to train."""
+
+    student: Model
+    """network to train: timm name, name@weights-file, hf-hub:owner/model, run directory, or (in Python) a module."""
+    student_args: dict[str, Any] | None = None
+    """further arguments of the student's architecture, e.g. `--student_args.depth 6`."""
+    image_size: int | None = None
+    """the student's input size in pixels; by default the data's or the network's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regularised(Student):
+    """A student with stochastic depth."""
+
+    drop_path: float = 0.1
+    """stochastic depth rate of the student's last block; earlier blocks get less. A module object keeps its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published(Regularised):
+    """A student that may start from weights that timm publishes."""
+
+    pretrained: bool = False
+    """start the student from timm's pretrained weights (downloads them)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clips(Flat):
+    """How clips are taken from videos."""
+
+    stride: int | None = None
+    """of videos: frames from one frame of a dense clip to the next; by default 4, and 1 for bundled clips."""
+    sampling: Sampling = "dense"
+    """of videos: dense takes a window of frames x stride, uniform one frame of each of so many equal parts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipStudent(Regularised):
+    """A student over clips."""
+
+    frames: int | None = None
+    """of a clip; by default the data's or 16."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format(Flat):
+    """How frozen networks compute."""
+
+    teacher_dtype: Dtype = "auto"
+    """auto computes frozen networks in bfloat16 on GPUs and CPUs with such instructions, and as their weights are
+    elsewhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherOptions(Format):
+    """The one teacher of a verb, besides its name."""
+
+    teacher_args: dict[str, Any] | None = None
+    """further arguments of the teacher's architecture, e.g. `--teacher_args.img_size 384`."""
+
+
+def masked_modelling(warmup_epochs: float, min_lr: float = 0.0) -> Optim:
+    """The optimizer settings of masked modelling: MAE, Table 8; TinyMIM, VideoMAE and MVD take the same."""
+    return Optim(lr=1.5e-4, lr_batch=256, betas=(0.9, 0.95), warmup_epochs=warmup_epochs, warmup_lr=0.0, min_lr=min_lr)
+
+
+def is_fresh(spec: Model, pretrained: bool = False) -> bool:
+    """Whether a student begins with random weights."""
+    return isinstance(spec, str) and not (pretrained or "@" in spec or spec in BUNDLED or Path(spec).is_dir())

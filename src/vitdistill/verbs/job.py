@@ -1,0 +1,282 @@
+"""What all training verbs do: check, prepare the run directory, open the data, train, report.
+
+A training verb is a function from a `Job` and its own options to a `Method`; the decorator `trains` does the rest, and
+gives it the options that all of them share. What text alone can refuse is refused before torch is imported.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, isclass, signature
+from typing import TYPE_CHECKING, Any
+
+from vitdistill.data.open import check_there
+from vitdistill.errors import UserError, refuse_without_effect
+from vitdistill.files import is_first_process
+from vitdistill.runs.directory import RunDirectory, plain
+from vitdistill.training.settings import out_of_range
+from vitdistill.verbs.arguments import Flat, Student
+from vitdistill.verbs.needs import Needs
+from vitdistill.verbs.signatures import documentation, options_of, signature_of
+
+if TYPE_CHECKING:
+    from vitdistill.data.source import DataSource
+    from vitdistill.methods.method import Method
+    from vitdistill.models.families.video_vit import VideoViT
+    from vitdistill.models.network import Network
+    from vitdistill.models.teacher import Teacher
+    from vitdistill.runs.read import Run
+
+log = logging.getLogger(__name__)
+
+
+def trains(
+    *bundles: type[Flat],
+    labels: bool = True,
+    needs: Iterable[Needs] = (),
+    resolve: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    **defaults: Any,
+) -> Callable[[Callable[..., Any]], Callable[..., dict[str, Any]]]:
+    """Make a training verb of a function that takes a `Job` and returns the method to train.
+
+    Args:
+        bundles: options that the verb takes and the job uses, such as `Clips`.
+        labels: False where training ignores labels: any folder of images will do, and what needs labels is refused.
+        needs: which options have an effect only beside others.
+        resolve: checks the values further and returns those that it fills in, before they are recorded.
+        defaults: of shared options, where they differ from those in `arguments.py`.
+
+    Example:
+        @trains(labels=False, epochs=800)
+        def mae(job: Job, *, student: Student, **options: Any) -> "Method":
+            return MAE(job.pretraining_student(student), **options)
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
+        verb = function.__name__
+
+        @wraps(function)
+        def run(*args: Any, **kwargs: Any) -> dict[str, Any]:
+            bound = signature_of(verb).bind(*args, **kwargs)
+            bound.apply_defaults()
+            values = dict(bound.arguments)
+            check(verb, values, needs, labels=labels)
+            if resolve is not None:
+                values |= resolve(values)
+            return _train(verb, function, values, labels=labels)
+
+        def rebuild(run: "Run", values: Mapping[str, Any]) -> "Method":
+            """The method of a run, with its student as the run left it and all else as it began."""
+            return _call(function, Job(verb, dict(values), rebuilding=run))
+
+        run.__signature__ = signature_of(verb)  # type: ignore[attr-defined]
+        run.__doc__ = documentation(verb)
+        run.rebuild = rebuild  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def check(verb: str, values: Mapping[str, Any], needs: Iterable[Needs], *, labels: bool) -> None:
+    """Refuse what the values alone show to be wrong.
+
+    Raises:
+        UserError: with the option, the value and the remedy.
+    """
+    options = options_of(verb)
+    for name, option in options.items():
+        if is_dataclass(option.type) and not is_dataclass(values[name]):
+            group = getattr(option.type, "__name__", "")
+            raise UserError(f"{name} must be a vitdistill.{group}", f"a {type(values[name]).__name__}")
+        if isinstance(values[name], str | int | float):
+            for refuse in option.checks:
+                refuse(values[name])
+    refuse_unused(verb, values, needs)
+    if broken := out_of_range(values["epochs"], values["batch_size"], values["optim"], values["loader"]):
+        raise UserError("; ".join(broken))
+    values["augment"].resolved()
+    if not labels:
+        _refuse_what_needs_labels(values["augment"])
+    if isinstance(values["data"], str):
+        check_there(values["data"])
+
+
+def refuse_unused(verb: str, values: Mapping[str, Any], needs: Iterable[Needs]) -> None:
+    """Refuse options whose values differ from their defaults where nothing reads them.
+
+    Raises:
+        UserError: with what they need.
+    """
+    defaults = {name: option.default for name, option in options_of(verb).items()}
+    for each in needs:
+        if not each.met(values):
+            refuse_without_effect(values, defaults, each.options, f"unless {each.words}")
+
+
+def _refuse_what_needs_labels(augment: Any) -> None:
+    if augment.mixes:
+        raise UserError(
+            "Only labelled images can be mixed",
+            f"the recipe {augment.recipe!r}",
+            "Choose --augment.recipe pretrain, or turn it off with --augment.mixup 0 --augment.cutmix 0",
+        )
+    names = ("mixup", "cutmix", "smoothing", "mixup_prob")
+    given = {f"augment.{name}": getattr(augment, name) or None for name in names}
+    refuse_without_effect(given, {}, given, "in training without labels")
+
+
+def _train(verb: str, function: Callable[..., Any], values: dict[str, Any], *, labels: bool) -> dict[str, Any]:
+    resume, overwrite = values["resume"], values["overwrite"]
+    config = {name: plain(_named(value)) for name, value in values.items() if name not in ("resume", "overwrite")}
+    run = RunDirectory.prepare(values["out"], verb, config, resume=resume, overwrite=overwrite)
+
+    from vitdistill.data.open import open_source
+    from vitdistill.data.order import seed_everything_at
+
+    source = open_source(values["data"], labels=labels)
+    seed_everything_at(values["seed"], "initialisation")
+    method = _call(function, Job(verb, values, source))
+
+    from vitdistill.training.train import train
+    from vitdistill.verbs.common import settings_of
+
+    info = train(method, source, run, settings_of(values, method.student, source), resume=resume)
+    if is_first_process():
+        write_report(run)
+    return info
+
+
+def _named(value: Any) -> Any:
+    """Objects given in Python appear in the configuration by their class, data by its name."""
+    if type(value).__module__.startswith("vitdistill.data") and hasattr(value, "train"):
+        return value.name
+    return f"<{type(value).__name__}>" if hasattr(value, "state_dict") else value
+
+
+def write_report(run: RunDirectory) -> None:
+    """Write report.html into a finished run; what goes wrong is a warning."""
+    try:
+        from vitdistill.reporting.page import write_report
+
+        write_report([run.path], run.path / "report.html")
+    except Exception as error:  # the run itself is safe; a picture must not fail it
+        log.warning("The report could not be written: %s", error)
+
+
+def _call(function: Callable[..., Any], job: "Job") -> "Method":
+    """Call a verb with the values of its own options, its bundles put together."""
+    arguments: dict[str, Any] = {}
+    own = list(signature(function).parameters.values())[1:]
+    rest = dict(job.values)
+    for parameter in own:
+        if parameter.kind is Parameter.VAR_KEYWORD:
+            handed_on = {name for name, option in options_of(job.verb).items() if option.handed_on}
+            arguments |= {name: job.values[name] for name in handed_on}
+        elif isclass(parameter.annotation) and issubclass(parameter.annotation, Flat):
+            bundle = parameter.annotation
+            arguments[parameter.name] = bundle(**{field.name: rest[field.name] for field in fields(bundle)})  # type: ignore[arg-type]
+        else:
+            arguments[parameter.name] = rest[parameter.name]
+    return function(job, **arguments)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run as its verb sees it.
+
+    Attributes:
+        verb: its name.
+        values: of all options, by name.
+        source: the data; None where a finished run's method is built again.
+        rebuilding: the run whose method is built again: its student is then the run's, and nothing is trained.
+    """
+
+    verb: str
+    values: dict[str, Any]
+    source: "DataSource | None" = None
+    rebuilding: "Run | None" = None
+
+    @property
+    def data(self) -> "DataSource":
+        assert self.source is not None, "a run that is rebuilt opens no data"
+        return self.source
+
+    @property
+    def smoothing(self) -> float:
+        """Label smoothing of the augmentation recipe."""
+        return self.values["augment"].resolved().smoothing
+
+    def student(self, student: Student, **changes: Any) -> "Network":
+        """The network to train, with a classifier for the data's classes."""
+        from vitdistill.verbs.common import make_student
+
+        if self.rebuilding is not None:
+            return self.rebuilding.student()
+        return make_student(student.student, self.data, **{**_options(student), **changes})
+
+    def pretraining_student(self, student: Student, **changes: Any) -> "Network":
+        """A network over images to train without labels; it has no classifier."""
+        from vitdistill.verbs.pretraining import make_pretraining_student
+
+        if self.rebuilding is not None:
+            return self.rebuilding.student()
+        return make_pretraining_student(student.student, self.data, **{**_options(student), **changes})
+
+    def video_student(self, student: Student, **changes: Any) -> "VideoViT":
+        """A network over clips to train without labels; it has no classifier."""
+        from vitdistill.models.families.video_vit import check_video
+        from vitdistill.verbs.pretraining import make_video_student
+
+        if self.rebuilding is not None:
+            return check_video(self.rebuilding.student(), "student")
+        return make_video_student(student.student, self.data, **{**_options(student), **changes})
+
+    def teacher(
+        self, spec: Any, student: "Network", *, args: Any = None, text: str | None = None, classes: bool = False
+    ) -> "Teacher":
+        """A frozen network that takes the student's inputs, in the number format that `--teacher_dtype` names.
+
+        Args:
+            spec: as `student` is given; a bare timm name downloads its weights.
+            student: the network to train.
+            args: further arguments of the architecture.
+            text: file with one text embedding per class, of a CLIP teacher.
+            classes: whether its classes must be those of the data.
+        """
+        from vitdistill.verbs.common import make_teacher
+
+        return make_teacher(
+            spec,
+            self.source if classes else None,
+            student,
+            args=args,
+            text_embeddings=text,
+            dtype=self.values["teacher_dtype"],
+            trainer=self.values["trainer"],
+        )
+
+    def refuse(self, *names: str, why: str) -> None:
+        """Refuse options that were given though nothing will read them, now that the networks and the data are known.
+
+        Raises:
+            UserError: such as "--frames has no effect on images".
+        """
+        defaults = {name: option.default for name, option in options_of(self.verb).items()}
+        refuse_without_effect(self.values, defaults, names, why)
+
+    def refuse_argument(self, group: str, name: str, option: str) -> None:
+        """Refuse an argument of the architecture that an option of ours sets.
+
+        Raises:
+            UserError: such as "--student_args.drop_path_rate is set by --drop_path".
+        """
+        if name in (self.values[group] or {}):
+            raise UserError(f"--{group}.{name} is set by {option}", self.values[group][name], f"Use {option}")
+
+
+def _options(student: Student) -> dict[str, Any]:
+    """A bundle's fields as keywords of the functions that make students."""
+    found = {field.name: getattr(student, field.name) for field in fields(student)}
+    del found["student"]
+    return {"args": found.pop("student_args"), **found}

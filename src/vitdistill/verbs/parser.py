@@ -1,0 +1,145 @@
+"""From the words of a command, or from a configuration, to the values of a verb's options. Needs no torch."""
+
+import json
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+from vitdistill.errors import UserError, near
+from vitdistill.verbs.messages import refusal
+from vitdistill.verbs.signatures import documentation, options_of, signature_of
+from vitdistill.verbs.table import VERBS
+
+
+def parse(verb: str, words: list[str]) -> dict[str, Any]:
+    """The values of a verb's options out of the words behind it.
+
+    Raises:
+        UserError: for unknown options (with near names), values of the wrong type, and unusable YAML files.
+    """
+    parser = make_parser(verb)
+    words = normalised(verb, words)
+    for path in _given(words, "--config"):
+        check_yaml(path)
+    return _values(verb, parser, parser.parse_args(words))
+
+
+def parse_config(verb: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a verb's options out of a configuration, such as a run's.
+
+    Raises:
+        UserError: as `parse`.
+    """
+    parser = make_parser(verb)
+    return _values(verb, parser, parser.parse_object(dict(config)))
+
+
+def _values(verb: str, parser: ArgumentParser, parsed: Any) -> dict[str, Any]:
+    values = parser.instantiate_classes(parsed).as_dict()
+    values.pop("config", None)
+    for name, option in options_of(verb).items():
+        if isinstance(values[name], str | int | float):
+            for refuse in option.checks:
+                refuse(values[name])
+    return values
+
+
+def make_parser(verb: str) -> ArgumentParser:
+    """A parser with one option for every option of the verb."""
+
+    class Parser(ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> Any:
+            raise refusal(message, verb)
+
+    def function(**_: Any) -> None:
+        """Stands for the verb, whose own module is not imported."""
+
+    signature = signature_of(verb)
+    function.__signature__ = signature  # type: ignore[attr-defined]
+    function.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    function.__doc__ = documentation(verb)
+    parser = Parser(prog=f"vitdistill {verb}", description=VERBS[verb].summary, exit_on_error=True)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the options below")
+    parser.add_function_arguments(function, fail_untyped=False, sub_configs=False)
+    return parser
+
+
+def normalised(verb: str, words: list[str]) -> list[str]:
+    """Let flags stand alone (`--resume`), and let positional words fill the first list or required option."""
+    options = options_of(verb)
+    flags = {f"--{name}" for name, option in options.items() if option.type is bool}
+    positional = [option for option in options.values() if option.positional]
+    result: list[str] = []
+    loose: list[str] = []
+    index = 0
+    while index < len(words):
+        word = words[index]
+        following = words[index + 1] if index + 1 < len(words) else None
+        # Where nothing positional may follow a flag, whatever does is its value, right or wrong.
+        valued = following is not None and (following.lower() in ("true", "false") or not positional)
+        if word in flags and (not valued or str(following).startswith("-")):
+            result.append(f"{word}=true")
+        elif word.startswith("-"):
+            result.append(word)
+            takes_value = "=" not in word and word not in ("-h", "--help") and not word.startswith("--print_config")
+            if takes_value and following is not None and (not following.startswith("--")):
+                result.append(following)
+                index += 1
+        else:
+            loose.append(word)
+        index += 1
+    if loose and not positional:
+        raise UserError(
+            "Options start with --", repr(loose[0]), near(f"--{loose[0]}", [f"--{name}" for name in options])
+        )
+    if loose:
+        first = positional[0]
+        is_list = "list" in str(first.type)
+        if not is_list and len(loose) > 1:
+            raise UserError(f"One {first.name} may be given without its option's name", " ".join(loose))
+        result += [f"--{first.name}", json.dumps(loose) if is_list else loose[0]]
+    return result
+
+
+def _given(words: list[str], option: str) -> list[str]:
+    """The values of an option, as far as they stand on the command line itself."""
+    found = [following for word, following in pairwise(words) if word == option]
+    return found + [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
+
+
+def check_yaml(path: str | Path) -> dict[str, Any]:
+    """A configuration's content, if it cannot be misread.
+
+    Raises:
+        UserError: when the file is missing, no YAML, no mapping, or names a key twice.
+    """
+
+    class Strict(yaml.SafeLoader):
+        pass
+
+    def mapping(loader: Any, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = loader.construct_object(key_node, deep=deep)
+            if key in seen:
+                raise UserError(f"duplicate key {key!r} (line {key_node.start_mark.line + 1} of {path})")
+            seen.add(key)
+        return loader.construct_mapping(node, deep=deep)
+
+    Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    try:
+        content = yaml.load(Path(path).read_text(), Strict)
+    except OSError as error:
+        raise UserError("The configuration file must be readable", f"{path} ({error.strerror})") from error
+    except yaml.YAMLError as error:
+        raise UserError("The configuration must be YAML", f"{path}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(
+            "The configuration must be a mapping from options to values",
+            f"{path} with {'nothing' if content is None else type(content).__name__}",
+        )
+    return content

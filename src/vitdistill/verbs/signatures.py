@@ -1,0 +1,306 @@
+"""The options of a verb: names, types, defaults and help texts, read from the source without running it.
+
+A method's options live in its constructor, which needs torch to be imported, and that takes seconds. Help and refusals
+must not wait for it. So a verb's module and those of the methods are parsed here and never imported; only what has to
+exist is (dataclasses of options, functions that check a value), which is why their modules must do without torch.
+"""
+
+import ast
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, ForwardRef, Union, get_args, get_origin
+
+import vitdistill
+from vitdistill.verbs.arguments import Flat, Training
+from vitdistill.verbs.table import module_of
+
+ROOT = Path(vitdistill.__file__).parent
+REQUIRED = inspect.Parameter.empty
+DECORATOR = "trains"
+PRESENT = {"dataclasses", "functools", "pathlib", "collections.abc", "types", "typing"}  # modules with types of options
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a verb.
+
+    Attributes:
+        name: without its dashes.
+        type: what text can give; where Python also takes a module object, that is left out.
+        default: `REQUIRED` where there is none.
+        help: what it does.
+        positional: whether it may be given without its name.
+        checks: functions that refuse a value, from `typing.Annotated`.
+        handed_on: whether it is one of the `**options` that the verb hands on to its method.
+    """
+
+    name: str
+    type: Any
+    default: Any = REQUIRED
+    help: str = ""
+    positional: bool = False
+    checks: tuple[Any, ...] = ()
+    handed_on: bool = False
+
+
+class _Nothing(type):
+    """Attributes and parts of a type that is not there are not there either."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return cls
+
+    def __getitem__(cls, item: object) -> Any:
+        return cls
+
+
+class OnlyInPython(metaclass=_Nothing):
+    """Stands for a type of which no value can be written as text, such as a network."""
+
+
+@cache
+def options_of(verb: str) -> dict[str, Option]:
+    """All options of a verb, by name, in the order of the help text.
+
+    The function's own come first, each bundle (a `Flat` dataclass) unfolded where it stands. A keyword `**options`
+    brings the keyword-only arguments of the class to which the function hands them on, except those that it sets
+    itself. The decorator `trains` brings those that all training shares; its own keywords are defaults.
+    """
+    source = Source.of(module_of(verb))
+    function = source.definition(verb)
+    assert isinstance(function, ast.FunctionDef)
+    found = {option.name: option for option in _parameters(source, function, skip=_given_by_decorator(function))}
+    if function.args.kwarg is not None:
+        followed = _followed(source, function, function.args.kwarg.arg)
+        found |= {option.name: replace(option, handed_on=True) for option in followed if option.name not in found}
+    if (decorator := _decorator(function)) is not None:
+        for bundle in (*map(source.evaluate, decorator.args), Training):
+            found |= {option.name: option for option in _fields(bundle) if option.name not in found}
+        for keyword in decorator.keywords:
+            if keyword.arg in found:
+                found[keyword.arg] = replace(found[keyword.arg], default=source.evaluate(keyword.value))
+    texts = arguments_in(ast.get_docstring(function) or "")
+    found = {name: replace(option, help=texts.get(name, option.help)) for name, option in found.items()}
+    return dict(sorted(found.items(), key=lambda item: not (item[1].positional or item[1].default is REQUIRED)))
+
+
+def signature_of(verb: str) -> inspect.Signature:
+    """The signature of a verb as Python sees it, every option by itself."""
+    parameter = inspect.Parameter
+    return inspect.Signature(
+        [
+            parameter(
+                option.name,
+                parameter.POSITIONAL_OR_KEYWORD if option.positional else parameter.KEYWORD_ONLY,
+                default=option.default,
+                annotation=option.type,
+            )
+            for option in options_of(verb).values()
+        ],
+        return_annotation=dict[str, Any],
+    )
+
+
+def documentation(verb: str) -> str:
+    """A verb's docstring with all of its options."""
+    function = Source.of(module_of(verb)).definition(verb)
+    before, _, after = (ast.get_docstring(function) or "").partition("\nArgs:\n")  # type: ignore[arg-type]
+    behind = after[after.index("\n\n") :].rstrip() if "\n\n" in after else ""
+    lines = "\n".join(f"    {option.name}: {option.help}" for option in options_of(verb).values())
+    return f"{before.rstrip()}\n\nArgs:\n{lines}{behind}\n"
+
+
+def without_modules(hint: Any) -> Any:
+    """A type as the command line sees it: where Python takes objects, text names them."""
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kept = [member for member in members if member is not OnlyInPython and not isinstance(member, ForwardRef)]
+    plain = [member for member in kept if not is_dataclass(member) and member is not type(None)]
+    if plain:  # a dataclass beside text is what that text is parsed into
+        kept = [member for member in kept if not is_dataclass(member)]
+    return Union[tuple(kept)] if kept else OnlyInPython  # noqa: UP007  # built at run time
+
+
+# --- reading source ----------------------------------------------------------------------------------------------
+
+
+class Source(Mapping[str, Any]):
+    """The names at the top of a module, resolved without running it."""
+
+    def __init__(self, module: str) -> None:
+        path = ROOT.parent.joinpath(*module.split("."))
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        self.module, self.file = module, str(file)
+        self._nodes = dict(_names(ast.parse(file.read_text(encoding="utf-8")).body))
+
+    @classmethod
+    @cache
+    def of(cls, module: str) -> "Source":
+        return cls(module)
+
+    def definition(self, name: str) -> ast.stmt:
+        """The statement that binds a name, in this module or in that from which it is imported."""
+        node = self._nodes[name]
+        if isinstance(node, ast.ImportFrom):
+            return Source.of(node.module or "").definition(_original(node, name))
+        return node
+
+    def home(self, name: str) -> "Source":
+        """The module in which a name is defined."""
+        node = self._nodes[name]
+        return Source.of(node.module or "").home(_original(node, name)) if isinstance(node, ast.ImportFrom) else self
+
+    def evaluate(self, node: ast.expr) -> Any:
+        """The value of an expression of this module."""
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and getattr(node, "is_annotation", False):
+            node = ast.parse(node.value, mode="eval").body
+        return eval(compile(ast.Expression(node), self.file, "eval"), {}, self)
+
+    def annotation(self, node: ast.expr | None) -> Any:
+        """The type that an annotation names."""
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            node = ast.parse(node.value, mode="eval").body
+        return Any if node is None else self.evaluate(node)
+
+    def __getitem__(self, name: str) -> Any:
+        node = self._nodes[name]  # a KeyError sends Python on to the builtins
+        match node:
+            case ast.ImportFrom(module=module):
+                if module in PRESENT:
+                    return getattr(import_module(str(module)), _original(node, name))
+                if str(module).startswith("vitdistill"):
+                    return Source.of(str(module))[_original(node, name)]
+                return OnlyInPython
+            case ast.Assign(value=value) | ast.AnnAssign(value=ast.expr() as value):
+                return self.evaluate(value)
+            case ast.ClassDef() if any("dataclass" in ast.unparse(each) for each in node.decorator_list):
+                return getattr(import_module(self.module), name)
+            case ast.FunctionDef():
+                return getattr(import_module(self.module), name)
+        return OnlyInPython
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._nodes)
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+
+def _names(statements: list[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
+    """Each name that is bound, with the statement that does it; those under `if TYPE_CHECKING` as well."""
+    for statement in statements:
+        match statement:
+            case ast.Import(names=names) | ast.ImportFrom(names=names):
+                yield from ((alias.asname or alias.name, statement) for alias in names)
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                yield name, statement
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
+                yield name, statement
+            case ast.If(body=body):
+                yield from _names(body)
+
+
+def _original(node: ast.ImportFrom, name: str) -> str:
+    """The name in the module from which it is imported."""
+    return next(alias.name for alias in node.names if (alias.asname or alias.name) == name)
+
+
+def _decorator(function: ast.FunctionDef) -> ast.Call | None:
+    for node in function.decorator_list:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == DECORATOR:
+            return node
+    return None
+
+
+def _given_by_decorator(function: ast.FunctionDef) -> int:
+    """How many of the first parameters the decorator fills in: the job."""
+    return 0 if _decorator(function) is None else 1
+
+
+def _parameters(source: Source, function: ast.FunctionDef, skip: int = 0) -> Iterator[Option]:
+    """The options that a function declares, bundles unfolded."""
+    arguments = function.args
+    texts = arguments_in(ast.get_docstring(function) or "")
+    positional, keyword_only = arguments.args[skip:], arguments.kwonlyargs
+    defaults = [*[None] * (len(arguments.args) - len(arguments.defaults)), *arguments.defaults][skip:]
+    pairs = [*zip(positional, defaults, strict=True), *zip(keyword_only, arguments.kw_defaults, strict=True)]
+    for argument, default in pairs:
+        hint = source.annotation(argument.annotation)
+        if inspect.isclass(hint) and issubclass(hint, Flat):
+            yield from _fields(hint)
+            continue
+        value = REQUIRED if default is None else source.evaluate(default)
+        yield _option(argument.arg, hint, value, texts.get(argument.arg, ""), positional=argument in positional)
+
+
+def _option(name: str, hint: Any, default: Any, text: str, positional: bool = False) -> Option:
+    """An option, with the checks that its type carries taken out of it."""
+    checks: tuple[Any, ...] = ()
+    members = []
+    for member in get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,):
+        if get_origin(member) is Annotated:
+            member, *found = get_args(member)
+            checks += tuple(found)
+        members.append(member)
+    return Option(name, without_modules(Union[tuple(members)]), default, text, positional, checks)  # noqa: UP007
+
+
+def _followed(source: Source, function: ast.FunctionDef, keywords: str) -> Iterator[Option]:
+    """The options of the class to which a function hands its `**keywords`."""
+    imported = dict(_names(function.body))
+    for node in ast.walk(function):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+            continue
+        if not any(k.arg is None and isinstance(k.value, ast.Name) and k.value.id == keywords for k in node.keywords):
+            continue
+        where = imported.get(node.func.id)
+        home = Source.of(where.module or "") if isinstance(where, ast.ImportFrom) else source
+        home = home.home(node.func.id)
+        cls = home.definition(node.func.id)
+        assert isinstance(cls, ast.ClassDef)
+        init = next(each for each in cls.body if isinstance(each, ast.FunctionDef) and each.name == "__init__")
+        given = {each.arg for each in node.keywords}
+        keyword_only = {each.arg for each in init.args.kwonlyargs} - given
+        yield from (
+            option for option in _parameters(home, init, skip=len(init.args.args)) if option.name in keyword_only
+        )
+        return
+    raise AssertionError(f"{source.module} hands its **{keywords} on to no class")
+
+
+def _fields(cls: type[Any]) -> Iterator[Option]:
+    """The fields of a bundle, with their docstrings."""
+    texts: dict[str, str] = {}
+    for base in reversed([base for base in cls.__mro__ if is_dataclass(base)]):
+        node = Source.of(base.__module__).definition(base.__name__)
+        assert isinstance(node, ast.ClassDef)
+        for field, text in zip(node.body, node.body[1:], strict=False):
+            match field, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(words))):
+                    texts[name] = " ".join(words.split())
+    for each in fields(cls):
+        default = each.default if each.default is not MISSING else REQUIRED
+        yield _option(each.name, each.type, default, texts.get(each.name, ""))
+
+
+def arguments_in(docstring: str) -> dict[str, str]:
+    """What the section `Args:` of a docstring says of each argument, in one line each."""
+    lines = docstring.splitlines()
+    if "Args:" not in lines:
+        return {}
+    texts: dict[str, str] = {}
+    name = ""
+    for line in lines[lines.index("Args:") + 1 :]:
+        if line and not line.startswith(" "):
+            break
+        if line.startswith("    ") and not line.startswith("     "):
+            name, _, text = line.strip().partition(": ")
+            texts[name.removesuffix(":")] = text
+        elif line.strip():
+            texts[name] += f" {line.strip()}"
+    return texts

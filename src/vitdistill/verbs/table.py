@@ -1,0 +1,56 @@
+"""The verbs: one function of the same name in one module of `vitdistill.verbs` each.
+
+To add one: write its file, and one line here.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, NamedTuple
+
+
+class Verb(NamedTuple):
+    """A verb of the command line.
+
+    Attributes:
+        summary: what `vitdistill --help` says of it.
+        trains: whether it makes a run directory, so that it can be resumed, and be a step of a chain.
+    """
+
+    summary: str
+    trains: bool = False
+
+
+VERBS: dict[str, Verb] = {
+    "maskedkd": Verb("Distil a teacher that sees only the patches to which the student attends.", trains=True),
+    "supervised": Verb("Train a network on labels alone: a baseline, or a teacher of your own.", trains=True),
+    "tinymim": Verb("Distil a masked-image-modelling teacher, without labels, through token relations.", trains=True),
+    "mae": Verb("Pre-train a teacher, without labels, by predicting masked pixels.", trains=True),
+    "videomae": Verb("Pre-train a video teacher, without labels, by predicting masked pixels.", trains=True),
+    "mvd": Verb("Distil image and video teachers into a video student that sees a tenth of each clip.", trains=True),
+    "finetune": Verb("Fine-tune a pre-trained network on labels.", trains=True),
+    "detect": Verb("Fine-tune a pre-trained video network on who does what, where and when (AVA).", trains=True),
+    "frame_map": Verb("Frame mAP of a run of detect, in all and per action."),
+    "probe": Verb("Linear probe: how well a linear classifier does on frozen features."),
+    "knn": Verb("k-nearest-neighbour accuracy of frozen features."),
+    "chain": Verb("Several runs that build on each other, from one recipe; resumes in the middle."),
+    "resume": Verb("Continue an interrupted run, exactly where it was."),
+    "evaluate": Verb("Top-1 and top-5 accuracy of a run or a model."),
+    "export": Verb("A run's student as safetensors for timm, or as ONNX, checked."),
+    "cost": Verb("What a distillation will cost, before spending anything."),
+    "bench": Verb("Measured speed and memory of teacher and student on this machine."),
+    "masks": Verb("Pictures of what the teacher saw."),
+    "similarity": Verb("How alike the frames of a clip are to teachers and students."),
+    "report": Verb("One self-contained HTML page over one or more runs."),
+    "demo": Verb("A complete small study on real handwritten digits, offline, in a few minutes."),
+}
+TRAINING = tuple(name for name, verb in VERBS.items() if verb.trains)
+
+
+def module_of(name: str) -> str:
+    """The module that holds a verb's function."""
+    return f"vitdistill.verbs.{name}"
+
+
+def verb(name: str) -> Callable[..., Any]:
+    """The function behind a verb; imports its module."""
+    return getattr(import_module(module_of(name)), name)
