@@ -3,13 +3,13 @@
 import importlib.util
 import re
 import shlex
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from vitdistill.cli import main, make_parser, normalised, verb
+from vitdistill.cli import main
+from vitdistill.verbs.parser import parse
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -47,11 +47,6 @@ def load_builder() -> Any:
     return module
 
 
-@cache
-def parser_of(name: str) -> Any:
-    return make_parser(name, verb(name))
-
-
 # --- commands ----------------------------------------------------------------------------------------------------
 
 
@@ -64,9 +59,7 @@ def test_pages_show_commands() -> None:
 def test_command_parses(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     name, *arguments = shlex.split(command.line, comments=True)[1:]
-    parser = parser_of(name)
-    options = [string for action in parser._actions for string in action.option_strings]
-    parser.parse_args(normalised(verb(name), arguments, options))
+    parse(name, arguments)
 
 
 def test_make_targets_exist() -> None:
