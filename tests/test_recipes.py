@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from vitdistill.cli import check_yaml, make_parser, normalised, verb
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.methods.mae import MAE
 from vitdistill.methods.tinymim import TinyMIM
 from vitdistill.models.backbone import Backbone

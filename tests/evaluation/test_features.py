@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from tiny import FAMILIES, tiny
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.data.source import DataSource, ImageSet
 from vitdistill.errors import UserError
 from vitdistill.evaluation.features import extract, pooled, pooling_of

@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from vitdistill.data.loader import make_loader
 from vitdistill.data.device import OnDevice
-from vitdistill.data.images.recipes import Augment, train_transform
+from vitdistill.data.images.augment import Augment
+from vitdistill.data.images.recipes import train_transform
 from vitdistill.data.order import EpochBatchSampler
 from vitdistill.data.open import open_source
 from vitdistill.methods.maskedkd import MaskedKD

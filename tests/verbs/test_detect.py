@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.errors import UserError
 from vitdistill.training.settings import Loader, Optim
 from vitdistill.verbs.detect import detect

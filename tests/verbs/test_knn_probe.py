@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from vitdistill.cli import VERBS, make_parser, normalised
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.errors import UserError
 from vitdistill.training.settings import Optim
 from vitdistill.verbs.knn import knn

@@ -14,7 +14,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.errors import UserError
 from vitdistill.methods.options import PixelDecoder
 from vitdistill.models.build import build
@@ -318,12 +318,20 @@ def test_a_headless_module_is_fine_tuned(tmp_path: Path) -> None:
     assert info["accuracy"]["top1"] > 0 and net.num_classes == 10
 
 
+def test_a_module_without_drop_path_is_fine_tuned_by_default_and_refused_a_rate(tmp_path: Path) -> None:
+    net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 10))
+    net.num_classes = 10
+    with pytest.raises(UserError, match="^Sequential has no drop path that could be set; got 0.2"):
+        finetune(net, out=str(tmp_path / "run"), epochs=1, drop_path=0.2, **COMMON)
+    assert finetune(net, out=str(tmp_path / "other"), epochs=1, **COMMON)["status"] == "finished"
+
+
 # --- resuming --------------------
 
 KILLED = """
 import json, os, signal, sys
 import torch
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.methods.options import PixelDecoder
 from vitdistill.training.module import TrainingModule
 from vitdistill.training.settings import Optim

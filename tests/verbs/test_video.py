@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from vitdistill.data.bundled.moving_digits import write_mp4
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.data.open import open_source
 from vitdistill.errors import UserError
 from vitdistill.methods.options import FeatureDecoder
@@ -281,7 +281,7 @@ def test_bad_input_is_one_line(runs: Path, tmp_path: Path, options: dict[str, An
 KILLED = """
 import json, os, signal, sys
 import torch
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.methods.options import FeatureDecoder
 from vitdistill.training.module import TrainingModule
 from vitdistill.training.settings import Optim

@@ -13,7 +13,8 @@ from vitdistill.data.clips import transforms as clip_transforms
 from vitdistill.data.clips.sampling import Sampling, Views
 from vitdistill.data.clips.video import Video, VideoSet
 from vitdistill.data.images import recipes
-from vitdistill.data.images.recipes import Augment, ImageTransform
+from vitdistill.data.images.augment import Augment
+from vitdistill.data.images.recipes import ImageTransform
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, refuse_unused
 

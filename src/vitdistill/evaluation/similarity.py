@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitdistill.data.clips.sampling import check_length
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.data.loader import CorruptLog
 from vitdistill.data.source import DataSource, ImageSet
 from vitdistill.data.transforms import is_video, sampling_of

@@ -76,30 +76,28 @@ class Distillation(Method):
         self, inputs: Float[Tensor, "b ch *pixels"], targets: Tensor | None = None, progress: float = 0.0
     ) -> Step:
         # The student sees everything, unless the selector masks it, and hands out what selector and terms ask for.
-        shown = self._shown_to_student(inputs, progress)
-        student = self.student(self.view(inputs), keep=shown, capture=self.student_capture(progress))
+        kept = None
+        if self.lessons:
+            kept = self.selector.for_student(inputs, self.student, self.lessons[0].teacher, progress)
+        student = self.student(self.view(inputs), keep=kept, capture=self.student_capture(progress))
 
         # Each teacher sees what the selector keeps, up to the last point that its terms ask for.
         losses: dict[str, Tensor] = {}
-        kept, teacher = shown, Output()
-        for guide, terms in self.lessons:
+        output = Output()
+        for lesson in self.lessons:
+            teacher = lesson.teacher
             with self.clock("teacher"):
-                keep = self.selector.for_teacher(inputs, student, self.student, guide, progress)
-                teacher = guide(inputs, keep=keep, capture=Capture.union(term.captures()[1] for term in terms))
-            kept = keep if keep is not None else kept
-            for term in terms:
-                losses |= term(student, teacher)
+                keep = self.selector.for_teacher(inputs, student, self.student, teacher, progress)
+                output = teacher(inputs, keep=keep, capture=lesson.capture)
+            for term in lesson.terms:
+                losses |= term(student, output)
+            kept = kept if keep is None else keep
 
         # Labels, or whatever else the method learns without a teacher.
         losses |= self.own_losses(inputs, student, targets)
         loss = torch.stack([self.weights.get(name, 1.0) * value for name, value in losses.items()]).sum()
         parts = {name: value.detach() for name, value in losses.items()}
-        return Step(loss, parts, student.prediction, kept, teacher.prediction)
-
-    def _shown_to_student(self, inputs: Tensor, progress: float) -> Tensor | None:
-        if not self.lessons:
-            return None
-        return self.selector.for_student(inputs, self.student, self.lessons[0].teacher, progress)
+        return Step(loss, parts, student.prediction, kept, output.prediction)
 
     def view(self, inputs: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b ch *pixels"]:
         """The student's view of the inputs; by default as they are."""

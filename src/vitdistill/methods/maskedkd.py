@@ -11,7 +11,7 @@ from torch import nn
 
 from vitdistill.errors import UserError
 from vitdistill.methods.distillation import Distillation, Lesson
-from vitdistill.methods.selection.selector import Ranked, Selector
+from vitdistill.methods.selection.selector import Ranked
 from vitdistill.methods.terms.logits import Logits
 from vitdistill.methods.terms.options import TermNames, Terms
 from vitdistill.methods.terms.term import Term
@@ -43,6 +43,7 @@ class MaskedKD(Distillation):
         distillation: Literal["soft", "hard"] = "soft",
         smoothing: float = 0.0,
         terms: Terms = Terms(),
+        network: Teacher | Network | nn.Module | None = None,
         **selection: Any,
     ) -> None:
         """
@@ -57,7 +58,9 @@ class MaskedKD(Distillation):
             distillation: soft matches class distributions; hard takes the teacher's decision as a label.
             smoothing: label smoothing, where the labels are not mixed.
             terms: options of the other terms.
-            selection: see `Ranked`.
+            network: the frozen network of the criteria that name one.
+            selection: which patches the teacher sees: keep, criterion, order, saliency, saliency_layer, mask,
+                random_share; see `Ranked`.
 
         Raises:
             UserError: when class counts differ, an option is unknown, a number is out of range, or a network that
@@ -83,15 +86,13 @@ class MaskedKD(Distillation):
                 scores if name == "logits" else getattr(terms, name).build(student, guide) for name in names
             ]
             lessons.append(Lesson(guide, built))
-        network = selection.pop("network", None)
         third = None if network is None else Teacher.of(network, student)
-        selector: Selector = Ranked(network=third, **selection)
         super().__init__(
             student,
             lessons,
             task=Classification(student.num_classes, smoothing=smoothing),
             task_weight=1 - alpha if "logits" in names else 1.0,
-            selector=selector,
+            selector=Ranked(network=third, **selection),
         )
         self.ranks_by = third
         if lessons and "logits" in names and hasattr(student.net, "set_distilled_training"):

@@ -3,9 +3,6 @@
 Two targets with a decoder each are co-teaching: lambda_img * L_img + lambda_vid * L_vid (Eq. 3).
 """
 
-import copy
-
-import torch
 from torch import nn
 
 from vitdistill.errors import UserError
@@ -20,6 +17,7 @@ from vitdistill.methods.videomae import GOAL as PIXELS
 from vitdistill.methods.videomae import cube_goal
 from vitdistill.models.backbone import Backbone, with_tokens
 from vitdistill.models.decoder import Decoder
+from vitdistill.models.ema import moving_average
 from vitdistill.models.families import as_network
 from vitdistill.models.families.video_vit import VideoViT, check_video
 from vitdistill.models.network import Network
@@ -72,15 +70,16 @@ class MVD(MaskedModelling):
             decoder: the decoder of each target.
 
         Raises:
-            UserError: when there is no teacher, a teacher is of the other kind, or tokens cannot be matched.
+            UserError: when there is no teacher, a teacher is of the other kind, tokens cannot be matched, or the decay
+                is not in (0, 1).
         """
         network = with_tokens(as_network(student))
         if video_teacher is not None or image_teacher is None:
             check_video(network, "student")
-        own = None if bootstrap is None else Average(network, bootstrap)
+        own = None if bootstrap is None else moving_average(network, bootstrap)
         if own is not None and (image_teacher is not None or video_teacher is not None):
             raise UserError("A bootstrapped teacher is the student's own average, so no other may be given")
-        video = video_teacher if own is None else Teacher(own.backbone)
+        video = video_teacher if own is None else Teacher(own.module)
         goals = {}
         for role, teacher, weight in (
             ("image", image_teacher, image_weight),
@@ -97,7 +96,7 @@ class MVD(MaskedModelling):
         if pixel_weight:
             goals[PIXELS] = _pixel_goal(network, decoder, pixel_weight)
         super().__init__(network, goals, masking=Masking(mask_ratio, mask), masks_per_clip=masks_per_clip)
-        self.average = own
+        self.average = own  # part of the method's state, so that it is resumed
 
     def after_step(self, progress: float) -> None:
         if self.average is not None:
@@ -137,27 +136,6 @@ def per_token_distillation(
     method = Distillation(network, lessons)
     method.freeze_unreached()
     return method
-
-
-class Average(nn.Module):
-    """A moving average of a network: the bootstrapped teacher. Part of the method's state, so that it is resumed."""
-
-    def __init__(self, student: Backbone, decay: float) -> None:
-        """
-        Raises:
-            UserError: when the decay is not in (0, 1).
-        """
-        super().__init__()
-        if not 0 < decay < 1:
-            raise UserError("The decay of a bootstrapped teacher must lie in (0, 1)", decay)
-        self.decay = decay
-        self.backbone = copy.deepcopy(student)
-
-    @torch.no_grad()
-    def update(self, student: Backbone) -> None:
-        """One step towards the student."""
-        for own, new in zip(self.backbone.parameters(), student.parameters(), strict=True):
-            own.lerp_(new.to(own.dtype), 1 - self.decay)
 
 
 def _pixel_goal(student: Backbone, decoder: FeatureDecoder, weight: float) -> Goal:

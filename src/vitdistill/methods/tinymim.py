@@ -27,7 +27,7 @@ from vitdistill.models.families import as_network
 from vitdistill.models.families.vit import ViT, is_plain
 from vitdistill.models.network import Network
 from vitdistill.models.surgery.attention_heads import head_count, set_heads
-from vitdistill.models.surgery.drop_path import set_drop_path
+from vitdistill.models.surgery.drop_path import drop_path_rates, set_drop_path
 from vitdistill.models.teacher import Teacher
 from vitdistill.tokens.gather import complement, take
 from vitdistill.tokens.masking import Masking
@@ -103,7 +103,7 @@ class TinyMIM(Distillation):
         if not 0 <= color_jitter <= 1:
             raise UserError("color_jitter must lie in [0, 1]", color_jitter)
         if teacher_drop_path:
-            set_drop_path(other, [teacher_drop_path] * other.depth)
+            set_drop_path(other, [teacher_drop_path] * len(drop_path_rates(other)))
         if pixels and mask_ratio == 0:
             raise UserError("The pixel loss predicts hidden patches, so some must be hidden", "mask_ratio 0")
         selector = None if mask_ratio == 0 else SameMask(Masking(mask_ratio))

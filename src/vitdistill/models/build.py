@@ -135,6 +135,10 @@ def _from_timm(
         if isinstance(error, TypeError) and args.get("img_size") is not None and "'img_size'" in str(error):
             # A CNN has no fixed input size.
             return _from_timm(name, {k: v for k, v in args.items() if k != "img_size"}, None, None, pretrained)
+        if isinstance(error, TypeError) and args.get("drop_path_rate") and "'drop_path_rate'" in str(error):
+            raise UserError(
+                f"{name} has no drop path that could be set", args["drop_path_rate"], "Use --drop_path 0"
+            ) from error
         if "Invalid pretrained tag" in str(error):
             architecture, _, tag = name.partition(".")
             tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]

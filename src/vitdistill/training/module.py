@@ -15,9 +15,10 @@ from vitdistill.data.loader import Batch, CorruptLog
 from vitdistill.data.order import EpochBatchSampler, seed_everything_at
 from vitdistill.errors import UserError
 from vitdistill.methods.method import Method
+from vitdistill.models.ema import moving_average
 from vitdistill.models.families import as_network
 from vitdistill.training.clock import Clock
-from vitdistill.training.optim import make_optimizer, make_schedule, plan_groups
+from vitdistill.training.optim import make_optimizer, make_schedules, plan_groups
 from vitdistill.training.settings import Settings
 
 
@@ -72,8 +73,8 @@ class TrainingModule(pl.LightningModule):
         optim = self.settings.optim
         optimizer = make_optimizer(self.method, self._groups, optim, self._global_batch)
         steps = -(-len(self._sampler) // optim.accumulate)
-        schedule = make_schedule(optimizer, optim, self.settings.epochs, steps)
-        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+        schedules = make_schedules(optimizer, optim, self.settings.epochs, steps)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"} for schedule in schedules]
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         scheduler.step_update(num_updates=self.global_step)
@@ -83,7 +84,7 @@ class TrainingModule(pl.LightningModule):
         self.clock = Clock(self.device)
         self.method.clock = self.clock.part
         if self.settings.optim.ema is not None:
-            self._ema = [ModelEmaV3(self.method.student.net, decay=self.settings.optim.ema)]
+            self._ema = [moving_average(self.method.student.net, self.settings.optim.ema)]
             if self._ema_state is not None:
                 self._ema[0].module.load_state_dict(self._ema_state)
 
@@ -160,7 +161,7 @@ class TrainingModule(pl.LightningModule):
         self.position = (self.current_epoch, batch_idx + 1)
         if self.global_step > self._ema_steps:  # not in the middle of an accumulated step
             self._ema_steps = self.global_step
-            self.method.after_step()
+            self.method.after_step(self.progress)
             if self._ema:
                 self._ema[0].update(self.method.student.net)
 

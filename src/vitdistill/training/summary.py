@@ -5,17 +5,17 @@ from typing import Any
 
 from vitdistill.methods.method import Method, Pass
 from vitdistill.models.backbone import Backbone
-from vitdistill.models.macs import backbone_macs
+from vitdistill.models.network import Network
 from vitdistill.training.module import TrainingModule
 
 
-def describe(backbone: Backbone) -> dict[str, Any]:
+def describe(network: Network) -> dict[str, Any]:
     """Name, size and grid of a network."""
     return {
-        "name": backbone.name,
-        "params": sum(parameter.numel() for parameter in backbone.parameters()),
-        "grid": str(backbone.grid),
-        "image_size": list(backbone.input.size),
+        "name": network.name,
+        "params": sum(parameter.numel() for parameter in network.parameters()),
+        "grid": str(network.grid) if isinstance(network, Backbone) else None,
+        "image_size": list(network.input.size),
     }
 
 
@@ -32,26 +32,20 @@ def cost_of(method: Method, epochs: int, images_per_epoch: int, epochs_done: int
         epochs_done: of them, so far.
     """
     progress = [epoch / max(1, epochs - 1) for epoch in range(epochs)]
+    passes = [method.passes(at) for at in progress]
+    student = [one for one in passes[-1] if one.role == "student"]
     cost: dict[str, Any] = {
-        "student_gmacs_per_image": _gmacs(method.student_passes(progress[-1])),
-        "student_gmacs_full_per_image": _gmacs([Pass(method.student)]),
+        "student_gmacs_per_image": _gmacs(student),
+        "student_gmacs_full_per_image": _gmacs([Pass("student", method.student)]),
     }
-    passes = method.teacher_passes()
-    if not passes:
+    teachers = [one for one in passes[-1] if one.role == "teacher"]
+    if not teachers:
         return {"tokens": None, "cost": cost}
-    full = _gmacs([Pass(one.network, times=one.times) for one in passes])
-    counts = [method.kept_patches(at) for at in progress]
-    masks_teacher = getattr(method, "mask", "teacher") == "teacher"
-    # Criteria that ask a network for its attention pay for its pass whenever something is masked.
-    asked = _gmacs([Pass(backbone) for backbone in method.extra_passes()])
-    per_epoch = [
-        _gmacs([one._replace(patches=k) for one in passes] if masks_teacher else passes) + (asked if k else 0.0)
-        for k in counts
-    ]
-    teacher = passes[0].backbone
-    patches = teacher.grid.count if masks_teacher else method.student.grid.count
+    # Frozen networks that only rank patches are paid for as well.
+    per_epoch = [_gmacs([one for one in each if one.role != "student"]) for each in passes]
+    full = _gmacs([Pass("teacher", one.network, times=one.times) for one in teachers])
     return {
-        "tokens": {"kept": counts[-1] or patches, "of": patches},
+        "tokens": _tokens(method, teachers[0].network, progress[-1]),
         "cost": {
             **cost,
             "teacher_gmacs_per_image": per_epoch[-1],
@@ -62,10 +56,18 @@ def cost_of(method: Method, epochs: int, images_per_epoch: int, epochs_done: int
     }
 
 
+def _tokens(method: Method, teacher: Network, progress: float) -> dict[str, int] | None:
+    """Patches that the masked network sees, of all that it has; the teacher's where none is masked."""
+    network = method.masked or teacher
+    if not isinstance(network, Backbone):
+        return None
+    return {"kept": method.kept_patches(progress) or network.grid.count, "of": network.grid.count}
+
+
 def _gmacs(passes: Sequence[Pass]) -> float:
     total = 0
     for one in passes:
-        macs = backbone_macs(one.network, one.patches, capture=one.capture)
+        macs = one.network.macs(one.kept, one.capture)
         total += one.times * (macs.total if one.embeds else macs.total - macs.patch_embed)
     return total / 1e9
 

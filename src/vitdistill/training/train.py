@@ -38,9 +38,10 @@ from vitdistill.training.checkpoints import (
 )
 from vitdistill.training.interrupt import Interrupted, StopBetweenSteps
 from vitdistill.training.module import TrainingModule
+from vitdistill.training.optim import scaled_lr
 from vitdistill.training.precision import training_precision
 from vitdistill.training.progress import ProgressBar
-from vitdistill.training.settings import Settings
+from vitdistill.training.settings import SCHEDULE_OPTIONS, Settings
 from vitdistill.training.summary import cost_of, describe, speed_of, versions
 
 log = logging.getLogger(__name__)
@@ -120,6 +121,19 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
     return _finish(parts, method, run)
 
 
+def _warn_about_rates(settings: Settings, global_batch: int) -> None:
+    optim = settings.optim
+    peak = scaled_lr(optim, global_batch)
+    for name in ("warmup_lr", "min_lr"):
+        looked_at = optim.warmup_epochs > 0 if name == "warmup_lr" else optim.schedule in SCHEDULE_OPTIONS[name]
+        if looked_at and getattr(optim, name) > peak:
+            log.warning(
+                "--optim.%s %g is above the peak learning rate of %g (for a global batch of %d), which replaces it; "
+                "lower --optim.%s, or raise --optim.lr",
+                *(name, getattr(optim, name), peak, global_batch, name),
+            )
+
+
 def _warn_about_warmup(settings: Settings) -> None:
     if settings.optim.warmup_epochs >= settings.epochs > 1:
         log.warning(
@@ -133,6 +147,7 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
     trainer = _trainer(run, settings)
     world, rank = trainer.world_size, trainer.global_rank
     global_batch = settings.batch_size * world * settings.optim.accumulate
+    _warn_about_rates(settings, global_batch)
     augment = settings.augment.resolved()
     on_device = OnDevice(augment, method.student.input.mean, method.student.input.std, len(source.classes))
     on_device.check_batch_size(settings.batch_size)
@@ -173,7 +188,6 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
 
 
 def _trainer(run: RunDirectory, settings: Settings) -> pl.Trainer:
-    logging.getLogger("timm.scheduler.cosine_lr").setLevel(logging.ERROR)  # about runs of a single step
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     disable_possible_user_warnings()

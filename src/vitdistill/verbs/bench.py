@@ -13,6 +13,7 @@ from vitdistill.training.precision import has_bf16
 
 if TYPE_CHECKING:
     from vitdistill.models.backbone import Backbone
+    from vitdistill.models.network import Network
     from vitdistill.models.teacher import Teacher
     from vitdistill.types import TokenGrid
 
@@ -58,14 +59,14 @@ def bench(
         UserError: for an unknown model, a `keep` outside the teacher's grid, or a device that is not there.
     """
     from vitdistill.costing.measure import hardware
+    from vitdistill.models.backbone import with_tokens
     from vitdistill.models.teacher import Teacher
 
     _check_positive(batch_size=batch_size, repeats=repeats)
     where, number = _device(device), _dtype(dtype, _device(device))
-    guest = Teacher(_build(teacher, teacher_args, image_size).to(where), dtype=number)
-    grid = guest.network.grid
-    counts = _counts(guest.network, keep if isinstance(keep, list) else [keep])
-    images = _images(guest.network, batch_size, image_size, where)
+    frozen = Teacher(_build(teacher, teacher_args, image_size).to(where), dtype=number)
+    counts = _counts(frozen.network, keep if isinstance(keep, list) else [keep])
+    images = _images(frozen.network, batch_size, image_size, where)
     result: dict[str, Any] = {
         "teacher": teacher,
         "batch_size": batch_size,
@@ -74,13 +75,15 @@ def bench(
         "dtype": str(number).removeprefix("torch."),
         "compiled": compile,
         "hardware": hardware(),
-        "teacher_passes": measure_teacher(guest, images, counts, repeats, compile=compile),
+        "teacher_passes": measure_teacher(frozen, images, counts, repeats, compile=compile),
     }
     if student is not None:
-        learner = _build(student, student_args, image_size).to(where)
-        seen = _images(learner, batch_size, image_size, where)
+        trained = with_tokens(_build(student, student_args, image_size).to(where))
+        seen = _images(trained, batch_size, image_size, where)
         result["student"] = student
-        result["student_step"] = measure_student(learner, seen, grid, counts[-1], number, repeats, compile=compile)
+        result["student_step"] = measure_student(
+            trained, seen, frozen.grid, counts[-1], number, repeats, compile=compile
+        )
     print(jsonlib.dumps(result)) if json else _print(result)
     return result
 
@@ -105,9 +108,11 @@ def measure_teacher(
         limit of the gain), the measured gain, and its share of the limit.
     """
     from vitdistill.costing.measure import compare, peak_memory_bytes
+    from vitdistill.models.backbone import Backbone
     from vitdistill.tokens.select import random_scores, top_k
 
-    backbone, patches = teacher.network, teacher.network.grid.count
+    network = teacher.network
+    patches = network.grid.count if isinstance(network, Backbone) else 1
     selections: dict[int, Tensor | None] = {patches: None}
     for count in counts:
         if count != patches:
@@ -117,13 +122,13 @@ def measure_teacher(
         run()  # workspaces and buffers of a first pass are not activations
     memory = {name: peak_memory_bytes(run, images.device) for name, run in passes.items()}
     if compile:
-        backbone.compile_blocks()
+        network.compile_blocks()
     timings = compare(passes, repeats, device=images.device)
 
     size = (images.shape[-2], images.shape[-1])
     rows: list[dict[str, Any]] = []
     for count, kept in selections.items():
-        macs = backbone.macs(None if kept is None else count, image_size=size).total
+        macs = network.macs(None if kept is None else count, size=size).total
         row = {"patches": count, "gmacs_per_image": macs / 1e9, **timings[str(count)].as_dict(len(images))}
         row["peak_memory_bytes"] = memory[str(count)]
         row["mac_ratio"] = rows[0]["gmacs_per_image"] / row["gmacs_per_image"] if rows else 1.0
@@ -202,30 +207,34 @@ def measure_student(
 # --- reading the arguments ---------------------------------------------------------------------------------------
 
 
-def _build(spec: str, args: dict[str, Any] | None, image_size: int | None) -> "Backbone":
+def _build(spec: str, args: dict[str, Any] | None, image_size: int | None) -> "Network":
     from vitdistill.models.build import build
 
     return build(spec, args=args, image_size=None if "img_size" in (args or {}) else image_size)
 
 
-def _images(backbone: "Backbone", batch_size: int, image_size: int | None, device: torch.device) -> Tensor:
+def _images(network: "Network", batch_size: int, image_size: int | None, device: torch.device) -> Tensor:
     from vitdistill.models.network import Opaque
 
-    any_size = isinstance(backbone, Opaque) and image_size is not None
-    size = (image_size, image_size) if any_size else backbone.input.size
-    return torch.randn(batch_size, len(backbone.input.mean), *size, device=device)  # type: ignore[arg-type]
+    any_size = isinstance(network, Opaque) and image_size is not None
+    size = (image_size, image_size) if any_size else network.input.size
+    return torch.randn(batch_size, len(network.input.mean), *size, device=device)  # type: ignore[arg-type]
 
 
-def _counts(backbone: "Backbone", keeps: list[int | float]) -> list[int]:
+def _counts(network: "Network", keeps: list[int | float]) -> list[int]:
+    """Patches kept, most first; of a network whose patches are not known, 1 stands for all."""
+    from vitdistill.models.backbone import Backbone
     from vitdistill.tokens.keep import keep_count
 
-    if not backbone.maskable and any(str(keep) != "1.0" for keep in keeps):
-        raise UserError(
-            f"{backbone.name} cannot leave out patches", f"keep {keeps}", "Use --keep 1.0, or a ViT, DeiT or CaiT"
-        )
     if not keeps:
         raise UserError("keep must name at least one number of patches", keeps)
-    return sorted({keep_count(keep, backbone.grid.count) for keep in keeps}, reverse=True)
+    if not isinstance(network, Backbone) or not network.maskable:
+        if any(str(keep) != "1.0" for keep in keeps):
+            raise UserError(
+                f"{network.name} cannot leave out patches", f"keep {keeps}", "Use --keep 1.0, or a ViT, DeiT or CaiT"
+            )
+        return [1]
+    return sorted({keep_count(keep, network.grid.count) for keep in keeps}, reverse=True)
 
 
 def _check_positive(**numbers: int) -> None:

@@ -13,13 +13,16 @@ from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
 from vitdistill.models.network import Network
 from vitdistill.models.presets import BUNDLED
+from vitdistill.models.surgery.drop_path import set_drop_path
 from vitdistill.models.teacher import Teacher
 from vitdistill.training.precision import cpu_has_bf16, has_bf16
-from vitdistill.training.settings import Settings
+from vitdistill.training.settings import Optim, Settings
 from vitdistill.verbs.arguments import Model
 
 
-def settings_of(arguments: dict[str, Any], student: Network, source: DataSource) -> Settings:
+def settings_of(
+    arguments: dict[str, Any], student: Network, source: DataSource, optim_default: Optim = Optim()
+) -> Settings:
     """The training engine's settings out of a training verb's arguments.
 
     Raises:
@@ -36,6 +39,7 @@ def settings_of(arguments: dict[str, Any], student: Network, source: DataSource)
         **{name: arguments[name] for name in names},
         image_size=student.input.size,
         trainer=arguments["trainer"] or {},
+        optim_default=optim_default,
         sampling=sampling,
     )
 
@@ -73,6 +77,8 @@ def make_student(
         image_size=image_size or source.image_size,
         pretrained=pretrained,
     )
+    if isinstance(spec, str) and not options.get("drop_path_rate"):
+        set_drop_path(student, 0.0)  # some architectures (Swin) have a default above 0
     if classes:
         _check_classes("student", student.num_classes, student.name, source)
     return student

@@ -94,19 +94,21 @@ def _teacher_macs(
     spec: str, args: dict[str, Any] | None, image_size: int | None, keep: int | float | str, epochs: int
 ) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
     """MACs per image of the whole and of the masked teacher, by part and in total, and what the teacher is."""
+    from vitdistill.models.backbone import Backbone
     from vitdistill.models.macs import Macs
     from vitdistill.tokens.keep import KeepSchedule
 
     backbone, size = _on_meta(spec, args, image_size)
-    patches, schedule = backbone.grid.count, KeepSchedule.parse(keep)
+    patches = backbone.grid.count if isinstance(backbone, Backbone) else 1
+    schedule = KeepSchedule.parse(keep)
     if not backbone.maskable and any(str(part) != "1.0" for _, part in schedule.points):
         raise UserError(f"{spec} cannot leave out patches", f"keep {keep}", "Use --keep 1.0, or a ViT, DeiT or CaiT")
     counts = Counter(schedule.count((epoch + 0.5) / epochs, patches) for epoch in range(epochs))
 
-    whole = backbone.macs(image_size=size)
+    whole = backbone.macs(size=size)
     over_training = Macs()
     for count, share in counts.items():
-        over_training += (whole if count == patches else backbone.macs(count, image_size=size)) * share
+        over_training += (whole if count == patches else backbone.macs(count, size=size)) * share
     kept = {part: value / epochs for part, value in _by_part(over_training).items()}
     average = sum(count * share for count, share in counts.items()) / epochs
     facts = {
@@ -118,9 +120,8 @@ def _teacher_macs(
 
 
 def _student_macs(spec: str, args: dict[str, Any] | None, image_size: int | None) -> dict[str, float]:
-
     backbone, size = _on_meta(spec, args, image_size)
-    return _by_part(backbone.macs(image_size=size))
+    return _by_part(backbone.macs(size=size))
 
 
 def _on_meta(spec: str, args: dict[str, Any] | None, image_size: int | None) -> tuple[Any, tuple[int, int]]:

@@ -22,6 +22,9 @@ def inherited_sampling(values: dict[str, Any]) -> dict[str, Any]:
     return {"stride": stride, "sampling": sampling}
 
 
+DROP_PATH = 0.1
+
+
 @trains(
     epochs=100,
     augment=Augment(recipe="finetune"),
@@ -37,7 +40,7 @@ def finetune(
     new_head: bool = False,
     image_size: int | None = None,
     model_args: dict[str, Any] | None = None,
-    drop_path: float = 0.1,
+    drop_path: float = DROP_PATH,
     stride: int | None = None,
     sampling: Literal["dense", "uniform"] | None = None,
 ) -> "Method":
@@ -53,7 +56,7 @@ def finetune(
         new_head: replace the classifier of a network that has one.
         image_size: input size in pixels; by default the data's or the network's own. Positions are resampled.
         model_args: further arguments of the architecture.
-        drop_path: stochastic depth rate of the last block; earlier blocks get less.
+        drop_path: stochastic depth rate of the last block; earlier blocks get less (CaiT: of every block of the trunk).
         stride: of videos: frames from one frame of a dense clip to the next; by default the run's that is fine-tuned,
             else 4, and 1 for bundled clips.
         sampling: of videos: dense takes a window of frames x stride, uniform one frame of each of so many equal parts;
@@ -66,6 +69,7 @@ def finetune(
     from vitdistill.methods.supervised import Supervised
     from vitdistill.models.build import build
     from vitdistill.models.surgery.classifier import finetunable
+    from vitdistill.models.surgery.drop_path import drop_path_rates
     from vitdistill.tasks.classification import Classification
 
     job.refuse_argument("model_args", "drop_path_rate", "--drop_path")
@@ -88,6 +92,7 @@ def finetune(
         pool=pool,
         head_init=factor,
         new_head=fresh_head,
-        drop_path=drop_path,
+        # The default is for networks that have drop path; any other rate is asked for, and refused without.
+        drop_path=0.0 if drop_path == DROP_PATH and not drop_path_rates(body) else drop_path,
     )
     return Supervised(network, task=Classification(network.num_classes, smoothing=job.smoothing))

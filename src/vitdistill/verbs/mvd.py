@@ -9,7 +9,7 @@ from vitdistill.verbs.needs import GIVEN, needs
 
 if TYPE_CHECKING:
     from vitdistill.methods.method import Method
-    from vitdistill.models.backbone import Backbone
+    from vitdistill.models.network import Network
 
 
 @trains(
@@ -71,7 +71,7 @@ def mvd(
     return MVD(body, image_teacher=teachers["image_teacher"], video_teacher=teachers["video_teacher"], **options)
 
 
-def _student(job: Job, student: ClipStudent, *, images: bool) -> "Backbone":
+def _student(job: Job, student: ClipStudent, *, images: bool) -> "Network":
     """Over clips, or over images where the data are images and no teacher sees clips."""
     from vitdistill.data.transforms import is_video
 

@@ -8,6 +8,7 @@ from torch import nn
 from vitdistill.data.source import DataSource
 from vitdistill.data.transforms import clip_sampling
 from vitdistill.errors import UserError, refuse_without_effect
+from vitdistill.models.backbone import with_tokens
 from vitdistill.models.decoder import xavier
 from vitdistill.models.families.video_vit import VideoPositions, VideoViT, check_video
 from vitdistill.models.network import Network
@@ -47,7 +48,7 @@ def make_pretraining_student(
         if getattr(student.net, "cls_token", None) is not None:
             nn.init.normal_(student.net.cls_token, std=0.02)
         if positions == "sincos":
-            fix_positions(student)
+            fix_positions(with_tokens(student))
     return student
 
 

@@ -19,7 +19,7 @@ from vitdistill.data.clips.transforms import (
     views_transform,
 )
 from vitdistill.data.clips.video import Video, VideoSet
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.data.order import seed_cpu_at
 from vitdistill.data.source import DataSource
 from vitdistill.data.transforms import training_transform

@@ -15,7 +15,7 @@ from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import rebuild
 from vitdistill.models.families.video_vit import VideoViT, check_video
 from vitdistill.models.record import record_of
-from vitdistill.models.surgery.drop_path import rising, set_drop_path
+from vitdistill.models.surgery.drop_path import set_drop_path
 from vitdistill.models.weights.read import head_names
 
 ALIGNED = 7  # features along each side of a box
@@ -54,7 +54,7 @@ def detector(
             parameter.mul_(head_init)
     network.requires_grad_(True)
     network.net.pos_embed.requires_grad_(False)
-    set_drop_path(network, rising(drop_path, network.depth))
+    set_drop_path(network, drop_path)
     assert isinstance(network, VideoViT)
     return network
 

@@ -11,7 +11,7 @@ from vitdistill.models.families.video_vit import VideoViT
 from vitdistill.models.families.vit import ViT
 from vitdistill.models.network import Network
 from vitdistill.models.record import record_of
-from vitdistill.models.surgery.drop_path import rising, set_drop_path
+from vitdistill.models.surgery.drop_path import set_drop_path
 from vitdistill.models.weights.read import head_names
 
 Pool = Literal["auto", "avg", "cls"]
@@ -36,11 +36,11 @@ def finetunable(
             the class token; auto keeps the pooling of a network with a classifier, and is avg for a ViT without one.
         head_init: factor on the initial weights of a fresh classifier.
         new_head: replace a classifier that the network has.
-        drop_path: stochastic depth rate of the last block, falling to 0 in the first; 0 turns off what it has.
+        drop_path: stochastic depth rate, as `set_drop_path` spreads it over the blocks; 0 turns off what it has.
 
     Raises:
         UserError: when the network has a classifier for other classes or another pooling, and `new_head` is not set; or
-            when a fresh classifier cannot be given to it.
+            when a fresh classifier cannot be given to it, or drop path is asked for and it has none.
     """
     if pool != "auto" and not isinstance(body, ViT):
         raise UserError(f"Only a ViT's pooling can be chosen, and {body.name} is none", pool, "Leave --pool out")
@@ -58,7 +58,7 @@ def finetunable(
     network.requires_grad_(True)
     if isinstance(network, VideoViT):
         network.net.pos_embed.requires_grad_(False)  # fixed in VideoMAE's and MVD's fine-tuning, too
-    set_drop_path(network, rising(drop_path, network.depth))
+    set_drop_path(network, drop_path)
     return network
 
 

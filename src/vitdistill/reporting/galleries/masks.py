@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
-from vitdistill.models.backbone import Backbone, SaliencyKind
+from vitdistill.models.backbone import Backbone, SaliencyKind, with_tokens
 from vitdistill.tokens.grids import transfer
 from vitdistill.tokens.keep import keep_count
 from vitdistill.tokens.select import bottom_k, top_k
@@ -148,7 +148,8 @@ def some_images(
     Raises:
         UserError: when there is none, or a file cannot be read.
     """
-    from vitdistill.data.images.recipes import Augment, eval_transform
+    from vitdistill.data.images.augment import Augment
+    from vitdistill.data.images.recipes import eval_transform
     from vitdistill.data.transforms import validation_transform
 
     plain = Augment(recipe="none")
@@ -211,7 +212,7 @@ def run_columns(run: "Run", images: UInt8[Tensor, "b 3 height width"]) -> list[C
 
     if unmasked_because(run) is not None:
         return []
-    student = run.student()
+    student = with_tokens(run.student())
     if student.grid.t > 1:
         raise UserError("Masks are drawn over images", f"{student.name}, which sees clips")
     grid = student.grid if run.setting("mask") == "student" else _teacher_grid(run) or student.grid
