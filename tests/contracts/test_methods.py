@@ -1,4 +1,4 @@
-"""What every method promises: `Supervised`, `MaskedKD`, `TinyMIM` and `MAE`, in each of their variants."""
+"""What every method promises, in each of its variants. A new method or variant is one line in `METHODS`."""
 
 import copy
 import pickle
@@ -11,24 +11,29 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from vitdistill.methods.per_token import PerToken
 
 from tiny import tiny
 from vitdistill.errors import UserError
+from vitdistill.methods.distillation import Distillation, Lesson
 from vitdistill.methods.mae import MAE
 from vitdistill.methods.maskedkd import MaskedKD
-from vitdistill.methods.method import Method, Pass
-from vitdistill.methods.mvd import MVD, FeatureDecoder
-from vitdistill.methods.selection import Criterion
+from vitdistill.methods.method import Method
+from vitdistill.methods.mvd import MVD, FeatureDecoder, per_token
+from vitdistill.methods.selection.criterion import Criterion
+from vitdistill.methods.selection.selector import Ranked
 from vitdistill.methods.supervised import Supervised
-from vitdistill.methods.targets.features import TeacherFeatures
+from vitdistill.methods.terms.logits import Logits
+from vitdistill.methods.terms.manifold import ManifoldTerm
+from vitdistill.methods.terms.options import Attention, Manifold, Terms
 from vitdistill.methods.tinymim import PixelDecoder, TinyMIM
 from vitdistill.methods.videomae import VideoMAE
+from vitdistill.models.backbone import with_tokens
 from vitdistill.models.build import build
+from vitdistill.models.families import as_network
 from vitdistill.models.families.video_vit import VideoViT, video_vit
-from vitdistill.models.macs import backbone_macs
+from vitdistill.models.network import Network
 from vitdistill.models.teacher import Teacher
-from vitdistill.tokens.masking import Masking
+from vitdistill.tasks.classification import Classification
 from vitdistill.types import Capture, Step
 
 TARGETS = torch.tensor([1, 0, 9])
@@ -66,7 +71,7 @@ def clip_net(seed: int, **options: Any) -> nn.Module:
 
 
 def videomae(**options: Any) -> VideoMAE:
-    sizes = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2, "masking": Masking(0.75, "tube")}
+    sizes = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2, "mask_ratio": 0.75}
     return VideoMAE(clip_net(1), **{**sizes, **options})
 
 
@@ -79,21 +84,21 @@ def mvd(**options: Any) -> MVD:
         "image_teacher": image_teacher_net(),
         "video_teacher": clip_net(3, embed_dim=48, positions="sinusoid_1d"),
     }
-    return MVD(clip_net(1), **{**teachers, "masking": Masking(0.75, "tube"), "decoder": DECODER, **options})
+    return MVD(clip_net(1), **{**teachers, "mask_ratio": 0.75, "decoder": DECODER, **options})
 
 
-def per_token() -> PerToken:
-    student = build(clip_net(1))
-    targets = {
-        name: (TeacherFeatures(Teacher(build(net)), student.grid), weight)
-        for name, net, weight in (("image", image_teacher_net(), 1.0), ("video", clip_net(3), 0.5))
-    }
-    return PerToken(student, targets)
+def two_teachers() -> Distillation:
+    """Each of two teachers with a term of its own, and patches ranked by the student for both."""
+    student = with_tokens(as_network(tiny("deit", seed=1)))
+    first, second = (Teacher.of(tiny(name, seed=seed), student) for name, seed in (("deit3", 2), ("cait", 3)))
+    manifold = ManifoldTerm(student, second.backbone, student_blocks=(0, 2), teacher_blocks=(0, 2))
+    lessons = [Lesson(first, [Logits()]), Lesson(second, [manifold])]
+    return Distillation(student, lessons, task=Classification(10), selector=Ranked(keep=5))
 
 
 PIXELS = PixelDecoder(width=16, depth=1, heads=2)
 METHODS: dict[str, Callable[[], Method]] = {
-    "supervised": lambda: Supervised(tiny("deit", seed=1), smoothing=0.1),
+    "supervised": lambda: Supervised(tiny("deit", seed=1), task=Classification(10, smoothing=0.1)),
     "maskedkd": maskedkd,
     "full teacher": lambda: maskedkd(keep=1.0),
     "hard": lambda: maskedkd(distillation="hard"),
@@ -102,7 +107,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "labels only": lambda: maskedkd(alpha=0.0),
     "schedule": lambda: maskedkd(keep="1.0->0.25"),
     "random": lambda: maskedkd(criterion="random"),
-    "teacher's attention": lambda: maskedkd(criterion="teacher", saliency="patch", layer=0),
+    "teacher's attention": lambda: maskedkd(criterion="teacher", saliency="patch", saliency_layer=0),
     "third network": lambda: maskedkd(criterion="network+random", network=tiny("vit", seed=5)),
     "bottom": lambda: maskedkd(order="bottom"),
     "masked student": lambda: maskedkd(mask="student", keep=5),
@@ -113,8 +118,42 @@ METHODS: dict[str, Callable[[], Method]] = {
     "swin student": lambda: maskedkd("swin"),
     "swin teacher": lambda: maskedkd(teacher="swin", keep=1.0),
     "clip student, mean-pooled teacher": lambda: maskedkd("clip", "mae_mean_pool"),
+    "manifold": lambda: maskedkd(distill="manifold"),
+    "manifold, whole teacher": lambda: maskedkd(distill="manifold", keep=1.0),
+    "manifold, cait teacher": lambda: maskedkd("deit_distilled", "cait", distill="manifold"),
+    "manifold, cait student": lambda: maskedkd("cait", distill="manifold"),
+    "manifold and logits": lambda: maskedkd(
+        "deit_distilled",
+        distill="logits+manifold",
+        alpha=1.0,
+        terms=Terms(manifold=Manifold(student_blocks=[0], teacher_blocks=[1])),
+    ),
+    "manifold, logits of no weight": lambda: maskedkd(distill="logits+manifold", alpha=0.0),
+    "manifold, finer teacher": lambda: MaskedKD(
+        tiny("deit", seed=1), tiny("deit", seed=2, patch_size=4), distill="manifold", keep=20
+    ),
+    "manifold, masked student": lambda: maskedkd(distill="manifold", mask="student"),
+    "manifold, masked student, finer teacher": lambda: MaskedKD(
+        tiny("deit", seed=1), tiny("deit", seed=2, patch_size=4), distill="manifold", mask="student"
+    ),
+    "attention": lambda: maskedkd(distill="attention"),
+    "attention, whole teacher": lambda: maskedkd(distill="attention", keep=1.0),
+    "attention, distilled student": lambda: maskedkd("deit_distilled", distill="attention"),
+    "attention, distilled teacher": lambda: maskedkd(teacher="deit_distilled", distill="attention"),
+    "attention, cait teacher": lambda: maskedkd(teacher="cait", distill="attention"),
+    "attention, cait student": lambda: maskedkd("cait", distill="attention"),
+    "attention, last block, other heads, finer teacher": lambda: MaskedKD(
+        tiny("deit", seed=1),
+        tiny("deit", seed=2, patch_size=4, embed_dim=32, num_heads=4, depth=4),
+        distill="attention",
+        terms=Terms(attention=Attention(blocks="last", cls_weight=0.0)),
+    ),
+    "attention, masked student": lambda: maskedkd(distill="attention", mask="student"),
+    "attention, manifold and logits": lambda: maskedkd(distill="attention+logits+manifold"),
+    "attention, qk norm": lambda: maskedkd("qk_norm", "registers", distill="attention"),
+    "two teachers": lambda: two_teachers(),
     "tinymim": tinymim,
-    "tinymim, all relations": lambda: tinymim(relations=("qk", "vv", "qq", "kk"), align_heads="all"),
+    "tinymim, all relations": lambda: tinymim(relations="qk+vv+qq+kk", align_heads="all"),
     "tinymim, no softmax": lambda: tinymim(softmax=False, teacher_block=2),
     "tinymim, output": lambda: tinymim(target="features"),
     "tinymim, attention": lambda: tinymim(target="features", feature="attention"),
@@ -123,40 +162,57 @@ METHODS: dict[str, Callable[[], Method]] = {
     "tinymim, qkv": lambda: tinymim(target="features", feature="qkv"),
     "tinymim, class token": lambda: tinymim(target="cls"),
     "tinymim, masked": lambda: tinymim(mask_ratio=0.5),
-    "tinymim, masked, pixels": lambda: tinymim(mask_ratio=0.75, pixels=PIXELS),
+    "tinymim, masked, pixels": lambda: tinymim(mask_ratio=0.75, pixels=True, pixel_decoder=PIXELS),
     "tinymim, noisy teacher": lambda: tinymim(teacher_drop_path=0.1),
     "tinymim, two heads": lambda: tinymim("deit3", "vit"),
     "tinymim, qk norm": lambda: tinymim_qk_norm(),
     "tinymim, qk norm, values": lambda: tinymim_qk_norm(relations=("vv",)),
     "tinymim, qk norm, queries": lambda: tinymim_qk_norm(relations=("qq", "vv")),
     "tinymim, qk norm, feature v": lambda: tinymim_qk_norm(target="features", feature="v"),
-    "tinymim, qk norm, values, pixels": lambda: tinymim_qk_norm(relations=("vv",), mask_ratio=0.75, pixels=PIXELS),
+    "tinymim, qk norm, values, pixels": lambda: tinymim_qk_norm(
+        relations=("vv",), mask_ratio=0.75, pixels=True, pixel_decoder=PIXELS
+    ),
     "mae": mae,
     "videomae": lambda: videomae(),
-    "videomae, plain pixels, random mask": lambda: videomae(norm_pix=False, masking=Masking(0.75)),
-    "videomae, whole frames hidden": lambda: videomae(masking=Masking(0.5, "frame"), masks_per_clip=2),
+    "videomae, plain pixels, random mask": lambda: videomae(norm_pix=False, mask="random"),
+    "videomae, whole frames hidden": lambda: videomae(mask_ratio=0.5, mask="frame", masks_per_clip=2),
     "mvd": lambda: mvd(),
     "mvd, image teacher": lambda: mvd(video_teacher=None),
     "mvd, video teacher": lambda: mvd(image_teacher=None, normalise=True, loss="l1"),
     "mvd, pixels, four masks": lambda: mvd(pixel_weight=0.5, masks_per_clip=4),
     "mvd, its own average": lambda: mvd(image_teacher=None, video_teacher=None, bootstrap=0.9),
     "mvd, images": lambda: MVD(
-        tiny("vit", seed=1), image_teacher=image_teacher_net(), masking=Masking(), decoder=DECODER
+        tiny("vit", seed=1), image_teacher=image_teacher_net(), mask_ratio=0.75, mask="random", decoder=DECODER
     ),
-    "per token": lambda: per_token(),
+    "mvd, cait": lambda: MVD(
+        tiny("cait", seed=1), image_teacher=tiny("cait", seed=2), mask_ratio=0.75, mask="random", decoder=DECODER
+    ),
+    "mvd, cait image teacher": lambda: mvd(image_teacher=tiny("cait", seed=2), video_teacher=None),
+    "per token": lambda: per_token(
+        clip_net(1), image_teacher=image_teacher_net(), video_teacher=clip_net(3), video_weight=0.5
+    ),
+    "per token, images": lambda: per_token(tiny("deit", seed=1), image_teacher=image_teacher_net()),
+    "per token, cait": lambda: per_token(tiny("cait", seed=1), image_teacher=tiny("cait", seed=2), loss="l2"),
     "mae, plain pixels": lambda: mae(norm_pix=False, mask_ratio=0.5),
     "mae, no class token": lambda: MAE(tiny("no_class_token", seed=1, fc_norm=False), **MAE_DECODER),
     "mae, registers": lambda: mae("registers"),
+    "mae, cait": lambda: mae("cait"),
 }
 
 
 # What a method may learn besides the student.
 EXTRA: dict[type[Method], tuple[str, ...]] = {
-    TinyMIM: ("imitation", "decoder"),
+    Distillation: ("terms",),
+    MaskedKD: ("terms",),
+    TinyMIM: ("terms", "decoder"),
     MAE: ("decoders",),
     VideoMAE: ("decoders",),
     MVD: ("decoders", "average"),
-    PerToken: ("heads",),
+}
+# The names under which losses are reported.
+LOSSES = {
+    *("ce", "kd", "qk", "vv", "qq", "kk", "q", "k", "v", "output", "attention", "ffn", "pixels", "image", "video"),
+    *("attention_cls", "manifold_intra", "manifold_inter", "manifold_random"),
 }
 
 
@@ -192,28 +248,11 @@ def test_the_loss_is_a_finite_scalar_with_gradient_to_every_parameter(method, im
     assert sum(bool(p.grad.any()) for p in trained.values()) > 0.9 * len(trained)
 
 
-def test_terms_are_detached_finite_scalars_and_logits_are_the_students(method, images):
+def test_terms_are_detached_finite_scalars_and_the_prediction_is_the_students(method, images):
     step = method(images, TARGETS)
-    known = {
-        "ce",
-        "kd",
-        "qk",
-        "vv",
-        "qq",
-        "kk",
-        "q",
-        "k",
-        "v",
-        "output",
-        "attention",
-        "ffn",
-        "pixels",
-        "image",
-        "video",
-    }
-    assert step.terms and set(step.terms) <= known
+    assert step.terms and set(step.terms) <= LOSSES
     assert all(t.shape == () and not t.requires_grad and bool(t.isfinite()) for t in step.terms.values())
-    if method.uses_labels:
+    if method.task is not None:
         assert step.prediction.shape == (3, 10) and step.prediction.requires_grad
     else:
         losses = []
@@ -249,8 +288,8 @@ def test_teachers_stay_frozen_and_in_eval_mode(method, images):
 def test_a_teacher_set_to_training_returns_to_eval(images):
     method = maskedkd()
     expected = method(images, TARGETS).loss
-    teacher_of(method).backbone.train()
-    assert torch.equal(method(images, TARGETS).loss, expected) and not teacher_of(method).backbone.training
+    teacher_of(method).network.train()
+    assert torch.equal(method(images, TARGETS).loss, expected) and not teacher_of(method).network.training
 
 
 def test_what_was_kept_is_told(method, images):
@@ -269,9 +308,12 @@ def test_a_copy_computes_the_same(method, images):
     assert torch.equal(twin(images, TARGETS).loss, expected)
 
 
-def test_methods_can_be_pickled_for_spawned_processes(images):
-    method = maskedkd()
-    assert torch.equal(pickle.loads(pickle.dumps(method))(images, TARGETS).loss, method(images, TARGETS).loss)
+def test_methods_can_be_pickled_for_spawned_processes(method, images):
+    twin = pickle.loads(pickle.dumps(method))
+    torch.manual_seed(3)
+    expected = method(images, TARGETS).loss
+    torch.manual_seed(3)
+    assert torch.equal(twin(images, TARGETS).loss, expected)
 
 
 def test_a_clock_hears_of_the_teachers_part(images):
@@ -297,7 +339,7 @@ def test_a_clock_hears_of_the_teachers_part(images):
 def expected_loss(
     method: MaskedKD, images: Tensor, keep: Tensor | None, alpha: float = 0.5, tau: float = 1.0
 ) -> Tensor:
-    student, teacher = method.student.net(images), teacher_of(method).backbone(images, keep=keep).prediction
+    student, teacher = method.student.net(images), teacher_of(method).network(images, keep=keep).prediction
     kl = (teacher / tau).softmax(-1) * ((teacher / tau).log_softmax(-1) - (student / tau).log_softmax(-1))
     return (1 - alpha) * F.cross_entropy(student, TARGETS) + alpha * tau**2 * kl.sum(dim=-1).mean()
 
@@ -338,7 +380,7 @@ def test_hard_distillation_takes_the_teachers_decision_as_a_label(images):
 
 def test_alpha_0_needs_no_teacher_and_is_supervised_training(images):
     alone = MaskedKD(tiny("deit", seed=1), alpha=0.0, smoothing=0.1)
-    expected = Supervised(tiny("deit", seed=1), smoothing=0.1)(images, TARGETS)
+    expected = Supervised(tiny("deit", seed=1), task=Classification(10, smoothing=0.1))(images, TARGETS)
     step = alone(images, TARGETS)
     assert torch.equal(step.loss, expected.loss) and set(step.terms) == {"ce"}
     assert alone.teachers == [] and alone.kept_patches(0.0) is None and step.teacher_prediction is None
@@ -346,9 +388,39 @@ def test_alpha_0_needs_no_teacher_and_is_supervised_training(images):
     assert with_teacher.teacher is None and with_teacher.teachers == []
 
 
-def test_no_teacher_and_alpha_above_0_is_refused():
-    with pytest.raises(UserError, match=r"needs a teacher.*alpha to 0"):
-        MaskedKD(tiny("deit"))
+def test_no_teacher_and_something_to_learn_from_it_is_refused():
+    for options in ({}, {"distill": "manifold"}, {"distill": "logits+attention", "alpha": 0.0}):
+        with pytest.raises(UserError, match=r"needs a teacher.*alpha to 0"):
+            MaskedKD(tiny("deit"), **options)
+
+
+def test_terms_are_weighted_and_added_to_the_labels_loss(images):
+    torch.manual_seed(0)
+    options = Terms(manifold=Manifold(weight=2.0, intra=3.0, inter=0.5, random=0.25), attention=Attention(0.3, 0.7))
+    method = maskedkd(distill="logits+manifold+attention", alpha=0.4, terms=options)
+    step = method(images, TARGETS)
+    weights = {"ce": 0.6, "kd": 0.4, "attention": 0.3, "attention_cls": 0.7}
+    weights |= {"manifold_intra": 6.0, "manifold_inter": 1.0, "manifold_random": 0.5}
+    assert method.weights == weights == {name: weights[name] for name in step.terms}
+    torch.testing.assert_close(step.loss, sum(weights[name] * value for name, value in step.terms.items()))
+
+
+def test_without_class_scores_labels_have_weight_1_and_the_teacher_has_no_head_to_run(images):
+    method = maskedkd(distill="manifold")
+    ran = []
+    teacher_of(method).network.net.head.register_forward_hook(lambda *_: ran.append(1))
+    step = method(images, TARGETS)
+    assert method.weights["ce"] == 1.0 and set(step.terms) == LOSSES & {"ce", *(n for n in LOSSES if "manifold" in n)}
+    assert not ran and step.teacher_prediction is None and step.prediction.shape == (3, 10)
+    torch.testing.assert_close(step.terms["ce"], F.cross_entropy(step.prediction, TARGETS).detach())
+    assert MaskedKD(tiny("deit"), tiny("deit3", num_classes=7), distill="manifold").student.num_classes == 10
+
+
+def test_class_scores_of_no_weight_leave_the_other_terms(images):
+    method = maskedkd("deit_distilled", distill="logits+manifold", alpha=0.0)
+    assert set(method(images, TARGETS).terms) == {"ce", "manifold_intra", "manifold_inter", "manifold_random"}
+    assert method.weights["ce"] == 1.0 and not method.lessons[0].capture.head
+    assert not method.student.net.distilled_training  # both heads learn from the labels
 
 
 def test_two_heads_learn_from_labels_and_from_the_teacher(images):
@@ -382,20 +454,22 @@ def test_masking_the_student_shows_the_teacher_everything(images):
     assert torch.equal(step.prediction, method.student(images, keep=keep).prediction)
 
 
-class FromHidden(Criterion):
-    """Asks for hidden states, and for no logits."""
+class FromOutputs(Criterion):
+    """Asks for a block's output, and for no prediction."""
 
     def capture(self, student):
         return Capture.at(0, "output", head=False)
 
     def scores(self, scene):
-        return scene.output.tokens(0).all[:, scene.student.specials :].detach().norm(dim=-1)
+        return scene.output.tokens(0).patches.detach().norm(dim=-1)
 
 
 @pytest.mark.parametrize("mask", ["teacher", "student"])
 def test_a_users_criterion_gets_what_it_asks_for(images, mask):
-    step = maskedkd(criterion=FromHidden(), mask=mask, keep=3)(images, TARGETS)
-    assert step.kept.shape == (3, 3) and bool(step.loss.isfinite())
+    step = maskedkd(criterion=FromOutputs(), mask=mask, keep=3)(images, TARGETS)
+    assert bool(step.loss.isfinite())
+    lengths = build(tiny("deit", seed=1))(images, capture=Capture.at(0, "output")).tokens(0).patches.norm(dim=-1)
+    assert torch.equal(step.kept, lengths.topk(3, dim=1).indices.sort(dim=1).values)
 
 
 # --- the teacher as a guest --------------------
@@ -406,7 +480,7 @@ def test_images_reach_the_teacher_in_its_own_statistics_and_size(images):
     method = MaskedKD(student, net, keep=1.0)
     mean, std = torch.tensor(method.student.input.mean), torch.tensor(method.student.input.std)
     own_mean, own_std = (
-        torch.tensor(v) for v in (teacher_of(method).backbone.input.mean, teacher_of(method).backbone.input.std)
+        torch.tensor(v) for v in (teacher_of(method).network.input.mean, teacher_of(method).network.input.std)
     )
     assert not torch.equal(mean, own_mean)
     pixels = images * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
@@ -498,8 +572,22 @@ def test_text_of_another_width_is_refused():
         ({"keep": "1.0->0"}, "keep must lie between 1 and 16.*got 0"),
         ({"keep": "0:1.0,0.5:99"}, "keep must lie between 1 and 16.*got 99"),
         ({"keep": float("nan")}, "keep must be a finite number"),
-        ({"layer": 3}, "blocks 0 to 2; got 3"),
-        ({"layer": -4}, "blocks 0 to 2; got -4"),
+        ({"distill": "logit"}, "distill must be some of logits, manifold, attention.*Did you mean 'logits'"),
+        ({"distill": "manifold+manifold"}, "each once"),
+        ({"distill": ""}, "at least one of logits, manifold, attention"),
+        (
+            {"terms": Terms(manifold=Manifold(rows=9))},
+            "--terms.manifold has no effect unless --distill names manifold; got logits",
+        ),
+        ({"distill": "manifold", "terms": Terms(manifold=Manifold(rows=1))}, "rows must be at least 2; got 1"),
+        (
+            {"distill": "manifold", "terms": Terms(manifold=Manifold(student_blocks=[0, 1], teacher_blocks=[1]))},
+            r"as many blocks of the student as of the teacher.*got \[0, 1\] and \[1\].*teacher_blocks",
+        ),
+        ({"distill": "manifold", "terms": Terms(manifold=Manifold(teacher_blocks=[0, 1, 3]))}, "blocks 0 to 2; got 3"),
+        ({"distill": "attention", "terms": Terms(attention=Attention(temperature=0.0))}, "must be positive; got 0"),
+        ({"saliency_layer": 3}, "blocks 0 to 2; got 3"),
+        ({"saliency_layer": -4}, "blocks 0 to 2; got -4"),
     ],
 )
 def test_numbers_out_of_range_are_refused_at_once(options, words):
@@ -577,7 +665,7 @@ def test_a_network_cannot_teach_itself():
 def test_a_decoder_behind_a_mean_pooled_student_is_refused():
     for make in (
         lambda: mae("mae_mean_pool"),
-        lambda: tinymim("mae_mean_pool", mask_ratio=0.75, pixels=PIXELS),
+        lambda: tinymim("mae_mean_pool", mask_ratio=0.75, pixels=True, pixel_decoder=PIXELS),
     ):
         with pytest.raises(UserError, match=r"final norm on the tokens.*behind its mean pooling.*fc_norm=False"):
             make()
@@ -588,37 +676,40 @@ def test_a_decoder_behind_a_mean_pooled_student_is_refused():
 
 
 def test_the_passes_of_a_step_are_what_it_computes(method, images):
-    """All forward passes of student and teachers, counted by torch while they run."""
-    counted = {"student": 0, "teachers": 0}
+    """All forward passes of student and frozen networks, counted by torch while they run."""
+    counted: dict[int, float] = {}
+    networks = {id(one.network): one.network for one in method.passes(0.5)}
 
-    def counting(backbone: nn.Module, role: str) -> None:
-        original = backbone.forward
+    def counting(network: Network) -> None:
+        original = network.forward
 
         def forward(*inputs: Any, **options: Any) -> Any:
             with FlopCounterMode(display=False) as counter:
                 output = original(*inputs, **options)
-            counted[role] += counter.get_total_flops() // 2
+            counted[id(network)] = counted.get(id(network), 0) + counter.get_total_flops() / 2
             return output
 
-        backbone.forward = forward
+        network.forward = forward
 
-    def macs(passes: list[Pass]) -> float:
-        total = 0
-        for one in passes:
-            macs = backbone_macs(one.network, one.patches, capture=one.capture, layernorm=False)
-            total += one.times * (macs.total if one.embeds else macs.total - macs.patch_embed)
-        return total * len(images)
-
-    kept = method.kept_patches(0.5)
-    teachers = method.teacher_passes()
-    if kept is not None and getattr(method, "mask", "teacher") == "teacher":
-        teachers = [one._replace(patches=kept) for one in teachers]
-    asked = macs([Pass(one) for one in method.extra_passes()])  # an upper bound: they stop at the layer in question
-    student, teacher = macs(method.student_passes(0.5)), macs(teachers)
-    counting(method.student, "student")
-    for guest in method.teachers:
-        counting(guest.network, "teachers")
+    expected = dict.fromkeys(networks, 0.0)
+    for one in method.passes(0.5):
+        macs = one.network.macs(one.kept, one.capture, layernorm=False)
+        each = macs.total if one.embeds else macs.total - macs.patch_embed
+        expected[id(one.network)] += one.times * each * len(images)
+    assert {id(teacher.network) for teacher in method.teachers} | {id(method.student)} >= set(networks)
+    for network in networks.values():
+        counting(network)
     method.eval()
     method(images, TARGETS, 0.5)
-    assert counted["student"] == student
-    assert counted["teachers"] == teacher if not asked else teacher < counted["teachers"] <= teacher + asked
+    assert counted == expected
+
+
+def test_the_passes_name_every_network_that_runs(method, images):
+    """And no other: a third network that ranks nothing is not run."""
+    ran: set[int] = set()
+    teachers = {id(teacher.network): teacher.network for teacher in method.teachers}
+    for network in (method.student, *teachers.values()):
+        network.register_forward_pre_hook(lambda module, _inputs: ran.add(id(module)))
+    method(images, TARGETS, 0.5)
+    assert ran == {id(one.network) for one in method.passes(0.5)}
+    assert {one.role for one in method.passes(0.5) if id(one.network) == id(method.student)} == {"student"}

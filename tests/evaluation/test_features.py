@@ -10,7 +10,9 @@ from torch import nn
 
 from tiny import FAMILIES, tiny
 from vitdistill.data.images.augment import Augment
-from vitdistill.data.source import DataSource, ImageSet
+from vitdistill.data.images.samples import ImageSamples
+from vitdistill.data.samples import ViewOptions
+from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
 from vitdistill.evaluation.features import extract, pooled, pooling_of
 from vitdistill.evaluation.loading import Reader, Subject
@@ -92,7 +94,7 @@ def test_a_missing_class_token_is_said(name: str) -> None:
         pooling_of(as_network(tiny(name)), "cls")
 
 
-class Squares(ImageSet):
+class Squares(ImageSamples):
     """Grey images, each of its own brightness; one of them may be broken."""
 
     def __init__(self, count: int, broken: int | None = None) -> None:
@@ -116,7 +118,7 @@ class Squares(ImageSet):
 
 def reader(net: nn.Module, batch_size: int, device: Literal["cpu"] = "cpu") -> Reader:
     source = DataSource("squares", Squares(3), Squares(3), ["a", "b", "c"])
-    subject = Subject(as_network(net), source, Augment(recipe="none"))
+    subject = Subject(as_network(net), source, ViewOptions(augment=Augment(recipe="none")))
     return Reader(subject, batch_size=batch_size, device=device, workers=0)
 
 

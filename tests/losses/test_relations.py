@@ -98,7 +98,7 @@ def test_tinymim_reference_values():
             attention.num_heads, attention.head_dim = last_heads, sizes["dim"] // last_heads
             attention.scale = attention.head_dim**-0.5
         out = build(net)(image, capture=Capture.at(block, "qkv", head=False))
-        return next(iter(out.qkv.values())), net
+        return out.qkv(block), net
 
     target = case.hyper["teacher"]["intermediate"] - 1
     with torch.no_grad():

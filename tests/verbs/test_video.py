@@ -253,7 +253,7 @@ PER_TOKEN = {"video_teacher": "video", "per_token": True, "decoder": FeatureDeco
         ({"video_teacher": "image"}, "video teacher must see videos.*sees images. Give it as the image teacher"),
         ({"image_teacher": "video"}, "image teacher must see images.*sees clips. Give it as the video teacher"),
         ({"video_teacher": "video", "frames": 15}, "multiple of the tubelet's 2; got 15. Use 14 or 16"),
-        ({"video_teacher": "video", "data": "digits"}, "sees clips and digits holds images"),
+        ({"video_teacher": "video", "data": "digits"}, "A network over clips needs videos; got single images"),
         ({"video_teacher": "video", "masks_per_clip": 0}, "masks_per_clip must be at least 1"),
         ({"video_teacher": "video", "bootstrap": 0.9}, "no other may be given"),
         ({"bootstrap": 1.5}, r"must lie in \(0, 1\); got 1.5"),

@@ -97,7 +97,8 @@ class Distillation(Method):
         losses |= self.own_losses(inputs, student, targets)
         loss = torch.stack([self.weights.get(name, 1.0) * value for name, value in losses.items()]).sum()
         parts = {name: value.detach() for name, value in losses.items()}
-        return Step(loss, parts, student.prediction, kept, output.prediction)
+        prediction = None if self.task is None else student.prediction  # without labels its head learns nothing
+        return Step(loss, parts, prediction, kept, output.prediction)
 
     def view(self, inputs: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b ch *pixels"]:
         """The student's view of the inputs; by default as they are."""
@@ -136,11 +137,13 @@ class Distillation(Method):
 
     def passes(self, progress: float) -> list[Pass]:
         passes: list[Pass] = []
-        of_student = None
-        for lesson in self.lessons:
+        of_student = None  # chosen once, for the first teacher
+        for number, lesson in enumerate(self.lessons):
             teacher = lesson.teacher
-            of_student, of_teacher = self.selector.counts(self.student, teacher, progress)
-            passes += self.selector.ranking_passes(self.student, teacher, progress)
+            shown, of_teacher = self.selector.counts(self.student, teacher, progress)
+            of_student = shown if number == 0 else of_student
+            if number == 0 or of_student is None:
+                passes += self.selector.ranking_passes(self.student, teacher, progress)
             passes.append(Pass("teacher", teacher.network, of_teacher, lesson.capture, teacher.passes))
         return [Pass("student", self.student, of_student, self.student_capture(progress)), *passes]
 

@@ -50,10 +50,10 @@ class MaskedKD(Distillation):
         Args:
             student: the network to train, a timm module or an adapter.
             teacher: the frozen network; may be None when `alpha` is 0.
-            distill: what the student learns from the teacher: logits, manifold, attention, relations, or several joined
-                by + (logits+manifold).
-            alpha: weight of the teacher's class scores against the labels, 0 to 1; 0 trains on labels alone and loads
-                no teacher. Without class scores (--distill manifold) labels have weight 1.
+            distill: what the student learns from the teacher: logits, manifold, attention, or several joined by +
+                (logits+manifold).
+            alpha: weight of the teacher's class scores against the labels, 0 to 1; with 0 and no other term, labels
+                alone are left and no teacher is loaded. Without class scores (--distill manifold) labels have weight 1.
             tau: temperature of the soft distillation.
             distillation: soft matches class distributions; hard takes the teacher's decision as a label.
             smoothing: label smoothing, where the labels are not mixed.
@@ -68,6 +68,7 @@ class MaskedKD(Distillation):
         """
         student = as_network(student)
         names = terms.named(distill)
+        labels_share = 1 - alpha if "logits" in names else 1.0
         if not 0 <= alpha <= 1:
             raise UserError("alpha must lie in [0, 1]", alpha)
         scores = Logits(tau=tau, distillation=distillation)
@@ -75,7 +76,9 @@ class MaskedKD(Distillation):
         if not 0 <= smoothing < 1:
             raise UserError("Label smoothing must lie in [0, 1)", smoothing)
         lessons = []
-        if alpha > 0 or "logits" not in names:
+        if alpha == 0:  # class scores of no weight need no head of the teacher, and alone no teacher
+            names = tuple(name for name in names if name != "logits")
+        if names:
             if teacher is None:
                 raise UserError(
                     "Distillation needs a teacher", remedy="Name one, or set alpha to 0 to train on labels alone"
@@ -91,11 +94,11 @@ class MaskedKD(Distillation):
             student,
             lessons,
             task=Classification(student.num_classes, smoothing=smoothing),
-            task_weight=1 - alpha if "logits" in names else 1.0,
+            task_weight=labels_share,
             selector=Ranked(network=third, **selection),
         )
         self.ranks_by = third
-        if lessons and "logits" in names and hasattr(student.net, "set_distilled_training"):
+        if "logits" in names and hasattr(student.net, "set_distilled_training"):
             student.net.set_distilled_training(True)
 
     @property

@@ -200,7 +200,12 @@ class Backbone(Network, ABC):
         raise UserError(f"{self.name} does not show the branches of its blocks", point, "Choose a ViT or DeiT")
 
     def reached(
-        self, capture: Capture, roles: frozenset[str] = frozenset("qkv"), *, prediction: bool = True
+        self,
+        capture: Capture,
+        roles: frozenset[str] = frozenset("qkv"),
+        *,
+        prediction: bool = True,
+        special: bool = True,
     ) -> set[nn.Parameter]:
         """The parameters on which what a pass hands out can depend.
 
@@ -208,6 +213,8 @@ class Backbone(Network, ABC):
             capture: of the pass; one that runs up to the head reaches all of the body.
             roles: which of queries, keys and values are used of the points "qkv".
             prediction: whether the prediction is used, and not only the tokens that enter the head.
+            special: whether special tokens are used, and not only the patches; patches depend on them as well, but for
+                CaiT's.
 
         Raises:
             UserError: for a family that does not know, when the pass stops early.

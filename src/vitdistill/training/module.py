@@ -59,7 +59,7 @@ class TrainingModule(pl.LightningModule):
         self._ema: list[ModelEmaV3] = []  # in a list, so that it is no submodule
         self._ema_state: dict[str, Tensor] | None = None
         self._ema_steps = 0
-        scored = ("val", "ema") if method.uses_labels else ()
+        scored = ("val", "ema") if method.task is not None else ()
         # Every metric by itself: metrics that agree in the first batch would be taken for one.
         self._metrics = nn.ModuleDict(
             {name: MetricCollection(dict(method.metrics()), compute_groups=False) for name in scored}
@@ -107,6 +107,7 @@ class TrainingModule(pl.LightningModule):
         self._note(step.loss, batch_idx)
         values = {"train/loss": step.loss.detach(), **{f"train/{name}": value for name, value in step.terms.items()}}
         if step.teacher_prediction is not None:
+            assert targets is not None  # where a teacher has class scores, there are labels
             hits = step.teacher_prediction.argmax(dim=-1) == (targets if targets.ndim == 1 else targets.argmax(dim=-1))
             values["teacher/top1"] = 100 * hits.float().mean()
         for name, value in {**values, "batches": torch.ones_like(step.loss.detach())}.items():
@@ -198,7 +199,7 @@ class TrainingModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._note_unreadable(batch)
-        if len(batch.images) == 0:
+        if (count := len(batch.index)) == 0:
             return
         images = self._on_device.eval(batch.images)
         if not self.method.uses_labels:
@@ -206,12 +207,13 @@ class TrainingModule(pl.LightningModule):
             seed_everything_at(self.settings.seed, "validation", batch_idx, self.global_rank)
             with self._off_the_clock():
                 loss = self.method(images, batch.targets, self.progress).loss
-            self._note_val_loss(loss * len(images), len(images))
+            self._note_val_loss(loss * count, count)
             return
+        assert isinstance(images, Tensor) and batch.targets is not None  # one view of labelled data
         predictions = self.method.predict(self.method.student, images, batch.targets)
         loss_of_batch = self.method.validation_loss(predictions, batch.targets)
         if loss_of_batch is not None:
-            self._note_val_loss(loss_of_batch, len(images))
+            self._note_val_loss(loss_of_batch, count)
         known = {"target": batch.targets, "index": batch.index}
         self._metrics["val"].update(preds=predictions, **known)  # type: ignore[operator]
         if self._ema:

@@ -1,4 +1,4 @@
-"""What a person sees while a run is under way: images per second, time left, loss, accuracy."""
+"""What a person sees while a run is under way: samples per second, time left, loss, accuracy."""
 
 import sys
 import time
@@ -12,13 +12,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 class ProgressBar(pl.Callback):
     """One bar over the whole training on a terminal; one line per epoch elsewhere."""
 
-    def __init__(self, images_per_step: int, unit: str = "img") -> None:
+    def __init__(self, samples_per_step: int, unit: str = "images") -> None:
         """
         Args:
-            images_per_step: of all devices.
-            unit: what they are called: images, or clips.
+            samples_per_step: of all devices.
+            unit: what they are called: images, videos, ...
         """
-        self.images_per_step, self.unit = images_per_step, unit
+        self.samples_per_step, self.unit = samples_per_step, unit
         self.console = Console(stderr=True)
         self.bar: Progress | None = None
         self.epochs = 0
@@ -84,4 +84,4 @@ class ProgressBar(pl.Callback):
             self.bar = None
 
     def _rate(self) -> float:
-        return self._epoch_steps * self.images_per_step / max(self._epoch_end - self._epoch_start, 1e-9)
+        return self._epoch_steps * self.samples_per_step / max(self._epoch_end - self._epoch_start, 1e-9)

@@ -91,17 +91,16 @@ class Settings:
     Attributes:
         epochs: passes over the training images.
         batch_size: images per device and step.
-        image_size: height and width of the student's input, in pixels.
         precision: Lightning's precision, or "auto".
         trainer: further arguments for `lightning.Trainer`.
-        sampling: which frames of a video make a clip; None for images.
         optim_default: what the verb takes where no option is given. An option that has no effect is refused only where
             it differs from this.
+        stride: of clips, frames from one to the next; None chooses by the data.
+        sampling: of clips, dense or uniform; None is dense.
     """
 
     epochs: int
     batch_size: int
-    image_size: tuple[int, int]
     seed: int = 0
     augment: Augment = field(default_factory=Augment)
     optim: Optim = field(default_factory=Optim)
@@ -110,7 +109,8 @@ class Settings:
     compile: bool = False
     trainer: dict[str, Any] = field(default_factory=dict)
     optim_default: Optim = field(default_factory=Optim)
-    sampling: Any = None  # a `data.clips.sampling.Sampling`, whose module needs torch
+    stride: int | None = None
+    sampling: str | None = None
 
     def check(self) -> None:
         """Refuse values that cannot train anything, all together.

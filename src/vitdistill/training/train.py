@@ -17,13 +17,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vitdistill.costing.measure import hardware
-from vitdistill.data.actions.key_frames import KeyFrames
-from vitdistill.data.clips.sampling import check_length
 from vitdistill.data.device import OnDevice
 from vitdistill.data.loader import CorruptLog, default_workers, make_loader
 from vitdistill.data.order import EpochBatchSampler, EvalBatchSampler
+from vitdistill.data.samples import ViewOptions
 from vitdistill.data.source import DataSource
-from vitdistill.data.transforms import training_transform, validation_transform
 from vitdistill.errors import UserError
 from vitdistill.files import is_first_process
 from vitdistill.methods.method import Method
@@ -144,6 +142,13 @@ def _warn_about_warmup(settings: Settings) -> None:
 
 
 def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: Settings) -> _Parts:
+    spec = method.student.input
+    views = ViewOptions(
+        augment=settings.augment, stride=settings.stride, sampling=settings.sampling, labels=method.uses_labels
+    )
+    source.train.check(spec, views)
+    train_transform = source.train.transform(spec, views, train=True)
+    val_transform = source.val.transform(spec, views, train=False)
     trainer = _trainer(run, settings)
     world, rank = trainer.world_size, trainer.global_rank
     global_batch = settings.batch_size * world * settings.optim.accumulate
@@ -171,19 +176,13 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
     module = TrainingModule(
         method, settings, on_device, sampler, corrupt, len(source.train) + len(source.val), global_batch
     )
-    bar = ProgressBar(settings.batch_size * world, "img" if settings.sampling is None else "clips")
+    bar = ProgressBar(settings.batch_size * world, f"{source.train.word}s")
     if trainer.is_global_zero:
         module.listeners += [run.add_row, bar.on_row]
     callbacks = [_Timing(), bar, StopBetweenSteps(run.last), SaveCheckpoints(run.checkpoints)]
     trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
-    if not isinstance(source.train, KeyFrames):  # around a key frame the ends of a video are repeated
-        check_length(source.train, settings.sampling)
-    place = (settings.image_size, settings.sampling)
-    train_transform = training_transform(source, settings.augment, *place, labels=method.uses_labels)
     train_loader = make_loader(source.train, train_transform, sampler, **options)
-    val_loader = make_loader(
-        source.val, validation_transform(source, settings.augment, *place), eval_sampler, **options
-    )
+    val_loader = make_loader(source.val, val_transform, eval_sampler, **options)
     return _Parts(module, trainer, train_loader, val_loader, global_batch)
 
 

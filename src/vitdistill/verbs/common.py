@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from vitdistill.data.source import DataSource
-from vitdistill.data.transforms import clip_sampling
 from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
@@ -20,27 +19,16 @@ from vitdistill.training.settings import Optim, Settings
 from vitdistill.verbs.arguments import Model
 
 
-def settings_of(
-    arguments: dict[str, Any], student: Network, source: DataSource, optim_default: Optim = Optim()
-) -> Settings:
-    """The training engine's settings out of a training verb's arguments.
-
-    Raises:
-        UserError: when a network over clips is given images, or one over images options of clips.
-    """
-    given = {"stride": arguments.get("stride"), "sampling": arguments.get("sampling", "dense")}
-    if given["sampling"] == "uniform":
-        refuse_without_effect(given, {}, ["stride"], "unless --sampling is dense")
-    sampling = clip_sampling(student, source, given["stride"], given["sampling"])
-    if sampling is None:
-        refuse_without_effect(given, {"sampling": "dense"}, given, "on a network over images")
+def settings_of(arguments: dict[str, Any], optim_default: Optim = Optim()) -> Settings:
+    """The training engine's settings out of a training verb's arguments."""
+    sampling = arguments.get("sampling", "dense")
     names = ("epochs", "batch_size", "seed", "augment", "optim", "loader", "precision", "compile")
     return Settings(
         **{name: arguments[name] for name in names},
-        image_size=student.input.size,
         trainer=arguments["trainer"] or {},
         optim_default=optim_default,
-        sampling=sampling,
+        stride=arguments.get("stride"),
+        sampling=None if sampling == "dense" else sampling,  # dense says nothing, so it is no option given for images
     )
 
 

@@ -113,7 +113,7 @@ def detect(
     body = build(model, args=model_args, image_size=image_size)
     network = detector(body, len(data.labels), head_init=head_init, dropout=dropout, drop_path=drop_path)
     source = data.source(Path(val).stem)
-    info = train_run(Detection(network, data), source, run, settings_of(arguments, network, source), resume=resume)
+    info = train_run(Detection(network, data), source, run, settings_of(arguments), resume=resume)
     if is_first_process():
         write_report(run)
         exported = check_video(build(str(run.path)), "exported network")

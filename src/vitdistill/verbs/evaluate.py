@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitdistill.data.clips.sampling import Views
 from vitdistill.data.loader import CorruptLog
 from vitdistill.errors import UserError
 from vitdistill.evaluation.loading import Checkpoint, Reader, open_subject
-from vitdistill.models.backbone import Backbone
+from vitdistill.models.backbone import Backbone, with_tokens
+from vitdistill.models.network import Network
 from vitdistill.tokens.keep import keep_count
 
 
@@ -65,7 +65,8 @@ def evaluate(
         image_size=image_size,
         crop_pct=crop_pct,
         model_args=model_args,
-        views=Views(clips, crops),
+        clips=clips,
+        crops=crops,
         stride=stride,
         sampling=sampling,
     )
@@ -86,9 +87,11 @@ def evaluate(
     return result
 
 
-def _check_keep(backbone: Backbone, keep: int | float) -> None:
+def _check_keep(network: Network, keep: int | float) -> None:
     """Refuse to leave out patches of networks without attention."""
-    if keep_count(keep, backbone.grid.count) < backbone.grid.count or not isinstance(keep, float) or keep != 1:
+    if not isinstance(keep, float) or keep != 1:
+        backbone = with_tokens(network)
+        keep_count(keep, backbone.grid.count)
         backbone.saliency_capture()
 
 
@@ -96,12 +99,13 @@ def _accuracy(reader: Reader, keep: int | float) -> dict[str, Any]:
     from torchmetrics.functional.classification import multiclass_accuracy
 
     backbone, source = reader.subject.backbone, reader.subject.source
-    views = reader.subject.views.count
+    views = reader.subject.options.clips * reader.subject.options.crops
     backbone.eval().to(reader.place)
     corrupt, scores, targets = CorruptLog.of(source.val), [], []
     for images, labels_of_batch in reader.batches(source.val, corrupt, "evaluating"):
         logits = _logits(backbone, images, keep).float().cpu()
         scores.append(logits.log_softmax(dim=1) if views == 1 else averaged(logits, views))
+        assert labels_of_batch is not None  # labelled data was opened
         targets.append(labels_of_batch)
     log_probabilities, labels = torch.cat(scores), torch.cat(targets)
     classes = len(source.classes)
@@ -123,12 +127,11 @@ def averaged(logits: Float[Tensor, "bv c"], views: int) -> Float[Tensor, "b c"]:
 
 
 @torch.inference_mode()
-def _logits(backbone: Backbone, images: torch.Tensor, keep: int | float) -> torch.Tensor:
+def _logits(backbone: Network, images: torch.Tensor, keep: int | float) -> torch.Tensor:
     from vitdistill.tokens.select import top_k
 
-    count = keep_count(keep, backbone.grid.count)
     kept = None
-    if count < backbone.grid.count:
+    if isinstance(backbone, Backbone) and (count := keep_count(keep, backbone.grid.count)) < backbone.grid.count:
         ranking = backbone(images, capture=replace(backbone.saliency_capture(), head=False))
         kept = top_k(backbone.saliency(ranking), count)
     logits = backbone(images, keep=kept).prediction

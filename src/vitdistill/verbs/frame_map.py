@@ -142,7 +142,8 @@ def score(
     for batch in track(loader, "testing", len(loader)):
         corrupt.add(batch.skipped)
         corrupt.check(total or len(data.val))
-        if len(batch.images):
+        if len(batch.index):
+            assert isinstance(batch.images, torch.Tensor) and batch.targets is not None
             targets = batch.targets.to(place)
             with torch.inference_mode():
                 logits = method.predict(network, on_device.eval(batch.images.to(place)), targets)

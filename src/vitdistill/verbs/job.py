@@ -141,7 +141,7 @@ def _train(verb: str, function: Callable[..., Any], values: dict[str, Any], *, l
     from vitdistill.training.train import train
     from vitdistill.verbs.common import settings_of
 
-    settings = settings_of(values, method.student, source, options_of(verb)["optim"].default)
+    settings = settings_of(values, options_of(verb)["optim"].default)
     info = train(method, source, run, settings, resume=resume)
     if is_first_process():
         write_report(run)

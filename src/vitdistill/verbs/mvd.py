@@ -73,9 +73,7 @@ def mvd(
 
 def _student(job: Job, student: ClipStudent, *, images: bool) -> "Network":
     """Over clips, or over images where the data are images and no teacher sees clips."""
-    from vitdistill.data.transforms import is_video
-
-    if job.rebuilding is not None or not images or is_video(job.data):
+    if job.rebuilding is not None or not images or job.data.train.has_frames:
         return job.video_student(student, positions="sincos_3d")
     job.refuse("frames", why="on images")
     return job.pretraining_student(student)

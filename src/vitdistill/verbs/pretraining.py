@@ -6,7 +6,6 @@ from typing import Any
 from torch import nn
 
 from vitdistill.data.source import DataSource
-from vitdistill.data.transforms import clip_sampling
 from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.models.backbone import with_tokens
 from vitdistill.models.decoder import xavier
@@ -41,7 +40,6 @@ def make_pretraining_student(
     if fresh and norm_behind_pooling(student) and "fc_norm" not in (args or {}):
         student = make(args={**(args or {}), "fc_norm": False})
     if isinstance(student, VideoViT):
-        clip_sampling(student, source, None, "dense")  # refuses images for it
         raise UserError("The student must see images", student.name, "Pre-train video ViTs with `videomae` or `mvd`")
     if fresh:
         xavier(student.net)

@@ -18,6 +18,7 @@ from vitdistill.errors import UserError
 from vitdistill.losses.attention import aggregate, attention_kl, class_log_attention, restrict, to_grid
 from vitdistill.methods.terms.term import Term
 from vitdistill.models.backbone import Backbone
+from vitdistill.models.network import Network
 from vitdistill.types import QKV, Capture, Output
 
 
@@ -87,6 +88,10 @@ class AttentionTerm(Term):
         other = frozenset((block, "qkv") for _, block in self.pairs)
         return Capture(frozenset(own), head=False), Capture(other, head=self.project is not None)  # type: ignore[arg-type]
 
+    def reached(self, student: Network) -> set[nn.Parameter]:
+        assert isinstance(student, Backbone)
+        return student.reached(self.captures()[0], frozenset("qk"))
+
     def forward(self, student: Output, teacher: Output) -> dict[str, Float[Tensor, ""]]:
         kl = torch.stack([self._kl(student, own, teacher, other) for own, other in self.pairs])
         losses = {"attention": kl.sum() if self.reduce == "sum" else kl.mean()}
@@ -101,7 +106,8 @@ class AttentionTerm(Term):
         assert student.grid is not None and teacher.grid is not None
         mine, theirs = student.qkv(own), teacher.qkv(other)
         rows, targets = _rows(mine), _rows(theirs).detach()
-        shared = min(mine.specials, theirs.specials)
+        # Where special tokens are not the same ones, class tokens alone are compared.
+        shared = mine.specials if mine.specials == theirs.specials else 1
         if teacher.kept is not None and student.kept is None:
             rows = to_grid(rows, student.grid, teacher.grid, special=mine.specials, mode="bilinear")
             rows = restrict(rows, teacher.kept, special=mine.specials, shared=shared)

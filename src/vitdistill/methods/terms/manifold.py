@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitdistill.errors import UserError
 from vitdistill.losses.manifold import draw_rows, inter_image, intra_image, random_sample
 from vitdistill.methods.terms.term import Term, common_patches
 from vitdistill.models.backbone import Backbone
+from vitdistill.models.network import Network
 from vitdistill.types import Capture, Output
 
 
@@ -40,7 +41,7 @@ class ManifoldTerm(Term):
         """
         Args:
             student: its patches must form a grid.
-            teacher: likewise with a grid.
+            teacher: its patches must form a grid with as many time steps.
             student_blocks: blocks whose outputs are compared, from 0.
             teacher_blocks: with which blocks of the teacher, one each.
             rows: random patches of a batch.
@@ -76,6 +77,10 @@ class ManifoldTerm(Term):
             Capture(frozenset((block, "output") for block in own), head=False),
             Capture(frozenset((block, "output") for block in other), head=False),
         )
+
+    def reached(self, student: Network) -> set[nn.Parameter]:
+        assert isinstance(student, Backbone)
+        return student.reached(self.captures()[0], special=False)
 
     def forward(self, student: Output, teacher: Output) -> dict[str, Float[Tensor, ""]]:
         losses: list[list[Tensor]] = []

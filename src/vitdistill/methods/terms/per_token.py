@@ -48,7 +48,7 @@ class PerToken(Term):
 
     def reached(self, student: Network) -> set[nn.Parameter]:
         assert isinstance(student, Backbone)
-        return student.reached(self.captures()[0], prediction=False)
+        return student.reached(self.captures()[0], prediction=False, special=False)
 
     def forward(self, student: Output, teacher: Output) -> dict[str, Float[Tensor, ""]]:
         assert student.final is not None

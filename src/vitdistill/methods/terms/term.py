@@ -2,7 +2,7 @@
 
 To add a term: subclass `Term` in a file of its own; `Distillation` takes any list of them. For a name on the command
 line, write a frozen dataclass of its options with a method `build(student, teacher)`, and add a line to `Terms` in
-`methods/options.py`.
+`methods/terms/options.py`.
 """
 
 from abc import ABC, abstractmethod
@@ -53,11 +53,12 @@ class Term(nn.Module, ABC):
 
 def common_patches(
     student: Output, own: Tokens, teacher: Output, other: Tokens
-) -> tuple[Float[Tensor, "b k ds"], Float[Tensor, "b k dt"]]:
-    """Patch tokens of both passes at the patches that both saw, on the teacher's grid.
+) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b k d2"]]:
+    """Patch tokens of both passes at the patches that both saw.
 
-    Where grids differ, the student's patches are moved to the teacher's grid by bilinear interpolation. Where one of
-    the two saw a selection, the other's patches at that selection are taken.
+    Where grids differ, the student's patches are moved to the teacher's grid by bilinear interpolation, or the
+    teacher's to a masked student's, whose map has holes. Where one of the two saw a selection, the other's patches at
+    that selection are taken.
 
     Args:
         student: the student's pass.
@@ -71,7 +72,7 @@ def common_patches(
         same = student.kept is not None or student.grid == teacher.grid
         return (mine if same else transfer_features(mine, student.grid, teacher.grid)), theirs
     if student.kept is not None:
-        assert teacher.kept is None and student.grid == teacher.grid, "a masked student needs the teacher's grid"
-        return mine, take(theirs, student.kept)
+        assert teacher.kept is None, "student and teacher saw different selections"
+        return mine, take(transfer_features(theirs, teacher.grid, student.grid), student.kept)
     assert teacher.kept is not None
     return take(transfer_features(mine, student.grid, teacher.grid), teacher.kept), theirs

@@ -78,6 +78,36 @@ class CaiT(Backbone):
         attention = self.blocks[block].attn
         return FusedQKVReader(attention, 0) if block < self.trunk_depth else ClassAttentionReader(attention)
 
+    def reached(
+        self,
+        capture: Capture,
+        roles: frozenset[str] = frozenset("qkv"),
+        *,
+        prediction: bool = True,
+        special: bool = True,
+    ) -> set[nn.Parameter]:
+        """Patches do not depend on the class token: the class-attention blocks pass them on as they are."""
+        read_class = special or (capture.head and prediction)
+        last = self._blocks_run(capture) - 1
+        unreached = set() if capture.head else self.head_parameters | set(self.net.norm.parameters())
+        unreached |= set() if prediction else self.head_parameters
+        if last < self.trunk_depth or not read_class:
+            unreached.add(self.net.cls_token)
+        for index, block in enumerate(self.blocks):
+            points = {point for asked, point in capture.points if self.block_index(asked) == index}
+            if index < self.trunk_depth:
+                passed_on = index < last or capture.head or "output" in points
+                modules = [block.norm1, block.attn.qkv] if "qkv" in points else []
+            else:
+                passed_on = read_class and (index < last or capture.head or "output" in points)
+                modules = (
+                    [block.norm1, *(getattr(block.attn, role) for role in sorted(roles))] if "qkv" in points else []
+                )
+            if not passed_on:
+                inside = {parameter for module in modules for parameter in module.parameters()}
+                unreached |= set(block.parameters()) - inside
+        return set(self.net.parameters()) - unreached
+
     def saliency_capture(self, block: int = -1, kind: SaliencyKind = "cls") -> Capture:
         """Class saliency comes from the class-attention blocks, patch saliency from the trunk."""
         index = self.block_index(block)

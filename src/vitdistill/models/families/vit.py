@@ -99,15 +99,21 @@ class ViT(Backbone):
         return (module.ls1 if point == "attention" else module.ls2).register_forward_hook(keep_output)
 
     def reached(
-        self, capture: Capture, roles: frozenset[str] = frozenset("qkv"), *, prediction: bool = True
+        self,
+        capture: Capture,
+        roles: frozenset[str] = frozenset("qkv"),
+        *,
+        prediction: bool = True,
+        special: bool = True,
     ) -> set[nn.Parameter]:
         if capture.head:
-            return super().reached(capture, roles, prediction=prediction)
-        whole, _ = self.blocks_run(capture)
+            return super().reached(capture, roles, prediction=prediction, special=special)
+        whole, only_qkv = self.blocks_run(capture)
+        last = whole if only_qkv else whole - 1
         unreached = self.head_parameters | set(self.net.norm.parameters())
         for index, block in enumerate(self.blocks):
             points = {point for asked, point in capture.points if self.block_index(asked) == index}
-            if index + 1 < whole or (index + 1 == whole and (points & {"output", "ffn"} or not is_plain(block))):
+            if index < last or (index == last and (points & {"output", "ffn"} or not is_plain(block))):
                 continue
             unreached |= set(block.parameters()) - _reached_within(block, points, roles)
         return set(self.net.parameters()) - unreached

@@ -150,17 +150,20 @@ def some_images(
     """
     from vitdistill.data.images.augment import Augment
     from vitdistill.data.images.recipes import eval_transform
-    from vitdistill.data.transforms import validation_transform
+    from vitdistill.data.samples import ViewOptions
+    from vitdistill.types import InputSpec
 
     plain = Augment(recipe="none")
     if source is None:
-        transform = eval_transform(plain, image_size)
-        chosen = [transform(_image(path)) for path in paths[:count]]
+        of_files = eval_transform(plain, image_size)
+        chosen = [of_files(_image(path)) for path in paths[:count]]
     else:
-        transform = validation_transform(source, plain, image_size, sampling=None)
+        spec = InputSpec((3, *image_size), (0.0,) * 3, (1.0,) * 3)  # single frames of videos; nothing is normalised
+        transform = source.val.transform(spec, ViewOptions(augment=plain), train=False)
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(source.val), generator=generator)[:count]
-        chosen = [transform(source.val.load(int(index))[0]) for index in order]
+        made = (transform(source.val.load(int(index))[0]) for index in order)
+        chosen = [image for image in made if isinstance(image, Tensor)]
     if not chosen:
         raise UserError("There must be at least one image to mask")
     return torch.stack(chosen)
