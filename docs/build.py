@@ -27,6 +27,7 @@ ORDER = (
     "models",
     "training",
     "cost",
+    "results",
     "python",
     "extending",
     "errors",
