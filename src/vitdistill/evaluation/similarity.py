@@ -169,7 +169,7 @@ def step_features(
     Raises:
         UserError: when the network has no such block, or hands out no tokens.
     """
-    backbone = teacher.network
+    backbone = teacher.backbone
     index = backbone.block_index(block)
     shown = teacher if backbone.input.frames is not None else FrameTeacher.over(teacher, steps.count)
     patches = shown(clips, capture=Capture.at(index, "output", head=False)).tokens(index).patches.float()

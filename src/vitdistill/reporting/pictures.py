@@ -91,13 +91,13 @@ def _relations(run: Run) -> list[Picture]:
     from vitdistill.reporting.galleries.relations import matrix_figure, row_figure, token_relations
 
     found = token_relations(run)
-    order = "the class token first, then the patches row by row" if found.specials else "the patches row by row"
+    order = "the class token first, then the patches row by row" if found.prefix else "the patches row by row"
     whole = (
         f"{run.name}: how strongly each token (row) relates to every other (column), {order}. {_compared(run, found)} "
     )
     whole += "Teacher and student share one colour scale; 1× is what each would get if all tokens got the same."
     pictures = [Picture(_png(matrix_figure(found)), whole)]
-    if found.specials:
+    if found.prefix:
         words = f"{run.name}: how strongly the class token relates to each patch, laid out as in the image."
         pictures.append(Picture(_png(row_figure(found)), words))
     words = f"{run.name}: how strongly the patch framed in orange relates to each patch, laid out as in the image."

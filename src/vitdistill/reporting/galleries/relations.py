@@ -141,10 +141,10 @@ def row_figure(found: TokenRelations, patch: int | None = None) -> "Figure":
         found: of a run.
         patch: the token; None is the class token.
     """
-    token = 0 if patch is None else found.specials + patch
+    token = 0 if patch is None else found.prefix + patch
     groups = []
     for name, theirs, own in found.maps:
-        rows = [whole[:, token, found.specials :] for whole in (theirs, own)]
+        rows = [whole[:, token, found.prefix :] for whole in (theirs, own)]
         others = [row[:, torch.arange(row.shape[1]) != (-1 if patch is None else patch)] for row in rows]
         boards = [row.reshape(-1, found.grid.h, found.grid.w) for row in rows]
         groups.append(Panels(_title(name), boards[0], boards[1], _top(*others)))
