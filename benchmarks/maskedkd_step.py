@@ -1,4 +1,4 @@
-"""MaskedKD's step against its limit, timm's distillation task, and explicit attention; all on one machine in one run.
+"""MaskedKD's step against the authors' way of computing it, its limit, and timm's distillation task, all in one run.
 
     python benchmarks/maskedkd_step.py                 # writes benchmarks/results/maskedkd_step_<machine>.{json,md}
     python benchmarks/maskedkd_step.py --smoke         # tiny networks, seconds, writes nothing
@@ -9,6 +9,11 @@ batches of 128 and 256. Weights are random (time and memory do not depend on the
 1. the teacher's forward pass with all, 75%, 50% and 25% of its patches, against the ratio of their MACs;
 2. what saliency and selection add to the student's step;
 3. a whole training step (forward, loss, backward, AdamW) of the candidates in `CANDIDATES`, taking turns.
+
+The first comparison is with a step that masks too, computed as the authors' code does it: explicit attention in every
+block of both networks, and the index of kept patches repeated over the channels (that code also synchronises the device
+in each step, which is left out here). timm's task shows its teacher every patch, so it is the weaker baseline. All
+candidates compute in one dtype.
 """
 
 import argparse
@@ -25,24 +30,23 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.task import LogitDistillationTask
 from torch import Tensor, nn
 
-from common import machine_name, met, parser_of, write
+from common import AUTHORS, dtype_name, machine_name, met, parser_of, write
 from vitdistill.costing.measure import compare, hardware, peak_memory_bytes, weight_bytes
 from vitdistill.methods.maskedkd import MaskedKD
+from vitdistill.models.backbone import Backbone, with_tokens
 from vitdistill.models.build import build
+from vitdistill.models.families import as_network
 from vitdistill.models.teacher import Teacher
 from vitdistill.tokens.keep import keep_count
 from vitdistill.verbs.bench import measure_student, measure_teacher
 
 ALPHA, TAU, KEEP = 0.5, 1.0, 0.5
 KEEPS = (0.75, 0.5, 0.25)
-OURS, OURS_FULL, TIMM, EXPLICIT = (
-    "ours, 50% kept",
-    "ours, all kept",
-    "timm LogitDistillationTask",
-    "explicit attention, 50% kept",
-)
+OURS, OURS_FULL = "ours, 50% kept", "ours, all kept"
+MASKED_AUTHORS = f"{AUTHORS}, 50% kept"
+TIMM = "timm LogitDistillationTask, all kept"
 # What the measurements are held to on two CPU cores.
-LEAST_GAIN, MOST_SALIENCY, LEAST_SPEEDUP = 0.93, 0.01, 1.3
+LEAST_GAIN, MOST_SALIENCY, LEAST_OVER_AUTHORS, LEAST_OVER_TIMM = 0.93, 0.01, 0.95, 1.3
 
 
 @dataclass
@@ -73,16 +77,18 @@ class Setting:
         torch.manual_seed(seed)
         return build(name, args=self.args).net.to(self.device)
 
+    def meta(self, name: str) -> Backbone:
+        """A network without memory, for what its shapes tell."""
+        return with_tokens(build(name, args=self.args, meta=True))
+
     def images(self, batch: int | None = None) -> Tensor:
-        size = build(self.student, args=self.args, meta=True).image_size
-        return torch.randn(batch or self.batch, 3, *size, device=self.device)
+        return torch.randn(batch or self.batch, *self.meta(self.student).input.shape, device=self.device)
 
     def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def label(self) -> str:
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"{dtype}, {'compiled' if self.compiled else 'eager'}, batch {self.batch}"
+        return f"{dtype_name(self.dtype)}, {'compiled' if self.compiled else 'eager'}, batch {self.batch}"
 
 
 # --- the candidates: each is a way from (setting, student, teacher) to a function that gives the loss ---------------
@@ -92,11 +98,12 @@ LossOf = Callable[[Tensor, Tensor], Tensor]
 
 def ours(setting: Setting, student: nn.Module, teacher: nn.Module, keep: float = KEEP) -> LossOf:
     """vitdistill.MaskedKD with the teacher in the measured dtype."""
-    guest = Teacher(build(teacher), dtype=setting.dtype)
-    method = MaskedKD(student, guest, keep=keep, alpha=ALPHA, tau=TAU)
+    network = as_network(student)
+    frozen = Teacher.of(teacher, network, dtype=setting.dtype)
+    method = MaskedKD(network, frozen, keep=keep, alpha=ALPHA, tau=TAU)
     if setting.compiled:
-        method.student.compile_blocks()
-        guest.network.compile_blocks()
+        network.compile_blocks()
+        frozen.network.compile_blocks()
     return lambda images, targets: method(images, targets).loss
 
 
@@ -105,25 +112,9 @@ def ours_full(setting: Setting, student: nn.Module, teacher: nn.Module) -> LossO
     return ours(setting, student, teacher, keep=1.0)
 
 
-def timm_task(setting: Setting, student: nn.Module, teacher: nn.Module) -> LossOf:
-    """timm's own logit distillation, as its training script runs it: both networks under autocast, whole teacher."""
-    task = LogitDistillationTask(
-        student_model=student,
-        teacher_model=teacher,
-        criterion=nn.CrossEntropyLoss(),
-        task_loss_weight=1 - ALPHA,
-        temperature=TAU,
-        device=setting.device,
-        verbose=False,
-    ).train()
-    if setting.compiled:
-        task.compile()
-    return lambda images, targets: task(images, targets)["loss"]
-
-
-def explicit_attention(setting: Setting, student: nn.Module, teacher: nn.Module) -> LossOf:
-    """MaskedKD written down directly: explicit attention in every block of both networks, all attention maps kept
-    until the step ends, the index of kept patches repeated over the channels. Always eager.
+def authors_way(setting: Setting, student: nn.Module, teacher: nn.Module) -> LossOf:
+    """MaskedKD with explicit attention in every block of both networks, and the index of kept patches repeated over the
+    channels. Always eager; under autocast where ours is.
     """
     assert isinstance(student, VisionTransformer) and isinstance(teacher, VisionTransformer)
     teacher.eval().requires_grad_(False)
@@ -174,11 +165,29 @@ def attention_maps(net: nn.Module) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
+def timm_task(setting: Setting, student: nn.Module, teacher: nn.Module) -> LossOf:
+    """timm's own logit distillation, as its training script runs it: both networks under autocast, every patch for the
+    teacher.
+    """
+    task = LogitDistillationTask(
+        student_model=student,
+        teacher_model=teacher,
+        criterion=nn.CrossEntropyLoss(),
+        task_loss_weight=1 - ALPHA,
+        temperature=TAU,
+        device=setting.device,
+        verbose=False,
+    ).train()
+    if setting.compiled:
+        task.compile()
+    return lambda images, targets: task(images, targets)["loss"]
+
+
 CANDIDATES: dict[str, Callable[[Setting, nn.Module, nn.Module], LossOf]] = {
     OURS: ours,
+    MASKED_AUTHORS: authors_way,
     OURS_FULL: ours_full,
     TIMM: timm_task,
-    EXPLICIT: explicit_attention,
 }
 
 
@@ -215,20 +224,20 @@ def check_candidates(setting: Setting) -> None:
         student, teacher = plain.net(plain.student), plain.net(plain.teacher, seed=1)
         targets = torch.arange(2, device=plain.device)
         losses[name] = candidate(plain, student, teacher)(images, targets).item()
-    for one, other in ((OURS, EXPLICIT), (OURS_FULL, TIMM)):
+    for one, other in ((OURS, MASKED_AUTHORS), (OURS_FULL, TIMM)):
         assert abs(losses[one] - losses[other]) < 1e-4 * abs(losses[one]), losses
 
 
 def measure_forward(setting: Setting, name: str, keeps: tuple[float, ...]) -> list[dict[str, Any]]:
     """Part 1: a teacher alone."""
     teacher = Teacher(build(setting.net(name)), dtype=setting.dtype)
-    counts = [keep_count(keep, teacher.network.grid.count) for keep in keeps]
+    counts = [keep_count(keep, teacher.grid.count) for keep in keeps]
     return measure_teacher(teacher, setting.images(), counts, setting.repeats, compile=setting.compiled)
 
 
 def measure_saliency(setting: Setting) -> dict[str, Any]:
     """Part 2: the student alone."""
-    student, grid = build(setting.net(setting.student)), build(setting.teacher, args=setting.args, meta=True).grid
+    student, grid = with_tokens(build(setting.net(setting.student))), setting.meta(setting.teacher).grid
     count = keep_count(KEEP, grid.count)
     return measure_student(
         student, setting.images(), grid, count, setting.dtype, setting.repeats, compile=setting.compiled
@@ -261,7 +270,7 @@ def has_memory(setting: Setting) -> bool:
 
 def step_limit(setting: Setting) -> float:
     """Whole step over masked step in MACs, the student's training being three forward passes."""
-    teacher, student = (build(name, args=setting.args, meta=True) for name in (setting.teacher, setting.student))
+    teacher, student = setting.meta(setting.teacher), setting.meta(setting.student)
     training = 3 * student.macs().total
     kept = teacher.macs(keep_count(KEEP, teacher.grid.count)).total
     return (teacher.macs().total + training) / (kept + training)
@@ -274,9 +283,9 @@ def measure(setting: Setting) -> dict[str, Any]:
     return {
         "label": setting.label(),
         "batch": setting.batch,
-        "dtype": str(setting.dtype).removeprefix("torch."),
+        "dtype": dtype_name(setting.dtype),
         "compiled": setting.compiled,
-        "teacher_weight_bytes": weight_bytes(build(setting.teacher, args=setting.args, meta=True)),
+        "teacher_weight_bytes": weight_bytes(setting.meta(setting.teacher)),
         # The pair's teacher at the paper's main setting only, for its memory.
         "teacher_forward": {
             setting.teacher: measure_forward(setting, setting.teacher, (KEEP,)),
@@ -301,12 +310,16 @@ def markdown(result: dict[str, Any]) -> str:
         f"timm {machine['timm']}. Medians of {result['repeats']} rounds in which the candidates take turns; "
         "spread is between quartiles. "
         "Peak memory is what a pass or step allocates above weights, gradients and optimizer state that stay.",
+        "",
+        f"All candidates of a setting compute in one dtype. '{MASKED_AUTHORS}' masks too, with explicit attention in "
+        "every block of both networks. timm's task is the weaker baseline: its teacher sees every patch.",
+        "",
+        *(f"- {line}" for line in verdicts(result)),
     ]
     for part in result["settings"]:
-        lines += ["", f"## {part['label']}"]
+        lines += ["", f"## {part['label']}", "", *step_table(result, part), "", saliency_line(result, part)]
         for teacher, rows in part["teacher_forward"].items():
             lines += ["", *forward_table(teacher, rows)]
-        lines += ["", saliency_line(result, part), "", *step_table(result, part)]
     return "\n".join(lines) + "\n"
 
 
@@ -341,7 +354,7 @@ def step_table(result: dict[str, Any], part: dict[str, Any]) -> list[str]:
         f"Whole training step, {result['teacher']} -> {result['student']} "
         f"(masking half can gain at most {steps['speedup_limit_of_masking']:.2f}x):",
         "",
-        "| candidate | ms/step | spread | images/s | peak MiB | ours is faster by |",
+        "| candidate | ms/step | spread | images/s | peak MiB | its time over ours |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for name, row in steps["candidates"].items():
@@ -359,13 +372,15 @@ def verdicts(result: dict[str, Any]) -> list[str]:
     part = result["settings"][0]
     half = part["teacher_forward"][result["forward_teacher"]][2]["gain_share_of_limit"]
     saliency = part["student_step"]["saliency_share_of_step"]
-    over_timm = part["training_step"]["speedup_of_ours"][TIMM]
+    authors, timm = (part["training_step"]["speedup_of_ours"][name] for name in (MASKED_AUTHORS, TIMM))
     return [
+        f"{met(authors >= LEAST_OVER_AUTHORS)}: {authors:.2f}x over a step {AUTHORS}, in equal dtypes; "
+        f"expected no slower (at least {LEAST_OVER_AUTHORS}x)",
+        f"{met(timm >= LEAST_OVER_TIMM)}: {timm:.2f}x over timm's task, the weaker baseline, whose teacher sees every "
+        f"patch; expected at least {LEAST_OVER_TIMM}x",
         f"{met(half >= LEAST_GAIN)}: gain at 50% is {half:.1%} of the MAC ratio, expected at least {LEAST_GAIN:.0%}",
         f"{met(saliency < MOST_SALIENCY)}: saliency is {saliency:.2%} of the student's step, "
         f"expected below {MOST_SALIENCY:.0%}",
-        f"{met(over_timm >= LEAST_SPEEDUP)}: step {over_timm:.2f}x faster than timm's, "
-        f"expected at least {LEAST_SPEEDUP}x",
     ]
 
 
@@ -405,7 +420,6 @@ def main() -> None:
     }
     print(markdown(result))
     if not options.smoke:
-        print("\n".join(verdicts(result)))
         write(options.out, "maskedkd_step", result, markdown(result))
 
 
