@@ -299,7 +299,7 @@ def test_the_statistics_of_a_run_are_those_of_its_network(run):
     backbone = build(str(run))
     assert backbone.input.mean == (0.5,) * 3 and backbone.input.std == (0.25,) * 3
     again = rebuild(record_of(backbone.net))
-    assert again.mean == (0.5,) * 3 and again.std == (0.25,) * 3
+    assert again.input.mean == (0.5,) * 3 and again.input.std == (0.25,) * 3
 
 
 # --- the record in a weights file --------------------
