@@ -21,7 +21,7 @@ class Needs:
 
     Attributes:
         options: their names.
-        conditions: per other option `GIVEN`, `ABOVE_0`, `Names`, or the values of which it must have one; one condition is
+        conditions: per other option `GIVEN`, `ABOVE_0`, `Names`, or the values of which it must have one; one is
             enough.
     """
 
