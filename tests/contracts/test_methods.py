@@ -18,7 +18,7 @@ from vitdistill.methods.distillation import Distillation, Lesson
 from vitdistill.methods.mae import MAE
 from vitdistill.methods.maskedkd import MaskedKD
 from vitdistill.methods.method import Method
-from vitdistill.methods.mvd import MVD, FeatureDecoder, per_token
+from vitdistill.methods.mvd import MVD, FeatureDecoder, per_token_distillation
 from vitdistill.methods.selection.criterion import Criterion
 from vitdistill.methods.selection.selector import Ranked
 from vitdistill.methods.supervised import Supervised
@@ -188,11 +188,13 @@ METHODS: dict[str, Callable[[], Method]] = {
         tiny("cait", seed=1), image_teacher=tiny("cait", seed=2), mask_ratio=0.75, mask="random", decoder=DECODER
     ),
     "mvd, cait image teacher": lambda: mvd(image_teacher=tiny("cait", seed=2), video_teacher=None),
-    "per token": lambda: per_token(
+    "per token": lambda: per_token_distillation(
         clip_net(1), image_teacher=image_teacher_net(), video_teacher=clip_net(3), video_weight=0.5
     ),
-    "per token, images": lambda: per_token(tiny("deit", seed=1), image_teacher=image_teacher_net()),
-    "per token, cait": lambda: per_token(tiny("cait", seed=1), image_teacher=tiny("cait", seed=2), loss="l2"),
+    "per token, images": lambda: per_token_distillation(tiny("deit", seed=1), image_teacher=image_teacher_net()),
+    "per token, cait": lambda: per_token_distillation(
+        tiny("cait", seed=1), image_teacher=tiny("cait", seed=2), loss="l2"
+    ),
     "mae, plain pixels": lambda: mae(norm_pix=False, mask_ratio=0.5),
     "mae, no class token": lambda: MAE(tiny("no_class_token", seed=1, fc_norm=False), **MAE_DECODER),
     "mae, registers": lambda: mae("registers"),
@@ -246,6 +248,19 @@ def test_the_loss_is_a_finite_scalar_with_gradient_to_every_parameter(method, im
     trained = {name: p for name, p in method.named_parameters() if p.requires_grad}
     assert not [name for name, p in trained.items() if p.grad is None or not p.grad.isfinite().all()]
     assert sum(bool(p.grad.any()) for p in trained.values()) > 0.9 * len(trained)
+
+
+def test_what_is_frozen_is_what_the_loss_does_not_reach(method, images):
+    fixed = {"pos_embed"} if isinstance(method.student, VideoViT) else set()
+    frozen = {
+        name: parameter
+        for name, parameter in method.student.net.named_parameters()
+        if not parameter.requires_grad and name not in fixed
+    }
+    for parameter in frozen.values():
+        parameter.requires_grad_(True)
+    method(images, TARGETS, 0.5).loss.backward()
+    assert not [name for name, parameter in frozen.items() if parameter.grad is not None and parameter.grad.any()]
 
 
 def test_terms_are_detached_finite_scalars_and_the_prediction_is_the_students(method, images):

@@ -49,7 +49,7 @@ def test_saliency_selection_and_class_scores(case, training):
     out, method = step(case)
     student = method.student.train(training)
     image = case.inputs["image"]
-    case.check("student_logits", out.logits)
+    case.check("student_logits", out.prediction)
     case.check("teacher_logits_masked", out.teacher_prediction)
     case.check("keep_indices_sorted", out.kept)
     output = student(image, capture=student.saliency_capture())
@@ -57,10 +57,10 @@ def test_saliency_selection_and_class_scores(case, training):
     case.check("saliency", saliency)
     case.check("keep_indices", saliency.topk(8, dim=1).indices)
     case.check("keep_indices_sorted", top_k(saliency, 8))
-    q, k, _ = output.qkv(2)
+    q, k, _, _ = output.qkv(-1)
     case.check("last_attention", (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1))
     unsorted = method.teacher(image, keep=case.expected["keep_indices"])
-    case.check("teacher_logits_masked", unsorted.logits)
+    case.check("teacher_logits_masked", unsorted.prediction)
     case.check("teacher_logits_full", method.teacher(image).prediction)
 
 
@@ -137,7 +137,7 @@ def test_masked_teachers(golden, name, make):
     image, keep = case.inputs["image"], case.inputs["keep_indices"]
     masked = teacher(image, keep=keep)
     case.check("teacher_logits_masked", masked.prediction)
-    case.check("teacher_features_masked", masked.tokens[:, 0])
+    case.check("teacher_features_masked", masked.final.special[:, 0])
     case.check("teacher_logits_masked_sorted_order", teacher(image, keep=keep.sort(dim=1).values).prediction)
     case.check("teacher_logits_full", teacher(image).prediction)
     every: Tensor = torch.arange(case.hyper["num_patches"]).expand(len(image), -1)

@@ -53,7 +53,8 @@ def test_the_method_gives_the_authors_values(golden, monkeypatch):
         case.load(net, role)
     method = TinyMIM(nets["student"], nets["teacher"], teacher_block=hyper["teacher"]["intermediate"], color_jitter=0)
     assert head_count(method.student, -1) == hyper["student"]["last_heads"]
-    monkeypatch.setattr(method, "_view", lambda images: case.inputs["student_image"])
+    monkeypatch.setattr(method, "view", lambda images: case.inputs["student_image"])
+    (term,) = method.terms
     step = method(case.inputs["teacher_image"])
     case.check("loss", step.loss)
     case.check("loss_qk", step.terms["qk"])
@@ -63,12 +64,19 @@ def test_the_method_gives_the_authors_values(golden, monkeypatch):
     case.check("grad_last_qkv_weight", last)
     case.check("grad_norm_last_qkv_weight", last.norm())
     case.check("grad_norm_patch_embed_weight", method.student.net.patch_embed.proj.weight.grad.norm())
-    student = method.student(case.inputs["student_image"], capture=method.student_capture()).qkv(method.student_block)
-    teacher = method.teacher(case.inputs["teacher_image"], capture=method.teacher_capture()).qkv(method.teacher_block)
+    student = method.student(case.inputs["student_image"], capture=method.student_capture(0.0)).qkv(term.student_block)
+    teacher = method.teacher(case.inputs["teacher_image"], capture=method.lessons[0].capture).qkv(term.teacher_block)
     for role, qkv in (("student", student), ("teacher", teacher)):
         case.check(f"{role}_relation_qk", relation(qkv.q, qkv.k))
         case.check(f"{role}_relation_vv", relation(qkv.v, qkv.v))
     assert case.checked == set(case.expected)
+
+
+def test_only_what_lies_behind_the_last_blocks_queries_keys_and_values_is_frozen():
+    net = tinymim().student.net
+    behind = tuple(f"blocks.2.{part}." for part in ("attn.proj", "norm2", "mlp"))
+    frozen = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
+    assert frozen == {name for name, _ in net.named_parameters() if name.startswith((*behind, "norm.", "head."))}
 
 
 # --- heads --------------------
@@ -122,7 +130,7 @@ def test_features_are_what_a_plain_forward_pass_computes(images, feature, residu
             by_hand(backbone, block, images, name, residual)
             for backbone, block in ((method.student, 2), (method.teacher.network, 2))
         )
-        project = method.imitation.project["output" if (name, residual) == ("ffn", True) else name]
+        project = method.terms[0].project["output" if (name, residual) == ("ffn", True) else name]
         target = F.layer_norm(other, other.shape[-1:])
         expected += F.smooth_l1_loss(project(own), target, beta=2.0)
     torch.testing.assert_close(method(images).loss, expected)
@@ -145,17 +153,17 @@ def by_hand(backbone, block, images, feature, residual):
 
 def test_the_class_token_alone(images):
     method = tinymim(target="cls")
-    hidden = method.student(images, capture=Capture.at(2, "output")).tokens(2).all[:, 0]
-    target = method.teacher(images, capture=Capture.at(3, "output")).tokens(3).all[:, 0]
-    expected = F.smooth_l1_loss(method.imitation.project["output"](hidden), F.layer_norm(target, (32,)), beta=2.0)
+    hidden = method.student(images, capture=Capture.at(2, "output")).tokens(2).special[:, 0]
+    target = method.teacher(images, capture=Capture.at(3, "output")).tokens(3).special[:, 0]
+    expected = F.smooth_l1_loss(method.terms[0].project["output"](hidden), F.layer_norm(target, (32,)), beta=2.0)
     torch.testing.assert_close(method.eval()(images).loss, expected)
 
 
-@pytest.mark.parametrize("relations", [("qk",), ("vv", "qq"), ("qq", "kk", "vv")])
+@pytest.mark.parametrize("relations", ["qk", "vv+qq", ("qq", "kk", "vv")])
 @pytest.mark.parametrize("softmax", [True, False])
 def test_relations_in_any_combination(images, relations, softmax):
     step = tinymim(relations=relations, softmax=softmax, color_jitter=0.0)(images)
-    assert set(step.terms) == set(relations)
+    assert set(step.terms) == set(relations.split("+") if isinstance(relations, str) else relations)
     torch.testing.assert_close(step.loss.detach(), torch.stack(list(step.terms.values())).sum())
 
 
@@ -163,20 +171,20 @@ def test_masked_input_hides_the_same_patches_from_both(images):
     method = tinymim(mask_ratio=0.5).eval()
     step = method(images)
     assert step.kept.shape == (3, 8) and method.kept_patches(0.0) == 8
-    student = method.student(images, keep=step.kept, capture=method.student_capture())
-    teacher = method.teacher(images, keep=step.kept, capture=method.teacher_capture())
-    expected = sum(method.imitation.terms(student, 2, teacher, 3).values())
+    student = method.student(images, keep=step.kept, capture=method.student_capture(0.0))
+    teacher = method.teacher(images, keep=step.kept, capture=method.lessons[0].capture)
+    expected = sum(method.terms[0](student, teacher).values())
     torch.testing.assert_close(step.loss, expected)
 
 
 def test_the_pixel_loss_is_added(images):
-    method = tinymim(mask_ratio=0.75, pixels=PIXELS)
+    method = tinymim(mask_ratio=0.75, pixels=True, pixel_decoder=PIXELS)
     step = method(images)
     assert set(step.terms) == {"qk", "vv", "pixels"}
     step.loss.backward()
     assert method.decoder.pred.weight.grad.any() and method.student.blocks[-1].mlp.fc1.weight.grad.any()
     with pytest.raises(UserError, match="some must be hidden"):
-        tinymim(pixels=PIXELS)
+        tinymim(pixels=True)
 
 
 def test_the_teacher_stops_at_its_block_and_the_student_at_its_last(images):
@@ -263,8 +271,9 @@ def test_other_patches_name_both_grids_and_the_sizes_that_match():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"relations": ()}, "at least one of qk, vv, qq, kk"),
-        ({"relations": ("qk", "qk")}, "each once"),
+        ({"relations": ""}, "at least one of qk, vv, qq, kk"),
+        ({"relations": ["qk", "qk"]}, "each once"),
+        ({"relations": "qk+QK"}, "each once"),
         ({"relations": ("qk", "vw")}, r"some of qk, vv, qq, kk; got 'vw'.*Did you mean 'vv'"),
         ({"mask_ratio": 1.0}, "at least one patch to see"),
         ({"mask_ratio": 0.99}, "at least one patch to see"),
@@ -294,7 +303,7 @@ def test_networks_of_another_kind_are_refused():
     for student, teacher, role in (("swin", "vit", "student"), ("vit", "swin", "teacher"), ("cait", "vit", "student")):
         with pytest.raises(UserError, match=f"TinyMIM's {role} must be a plain ViT"):
             tinymim(student, teacher, teacher_args={})
-    with pytest.raises(UserError, match=r"as many prefix tokens.* 1 and .* 5"):
+    with pytest.raises(UserError, match=r"as many special tokens.* has 1 and .* 5"):
         tinymim("vit", "registers", teacher_args={})
     with pytest.raises(UserError, match="needs a class token"):
         tinymim("no_class_token", "no_class_token", target="cls")

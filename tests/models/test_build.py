@@ -16,7 +16,8 @@ from torch import nn
 from tiny import SMALL, tiny
 from vitdistill.errors import UserError
 from vitdistill.models.backbone import Backbone
-from vitdistill.models.families import as_network, build, rebuild
+from vitdistill.models.build import build, rebuild
+from vitdistill.models.families import as_network
 from vitdistill.models.families.cait import CaiT
 from vitdistill.models.families.swin import Swin
 from vitdistill.models.families.vit import ViT
@@ -92,7 +93,7 @@ def test_any_other_classifier_is_opaque(images):
     assert isinstance(backbone, Opaque) and not backbone.maskable and backbone.num_classes == 10
     assert torch.equal(backbone.eval()(images).prediction, backbone.net(images))
     assert record_of(backbone.net).args == {"num_classes": 10}
-    for capture in (Capture.at(0, "qkv"), Capture.at(0, "output"), Capture(logits=False)):
+    for capture in (Capture.at(0, "qkv"), Capture.at(0, "output"), Capture(head=False)):
         with pytest.raises(UserError, match=r"logits only|has blocks"):
             backbone(images, capture=capture)
 

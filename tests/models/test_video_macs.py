@@ -7,7 +7,7 @@ from vitdistill.methods.mvd import _decoder
 from vitdistill.methods.options import FeatureDecoder
 from vitdistill.models.build import build
 from vitdistill.models.families.video_vit import check_video
-from vitdistill.models.macs import block_macs
+from vitdistill.models.macs import self_attention_macs
 from vitdistill.types import Capture
 
 LAST = Capture.at(-1, "output", head=False)
@@ -23,5 +23,5 @@ def test_teachers_student_and_decoders_cost_what_the_specification_says() -> Non
     assert student.blocks / 1e9 == pytest.approx(14, rel=0.03)
     with torch.device("meta"):
         decoder = _decoder(video, 768, FeatureDecoder(width=768, heads=12))
-    blocks = sum(block_macs(block, 1568, layernorm=False).total for block in decoder.blocks)
+    blocks = sum(self_attention_macs(block, 1568, layernorm=False).total for block in decoder.blocks)
     assert 2 * blocks / 1e9 == pytest.approx(59, rel=0.03)

@@ -23,7 +23,7 @@ from vitdistill.data.order import EpochBatchSampler, EvalBatchSampler
 from vitdistill.data.samples import ViewOptions
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
-from vitdistill.files import is_first_process
+from vitdistill.files import AVERAGED, is_first_process
 from vitdistill.methods.method import Method
 from vitdistill.models.record import RECORD, WEIGHTS, ModelRecord, record_of
 from vitdistill.runs.directory import RunDirectory
@@ -333,8 +333,9 @@ def _export(method: Method, run: RunDirectory) -> None:
     state = {name.removeprefix("method."): value for name, value in content["state_dict"].items()}
     for name, weights in method.exports(state).items():
         export_weights(weights, run.path / name, record)
+        run.wrote(name)
     if content["vitdistill"]["ema"] is not None:
-        export_weights(content["vitdistill"]["ema"], run.path / "student_ema.safetensors", record)
+        export_weights(content["vitdistill"]["ema"], run.path / AVERAGED, record)
     run.update(status="finished")
 
 

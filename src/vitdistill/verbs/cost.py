@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vitdistill.errors import UserError
+from vitdistill.tokens.keep import Keep
 
 CONVENTION = (
     "1 PFLOP here is 1e15 multiply-accumulates of the teacher's forward passes, LayerNorm at 5 per element, as in the "
@@ -21,7 +22,7 @@ def cost(
     *,
     teacher: str,
     student: str | None = None,
-    keep: int | float | str = 0.5,
+    keep: Keep = 0.5,
     image_size: int | None = None,
     epochs: int = 300,
     images: int = 1281167,

@@ -66,9 +66,9 @@ def trains(
                 values |= resolve(values)
             return _train(verb, function, values, labels=labels)
 
-        def rebuild(run: "Run", values: Mapping[str, Any]) -> "Method":
+        def rebuild(run: "Run") -> "Method":
             """The method of a run, with its student as the run left it and all else as it began."""
-            return _call(function, Job(verb, dict(values), rebuilding=run))
+            return _call(function, Job(verb, _recorded(verb, run), rebuilding=run))
 
         run.__signature__ = signature_of(verb)  # type: ignore[attr-defined]
         run.__doc__ = documentation(verb)
@@ -76,6 +76,15 @@ def trains(
         return run
 
     return decorate
+
+
+def _recorded(verb: str, run: "Run") -> dict[str, Any]:
+    """The options of a run; its student is read from the run itself, and no data is opened."""
+    from vitdistill.verbs.parser import parse_config
+
+    options = options_of(verb)
+    required = {name: str(run.path) for name, option in options.items() if option.default is Parameter.empty}
+    return parse_config(verb, required | {name: run.config[name] for name in options if name in run.config})
 
 
 def check(verb: str, values: Mapping[str, Any], needs: Iterable[Needs], *, labels: bool) -> None:
@@ -217,12 +226,13 @@ class Job:
         return make_student(student.student, self.data, **{**_options(student), **changes})
 
     def pretraining_student(self, student: Student, **changes: Any) -> "Network":
-        """A network over images to train without labels; it has no classifier."""
+        """A network over images to train without labels; no classifier, and drop path only as the verb sets it."""
         from vitdistill.verbs.pretraining import make_pretraining_student
 
         if self.rebuilding is not None:
             return self.rebuilding.student()
-        return make_pretraining_student(student.student, self.data, **{**_options(student), **changes})
+        options = {name: value for name, value in _options(student).items() if name not in ("drop_path", "frames")}
+        return make_pretraining_student(student.student, self.data, **{**options, **changes})
 
     def video_student(self, student: Student, **changes: Any) -> "VideoViT":
         """A network over clips to train without labels; it has no classifier."""

@@ -76,4 +76,4 @@ def _student(job: Job, student: ClipStudent, *, images: bool) -> "Network":
     if job.rebuilding is not None or not images or job.data.train.has_frames:
         return job.video_student(student, positions="sincos_3d")
     job.refuse("frames", why="on images")
-    return job.pretraining_student(student)
+    return job.pretraining_student(student, args={"drop_path_rate": student.drop_path, **(student.student_args or {})})

@@ -28,7 +28,10 @@ class Needs:
     @property
     def words(self) -> str:
         """The conditions as a clause: "--criterion is network or network+random"."""
-        return " or ".join(f"--{name} {_words(wanted)}" for name, wanted in self.conditions.items())
+        alike: dict[str, list[str]] = {}
+        for name, wanted in self.conditions.items():
+            alike.setdefault(_words(wanted), []).append(f"--{name}")
+        return " or ".join(f"{' or '.join(names)} {words}" for words, names in alike.items())
 
 
 def needs(options: str, **conditions: Any) -> Needs:

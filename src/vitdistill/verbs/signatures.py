@@ -12,7 +12,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, ForwardRef, Union, get_args, get_origin
 
 import vitdistill
@@ -116,14 +116,30 @@ def documentation(verb: str) -> str:
     return f"{before.rstrip()}\n\nArgs:\n{lines}{behind}\n"
 
 
-def without_modules(hint: Any) -> Any:
-    """A type as the command line sees it: where Python takes objects, text names them."""
-    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    kept = [member for member in members if member is not OnlyInPython and not isinstance(member, ForwardRef)]
-    plain = [member for member in kept if not is_dataclass(member) and member is not type(None)]
-    if plain:  # a dataclass beside text is what that text is parsed into
+def text_type(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """A type as the command line sees it, and the functions in it that check a value.
+
+    Where Python takes objects, text names them; where text is parsed into a dataclass, it is the text that is given.
+    """
+    checks: tuple[Any, ...] = ()
+    kept = []
+    for member in _members(hint):
+        if get_origin(member) is Annotated:
+            member, *found = get_args(member)
+            checks += tuple(found)
+        kept += [each for each in _members(member) if not _only_in_python(each)]
+    if any(not is_dataclass(member) and member is not NoneType for member in kept):
         kept = [member for member in kept if not is_dataclass(member)]
-    return Union[tuple(kept)] if kept else OnlyInPython  # noqa: UP007  # built at run time
+    return Union[tuple(kept)] if kept else OnlyInPython, checks  # noqa: UP007  # built at run time
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _only_in_python(hint: Any) -> bool:
+    of_torch = inspect.isclass(hint) and hint.__module__.startswith("torch")
+    return hint is OnlyInPython or isinstance(hint, ForwardRef) or of_torch
 
 
 # --- reading source ----------------------------------------------------------------------------------------------
@@ -239,15 +255,8 @@ def _parameters(source: Source, function: ast.FunctionDef, skip: int = 0) -> Ite
 
 
 def _option(name: str, hint: Any, default: Any, text: str, positional: bool = False) -> Option:
-    """An option, with the checks that its type carries taken out of it."""
-    checks: tuple[Any, ...] = ()
-    members = []
-    for member in get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,):
-        if get_origin(member) is Annotated:
-            member, *found = get_args(member)
-            checks += tuple(found)
-        members.append(member)
-    return Option(name, without_modules(Union[tuple(members)]), default, text, positional, checks)  # noqa: UP007
+    read, checks = text_type(hint)
+    return Option(name, read, default, text, positional, checks)
 
 
 def _followed(source: Source, function: ast.FunctionDef, keywords: str) -> Iterator[Option]:

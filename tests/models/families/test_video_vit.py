@@ -123,7 +123,7 @@ def test_videomae_s_files_bring_their_own_positions(prefix: str, clips: torch.Te
     }
     torch.save({"model": {**official, **(extra if prefix else {})}}, tmp_path / "videomae.pth")
     loaded = build(f"{NAME}@{tmp_path / 'videomae.pth'}", args=SMALL)
-    assert loaded.num_classes == 0 and torch.equal(loaded(clips).tokens, original(clips).tokens)
+    assert loaded.num_classes == 0 and torch.equal(loaded(clips).final.all, original(clips).final.all)
     with pytest.raises(UserError, match="trained with the positions sinusoid_1d; got sincos_3d"):
         build(f"{NAME}@{tmp_path / 'videomae.pth'}", args={**SMALL, "positions": "sincos_3d"})
 
@@ -152,7 +152,7 @@ def test_mvd_s_files_hold_their_table(clips: torch.Tensor, tmp_path: Path) -> No
     }
     save_file(official, tmp_path / "mvd.safetensors")
     loaded = build(f"{NAME}@{tmp_path / 'mvd.safetensors'}", args=SMALL)
-    assert torch.equal(loaded(clips).tokens, original(clips).tokens)
+    assert torch.equal(loaded(clips).final.all, original(clips).final.all)
 
 
 @pytest.mark.parametrize("kind", ["pretraining", "classification", "encoder"])
@@ -194,9 +194,9 @@ def test_hugging_face_s_weights_give_hugging_face_s_features(kind: str, clips: t
     frames = clips.transpose(1, 2)
     with torch.no_grad():
         if classifies:
-            torch.testing.assert_close(ours(clips).prediction, theirs(frames).prediction, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(ours(clips).prediction, theirs(frames).logits, rtol=1e-4, atol=1e-4)
         else:
             body = theirs.videomae if kind == "pretraining" else theirs
-            hidden = ours(clips, capture=Capture.at(-1, "output")).tokens(1).all
+            hidden = ours(clips, capture=Capture.at(-1, "output")).tokens(-1).all
             expected = body(frames, output_hidden_states=True).hidden_states[-1]
             torch.testing.assert_close(hidden, expected, rtol=1e-4, atol=1e-4)
