@@ -40,7 +40,7 @@ def bench(
 
     Args:
         teacher: Teacher: a timm name, name@weights-file, run directory or bundled name.
-        student: Student, named likewise; adds its training step with and without the saliency.
+        student: Student, named as the teacher is; adds its training step with and without the saliency.
         keep: Teacher patches kept, a count (98) or a fraction (0.5), or several of them ([0.75, 0.5, 0.25]).
         batch_size: Images per step.
         image_size: Side of the input images in pixels, for both networks.

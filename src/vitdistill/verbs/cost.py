@@ -37,7 +37,7 @@ def cost(
 
     Args:
         teacher: Teacher: a timm name, name@weights-file, run directory or bundled name.
-        student: Student, named likewise; adds its training cost and the teacher's share of a step.
+        student: Student, named as the teacher is; adds its training cost and the teacher's share of a step.
         keep: Teacher patches kept: a count (98), a fraction (0.5), or a schedule ('1.0->0.5', '0:1.0,0.5:0.25'),
             of which the average over training is taken.
         image_size: Side of the input images in pixels, for both networks. A teacher at a resolution of its own takes
