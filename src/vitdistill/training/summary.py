@@ -6,6 +6,7 @@ from typing import Any
 from vitdistill.methods.method import Method, Pass
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.macs import backbone_macs
+from vitdistill.tokens.keep import tally
 from vitdistill.training.module import TrainingModule
 
 
@@ -19,7 +20,9 @@ def describe(backbone: Backbone) -> dict[str, Any]:
     }
 
 
-def cost_of(method: Method, epochs: int, images_per_epoch: int, epochs_done: int) -> dict[str, Any]:
+def cost_of(
+    method: Method, *, epochs: int, steps_per_epoch: int, images_per_epoch: int, epochs_done: int
+) -> dict[str, Any]:
     """Tokens kept, and MACs of forward passes: per image (or clip) at the end of training, and the teachers' in total.
 
     What a step computes, and in `..._full_per_image` whole passes over every patch, which is what the student costs
@@ -28,36 +31,40 @@ def cost_of(method: Method, epochs: int, images_per_epoch: int, epochs_done: int
     Args:
         method: what was trained.
         epochs: of the whole training.
+        steps_per_epoch: batches, at each of which the method is asked how many patches it keeps.
         images_per_epoch: images, or clips.
         epochs_done: of them, so far.
     """
-    progress = [epoch / max(1, epochs - 1) for epoch in range(epochs)]
     cost: dict[str, Any] = {
-        "student_gmacs_per_image": _gmacs(method.student_passes(progress[-1])),
+        "student_gmacs_per_image": _gmacs(method.student_passes(1.0)),
         "student_gmacs_full_per_image": _gmacs([Pass(method.student)]),
     }
     passes = method.teacher_passes()
     if not passes:
         return {"tokens": None, "cost": cost}
     full = _gmacs([Pass(one.backbone, times=one.times) for one in passes])
-    counts = [method.kept_patches(at) for at in progress]
     masks_teacher = getattr(method, "mask", "teacher") == "teacher"
     # Criteria that ask a network for its attention pay for its pass whenever something is masked.
     asked = _gmacs([Pass(backbone) for backbone in method.extra_passes()])
-    per_epoch = [
-        _gmacs([one._replace(patches=k) for one in passes] if masks_teacher else passes) + (asked if k else 0.0)
-        for k in counts
-    ]
+
+    def gmacs_keeping(kept: int | None) -> float:
+        run = [one._replace(patches=kept) for one in passes] if masks_teacher else passes
+        return _gmacs(run) + (asked if kept else 0.0)
+
+    steps, done, last = epochs * steps_per_epoch, epochs_done * steps_per_epoch, method.kept_patches(1.0)
+    in_all, so_far = tally(method.kept_patches, steps), tally(method.kept_patches, steps, done)
+    gmacs = {kept: gmacs_keeping(kept) for kept in {*in_all, last}}
     teacher = passes[0].backbone
     patches = teacher.grid.count if masks_teacher else method.student.grid.count
     return {
-        "tokens": {"kept": counts[-1] or patches, "of": patches},
+        "tokens": {"kept": last or patches, "of": patches},
         "cost": {
             **cost,
-            "teacher_gmacs_per_image": per_epoch[-1],
+            "teacher_gmacs_per_image": gmacs[last],
             "teacher_gmacs_full_per_image": full,
-            "teacher_gmacs_total": sum(per_epoch[:epochs_done]) * images_per_epoch,
-            "saved_fraction": round(1 - sum(per_epoch) / (full * epochs), 6) + 0.0,  # no negative zero
+            "teacher_gmacs_total": sum(gmacs[k] * n for k, n in so_far.items()) / steps_per_epoch * images_per_epoch,
+            # + 0.0: no negative zero
+            "saved_fraction": round(1 - sum(gmacs[k] * n for k, n in in_all.items()) / (full * steps), 6) + 0.0,
         },
     }
 
