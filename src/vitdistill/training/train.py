@@ -286,7 +286,13 @@ def _results(parts: _Parts, source: DataSource, run: RunDirectory, seconds: floa
             **({best: round(saves.best, 4), "best_epoch": saves.best_epoch} if saves.best_epoch >= 0 else {}),
             **({f"ema_{method.score}": round(last[average], 4)} if average in last else {}),
         }
-    result |= cost_of(method, settings.epochs, images_per_epoch, epochs_done=len(rows))
+    result |= cost_of(
+        method,
+        epochs=settings.epochs,
+        steps_per_epoch=len(parts.module._sampler),
+        images_per_epoch=images_per_epoch,
+        epochs_done=len(rows),
+    )
     if speed := speed_of(parts.module, settings.batch_size, parts.trainer.world_size):
         result["speed"] = speed
         result["peak_memory_gib"] = _peak_memory_gib(parts.trainer.strategy.root_device)
