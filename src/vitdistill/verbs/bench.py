@@ -9,6 +9,7 @@ from rich.table import Table
 from torch import Tensor
 
 from vitdistill.errors import UserError
+from vitdistill.models.names import ModelName
 from vitdistill.training.precision import has_bf16
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 def bench(
     *,
-    teacher: str,
-    student: str | None = None,
+    teacher: ModelName,
+    student: ModelName | None = None,
     keep: int | float | list[int | float] = 0.5,
     batch_size: int = 32,
     image_size: int | None = None,

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vitdistill.errors import UserError
+from vitdistill.models.names import ModelName
 from vitdistill.tokens.keep import Keep
 
 CONVENTION = (
@@ -21,8 +22,8 @@ STEPS_PER_EPOCH = 1000
 
 def cost(
     *,
-    teacher: str,
-    student: str | None = None,
+    teacher: ModelName,
+    student: ModelName | None = None,
     keep: Keep = 0.5,
     image_size: int | None = None,
     epochs: int = 300,
