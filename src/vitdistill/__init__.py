@@ -21,7 +21,10 @@ _LAZY = {
     "FeatureDecoder": "vitdistill.methods.mvd",
     "MaskedModelling": "vitdistill.methods.masked_modelling",
     "Supervised": "vitdistill.methods.supervised",
-    "Detection": "vitdistill.methods.detection",
+    "Task": "vitdistill.tasks.task",
+    "Classification": "vitdistill.tasks.classification",
+    "Actions": "vitdistill.tasks.actions",
+    "ActionFiles": "vitdistill.data.actions.files",
     "Teacher": "vitdistill.models.teacher",
     "Method": "vitdistill.methods.method",
     "Criterion": "vitdistill.methods.selection",
@@ -42,8 +45,6 @@ _LAZY = {
             "videomae",
             "mvd",
             "finetune",
-            "detect",
-            "frame_map",
             "probe",
             "knn",
             "chain",
@@ -62,6 +63,7 @@ _LAZY = {
 __all__ = sorted(_LAZY)
 
 if TYPE_CHECKING:
+    from vitdistill.data.actions.files import ActionFiles
     from vitdistill.data.images.recipes import Augment
     from vitdistill.errors import UserError
     from vitdistill.methods.mae import MAE
@@ -75,6 +77,9 @@ if TYPE_CHECKING:
     from vitdistill.methods.videomae import VideoMAE
     from vitdistill.models.build import build
     from vitdistill.models.teacher import Teacher
+    from vitdistill.tasks.actions import Actions
+    from vitdistill.tasks.classification import Classification
+    from vitdistill.tasks.task import Task
     from vitdistill.tokens.saliency import cls_attention
     from vitdistill.tokens.select import top_k
     from vitdistill.training.settings import Loader, Optim

@@ -25,14 +25,12 @@ VERBS: dict[str, str] = {
     "mae": "Pre-train a teacher, without labels, by predicting masked pixels.",
     "videomae": "Pre-train a video teacher, without labels, by predicting masked pixels.",
     "mvd": "Distil image and video teachers into a video student that sees a tenth of each clip.",
-    "finetune": "Fine-tune a pre-trained network on labels.",
-    "detect": "Fine-tune a pre-trained video network on who does what, where and when (AVA).",
-    "frame_map": "Frame mAP of a run of detect, in all and per action.",
+    "finetune": "Fine-tune a pre-trained network on labels, or on who does what, where and when (AVA).",
     "probe": "Linear probe: how well a linear classifier does on frozen features.",
     "knn": "k-nearest-neighbour accuracy of frozen features.",
     "chain": "Several runs that build on each other, from one recipe; resumes in the middle.",
     "resume": "Continue an interrupted run, exactly where it was.",
-    "evaluate": "Top-1 and top-5 accuracy of a run or a model.",
+    "evaluate": "Top-1 and top-5 accuracy of a run or a model, or a run's frame mAP (AVA).",
     "export": "A run's student as safetensors for timm, or as ONNX, checked.",
     "cost": "What a distillation will cost, before spending anything.",
     "bench": "Measured speed and memory of teacher and student on this machine.",
@@ -43,8 +41,21 @@ VERBS: dict[str, str] = {
 }
 
 
+# Earlier verbs, and what does their work now.
+MOVED = {
+    "detect": "`vitdistill finetune --task actions`, with --data for --videos and --actions.val for --val",
+    "frame_map": "`vitdistill evaluate`, with --data for --videos and --actions.val for --val",
+}
+
+
 def verb(name: str) -> Callable[..., Any]:
-    """The function behind a verb."""
+    """The function behind a verb.
+
+    Raises:
+        UserError: for an earlier verb, naming what does its work now.
+    """
+    if name in MOVED:
+        raise UserError(f"`{name}` is no verb any more", remedy=f"Use {MOVED[name]}")
     return getattr(import_module(f"vitdistill.verbs.{name}"), name)
 
 
@@ -64,6 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
 
             print(f"vitdistill {version('vitdistill')}")
             return 0
+        if arguments[0] in MOVED:
+            verb(arguments[0])
         if arguments[0] not in VERBS:
             raise UserError("The first word must be a verb", repr(arguments[0]), near(arguments[0], VERBS) or usage())
         return run_verb(arguments[0], arguments[1:])

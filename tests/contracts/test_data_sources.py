@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from vitdistill.data import Augment, DataSource, Samples, ViewOptions, open_source
-from vitdistill.data.actions.annotations import Annotations, open_annotations
-from vitdistill.data.actions.key_frames import Movies
+from vitdistill.data.actions.annotations import open_actions
+from vitdistill.data.actions.files import ActionFiles
 from vitdistill.data.clips.files import video_files
 from vitdistill.data.clips.video import Video
 from vitdistill.data.loader import CorruptLog, default_workers, make_loader
@@ -86,8 +86,8 @@ def key_frames(folder: Path) -> DataSource:
         frames(folder / "videos" / name)
     (folder / "train.csv").write_text("a,1,0,0,0.5,1,1,0\na,2,0,0,1,1,2,0\nb,1,0,0,1,1,2,0\n")
     (folder / "val.csv").write_text("b,2,0,0,0.5,1,1,0\nb,2,0.5,0,1,1,2,1\nb,3,0,0,1,1,2,0\n")
-    files = Annotations(train=str(folder / "train.csv"), val=str(folder / "val.csv"))
-    return open_annotations(files, Movies(folder / "videos", frame_rate=4)).source("actions")
+    files = ActionFiles(train=str(folder / "train.csv"), val=str(folder / "val.csv"), frame_rate=4.0)
+    return open_actions(folder / "videos", files).source("actions")
 
 
 SOURCES: dict[str, Callable[[Path], DataSource]] = {

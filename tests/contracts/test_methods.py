@@ -28,6 +28,7 @@ from vitdistill.models.build import build
 from vitdistill.models.families.video_vit import VideoViT, video_vit
 from vitdistill.models.macs import backbone_macs
 from vitdistill.models.teacher import Teacher
+from vitdistill.tasks.classification import Classification
 from vitdistill.tokens.masking import Masking
 from vitdistill.types import Capture, StepOutput
 
@@ -93,7 +94,7 @@ def per_token() -> PerToken:
 
 PIXELS = PixelDecoder(width=16, depth=1, heads=2)
 METHODS: dict[str, Callable[[], Method]] = {
-    "supervised": lambda: Supervised(tiny("deit", seed=1), smoothing=0.1),
+    "supervised": lambda: Supervised(tiny("deit", seed=1), task=Classification(10, smoothing=0.1)),
     "maskedkd": maskedkd,
     "full teacher": lambda: maskedkd(keep=1.0),
     "hard": lambda: maskedkd(distillation="hard"),
@@ -213,7 +214,7 @@ def test_terms_are_detached_finite_scalars_and_logits_are_the_students(method, i
     }
     assert step.terms and set(step.terms) <= known
     assert all(t.shape == () and not t.requires_grad and bool(t.isfinite()) for t in step.terms.values())
-    if method.uses_labels:
+    if method.task is not None:
         assert step.logits.shape == (3, 10) and step.logits.requires_grad
     else:
         losses = []
@@ -338,7 +339,7 @@ def test_hard_distillation_takes_the_teachers_decision_as_a_label(images):
 
 def test_alpha_0_needs_no_teacher_and_is_supervised_training(images):
     alone = MaskedKD(tiny("deit", seed=1), alpha=0.0, smoothing=0.1)
-    expected = Supervised(tiny("deit", seed=1), smoothing=0.1)(images, TARGETS)
+    expected = Supervised(tiny("deit", seed=1), task=Classification(10, smoothing=0.1))(images, TARGETS)
     step = alone(images, TARGETS)
     assert torch.equal(step.loss, expected.loss) and set(step.terms) == {"ce"}
     assert alone.teachers == [] and alone.kept_patches(0.0) is None and step.teacher_logits is None

@@ -20,6 +20,7 @@ from vitdistill.errors import UserError, refuse_unused
 from vitdistill.evaluation.progress import track
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.record import ModelRecord
+from vitdistill.runs.read import current
 from vitdistill.types import InputSpec
 
 Checkpoint = Literal["exported", "last", "best", "ema"]
@@ -90,7 +91,7 @@ def run_config(folder: Path) -> dict[str, Any]:
     import yaml
 
     path = folder / "config.yaml"
-    return (yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
+    return current(yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
 
 
 def data_of(model: str, config: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitdistill.errors import UserError, near
-from vitdistill.losses.logits import cross_entropy, hard_distillation, soft_distillation
+from vitdistill.losses.logits import hard_distillation, soft_distillation
 from vitdistill.methods.method import Method, Pass
 from vitdistill.methods.selection import (
     Criterion,
@@ -27,6 +27,7 @@ from vitdistill.methods.selection import (
 from vitdistill.models.backbone import Backbone, SaliencyKind
 from vitdistill.models.build import build
 from vitdistill.models.teacher import Teacher
+from vitdistill.tasks.classification import Classification
 from vitdistill.tokens.keep import KeepSchedule, keep_count
 from vitdistill.types import NOTHING, BackboneOutput, Capture, StepOutput
 
@@ -79,7 +80,8 @@ class MaskedKD(Method):
             UserError: when class counts differ, an option is unknown, a number is out of range, or a network that
                 should be masked cannot be.
         """
-        super().__init__(build(student))
+        adapter = build(student)
+        super().__init__(adapter, Classification(adapter.num_classes, smoothing))
         for option, value, known in (
             ("distillation", distillation, ("soft", "hard")),
             ("order", order, ("top", "bottom")),
@@ -88,7 +90,7 @@ class MaskedKD(Method):
         ):
             if value not in known:
                 raise UserError(f"{option} must be {' or '.join(known)}", repr(value), near(str(value), known))
-        self.alpha, self.tau, self.smoothing = alpha, tau, smoothing
+        self.alpha, self.tau = alpha, tau
         self.distillation, self.order, self.mask = distillation, order, mask
         self.keep = KeepSchedule.parse(keep)
         self._guests = _Guests(teacher=self._guest(teacher), network=self._guest(network))
@@ -175,8 +177,6 @@ class MaskedKD(Method):
             )
         if self.teacher is not None and self.teacher.backbone.net is self.student.net:
             raise UserError("The teacher must be another network than the student", remedy="Give a copy of it")
-        if not 0 <= self.smoothing < 1:
-            raise UserError("Label smoothing must lie in [0, 1)", self.smoothing)
         if self.teacher is not None:
             self._check_keep()
 
@@ -216,8 +216,12 @@ class MaskedKD(Method):
 
     def _labels_only(self, images: Tensor, targets: Tensor) -> StepOutput:
         logits = self.student(images).logits
-        loss = cross_entropy(logits, targets, self.smoothing)
+        loss = self._label_loss(logits, targets)
         return StepOutput(loss=loss, terms={"ce": loss.detach()}, logits=logits)
+
+    def _label_loss(self, logits: Tensor | None, targets: Tensor) -> Tensor:
+        assert self.task is not None and logits is not None
+        return self.task.loss(logits, targets)["ce"]
 
     def _masked_student(self, images: Tensor, targets: Tensor, kept_count: int) -> StepOutput:
         """The variant of Sec. 5.3: the teacher sees all, the student only the kept patches.
@@ -245,7 +249,7 @@ class MaskedKD(Method):
         assert student.logits is not None and teacher.logits is not None
         labelled, distilled = student.logits, student.distilled_logits
         distilled = labelled if distilled is None else distilled
-        ce = cross_entropy(labelled, targets, self.smoothing)
+        ce = self._label_loss(labelled, targets)
         if self.distillation == "soft":
             kd = soft_distillation(distilled, teacher.logits, self.tau)
         else:

@@ -3,18 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.teacher import Teacher
+from vitdistill.tasks.task import Task
 from vitdistill.types import NOTHING, Capture, StepOutput
-
-if TYPE_CHECKING:
-    from torchmetrics import Metric
 
 
 class Pass(NamedTuple):
@@ -41,17 +38,14 @@ class Method(nn.Module, ABC):
     Attributes:
         student: the adapter of the network being trained; `student.net` is what gets exported.
         clock: `with self.clock("teacher"):` marks where time goes; does nothing unless a trainer sets it.
-        uses_labels: False for pre-training, which ignores `targets` and is validated by its own loss.
-        score: which of the `metrics` says what the best checkpoint is.
+        task: what labels mean; None for pre-training, which ignores `targets` and is validated by its own loss.
     """
 
-    uses_labels: ClassVar[bool] = True
-    score: ClassVar[str] = "top1"
     student: Backbone
 
-    def __init__(self, student: Backbone) -> None:
+    def __init__(self, student: Backbone, task: Task | None = None) -> None:
         super().__init__()
-        self.student = student
+        self.student, self.task = student, task
         self.clock: Callable[[str], AbstractContextManager[object]] = nullcontext  # of the part's name
 
     @property
@@ -79,34 +73,6 @@ class Method(nn.Module, ABC):
         """What a step runs of the teachers where none is masked; by default one pass of the first."""
         return [Pass(teacher.backbone, capture=self.teacher_capture()) for teacher in self.teachers[:1]]
 
-    def metrics(self) -> "dict[str, Metric]":
-        """What validation measures where labels are used, by name, as shares of one; by default top-1 and top-5.
-
-        They are updated with keywords of which each takes what it knows: `preds` (what `predict` gives), `target`, and
-        `index` (which samples of the validation set these are).
-        """
-        from torchmetrics.classification import MulticlassAccuracy
-
-        classes = self.student.num_classes
-        options: dict[str, Any] = {"average": "micro", "validate_args": False}
-        return {f"top{k}": MulticlassAccuracy(classes, top_k=min(k, classes), **options) for k in (1, 5)}
-
-    def predict(self, network: Backbone, images: Float[Tensor, "b ch *pixels"], targets: Tensor) -> Tensor:
-        """What validation scores; by default the logits.
-
-        Args:
-            network: the student, or its average.
-            images: normalised.
-            targets: as the loader has them, for methods whose targets say where to look.
-        """
-        logits = network(images).logits
-        assert logits is not None
-        return logits
-
-    def validation_loss(self, predictions: Tensor, targets: Tensor) -> Float[Tensor, ""] | None:
-        """The loss of a batch, summed over its samples; None where the targets do not tell."""
-        return cross_entropy(predictions.float(), targets, reduction="sum")
-
     def after_step(self) -> None:  # most methods have nothing to do
         """Called after every optimizer step."""
 
@@ -129,6 +95,6 @@ class Method(nn.Module, ABC):
 
         Args:
             images: normalised with the student's statistics.
-            targets: class numbers, or soft targets under mixup; ignored where `uses_labels` is False.
+            targets: class numbers, or soft targets under mixup; ignored where there is no task.
             progress: share of the training that is done, for schedules.
         """

@@ -51,8 +51,6 @@ class PixelDecoder:
 class TinyMIM(Method):
     """Sum of KL(teacher's relation || student's relation) over Q-K and V-V, or another target of the paper's study."""
 
-    uses_labels = False
-
     def __init__(
         self,
         student: Backbone | nn.Module,

@@ -24,6 +24,7 @@ from vitdistill.training.settings import Settings
 Model = str | nn.Module
 # Arguments that are groups of options: what each is in Python.
 GROUPS = {
+    "actions": "ActionFiles",
     "augment": "Augment",
     "optim": "Optim",
     "loader": "Loader",
@@ -32,20 +33,23 @@ GROUPS = {
 }
 
 
-def start(verb: str, arguments: dict[str, Any], *, labels: bool = True) -> tuple[RunDirectory, DataSource]:
+def start(
+    verb: str, arguments: dict[str, Any], *, labels: bool = True, source: DataSource | None = None
+) -> tuple[RunDirectory, DataSource]:
     """Prepare the run directory and open the data, before anything expensive.
 
     Args:
         verb: name of the calling verb.
         arguments: all of its arguments, `data`, `out`, `seed`, `resume` and `overwrite` among them.
         labels: False where training ignores labels: any folder of images will do, and what needs labels is refused.
+        source: the data, where it is already open.
     """
     for name, value in arguments.items():
         if name in GROUPS and isinstance(value, Mapping):
             raise UserError(f"{name} must be a vitdistill.{GROUPS[name]}", f"a {type(value).__name__}")
     if not labels:
         _refuse_what_needs_labels(arguments["augment"])
-    source = open_source(arguments["data"], labels=labels)
+    source = source or open_source(arguments["data"], labels=labels)
     config = {key: plain(_name(value)) for key, value in arguments.items() if key not in ("resume", "overwrite")}
     run = RunDirectory.prepare(
         arguments["out"], verb, config, resume=arguments["resume"], overwrite=arguments["overwrite"]

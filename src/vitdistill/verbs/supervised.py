@@ -61,10 +61,11 @@ def supervised(
     arguments = dict(locals())
     run, source = start("supervised", arguments)
     from vitdistill.methods.supervised import Supervised
+    from vitdistill.tasks.classification import Classification
     from vitdistill.training.train import train
 
     network = make_student(
         student, source, args=student_args, image_size=image_size, pretrained=pretrained, drop_path=drop_path
     )
-    method = Supervised(network, smoothing=augment.resolved().smoothing)
+    method = Supervised(network, task=Classification(len(source.classes), augment.resolved().smoothing))
     return train(method, source, run, settings_of(arguments), resume=resume)

@@ -48,8 +48,6 @@ class TargetMethod(Method):
     """A student that predicts targets: the weighted sum of their distances. What it sees, and from what it predicts
     them, is a subclass's matter."""
 
-    uses_labels = False
-
     def __init__(self, student: Backbone, targets: Mapping[str, tuple[Target, float]]) -> None:
         """
         Args:

@@ -60,16 +60,16 @@ def detector(
 
 
 def box_logits(
-    backbone: VideoViT, clips: Float[Tensor, "b ch *pixels"], boxes: Float[Tensor, "b boxes 4"]
+    backbone: VideoViT, tokens: Float[Tensor, "b m d"], boxes: Float[Tensor, "b boxes 4"]
 ) -> Float[Tensor, "b boxes c"]:
     """Class scores of every box, before the sigmoid.
 
     Args:
         backbone: a network that `detector` made.
-        clips: normalised.
+        tokens: that it gave for clips, after the final norm.
         boxes: x1, y1, x2, y2 as shares of width and height, the same in all frames; finite.
     """
-    tokens, grid = backbone(clips).tokens, backbone.grid
+    grid = backbone.grid
     features = tokens[:, backbone.prefix :].transpose(1, 2).unflatten(2, (grid.t, grid.h, grid.w)).mean(dim=2)
     pooled = pool_boxes(features, boxes).to(tokens.dtype)
     return backbone.net.head(backbone.net.head_drop(pooled))
