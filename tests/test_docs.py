@@ -120,6 +120,9 @@ def test_site_builds_without_broken_links(tmp_path: Path) -> None:
     index = (tmp_path / "index.html").read_text()
     assert 'href="maskedkd.html"' in index and ".md" not in re.findall(r'href="([^"]*)"', index)
     assert len(list(tmp_path.glob("*.html"))) == len(list(DOCS.glob("*.md")))
+    for path in DOCS.glob("*.md"):
+        rendered = (tmp_path / f"{path.stem}.html").read_text()
+        assert rendered.count("<pre>") >= len(FENCE.findall(path.read_text())) and "```" not in rendered, path.name
 
 
 @pytest.mark.parametrize(

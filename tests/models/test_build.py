@@ -299,7 +299,7 @@ def test_the_statistics_of_a_run_are_those_of_its_network(run):
     backbone = build(str(run))
     assert backbone.input.mean == (0.5,) * 3 and backbone.input.std == (0.25,) * 3
     again = rebuild(record_of(backbone.net))
-    assert again.mean == (0.5,) * 3 and again.std == (0.25,) * 3
+    assert again.input.mean == (0.5,) * 3 and again.input.std == (0.25,) * 3
 
 
 # --- the record in a weights file --------------------
@@ -469,9 +469,9 @@ def test_the_image_size_must_be_a_multiple_of_the_patch_size(size, remedy):
 
 def test_image_size_by_either_name_and_the_architectures_own_argument_wins(run):
     body = {key: value for key, value in ARGS.items() if key != "img_size"}
-    assert build(NAME, args=body, image_size=48).image_size == (48, 48)
-    assert build(NAME, args=ARGS, image_size=48).image_size == (32, 32)
-    assert build(str(run), image_size=48).image_size == (48, 48)
+    assert build(NAME, args=body, image_size=48).input.size == (48, 48)
+    assert build(NAME, args=ARGS, image_size=48).input.size == (32, 32)
+    assert build(str(run), image_size=48).input.size == (48, 48)
 
 
 def test_unknown_arguments_of_the_architecture():

@@ -20,6 +20,8 @@ from vitdistill.methods.options import PixelDecoder
 from vitdistill.models.build import build
 from vitdistill.models.record import ModelRecord
 from vitdistill.models.surgery.attention_heads import head_count
+from vitdistill.runs.read import read_run
+from vitdistill.training.checkpoints import read_checkpoint
 from vitdistill.training.settings import Optim
 from vitdistill.training.train import export_weights
 from vitdistill.types import Capture
@@ -400,3 +402,40 @@ def test_a_killed_run_resumes_bit_for_bit(name: str, teacher: Path, tmp_path: Pa
     files = ["student.safetensors", "student_ema.safetensors", "metrics.csv", "student.json"]
     for file in [*files, *(["mae.safetensors"] if name == "mae" else [])]:
         assert (whole / file).read_bytes() == (pieced / file).read_bytes(), file
+
+
+# --- rebuilding --------------------
+
+
+@pytest.mark.parametrize("name", ["mae", "tinymim", "finetune"])
+def test_the_method_of_a_run_is_rebuilt_as_training_left_it(name: str, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue({"mae": "teacher", "tinymim": "student", "finetune": "tuned"}[name])
+    run = read_run(path)
+    method = run.method()
+    assert type(method).__name__ == {"mae": "MAE", "tinymim": "TinyMIM", "finetune": "Supervised"}[name]
+    assert not method.training
+    trained = read_checkpoint(run.last_checkpoint)["state_dict"]
+    for key, value in method.state_dict().items():
+        assert torch.equal(value, trained[f"method.{key}"]), key
+    if name == "tinymim":
+        assert (method.teacher_block, method.student_block) == (1, 1)
+        assert [head_count(method.student, block) for block in range(2)] == [2, 6]
+
+
+def test_the_students_of_a_run_are_those_of_its_checkpoints(tuned: Path) -> None:
+    run = read_run(tuned)
+    exported, last = run.student(), run.student("last")
+    for key, value in exported.state_dict().items():
+        assert torch.equal(value, last.state_dict()[key]), key
+    assert run.source().name == "digits" and run.verb == "finetune" and run.objects == []
+    with pytest.raises(UserError, match="Averaged weights exist only for runs with --optim.ema"):
+        run.student("ema")
+
+
+def test_a_run_of_module_objects_is_rebuilt_in_python_only(tmp_path: Path) -> None:
+    net = timm.create_model("vit_tiny_patch16_224", img_size=12, patch_size=2, **STUDENT, num_classes=0)
+    finetune(net, out=str(tmp_path / "run"), epochs=1, drop_path=0.0, **COMMON)
+    run = read_run(tmp_path / "run")
+    assert run.objects == ["model"]
+    with pytest.raises(UserError, match="trained from a module object, so it can only be rebuilt in Python"):
+        run.method()

@@ -21,7 +21,8 @@ from vitdistill.verbs.job import trains
 from vitdistill.verbs.messages import refusal
 from vitdistill.verbs.needs import ABOVE_0, GIVEN, needs
 from vitdistill.verbs.parser import parse, parse_config
-from vitdistill.verbs.signatures import REQUIRED, Source, arguments_in, options_of, signature_of, text_type
+from vitdistill.verbs.signatures import REQUIRED, options_of, signature_of, text_type
+from vitdistill.verbs.source import Source, arguments_in
 from vitdistill.verbs.table import TRAINING, VERBS, verb
 
 METHODS = {"maskedkd": MaskedKD, "tinymim": TinyMIM, "mae": MAE, "videomae": VideoMAE, "mvd": MVD}
@@ -160,9 +161,14 @@ def test_what_text_decides_loads_no_torch(tmp_path: Any) -> None:
             *["maskedkd", *base, "--network", "digits-teacher"],
         ],
         "Only labelled images can be mixed": ["mae", *base, "--augment.recipe", "deit"],
+        "got 'deit_smal_patch16_224'. Did you mean 'deit_small_patch16_224'": [
+            *["cost", "--teacher", "deit_smal_patch16_224"],
+        ],
+        "got 'digits_vit_smal'. Did you mean 'digits_vit_small'": ["mae", *base, "--student", "digits_vit_smal"],
+        "got 'vit_bse_patch16_224.mae'": ["knn", "vit_bse_patch16_224.mae", "--data", "digits"],
         "duplicate key 'keep' (line 2 of": ["maskedkd", "--config", str(tmp_path / "twice.yaml")],
         "must be an existing folder or a bundled source": ["mae", "--data", "digit", "--student", "x", "--out", "y"],
-        "Did you mean 'digits'?": ["knn", "digits-teacher", "--data=digit"],
+        "got 'digit'. Did you mean 'digits'": ["knn", "digits-teacher", "--data=digit"],
         "must be new or empty": ["supervised", *student, "--out", str(tmp_path / "occupied")],
         "contains files that no run wrote (mine.txt)": [
             *["supervised", *student, "--out", str(tmp_path / "occupied"), "--overwrite"],
@@ -179,6 +185,27 @@ def test_what_text_decides_loads_no_torch(tmp_path: Any) -> None:
 def write(path: Any, text: str) -> str:
     path.write_text(text)
     return str(path)
+
+
+def test_unknown_models_are_refused_without_the_network() -> None:
+    """timm knows its names and tags itself; only weights that exist are ever asked for."""
+    code = """
+        import json, socket, sys
+        def refused(*_, **__):
+            print("network"); raise AssertionError("the network was asked")
+        socket.socket.connect = socket.create_connection = socket.getaddrinfo = refused
+        from vitdistill.cli import main
+        sys.exit(main(json.loads(sys.argv[1])))
+    """
+    base = ["maskedkd", "--student", "digits_vit_small", "--data", "digits", "--out", "runs/never"]
+    for teacher, words in {
+        "deit_smal_patch16_224": "Did you mean 'deit_small_patch16_224'",
+        "deit_small_patch16_224.nonsense": "timm has no weights 'nonsense' of deit_small_patch16_224",
+        "vit_base_patch16_224.maee": "timm has no weights 'maee'",
+    }.items():
+        command = [sys.executable, "-c", textwrap.dedent(code), json.dumps([*base, "--teacher", teacher])]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 2 and words in done.stderr and "network" not in done.stdout, done
 
 
 # --- messages ----------------------------------------------------------------------------------------------------
@@ -202,7 +229,7 @@ def write(path: Any, text: str) -> str:
             [*BASE, "--student_args", "3"],
             "--student_args must be a mapping, such as --student_args.name value or null; got '3'",
         ),
-        ("finetune", ["x", "--sampling", "dens"], "--sampling must be dense, uniform or null; got 'dens'"),
+        ("evaluate", ["x", "--sampling", "dens"], "--sampling must be dense, uniform or null; got 'dens'"),
         ("evaluate", ["x", "--crops", "2"], "--crops must be 1 or 3; got '2'"),
         ("knn", ["x", "--k", "few"], "--k must be a whole number or a list of whole numbers; got 'few'"),
         ("bench", ["--keep", "x"], "--keep must be a number or a list of numbers; got 'x'"),

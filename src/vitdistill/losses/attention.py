@@ -91,7 +91,7 @@ def to_grid(
 def restrict(
     rows: Float[Tensor, "b h m"], keep: Int[Tensor, "b k"] | None, *, special: int, shared: int | None = None
 ) -> Float[Tensor, "b h m2"]:
-    """Rows over fewer tokens, renormalised: as if the class token had seen only these.
+    """Rows over fewer tokens, renormalised: as if the class token had seen only these. All tokens pass.
 
     Args:
         rows: log attention (or attention scores) over the special tokens, then over all patches.
@@ -105,6 +105,8 @@ def restrict(
         >>> restrict(rows, torch.tensor([[2, 1]]), special=1).exp()
         tensor([[[0.3333, 0.1667, 0.5000]]])
     """
+    if keep is None and shared in (None, special):
+        return rows  # the authors do not renormalise what `to_grid` has lifted
     first, patches = _wide(rows[..., :special]), _wide(rows[..., special:])
     if keep is not None:
         # `take` moves vectors per patch; here a patch has one number per head.

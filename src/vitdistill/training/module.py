@@ -17,6 +17,7 @@ from vitdistill.errors import UserError
 from vitdistill.methods.method import Method
 from vitdistill.models.ema import moving_average
 from vitdistill.models.families import as_network
+from vitdistill.tokens.keep import progress_at
 from vitdistill.training.clock import Clock
 from vitdistill.training.optim import make_optimizer, make_schedules, plan_groups
 from vitdistill.training.settings import Settings
@@ -29,7 +30,8 @@ class TrainingModule(pl.LightningModule):
     all there is to know about its randomness.
 
     Attributes:
-        row: what the epoch has measured, for the metrics file: name -> number. Holds no times.
+        row: what the epoch has measured, for the metrics file: name -> number. Holds no times. `keep` is the number of
+            patches kept in its last step.
         listeners: called with each epoch's row, before its checkpoint is written.
         position: (epoch, batch) at which training goes on; what a checkpoint has to know.
     """
@@ -59,10 +61,11 @@ class TrainingModule(pl.LightningModule):
         self._ema: list[ModelEmaV3] = []  # in a list, so that it is no submodule
         self._ema_state: dict[str, Tensor] | None = None
         self._ema_steps = 0
-        scored = ("val", "ema") if method.task is not None else ()
         # Every metric by itself: metrics that agree in the first batch would be taken for one.
         self._metrics = nn.ModuleDict(
-            {name: MetricCollection(dict(method.metrics()), compute_groups=False) for name in scored}
+            {name: MetricCollection(dict(method.task.metrics()), compute_groups=False) for name in ("val", "ema")}
+            if method.task is not None
+            else {}
         )
         self._val_row: dict[str, float] = {}
         self._val_sum = torch.zeros(2, dtype=torch.float64)  # loss, images; this process
@@ -88,10 +91,10 @@ class TrainingModule(pl.LightningModule):
             if self._ema_state is not None:
                 self._ema[0].module.load_state_dict(self._ema_state)
 
-    @property
-    def progress(self) -> float:
-        """Share of the training that is done: 0 in the first epoch, 1 in the last."""
-        return self.current_epoch / max(1, self.settings.epochs - 1)
+    def progress(self, batch_idx: int) -> float:
+        """Share of the training that is done at a batch of this epoch: 0 at the first of all, 1 at the last."""
+        batches = len(self._sampler)
+        return progress_at(self.current_epoch * batches + batch_idx, self.settings.epochs * batches)
 
     # --- training -----------------------------------------------------------------------------------------------
 
@@ -103,13 +106,12 @@ class TrainingModule(pl.LightningModule):
         seed_everything_at(self.settings.seed, "step", self.current_epoch, batch_idx, self.global_rank)
         self._note_unreadable(batch)
         images, targets = self._on_device.train(batch.images, batch.targets)
-        step = self.method(images, targets, self.progress)
+        step = self.method(images, targets, self.progress(batch_idx))
         self._note(step.loss, batch_idx)
         values = {"train/loss": step.loss.detach(), **{f"train/{name}": value for name, value in step.terms.items()}}
-        if step.teacher_prediction is not None:
-            assert targets is not None  # where a teacher has class scores, there are labels
-            hits = step.teacher_prediction.argmax(dim=-1) == (targets if targets.ndim == 1 else targets.argmax(dim=-1))
-            values["teacher/top1"] = 100 * hits.float().mean()
+        if step.teacher_prediction is not None and self.method.task is not None and targets is not None:
+            hits = self.method.task.hits(step.teacher_prediction, targets)
+            values |= {f"teacher/{name}": 100 * share for name, share in hits.items()}
         for name, value in {**values, "batches": torch.ones_like(step.loss.detach())}.items():
             self._sums[name] = self._sums[name] + value.to(self._wide) if name in self._sums else value.to(self._wide)
         return step.loss
@@ -162,7 +164,7 @@ class TrainingModule(pl.LightningModule):
         self.position = (self.current_epoch, batch_idx + 1)
         if self.global_step > self._ema_steps:  # not in the middle of an accumulated step
             self._ema_steps = self.global_step
-            self.method.after_step(self.progress)
+            self.method.after_step(self.progress(batch_idx))
             if self._ema:
                 self._ema[0].update(self.method.student.net)
 
@@ -171,7 +173,7 @@ class TrainingModule(pl.LightningModule):
         self.position = (self.current_epoch + 1, 0)
         sums = self._summed()
         batches = sums.pop("batches")
-        kept = self.method.kept_patches(self.progress)
+        kept = self.method.kept_patches(self.progress(len(self._sampler) - 1))
         self.row = {
             "epoch": self.current_epoch,
             "step": self.global_step,
@@ -202,16 +204,16 @@ class TrainingModule(pl.LightningModule):
         if (count := len(batch.index)) == 0:
             return
         images = self._on_device.eval(batch.images)
-        if not self.method.uses_labels:
+        if (task := self.method.task) is None:
             # The same masks in every epoch, so that epochs can be compared.
             seed_everything_at(self.settings.seed, "validation", batch_idx, self.global_rank)
             with self._off_the_clock():
-                loss = self.method(images, batch.targets, self.progress).loss
+                loss = self.method(images, batch.targets, self.progress(len(self._sampler) - 1)).loss
             self._note_val_loss(loss * count, count)
             return
         assert isinstance(images, Tensor) and batch.targets is not None  # one view of labelled data
-        predictions = self.method.predict(self.method.student, images, batch.targets)
-        loss_of_batch = self.method.validation_loss(predictions, batch.targets)
+        predictions = task.predict(self.method.student, images, batch.targets)
+        loss_of_batch = task.validation_loss(predictions, batch.targets)
         if loss_of_batch is not None:
             self._note_val_loss(loss_of_batch, count)
         known = {"target": batch.targets, "index": batch.index}
@@ -219,7 +221,7 @@ class TrainingModule(pl.LightningModule):
         if self._ema:
             average = as_network(self._ema[0].module)
             self._metrics["ema"].update(  # type: ignore[operator]
-                preds=self.method.predict(average, images, batch.targets), **known
+                preds=task.predict(average, images, batch.targets), **known
             )
 
     @contextmanager

@@ -9,6 +9,7 @@ from vitdistill.files import is_first_process
 from vitdistill.runs.directory import FREE, differences, plain
 from vitdistill.runs.read import find_run, read_run
 from vitdistill.verbs.parser import check_yaml, parse_config
+from vitdistill.verbs.signatures import options_of
 from vitdistill.verbs.table import TRAINING, verb
 
 _REFERENCE = re.compile(r"\{([^{}]*)\}")
@@ -106,7 +107,8 @@ def _deep(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def _parsed(name: str, step: dict[str, Any], folder: Path, data: str | None) -> tuple[str, dict[str, Any]]:
     """A step's verb and its arguments, checked by the verb's own parser."""
     options = {key: _resolved(value, folder) for key, value in step.items() if key != "verb"}
-    options |= {"out": str(folder / name)} | ({"data": data} if data is not None and "data" not in options else {})
+    takes_data = data is not None and "data" not in options and "data" in options_of(step["verb"])
+    options |= {"out": str(folder / name)} | ({"data": data} if takes_data else {})
     try:
         return step["verb"], parse_config(step["verb"], options)
     except UserError as error:
@@ -164,14 +166,16 @@ def _show(results: dict[str, dict[str, Any]], as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("step", "verb", "top-1 %", "validation loss", "minutes")
+    from vitdistill.runs.read import columns_of, score_of
+
+    scores = {score: columns_of(info)[score] for info in results.values() if (score := score_of(info)) is not None}
+    table = Table("step", "verb", *scores.values(), "validation loss", "minutes")
     for name, info in results.items():
         accuracy = info.get("accuracy") or {}
-        top1 = accuracy.get("top1")
         table.add_row(
             name,
             str(info.get("verb", "")),
-            "-" if top1 is None else f"{top1:.2f}",
+            *(f"{accuracy[score]:.2f}" if score in accuracy else "-" for score in scores),
             f"{accuracy['loss']:.4f}" if "loss" in accuracy else "-",
             f"{info.get('seconds', 0) / 60:.1f}",
         )

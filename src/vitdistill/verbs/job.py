@@ -5,18 +5,17 @@ gives it the options that all of them share. What text alone can refuse is refus
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
 from functools import wraps
 from inspect import Parameter, isclass, signature
 from typing import TYPE_CHECKING, Any
 
-from vitdistill.data.open import check_there
-from vitdistill.errors import UserError, refuse_without_effect
+from vitdistill.errors import refuse_without_effect
 from vitdistill.files import is_first_process
 from vitdistill.runs.directory import RunDirectory, plain
-from vitdistill.training.settings import out_of_range
 from vitdistill.verbs.arguments import Flat, Student
+from vitdistill.verbs.checks import check
 from vitdistill.verbs.needs import Needs
 from vitdistill.verbs.signatures import documentation, options_of, signature_of
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from vitdistill.models.network import Network
     from vitdistill.models.teacher import Teacher
     from vitdistill.runs.read import Run
+    from vitdistill.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ def trains(
     labels: bool = True,
     needs: Iterable[Needs] = (),
     resolve: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    finish: "Callable[[Job, RunDirectory, dict[str, Any]], dict[str, Any]] | None" = None,
     **defaults: Any,
 ) -> Callable[[Callable[..., Any]], Callable[..., dict[str, Any]]]:
     """Make a training verb of a function that takes a `Job` and returns the method to train.
@@ -45,6 +46,7 @@ def trains(
         labels: False where training ignores labels: any folder of images will do, and what needs labels is refused.
         needs: which options have an effect only beside others.
         resolve: checks the values further and returns those that it fills in, before they are recorded.
+        finish: what the first process does after training, before the report; returns the content of run.json.
         defaults: of shared options, where they differ from those in `arguments.py`.
 
     Example:
@@ -64,7 +66,7 @@ def trains(
             check(verb, values, needs, labels=labels)
             if resolve is not None:
                 values |= resolve(values)
-            return _train(verb, function, values, labels=labels)
+            return _train(verb, function, values, labels=labels, finish=finish)
 
         def rebuild(run: "Run") -> "Method":
             """The method of a run, with its student as the run left it and all else as it began."""
@@ -87,65 +89,19 @@ def _recorded(verb: str, run: "Run") -> dict[str, Any]:
     return parse_config(verb, required | {name: run.config[name] for name in options if name in run.config})
 
 
-def check(verb: str, values: Mapping[str, Any], needs: Iterable[Needs], *, labels: bool) -> None:
-    """Refuse what the values alone show to be wrong.
-
-    Raises:
-        UserError: with the option, the value and the remedy.
-    """
-    options = options_of(verb)
-    for name, option in options.items():
-        if is_dataclass(option.type) and not is_dataclass(values[name]):
-            group = getattr(option.type, "__name__", "")
-            raise UserError(f"{name} must be a vitdistill.{group}", f"a {type(values[name]).__name__}")
-        if isinstance(values[name], str | int | float):
-            for refuse in option.checks:
-                refuse(values[name])
-    refuse_unused(verb, values, needs)
-    if broken := out_of_range(values["epochs"], values["batch_size"], values["optim"], values["loader"]):
-        raise UserError("; ".join(broken))
-    values["augment"].resolved()
-    if not labels:
-        _refuse_what_needs_labels(values["augment"])
-    if isinstance(values["data"], str):
-        check_there(values["data"])
-
-
-def refuse_unused(verb: str, values: Mapping[str, Any], needs: Iterable[Needs]) -> None:
-    """Refuse options whose values differ from their defaults where nothing reads them.
-
-    Raises:
-        UserError: with what they need.
-    """
-    defaults = {name: option.default for name, option in options_of(verb).items()}
-    for each in needs:
-        if not each.met(values):
-            refuse_without_effect(values, defaults, each.options, f"unless {each.words}")
-
-
-def _refuse_what_needs_labels(augment: Any) -> None:
-    if augment.mixes:
-        raise UserError(
-            "Only labelled images can be mixed",
-            f"the recipe {augment.recipe!r}",
-            "Choose --augment.recipe pretrain, or turn it off with --augment.mixup 0 --augment.cutmix 0",
-        )
-    names = ("mixup", "cutmix", "smoothing", "mixup_prob")
-    given = {f"augment.{name}": getattr(augment, name) or None for name in names}
-    refuse_without_effect(given, {}, given, "in training without labels")
-
-
-def _train(verb: str, function: Callable[..., Any], values: dict[str, Any], *, labels: bool) -> dict[str, Any]:
+def _train(
+    verb: str, function: Callable[..., Any], values: dict[str, Any], *, labels: bool, finish: Callable[..., Any] | None
+) -> dict[str, Any]:
     resume, overwrite = values["resume"], values["overwrite"]
     config = {name: plain(_named(value)) for name, value in values.items() if name not in ("resume", "overwrite")}
     run = RunDirectory.prepare(values["out"], verb, config, resume=resume, overwrite=overwrite)
 
-    from vitdistill.data.open import open_source
     from vitdistill.data.order import seed_everything_at
 
-    source = open_source(values["data"], labels=labels)
+    source, task = _opened(values, labels=labels)
     seed_everything_at(values["seed"], "initialisation")
-    method = _call(function, Job(verb, values, source))
+    job = Job(verb, values, source, task)
+    method = _call(function, job)
 
     from vitdistill.training.train import train
     from vitdistill.verbs.common import settings_of
@@ -153,8 +109,20 @@ def _train(verb: str, function: Callable[..., Any], values: dict[str, Any], *, l
     settings = settings_of(values, options_of(verb)["optim"].default)
     info = train(method, source, run, settings, resume=resume)
     if is_first_process():
+        info = info if finish is None else finish(job, run, info)
         write_report(run)
     return info
+
+
+def _opened(values: dict[str, Any], *, labels: bool) -> "tuple[DataSource, Task | None]":
+    """The data, and where there are labels the task on it. A task's own group of options has its name."""
+    from vitdistill.data.open import open_source
+    from vitdistill.tasks import task_class
+
+    if not labels:
+        return open_source(values["data"], labels=False), None
+    name = values.get("task", "classification")
+    return task_class(name).open(values["data"], augment=values["augment"], files=values.get(name))
 
 
 def _named(value: Any) -> Any:
@@ -199,18 +167,32 @@ class Job:
         verb: its name.
         values: of all options, by name.
         source: the data; None where a finished run's method is built again.
+        labelled: what its labels mean; None where they are ignored.
         rebuilding: the run whose method is built again: its student is then the run's, and nothing is trained.
     """
 
     verb: str
     values: dict[str, Any]
     source: "DataSource | None" = None
+    labelled: "Task | None" = None
     rebuilding: "Run | None" = None
 
     @property
     def data(self) -> "DataSource":
         assert self.source is not None, "a run that is rebuilt opens no data"
         return self.source
+
+    @property
+    def task(self) -> "Task":
+        """What labels mean."""
+        assert self.labelled is not None, "training without labels has no task, and a run that is rebuilt no data"
+        return self.labelled
+
+    def task_of(self, network: "Network") -> "Task":
+        """The task; for a run that is rebuilt, classification into the network's classes."""
+        from vitdistill.tasks.classification import Classification
+
+        return self.labelled or Classification(network.num_classes, smoothing=self.smoothing)
 
     @property
     def smoothing(self) -> float:
@@ -242,6 +224,21 @@ class Job:
         if self.rebuilding is not None:
             return check_video(self.rebuilding.student(), "student")
         return make_video_student(student.student, self.data, **{**_options(student), **changes})
+
+    def clip_or_image_student(self, student: Student, *, images: bool) -> "Network":
+        """A network over clips with positions of space and time; over images where those are the data.
+
+        Args:
+            student: the options.
+            images: whether data of images will do; videos are seen as clips all the same.
+        """
+        if self.rebuilding is not None:
+            return self.rebuilding.student()
+        if not images or self.data.train.has_frames:
+            return self.video_student(student, positions="sincos_3d")
+        self.refuse("frames", why="on images")
+        drop_path = {"drop_path_rate": self.values["drop_path"]}
+        return self.pretraining_student(student, args={**drop_path, **(student.student_args or {})})
 
     def teacher(
         self, spec: Any, student: "Network", *, args: Any = None, text: str | None = None, classes: bool = False
@@ -275,15 +272,6 @@ class Job:
         """
         defaults = {name: option.default for name, option in options_of(self.verb).items()}
         refuse_without_effect(self.values, defaults, names, why)
-
-    def refuse_argument(self, group: str, name: str, option: str) -> None:
-        """Refuse an argument of the architecture that an option of ours sets.
-
-        Raises:
-            UserError: such as "--student_args.drop_path_rate is set by --drop_path".
-        """
-        if name in (self.values[group] or {}):
-            raise UserError(f"--{group}.{name} is set by {option}", self.values[group][name], f"Use {option}")
 
 
 def _options(student: Student) -> dict[str, Any]:

@@ -78,11 +78,11 @@ def test_the_rates_are_those_of_timm(name):
 
 def test_a_resnet_drops_whole_residual_branches(images):
     resnet = build("test_resnet", args={"num_classes": 10, "zero_init_last": False})
-    before = resnet.eval()(images).logits
+    before = resnet.eval()(images).prediction
     network = finetunable(resnet, 10, drop_path=0.9)
     assert drop_path_rates(network) == pytest.approx([0.9 * block / 3 for block in range(4)])
-    assert torch.equal(network.eval()(images).logits, before)
-    outputs = [network.train()(images).logits for _ in range(2)]
+    assert torch.equal(network.eval()(images).prediction, before)
+    outputs = [network.train()(images).prediction for _ in range(2)]
     assert not torch.equal(*outputs)
 
 
