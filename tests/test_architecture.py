@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import vitdistill
+
 SOURCE = Path(__file__).parents[1] / "src"
 PACKAGE = "vitdistill"
 GROUND = {"types", "errors", "files", "tokens", "losses"}
@@ -108,3 +110,8 @@ def test_no_files_import_each_other_in_a_circle() -> None:
         if state[name] == "new":
             visit(name)
     assert not circles
+
+
+def test_every_public_name_is_where_the_package_says() -> None:
+    for name in vitdistill.__all__:
+        assert getattr(vitdistill, name).__name__ == name

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 
-from vitdistill.cli import check_yaml, make_parser, normalised, verb
 from vitdistill.data.images.augment import Augment
 from vitdistill.methods.mae import MAE
 from vitdistill.methods.tinymim import TinyMIM
@@ -18,6 +18,8 @@ from vitdistill.models.build import build
 from vitdistill.models.surgery.attention_heads import head_count
 from vitdistill.tokens.keep import keep_count
 from vitdistill.verbs.chain import read_chain
+from vitdistill.verbs.parser import check_yaml, parse, parse_config
+from vitdistill.verbs.table import verb
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -57,11 +59,6 @@ def stated(path: Path, key: str) -> str:
 
 
 @cache
-def parser_of(name: str) -> Any:
-    return make_parser(name, verb(name))
-
-
-@cache
 def teacher_of(name: str) -> Backbone:
     """A teacher without weights."""
     return build(name, meta=True)
@@ -71,11 +68,12 @@ def parsed(command: str) -> tuple[str, dict[str, Any]]:
     """Verb and values of a command line, read as the command itself reads it."""
     program, name, *arguments = shlex.split(command)
     assert program == "vitdistill"
-    parser = parser_of(name)
-    options = [string for action in parser._actions for string in action.option_strings]
-    values = parser.parse_args(normalised(verb(name), arguments, options)).as_dict()
-    values.pop("config", None)
-    return name, values
+    return name, plain_groups(parse(name, arguments))
+
+
+def plain_groups(values: dict[str, Any]) -> dict[str, Any]:
+    """Groups of options as the mappings that a recipe writes."""
+    return {key: asdict(value) if is_dataclass(value) else value for key, value in values.items()}  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
@@ -224,7 +222,7 @@ def distilled(path: Path) -> TinyMIM:
     return TinyMIM(
         student,
         encoder(options["teacher"]),
-        relations=relation_list(options["relations"]),
+        relations=options["relations"],
         teacher_block=options["teacher_block"],
         align_heads=options["align_heads"],
     )
@@ -311,8 +309,7 @@ def test_every_step_of_a_chain_parses(path: Path) -> None:
     for step in read_chain(path).values():
         given = {"data": values["data"], "out": "runs/step", **step}
         assert given["data"]
-        options = parser_of(given.pop("verb")).parse_object(given).as_dict()
-        Augment(**options["augment"]).resolved()
+        parse_config(given.pop("verb"), given)["augment"].resolved()
 
 
 @recipe(CHAINS)

@@ -26,7 +26,11 @@ _LAZY = {
     "Detection": "vitdistill.methods.detection",
     "Teacher": "vitdistill.models.teacher",
     "Method": "vitdistill.methods.method",
-    "Criterion": "vitdistill.methods.selection",
+    "Distillation": "vitdistill.methods.distillation",
+    "Lesson": "vitdistill.methods.distillation",
+    "Term": "vitdistill.methods.terms.term",
+    "Classification": "vitdistill.tasks.classification",
+    "Criterion": "vitdistill.methods.selection.criterion",
     "Augment": "vitdistill.data.images.augment",
     "Optim": "vitdistill.training.settings",
     "Loader": "vitdistill.training.settings",
@@ -41,18 +45,21 @@ __all__ = sorted(_LAZY)
 if TYPE_CHECKING:
     from vitdistill.data.images.augment import Augment
     from vitdistill.errors import UserError
+    from vitdistill.methods.distillation import Distillation, Lesson
     from vitdistill.methods.mae import MAE
     from vitdistill.methods.masked_modelling import MaskedModelling
     from vitdistill.methods.maskedkd import MaskedKD
     from vitdistill.methods.method import Method
     from vitdistill.methods.mvd import MVD
     from vitdistill.methods.options import FeatureDecoder, PixelDecoder
-    from vitdistill.methods.selection import Criterion
+    from vitdistill.methods.selection.criterion import Criterion
     from vitdistill.methods.supervised import Supervised
+    from vitdistill.methods.terms.term import Term
     from vitdistill.methods.tinymim import TinyMIM
     from vitdistill.methods.videomae import VideoMAE
     from vitdistill.models.build import build
     from vitdistill.models.teacher import Teacher
+    from vitdistill.tasks.classification import Classification
     from vitdistill.tokens.saliency import cls_attention
     from vitdistill.tokens.select import top_k
     from vitdistill.training.settings import Loader, Optim

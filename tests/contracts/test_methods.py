@@ -18,7 +18,7 @@ from vitdistill.methods.distillation import Distillation, Lesson
 from vitdistill.methods.mae import MAE
 from vitdistill.methods.maskedkd import MaskedKD
 from vitdistill.methods.method import Method
-from vitdistill.methods.mvd import MVD, FeatureDecoder, per_token
+from vitdistill.methods.mvd import MVD, FeatureDecoder, per_token_distillation
 from vitdistill.methods.selection.criterion import Criterion
 from vitdistill.methods.selection.selector import Ranked
 from vitdistill.methods.supervised import Supervised
@@ -188,11 +188,13 @@ METHODS: dict[str, Callable[[], Method]] = {
         tiny("cait", seed=1), image_teacher=tiny("cait", seed=2), mask_ratio=0.75, mask="random", decoder=DECODER
     ),
     "mvd, cait image teacher": lambda: mvd(image_teacher=tiny("cait", seed=2), video_teacher=None),
-    "per token": lambda: per_token(
+    "per token": lambda: per_token_distillation(
         clip_net(1), image_teacher=image_teacher_net(), video_teacher=clip_net(3), video_weight=0.5
     ),
-    "per token, images": lambda: per_token(tiny("deit", seed=1), image_teacher=image_teacher_net()),
-    "per token, cait": lambda: per_token(tiny("cait", seed=1), image_teacher=tiny("cait", seed=2), loss="l2"),
+    "per token, images": lambda: per_token_distillation(tiny("deit", seed=1), image_teacher=image_teacher_net()),
+    "per token, cait": lambda: per_token_distillation(
+        tiny("cait", seed=1), image_teacher=tiny("cait", seed=2), loss="l2"
+    ),
     "mae, plain pixels": lambda: mae(norm_pix=False, mask_ratio=0.5),
     "mae, no class token": lambda: MAE(tiny("no_class_token", seed=1, fc_norm=False), **MAE_DECODER),
     "mae, registers": lambda: mae("registers"),

@@ -27,10 +27,11 @@ from vitdistill.evaluation.similarity import (
     step_features,
     teachers_of,
 )
-from vitdistill.methods.targets.features import TeacherFeatures
+from vitdistill.methods.targets.features import TeacherFeatures, matched_teacher
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
 from vitdistill.models.teacher import Teacher
+from vitdistill.tokens.masking import Masking
 
 STEPS = Steps(frames=8, count=4)
 
@@ -99,7 +100,8 @@ def test_features_are_those_that_mvd_takes_as_targets(kind: str) -> None:
     student = video_vit()
     backbone = build(tiny("vit")) if kind == "image" else video_vit(seed=1)
     teacher = Teacher(backbone, mean=student.input.mean, std=student.input.std)
-    target = TeacherFeatures(teacher, student.grid).values(clips())
+    kept, masked = Masking(0.5, "tube").draw(2, student.grid)
+    target = TeacherFeatures(matched_teacher(kind, teacher, student)).values(clips(), kept, masked)
     expected = target.unflatten(1, (4, 16)).mean(dim=2)
     torch.testing.assert_close(step_features(teacher, clips(), STEPS), expected)
 
@@ -221,7 +223,7 @@ def test_a_source_without_videos_is_refused() -> None:
 @pytest.mark.parametrize(
     ("network", "words"),
     [
-        (lambda: Compared("cnn", build("resnet10t")), "cnn hands out logits only, no features of positions"),
+        (lambda: Compared("cnn", build("resnet10t")), "resnet10t hands out logits only"),
         (lambda: Compared("net", build(tiny("vit")), block=3), "has blocks 0 to 2; got 3"),
         (lambda: Compared("net", build(tiny("swin"))), "does not hand out block outputs"),
         (lambda: Compared("other", video_vit(frames=4)), "video sees 8 frames in 4 steps; other sees 4 frames in 2 st"),

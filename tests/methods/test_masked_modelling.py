@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tiny import tiny
 from vitdistill.errors import UserError
 from vitdistill.methods.mae import MAE
-from vitdistill.methods.mvd import MVD, FeatureDecoder, per_token
+from vitdistill.methods.mvd import MVD, FeatureDecoder, per_token_distillation
 from vitdistill.methods.targets.pixels import patchify, standardised
 from vitdistill.methods.videomae import VideoMAE
 from vitdistill.models.families.video_vit import video_vit
@@ -95,7 +95,7 @@ def test_the_features_of_a_cait_image_teacher_are_its_trunks(clips):
 @pytest.mark.parametrize("weighted", [False, True])
 def test_per_token_distillation_compares_caits_patches(images, weighted):
     net, other = tiny("cait", seed=1), tiny("cait", seed=2, depth=4)
-    method = per_token(net, image_teacher=other, loss="l2", image_weight=0.5 if weighted else 1.0)
+    method = per_token_distillation(net, image_teacher=other, loss="l2", image_weight=0.5 if weighted else 1.0)
     step = method(images)
     (term,) = method.terms
     with torch.no_grad():
@@ -110,7 +110,9 @@ def test_per_token_distillation_compares_caits_patches(images, weighted):
 def test_per_token_distillation_of_a_clip_sees_its_frames_and_the_clip(clips):
     torch.manual_seed(0)
     image, video = tiny("cait", seed=2), clip_net(embed_dim=48)
-    method = per_token(clip_net(), image_teacher=image, video_teacher=video, video_weight=0.25, normalise=True)
+    method = per_token_distillation(
+        clip_net(), image_teacher=image, video_teacher=video, video_weight=0.25, normalise=True
+    )
     step = method(clips)
     assert [teacher.passes for teacher in method.teachers] == [2, 1] and set(step.terms) == {"image", "video"}
     torch.testing.assert_close(step.loss.detach(), step.terms["image"] + 0.25 * step.terms["video"])
@@ -132,7 +134,7 @@ def test_teachers_that_hand_out_no_block_outputs_are_refused_before_the_first_st
     assert "image teacher must hand out the outputs of its blocks; got swin" in refused(image_teacher=tiny("swin"))
     for teacher in (resnet, tiny("swin")):
         with pytest.raises(UserError, match="hands out logits only|must hand out the outputs"):
-            per_token(tiny("deit"), image_teacher=teacher)
+            per_token_distillation(tiny("deit"), image_teacher=teacher)
 
 
 def test_teachers_of_the_other_kind_and_of_other_patches_are_refused():
@@ -149,11 +151,11 @@ def test_nothing_to_learn_from_and_too_much_are_refused():
     assert "needs an image teacher, a video teacher, or both" in refused()
     assert "no other may be given" in refused(bootstrap=0.9, video_teacher=clip_net())
     with pytest.raises(UserError, match="needs an image teacher, a video teacher, or both"):
-        per_token(clip_net())
+        per_token_distillation(clip_net())
 
 
 @pytest.mark.parametrize(
-    "make", [lambda net: MAE(net, **SIZES), lambda net: per_token(net, image_teacher=tiny("deit"))]
+    "make", [lambda net: MAE(net, **SIZES), lambda net: per_token_distillation(net, image_teacher=tiny("deit"))]
 )
 def test_networks_that_do_not_show_their_patches_are_refused(make):
     with pytest.raises(UserError, match="hands out logits only"):

@@ -39,7 +39,7 @@ def test_a_run_holds_all_that_is_promised(short: dict[str, Any], tmp_path: Path)
         info["speed"]["data_ms"] + info["speed"]["student_ms"] + info["speed"]["teacher_ms"], abs=0.01
     )
     rows = RunDirectory(out).rows()
-    assert [row["keep"] for row in rows] == ["29", "14"]
+    assert [row["keep"] for row in rows] == ["22", "14"]  # in the last step of each epoch: 4/9 and all of the way
     assert all(math.isfinite(float(value)) for row in rows for value in row.values())
 
 

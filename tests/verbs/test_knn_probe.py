@@ -11,11 +11,11 @@ import timm
 import torch
 from PIL import Image
 
-from vitdistill.cli import VERBS, make_parser, normalised
 from vitdistill.data.images.augment import Augment
 from vitdistill.errors import UserError
 from vitdistill.training.settings import Optim
 from vitdistill.verbs.knn import knn
+from vitdistill.verbs.parser import parse
 from vitdistill.verbs.probe import probe
 from vitdistill.verbs.supervised import supervised
 
@@ -137,12 +137,7 @@ def test_bad_options_are_refused_before_any_work() -> None:
         (["digits-teacher"], [10, 20]),
     ],
 )
-def test_the_command_line_takes_one_k_or_several(
-    words: list[str], expected: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(VERBS, "knn", "k nearest neighbours")
-    parser = make_parser("knn", knn)
-    options = [string for action in parser._actions for string in action.option_strings]
-    values = parser.parse_args(normalised(knn, words, options))
-    assert values.model == "digits-teacher"
-    assert (values.k if isinstance(values.k, int) else list(values.k)) == expected
+def test_the_command_line_takes_one_k_or_several(words: list[str], expected: Any) -> None:
+    values = parse("knn", words)
+    assert values["model"] == "digits-teacher"
+    assert (values["k"] if isinstance(values["k"], int) else list(values["k"])) == expected

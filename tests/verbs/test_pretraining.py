@@ -20,6 +20,8 @@ from vitdistill.methods.options import PixelDecoder
 from vitdistill.models.build import build
 from vitdistill.models.record import ModelRecord
 from vitdistill.models.surgery.attention_heads import head_count
+from vitdistill.runs.read import read_run
+from vitdistill.training.checkpoints import read_checkpoint
 from vitdistill.training.settings import Optim
 from vitdistill.training.train import export_weights
 from vitdistill.types import Capture
@@ -209,14 +211,17 @@ def test_an_unfinished_teacher_is_refused(student: Path, tmp_path: Path) -> None
         ({"teacher_block": 3}, "between 1 and 2"),
         ({"student_args": {**STUDENT, "embed_dim": 16}}, r"16 channels.*got 6 heads\. 1, 2, 4, 8, 16 would do"),
         ({"image_size": 16}, r"8x8 at 16x16 pixels.*6x6 at 12x12.*--image_size 12"),
-        ({"target": "cls", "relations": "vv"}, r"--relations \(--target relations\)"),
-        ({"feature": "q"}, r"--feature \(--target features\)"),
+        ({"target": "cls", "relations": "vv"}, "--relations has no effect unless --target is relations"),
+        ({"feature": "q"}, "--feature has no effect unless --target is features"),
         ({"augment": Augment(recipe="deit")}, "Only labelled images can be mixed"),
-        ({"augment": Augment(recipe="none", smoothing=0.1)}, r"--augment.smoothing \(labels\)"),
-        ({"pixel_decoder": PixelDecoder(width=8)}, r"--pixel_decoder \(--pixels\)"),
+        (
+            {"augment": Augment(recipe="none", smoothing=0.1)},
+            "--augment.smoothing has no effect in training without labels",
+        ),
+        ({"pixel_decoder": PixelDecoder(width=8)}, "--pixel_decoder has no effect unless --pixels is true"),
         (
             {"student_args": {**STUDENT, "drop_path_rate": 0.2}},
-            r"--student_args.drop_path_rate \(--drop_path sets it\)",
+            "--student_args.drop_path_rate is set by --drop_path; got 0.2",
         ),
     ],
 )
@@ -302,8 +307,8 @@ def test_a_stored_head_of_other_classes_is_refused_unless_it_is_to_be_replaced(t
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"head_init": 0.5}, r"--head_init \(a fresh classifier: --new_head\)"),
-        ({"model_args": {"drop_path_rate": 0.2}}, r"--model_args.drop_path_rate \(--drop_path sets it\)"),
+        ({"head_init": 0.5}, "--head_init has no effect on a classifier that is kept: --new_head"),
+        ({"model_args": {"drop_path_rate": 0.2}}, "--model_args.drop_path_rate is set by --drop_path; got 0.2"),
     ],
 )
 def test_options_without_effect_are_refused(tuned: Path, tmp_path: Path, options: dict[str, Any], words: str) -> None:
@@ -335,7 +340,7 @@ from vitdistill.data.images.augment import Augment
 from vitdistill.methods.options import PixelDecoder
 from vitdistill.training.module import TrainingModule
 from vitdistill.training.settings import Optim
-from vitdistill.cli import verb
+from vitdistill.verbs.table import verb
 
 name, arguments = sys.argv[1], json.loads(sys.argv[2])
 arguments["augment"] = Augment(**arguments["augment"])
@@ -377,8 +382,8 @@ EVERYTHING: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", EVERYTHING)
 def test_a_killed_run_resumes_bit_for_bit(name: str, teacher: Path, tmp_path: Path) -> None:
-    from vitdistill.cli import verb
     from vitdistill.runs.directory import plain
+    from vitdistill.verbs.table import verb
 
     arguments = {
         **EVERYTHING[name],
@@ -397,3 +402,40 @@ def test_a_killed_run_resumes_bit_for_bit(name: str, teacher: Path, tmp_path: Pa
     files = ["student.safetensors", "student_ema.safetensors", "metrics.csv", "student.json"]
     for file in [*files, *(["mae.safetensors"] if name == "mae" else [])]:
         assert (whole / file).read_bytes() == (pieced / file).read_bytes(), file
+
+
+# --- rebuilding --------------------
+
+
+@pytest.mark.parametrize("name", ["mae", "tinymim", "finetune"])
+def test_the_method_of_a_run_is_rebuilt_as_training_left_it(name: str, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue({"mae": "teacher", "tinymim": "student", "finetune": "tuned"}[name])
+    run = read_run(path)
+    method = run.method()
+    assert type(method).__name__ == {"mae": "MAE", "tinymim": "TinyMIM", "finetune": "Supervised"}[name]
+    assert not method.training
+    trained = read_checkpoint(run.last_checkpoint)["state_dict"]
+    for key, value in method.state_dict().items():
+        assert torch.equal(value, trained[f"method.{key}"]), key
+    if name == "tinymim":
+        assert (method.teacher_block, method.student_block) == (1, 1)
+        assert [head_count(method.student, block) for block in range(2)] == [2, 6]
+
+
+def test_the_students_of_a_run_are_those_of_its_checkpoints(tuned: Path) -> None:
+    run = read_run(tuned)
+    exported, last = run.student(), run.student("last")
+    for key, value in exported.state_dict().items():
+        assert torch.equal(value, last.state_dict()[key]), key
+    assert run.source().name == "digits" and run.verb == "finetune" and run.objects == []
+    with pytest.raises(UserError, match="Averaged weights exist only for runs with --optim.ema"):
+        run.student("ema")
+
+
+def test_a_run_of_module_objects_is_rebuilt_in_python_only(tmp_path: Path) -> None:
+    net = timm.create_model("vit_tiny_patch16_224", img_size=12, patch_size=2, **STUDENT, num_classes=0)
+    finetune(net, out=str(tmp_path / "run"), epochs=1, drop_path=0.0, **COMMON)
+    run = read_run(tmp_path / "run")
+    assert run.objects == ["model"]
+    with pytest.raises(UserError, match="trained from a module object, so it can only be rebuilt in Python"):
+        run.method()

@@ -83,7 +83,7 @@ class Distillation(Method):
 
         # Each teacher sees what the selector keeps, up to the last point that its terms ask for.
         losses: dict[str, Tensor] = {}
-        output = Output()
+        scores = None
         for lesson in self.lessons:
             teacher = lesson.teacher
             with self.clock("teacher"):
@@ -91,6 +91,7 @@ class Distillation(Method):
                 output = teacher(inputs, keep=keep, capture=lesson.capture)
             for term in lesson.terms:
                 losses |= term(student, output)
+                scores = output.prediction if term.compares_predictions else scores
             kept = kept if keep is None else keep
 
         # Labels, or whatever else the method learns without a teacher.
@@ -98,7 +99,7 @@ class Distillation(Method):
         loss = torch.stack([self.weights.get(name, 1.0) * value for name, value in losses.items()]).sum()
         parts = {name: value.detach() for name, value in losses.items()}
         prediction = None if self.task is None else student.prediction  # without labels its head learns nothing
-        return Step(loss, parts, prediction, kept, output.prediction)
+        return Step(loss, parts, prediction, kept, scores)
 
     def view(self, inputs: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b ch *pixels"]:
         """The student's view of the inputs; by default as they are."""

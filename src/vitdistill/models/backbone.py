@@ -82,7 +82,7 @@ class Backbone(Network, ABC):
             return words[str(block)]
         if not str(block).lstrip("-").isdigit():
             raise UserError(
-                f"A block is {', '.join(BLOCK_WORDS)}, or a number from 0", repr(block), near(str(block), words)
+                f"A block is {', '.join(BLOCK_WORDS)}, or a block number from 0", repr(block), near(str(block), words)
             )
         if not -self.depth <= int(block) < self.depth:
             raise UserError(

@@ -8,10 +8,10 @@ import timm
 import torch
 from torch import nn
 
-from vitdistill.errors import UserError, near
+from vitdistill.errors import UserError
 from vitdistill.models.backbone import with_tokens
 from vitdistill.models.families import as_network
-from vitdistill.models.families.video_vit import VIDEO
+from vitdistill.models.names import VIDEO, unknown_model
 from vitdistill.models.network import DEFAULT_MEAN, Network
 from vitdistill.models.presets import BUNDLED, PRESETS
 from vitdistill.models.record import WEIGHTS, ModelRecord, attach_record, record_of, set_statistics
@@ -116,12 +116,7 @@ def _from_timm(
 ) -> nn.Module:
     """A network by timm or hub name, with timm's weights or randomly initialised."""
     if not name.startswith("hf-hub:") and not timm.is_model(name.partition(".")[0]):
-        known = [*timm.list_models(), *PRESETS, *BUNDLED]
-        raise UserError(
-            "A model is a timm name, name@weights-file, hf-hub:owner/model, or a run directory",
-            repr(name),
-            near(name.partition(".")[0], known) or "See timm.list_models()",
-        )
+        raise unknown_model(name, timm.list_models())
     if num_classes is not None:
         args["num_classes"] = num_classes
     if image_size is not None:

@@ -14,12 +14,18 @@ from typing import Any
 import yaml
 
 from vitdistill.errors import UserError
-from vitdistill.files import is_first_process, write_atomically
+from vitdistill.files import AVERAGED, FULL, RECORD, WEIGHTS, is_first_process, write_atomically
 
 # Keys that may differ between a run and its continuation: they do not change what is computed. A continuation on
 # other devices must come to the same global batch, which the checkpoint knows.
 FREE = re.compile(
     r"out$|resume$|overwrite$|loader(\.|$)|trainer\.(enable_\w+|profiler|devices|num_nodes|accelerator|strategy)$"
+)
+
+# What runs write, or verbs into them; what only some methods write is listed in run.json.
+WRITTEN = frozenset(
+    {"config.yaml", "run.json", "metrics.csv", "checkpoints", "tensorboard", "report.html", "export", "masks.png"}
+    | {WEIGHTS, RECORD, AVERAGED, FULL, "predictions.csv", "detection.json"}
 )
 
 
@@ -121,26 +127,19 @@ class RunDirectory:
 
     def _check_only_ours(self) -> None:
         """Refuse to replace what no run of ours wrote."""
-        ours = {self.config.name, self.info.name, self.metrics.name, "checkpoints", "tensorboard", "report.html"}
-        ours |= {
-            "student.safetensors",
-            "student.json",
-            "student_ema.safetensors",
-            "mae.safetensors",
-            "masks.png",
-            "predictions.csv",
-            "detection.json",
-            "export",
-        }
-        strangers = (
-            [entry.name for entry in self.path.iterdir() if entry.name not in ours] if self.path.is_dir() else []
-        )
-        if strangers or not self.path.is_dir():
+        if not self.path.is_dir():
+            raise UserError("The run directory must be a directory", self.path, "Choose another --out")
+        ours = {*WRITTEN, *self.read_info().get("files", [])}
+        others = [entry.name for entry in self.path.iterdir() if entry.name not in ours]
+        if others:
             raise UserError(
-                "--overwrite replaces a run, and this is not (only) one",
-                f"{self.path} with {', '.join(strangers[:3]) or 'no folder'}",
-                "Choose another --out, or empty it yourself",
+                f"{self.path} contains files that no run wrote ({', '.join(others[:3])}); refusing to --overwrite it",
+                remedy="Choose another --out, or remove them yourself",
             )
+
+    def wrote(self, name: str) -> None:
+        """Take note of a file that is none of every run's, so that the run can be replaced with it."""
+        self.update(files=sorted({*self.read_info().get("files", []), name}))
 
     def _clear(self) -> None:
         """Remove an earlier run."""

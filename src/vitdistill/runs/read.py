@@ -102,12 +102,11 @@ class Run:
         cost = self.number("cost.teacher_gmacs_per_image")
         return 0.0 if cost is None and self.has_no_teacher else cost
 
-    def student(self, checkpoint: Checkpoint = "exported", *, args: dict[str, Any] | None = None) -> "Network":
+    def student(self, checkpoint: Checkpoint = "exported") -> "Network":
         """The student as training left it, or as a checkpoint holds it.
 
         Args:
             checkpoint: the exported student, the last or best checkpoint, or the averaged weights.
-            args: arguments of the architecture in place of the run's, for the exported student alone.
 
         Raises:
             UserError: when the run does not hold it.
@@ -115,7 +114,7 @@ class Run:
         from vitdistill.models.build import build
 
         if checkpoint == "exported":
-            return build(str(self.path), args=args)
+            return build(str(self.path))
         if checkpoint in ("last", "best"):
             from vitdistill.training.checkpoints import load_student
 
@@ -144,23 +143,25 @@ class Run:
             raise UserError("The run must say which data it used", str(self.path), "Give --data")
         return open_source(str(self.config["data"]), labels=labels)
 
-    def method(self) -> "Method":
+    def method(self, *, heads: bool = True) -> "Method":
         """The method that the run trained, with the weights that it ended with, in evaluation mode.
 
         Calls the run's verb once more with the options that the run recorded, which builds the teachers anew.
+
+        Args:
+            heads: read decoders and projections from the last checkpoint; without it they have random weights, which
+                does where only the networks are looked at.
 
         Raises:
             UserError: when the run is unfinished, was given Python objects, or its teachers cannot be had.
         """
         import vitdistill
         from vitdistill.training.checkpoints import read_checkpoint
-        from vitdistill.verbs.parser import parse_config
 
         if objects := [name for name in self.objects if name not in ("student", "model")]:
             raise UserError(f"{self.path} was given Python objects", ", ".join(objects), "Build its method in Python")
-        values = parse_config(self.verb, {**self.config, "out": str(self.path)})
-        method = getattr(vitdistill, self.verb).rebuild(self, values)
-        if any(not name.startswith("student.") for name in method.state_dict()):  # more than the exported student
+        method = getattr(vitdistill, self.verb).rebuild(self)
+        if heads and any(not name.startswith("student.") for name in method.state_dict()):
             state = read_checkpoint(self.last_checkpoint)["state_dict"]
             own = {name.removeprefix("method."): value for name, value in state.items() if name.startswith("method.")}
             method.load_state_dict(own)

@@ -17,6 +17,7 @@ from vitdistill.errors import UserError
 from vitdistill.methods.method import Method
 from vitdistill.models.ema import moving_average
 from vitdistill.models.families import as_network
+from vitdistill.tokens.keep import progress_at
 from vitdistill.training.clock import Clock
 from vitdistill.training.optim import make_optimizer, make_schedules, plan_groups
 from vitdistill.training.settings import Settings
@@ -29,7 +30,8 @@ class TrainingModule(pl.LightningModule):
     all there is to know about its randomness.
 
     Attributes:
-        row: what the epoch has measured, for the metrics file: name -> number. Holds no times.
+        row: what the epoch has measured, for the metrics file: name -> number. Holds no times. `keep` is the number of
+            patches kept in its last step.
         listeners: called with each epoch's row, before its checkpoint is written.
         position: (epoch, batch) at which training goes on; what a checkpoint has to know.
     """
@@ -88,10 +90,10 @@ class TrainingModule(pl.LightningModule):
             if self._ema_state is not None:
                 self._ema[0].module.load_state_dict(self._ema_state)
 
-    @property
-    def progress(self) -> float:
-        """Share of the training that is done: 0 in the first epoch, 1 in the last."""
-        return self.current_epoch / max(1, self.settings.epochs - 1)
+    def progress(self, batch_idx: int) -> float:
+        """Share of the training that is done at a batch of this epoch: 0 at the first of all, 1 at the last."""
+        batches = len(self._sampler)
+        return progress_at(self.current_epoch * batches + batch_idx, self.settings.epochs * batches)
 
     # --- training -----------------------------------------------------------------------------------------------
 
@@ -103,7 +105,7 @@ class TrainingModule(pl.LightningModule):
         seed_everything_at(self.settings.seed, "step", self.current_epoch, batch_idx, self.global_rank)
         self._note_unreadable(batch)
         images, targets = self._on_device.train(batch.images, batch.targets)
-        step = self.method(images, targets, self.progress)
+        step = self.method(images, targets, self.progress(batch_idx))
         self._note(step.loss, batch_idx)
         values = {"train/loss": step.loss.detach(), **{f"train/{name}": value for name, value in step.terms.items()}}
         if step.teacher_prediction is not None:
@@ -162,7 +164,7 @@ class TrainingModule(pl.LightningModule):
         self.position = (self.current_epoch, batch_idx + 1)
         if self.global_step > self._ema_steps:  # not in the middle of an accumulated step
             self._ema_steps = self.global_step
-            self.method.after_step(self.progress)
+            self.method.after_step(self.progress(batch_idx))
             if self._ema:
                 self._ema[0].update(self.method.student.net)
 
@@ -171,7 +173,7 @@ class TrainingModule(pl.LightningModule):
         self.position = (self.current_epoch + 1, 0)
         sums = self._summed()
         batches = sums.pop("batches")
-        kept = self.method.kept_patches(self.progress)
+        kept = self.method.kept_patches(self.progress(len(self._sampler) - 1))
         self.row = {
             "epoch": self.current_epoch,
             "step": self.global_step,
@@ -206,7 +208,7 @@ class TrainingModule(pl.LightningModule):
             # The same masks in every epoch, so that epochs can be compared.
             seed_everything_at(self.settings.seed, "validation", batch_idx, self.global_rank)
             with self._off_the_clock():
-                loss = self.method(images, batch.targets, self.progress).loss
+                loss = self.method(images, batch.targets, self.progress(len(self._sampler) - 1)).loss
             self._note_val_loss(loss * count, count)
             return
         assert isinstance(images, Tensor) and batch.targets is not None  # one view of labelled data

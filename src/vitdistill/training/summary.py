@@ -6,6 +6,7 @@ from typing import Any
 from vitdistill.methods.method import Method, Pass
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.network import Network
+from vitdistill.tokens.keep import tally
 from vitdistill.training.module import TrainingModule
 
 
@@ -19,7 +20,9 @@ def describe(network: Network) -> dict[str, Any]:
     }
 
 
-def cost_of(method: Method, epochs: int, images_per_epoch: int, epochs_done: int) -> dict[str, Any]:
+def cost_of(
+    method: Method, *, epochs: int, steps_per_epoch: int, images_per_epoch: int, epochs_done: int
+) -> dict[str, Any]:
     """Tokens kept, and MACs of forward passes: per image (or clip) at the end of training, and the teachers' in total.
 
     What a step computes, and in `..._full_per_image` whole passes over every patch, which is what the student costs
@@ -28,40 +31,49 @@ def cost_of(method: Method, epochs: int, images_per_epoch: int, epochs_done: int
     Args:
         method: what was trained.
         epochs: of the whole training.
+        steps_per_epoch: batches, at each of which the method is asked how many patches it keeps.
         images_per_epoch: images, or clips.
         epochs_done: of them, so far.
     """
-    progress = [epoch / max(1, epochs - 1) for epoch in range(epochs)]
-    passes = [method.passes(at) for at in progress]
-    student = [one for one in passes[-1] if one.role == "student"]
+    passes = method.passes(1.0)
     cost: dict[str, Any] = {
-        "student_gmacs_per_image": _gmacs(student),
+        "student_gmacs_per_image": _gmacs([one for one in passes if one.role == "student"]),
         "student_gmacs_full_per_image": _gmacs([Pass("student", method.student)]),
     }
-    teachers = [one for one in passes[-1] if one.role == "teacher"]
+    teachers = [one for one in passes if one.role == "teacher"]
     if not teachers:
         return {"tokens": None, "cost": cost}
-    # Frozen networks that only rank patches are paid for as well.
-    per_epoch = [_gmacs([one for one in each if one.role != "student"]) for each in passes]
     full = _gmacs([Pass("teacher", one.network, times=one.times) for one in teachers])
+    gmacs: dict[int | None, float] = {}
+
+    def kept_at(progress: float) -> int | None:
+        kept = method.kept_patches(progress)
+        if kept not in gmacs:
+            # Frozen networks that only rank patches are paid for as well.
+            gmacs[kept] = _gmacs([one for one in method.passes(progress) if one.role != "student"])
+        return kept
+
+    steps, done, last = epochs * steps_per_epoch, epochs_done * steps_per_epoch, kept_at(1.0)
+    in_all, so_far = tally(kept_at, steps), tally(kept_at, steps, done)
     return {
-        "tokens": _tokens(method, teachers[0].network, progress[-1]),
+        "tokens": _tokens(method, teachers[0].network),
         "cost": {
             **cost,
-            "teacher_gmacs_per_image": per_epoch[-1],
+            "teacher_gmacs_per_image": gmacs[last],
             "teacher_gmacs_full_per_image": full,
-            "teacher_gmacs_total": sum(per_epoch[:epochs_done]) * images_per_epoch,
-            "saved_fraction": round(1 - sum(per_epoch) / (full * epochs), 6) + 0.0,  # no negative zero
+            "teacher_gmacs_total": sum(gmacs[k] * n for k, n in so_far.items()) / steps_per_epoch * images_per_epoch,
+            # + 0.0: no negative zero
+            "saved_fraction": round(1 - sum(gmacs[k] * n for k, n in in_all.items()) / (full * steps), 6) + 0.0,
         },
     }
 
 
-def _tokens(method: Method, teacher: Network, progress: float) -> dict[str, int] | None:
-    """Patches that the masked network sees, of all that it has; the teacher's where none is masked."""
+def _tokens(method: Method, teacher: Network) -> dict[str, int] | None:
+    """Patches that the masked network sees in the end, of all that it has; the teacher's where none is masked."""
     network = method.masked or teacher
     if not isinstance(network, Backbone):
         return None
-    return {"kept": method.kept_patches(progress) or network.grid.count, "of": network.grid.count}
+    return {"kept": method.kept_patches(1.0) or network.grid.count, "of": network.grid.count}
 
 
 def _gmacs(passes: Sequence[Pass]) -> float:

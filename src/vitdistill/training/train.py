@@ -23,7 +23,7 @@ from vitdistill.data.order import EpochBatchSampler, EvalBatchSampler
 from vitdistill.data.samples import ViewOptions
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
-from vitdistill.files import is_first_process
+from vitdistill.files import AVERAGED, is_first_process
 from vitdistill.methods.method import Method
 from vitdistill.models.record import RECORD, WEIGHTS, ModelRecord, record_of
 from vitdistill.runs.directory import RunDirectory
@@ -286,7 +286,13 @@ def _results(parts: _Parts, source: DataSource, run: RunDirectory, seconds: floa
             **({best: round(saves.best, 4), "best_epoch": saves.best_epoch} if saves.best_epoch >= 0 else {}),
             **({f"ema_{method.score}": round(last[average], 4)} if average in last else {}),
         }
-    result |= cost_of(method, settings.epochs, images_per_epoch, epochs_done=len(rows))
+    result |= cost_of(
+        method,
+        epochs=settings.epochs,
+        steps_per_epoch=len(parts.module._sampler),
+        images_per_epoch=images_per_epoch,
+        epochs_done=len(rows),
+    )
     if speed := speed_of(parts.module, settings.batch_size, parts.trainer.world_size):
         result["speed"] = speed
         result["peak_memory_gib"] = _peak_memory_gib(parts.trainer.strategy.root_device)
@@ -333,8 +339,9 @@ def _export(method: Method, run: RunDirectory) -> None:
     state = {name.removeprefix("method."): value for name, value in content["state_dict"].items()}
     for name, weights in method.exports(state).items():
         export_weights(weights, run.path / name, record)
+        run.wrote(name)
     if content["vitdistill"]["ema"] is not None:
-        export_weights(content["vitdistill"]["ema"], run.path / "student_ema.safetensors", record)
+        export_weights(content["vitdistill"]["ema"], run.path / AVERAGED, record)
     run.update(status="finished")
 
 

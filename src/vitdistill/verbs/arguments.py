@@ -6,16 +6,17 @@ decorator: `@trains(epochs=800)`.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from vitdistill.data.images.augment import Augment
+from vitdistill.models.names import check_model
 from vitdistill.models.presets import BUNDLED
 from vitdistill.training.settings import Loader, Optim
 
 if TYPE_CHECKING:
     import torch
 
-Model = Union[str, "torch.nn.Module"]  # torch is not imported here
+Model = Annotated[Union[str, "torch.nn.Module"], check_model]  # torch is not imported here
 Sampling = Literal["dense", "uniform"]
 Positions = Literal["sincos", "learned"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -119,6 +120,20 @@ class TeacherOptions(Format):
 
     teacher_args: dict[str, Any] | None = None
     """further arguments of the teacher's architecture, e.g. `--teacher_args.img_size 384`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageAndVideoTeacher(Flat):
+    """The two kinds of teachers of MVD."""
+
+    image_teacher: Model | None = None
+    """pre-trained image ViT (vit_base_patch16_224.mae, a run of `mae`), which sees the first frame of each tubelet."""
+    image_teacher_args: dict[str, Any] | None = None
+    """further arguments of the image teacher's architecture, e.g. `--image_teacher_args.img_size 224`."""
+    video_teacher: Model | None = None
+    """pre-trained video ViT (a VideoMAE file, a run of `videomae`), which sees the whole clip."""
+    video_teacher_args: dict[str, Any] | None = None
+    """further arguments of the video teacher's architecture."""
 
 
 def masked_modelling(warmup_epochs: float, min_lr: float = 0.0) -> Optim:

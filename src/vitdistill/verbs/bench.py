@@ -9,6 +9,7 @@ from rich.table import Table
 from torch import Tensor
 
 from vitdistill.errors import UserError
+from vitdistill.models.names import ModelName
 from vitdistill.training.precision import has_bf16
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 def bench(
     *,
-    teacher: str,
-    student: str | None = None,
+    teacher: ModelName,
+    student: ModelName | None = None,
     keep: int | float | list[int | float] = 0.5,
     batch_size: int = 32,
     image_size: int | None = None,
@@ -40,7 +41,7 @@ def bench(
 
     Args:
         teacher: Teacher: a timm name, name@weights-file, run directory or bundled name.
-        student: Student, named likewise; adds its training step with and without the saliency.
+        student: Student, named as the teacher is; adds its training step with and without the saliency.
         keep: Teacher patches kept, a count (98) or a fraction (0.5), or several of them ([0.75, 0.5, 0.25]).
         batch_size: Images per step.
         image_size: Side of the input images in pixels, for both networks.

@@ -9,6 +9,7 @@ from vitdistill.files import is_first_process
 from vitdistill.runs.directory import FREE, differences, plain
 from vitdistill.runs.read import find_run, read_run
 from vitdistill.verbs.parser import check_yaml, parse_config
+from vitdistill.verbs.signatures import options_of
 from vitdistill.verbs.table import TRAINING, verb
 
 _REFERENCE = re.compile(r"\{([^{}]*)\}")
@@ -106,7 +107,8 @@ def _deep(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def _parsed(name: str, step: dict[str, Any], folder: Path, data: str | None) -> tuple[str, dict[str, Any]]:
     """A step's verb and its arguments, checked by the verb's own parser."""
     options = {key: _resolved(value, folder) for key, value in step.items() if key != "verb"}
-    options |= {"out": str(folder / name)} | ({"data": data} if data is not None and "data" not in options else {})
+    takes_data = data is not None and "data" not in options and "data" in options_of(step["verb"])
+    options |= {"out": str(folder / name)} | ({"data": data} if takes_data else {})
     try:
         return step["verb"], parse_config(step["verb"], options)
     except UserError as error:

@@ -1,13 +1,14 @@
 """`vitdistill cost`: what a distillation will cost, before anything is spent."""
 
 import json as jsonlib
-from collections import Counter
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from vitdistill.errors import UserError
+from vitdistill.models.names import ModelName
+from vitdistill.tokens.keep import Keep
 
 CONVENTION = (
     "1 PFLOP here is 1e15 multiply-accumulates of the teacher's forward passes, LayerNorm at 5 per element, as in the "
@@ -15,13 +16,15 @@ CONVENTION = (
 )
 # Backward computes two products per linear map (for inputs and for weights) where forward computes one.
 TRAINING_FORWARDS = 3
+# Schedules go by the step, of which the data would say how many there are; more of them change next to nothing.
+STEPS_PER_EPOCH = 1000
 
 
 def cost(
     *,
-    teacher: str,
-    student: str | None = None,
-    keep: int | float | str = 0.5,
+    teacher: ModelName,
+    student: ModelName | None = None,
+    keep: Keep = 0.5,
     image_size: int | None = None,
     epochs: int = 300,
     images: int = 1281167,
@@ -36,7 +39,7 @@ def cost(
 
     Args:
         teacher: Teacher: a timm name, name@weights-file, run directory or bundled name.
-        student: Student, named likewise; adds its training cost and the teacher's share of a step.
+        student: Student, named as the teacher is; adds its training cost and the teacher's share of a step.
         keep: Teacher patches kept: a count (98), a fraction (0.5), or a schedule ('1.0->0.5', '0:1.0,0.5:0.25'),
             of which the average over training is taken.
         image_size: Side of the input images in pixels, for both networks. A teacher at a resolution of its own takes
@@ -96,21 +99,22 @@ def _teacher_macs(
     """MACs per image of the whole and of the masked teacher, by part and in total, and what the teacher is."""
     from vitdistill.models.backbone import Backbone
     from vitdistill.models.macs import Macs
-    from vitdistill.tokens.keep import KeepSchedule
+    from vitdistill.tokens.keep import KeepSchedule, tally
 
     backbone, size = _on_meta(spec, args, image_size)
     patches = backbone.grid.count if isinstance(backbone, Backbone) else 1
     schedule = KeepSchedule.parse(keep)
     if not backbone.maskable and any(str(part) != "1.0" for _, part in schedule.points):
         raise UserError(f"{spec} cannot leave out patches", f"keep {keep}", "Use --keep 1.0, or a ViT, DeiT or CaiT")
-    counts = Counter(schedule.count((epoch + 0.5) / epochs, patches) for epoch in range(epochs))
+    steps = epochs * STEPS_PER_EPOCH
+    counts = tally(lambda progress: schedule.count(progress, patches), steps)
 
     whole = backbone.macs(size=size)
     over_training = Macs()
-    for count, share in counts.items():
-        over_training += (whole if count == patches else backbone.macs(count, size=size)) * share
-    kept = {part: value / epochs for part, value in _by_part(over_training).items()}
-    average = sum(count * share for count, share in counts.items()) / epochs
+    for count, number in counts.items():
+        over_training += (whole if count == patches else backbone.macs(count, size=size)) * number
+    kept = {part: value / steps for part, value in _by_part(over_training).items()}
+    average = sum(count * number for count, number in counts.items()) / steps
     facts = {
         "image_size": list(size),
         "teacher_patches": patches,

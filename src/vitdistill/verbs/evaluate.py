@@ -12,12 +12,13 @@ from vitdistill.data.loader import CorruptLog
 from vitdistill.errors import UserError
 from vitdistill.evaluation.loading import Checkpoint, Reader, open_subject
 from vitdistill.models.backbone import Backbone, with_tokens
+from vitdistill.models.names import ModelName
 from vitdistill.models.network import Network
 from vitdistill.tokens.keep import keep_count
 
 
 def evaluate(
-    model: str,
+    model: ModelName,
     *,
     data: str | None = None,
     checkpoint: Checkpoint = "exported",

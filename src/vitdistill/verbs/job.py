@@ -5,18 +5,17 @@ gives it the options that all of them share. What text alone can refuse is refus
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
 from functools import wraps
 from inspect import Parameter, isclass, signature
 from typing import TYPE_CHECKING, Any
 
-from vitdistill.data.open import check_there
-from vitdistill.errors import UserError, refuse_without_effect
+from vitdistill.errors import refuse_without_effect
 from vitdistill.files import is_first_process
 from vitdistill.runs.directory import RunDirectory, plain
-from vitdistill.training.settings import out_of_range
 from vitdistill.verbs.arguments import Flat, Student
+from vitdistill.verbs.checks import check
 from vitdistill.verbs.needs import Needs
 from vitdistill.verbs.signatures import documentation, options_of, signature_of
 
@@ -66,9 +65,9 @@ def trains(
                 values |= resolve(values)
             return _train(verb, function, values, labels=labels)
 
-        def rebuild(run: "Run", values: Mapping[str, Any]) -> "Method":
+        def rebuild(run: "Run") -> "Method":
             """The method of a run, with its student as the run left it and all else as it began."""
-            return _call(function, Job(verb, dict(values), rebuilding=run))
+            return _call(function, Job(verb, _recorded(verb, run), rebuilding=run))
 
         run.__signature__ = signature_of(verb)  # type: ignore[attr-defined]
         run.__doc__ = documentation(verb)
@@ -78,52 +77,13 @@ def trains(
     return decorate
 
 
-def check(verb: str, values: Mapping[str, Any], needs: Iterable[Needs], *, labels: bool) -> None:
-    """Refuse what the values alone show to be wrong.
+def _recorded(verb: str, run: "Run") -> dict[str, Any]:
+    """The options of a run; its student is read from the run itself, and no data is opened."""
+    from vitdistill.verbs.parser import parse_config
 
-    Raises:
-        UserError: with the option, the value and the remedy.
-    """
     options = options_of(verb)
-    for name, option in options.items():
-        if is_dataclass(option.type) and not is_dataclass(values[name]):
-            group = getattr(option.type, "__name__", "")
-            raise UserError(f"{name} must be a vitdistill.{group}", f"a {type(values[name]).__name__}")
-        if isinstance(values[name], str | int | float):
-            for refuse in option.checks:
-                refuse(values[name])
-    refuse_unused(verb, values, needs)
-    if broken := out_of_range(values["epochs"], values["batch_size"], values["optim"], values["loader"]):
-        raise UserError("; ".join(broken))
-    values["augment"].resolved()
-    if not labels:
-        _refuse_what_needs_labels(values["augment"])
-    if isinstance(values["data"], str):
-        check_there(values["data"])
-
-
-def refuse_unused(verb: str, values: Mapping[str, Any], needs: Iterable[Needs]) -> None:
-    """Refuse options whose values differ from their defaults where nothing reads them.
-
-    Raises:
-        UserError: with what they need.
-    """
-    defaults = {name: option.default for name, option in options_of(verb).items()}
-    for each in needs:
-        if not each.met(values):
-            refuse_without_effect(values, defaults, each.options, f"unless {each.words}")
-
-
-def _refuse_what_needs_labels(augment: Any) -> None:
-    if augment.mixes:
-        raise UserError(
-            "Only labelled images can be mixed",
-            f"the recipe {augment.recipe!r}",
-            "Choose --augment.recipe pretrain, or turn it off with --augment.mixup 0 --augment.cutmix 0",
-        )
-    names = ("mixup", "cutmix", "smoothing", "mixup_prob")
-    given = {f"augment.{name}": getattr(augment, name) or None for name in names}
-    refuse_without_effect(given, {}, given, "in training without labels")
+    required = {name: str(run.path) for name, option in options.items() if option.default is Parameter.empty}
+    return parse_config(verb, required | {name: run.config[name] for name in options if name in run.config})
 
 
 def _train(verb: str, function: Callable[..., Any], values: dict[str, Any], *, labels: bool) -> dict[str, Any]:
@@ -217,12 +177,13 @@ class Job:
         return make_student(student.student, self.data, **{**_options(student), **changes})
 
     def pretraining_student(self, student: Student, **changes: Any) -> "Network":
-        """A network over images to train without labels; it has no classifier."""
+        """A network over images to train without labels; no classifier, and drop path only as the verb sets it."""
         from vitdistill.verbs.pretraining import make_pretraining_student
 
         if self.rebuilding is not None:
             return self.rebuilding.student()
-        return make_pretraining_student(student.student, self.data, **{**_options(student), **changes})
+        options = {name: value for name, value in _options(student).items() if name not in ("drop_path", "frames")}
+        return make_pretraining_student(student.student, self.data, **{**options, **changes})
 
     def video_student(self, student: Student, **changes: Any) -> "VideoViT":
         """A network over clips to train without labels; it has no classifier."""
@@ -232,6 +193,21 @@ class Job:
         if self.rebuilding is not None:
             return check_video(self.rebuilding.student(), "student")
         return make_video_student(student.student, self.data, **{**_options(student), **changes})
+
+    def clip_or_image_student(self, student: Student, *, images: bool) -> "Network":
+        """A network over clips with positions of space and time; over images where those are the data.
+
+        Args:
+            student: the options.
+            images: whether data of images will do; videos are seen as clips all the same.
+        """
+        if self.rebuilding is not None:
+            return self.rebuilding.student()
+        if not images or self.data.train.has_frames:
+            return self.video_student(student, positions="sincos_3d")
+        self.refuse("frames", why="on images")
+        drop_path = {"drop_path_rate": self.values["drop_path"]}
+        return self.pretraining_student(student, args={**drop_path, **(student.student_args or {})})
 
     def teacher(
         self, spec: Any, student: "Network", *, args: Any = None, text: str | None = None, classes: bool = False
@@ -265,15 +241,6 @@ class Job:
         """
         defaults = {name: option.default for name, option in options_of(self.verb).items()}
         refuse_without_effect(self.values, defaults, names, why)
-
-    def refuse_argument(self, group: str, name: str, option: str) -> None:
-        """Refuse an argument of the architecture that an option of ours sets.
-
-        Raises:
-            UserError: such as "--student_args.drop_path_rate is set by --drop_path".
-        """
-        if name in (self.values[group] or {}):
-            raise UserError(f"--{group}.{name} is set by {option}", self.values[group][name], f"Use {option}")
 
 
 def _options(student: Student) -> dict[str, Any]:

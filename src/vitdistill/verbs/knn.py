@@ -6,10 +6,11 @@ from typing import Any, Literal
 from vitdistill.evaluation.features import Pool, extract, pooling_of
 from vitdistill.evaluation.loading import Checkpoint, Reader, open_subject
 from vitdistill.evaluation.neighbours import check_votes, knn_accuracy
+from vitdistill.models.names import ModelName
 
 
 def knn(
-    model: str,
+    model: ModelName,
     *,
     data: str | None = None,
     checkpoint: Checkpoint = "exported",

@@ -1,31 +1,14 @@
 """`vitdistill mae`: pre-train a teacher by masked image modelling."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitdistill.data.images.augment import Augment
-from vitdistill.errors import UserError
-from vitdistill.files import FULL
-from vitdistill.runs.read import find_run
-from vitdistill.verbs.arguments import Positions, Student, is_fresh, masked_modelling
+from vitdistill.verbs.arguments import Positions, Student, masked_modelling
+from vitdistill.verbs.initial import check_heads, check_init, full_file
 from vitdistill.verbs.job import Job, trains
 
 if TYPE_CHECKING:
     from vitdistill.methods.method import Method
-
-
-def _check_init(values: dict[str, Any]) -> dict[str, Any]:
-    """Refuse weights that `--init` would overrule, and a decoder whose weights fit though its heads are others."""
-    init, student = values["init"], values["student"]
-    if init is not None:
-        if isinstance(student, str) and not is_fresh(student):
-            remedy = "Name the architecture alone, or leave --init out"
-            raise UserError("--init replaces the weights that --student brings", student, remedy)
-        run = find_run(_full_file(init).parent)
-        if run is not None and _full_file(init).name == FULL:
-            asked = values["decoder_heads"]
-            _check_heads(init, "decoder_heads", asked, run.config.get("decoder_heads", asked))
-    return {}
 
 
 @trains(
@@ -33,7 +16,7 @@ def _check_init(values: dict[str, Any]) -> dict[str, Any]:
     epochs=800,
     augment=Augment(recipe="pretrain"),
     optim=masked_modelling(warmup_epochs=40),
-    resolve=_check_init,
+    resolve=check_init,
 )
 def mae(
     job: Job, *, student: Student, init: str | None = None, positions: Positions = "sincos", **options: Any
@@ -58,18 +41,7 @@ def mae(
     encoder = job.pretraining_student(student, positions=positions)
     method = MAE(encoder, **options)
     if init is not None and job.rebuilding is None:
-        method.load_full(_full_file(init))
+        method.load_full(full_file(init))
         heads = head_count(method.student, 0)  # the weights' own, whatever was asked for
-        _check_heads(init, "student_args.num_heads", (student.student_args or {}).get("num_heads", heads), heads)
+        check_heads(init, "student_args.num_heads", (student.student_args or {}).get("num_heads", heads), heads)
     return method
-
-
-def _full_file(spec: str) -> Path:
-    """The file with encoder and decoder that `--init` names."""
-    folder = Path(spec)
-    return folder / FULL if folder.is_dir() else folder
-
-
-def _check_heads(init: str, option: str, asked: int, trained: int) -> None:
-    if asked != trained:
-        raise UserError(f"{init} was trained with {trained} heads", f"--{option} {asked}", f"Use --{option} {trained}")

@@ -83,7 +83,7 @@ def masks(
             student,
             normalised(batch, student),
             ended.count(1.0, student.grid.count),
-            layer=student.block_index(layer if layer is not None else own.get("saliency_layer", "last")),
+            layer=layer if layer is not None else own.get("saliency_layer", "last"),
             kind=saliency or own.get("saliency", "cls"),
             order=own.get("order", "top"),
         )

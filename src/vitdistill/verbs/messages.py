@@ -38,7 +38,8 @@ def refusal(message: str, verb: str) -> UserError:
         return UserError(f"There is no option {name}", remedy=f"Did you mean {' or '.join(close)}?" if close else "")
     if missing := _MISSING.search(text):
         names = [f"--{name.strip()}" for name in (missing["names"] or missing["name"]).split(",")]
-        return UserError(f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} required")
+        words = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+        return UserError(f"{words} {'is' if len(names) == 1 else 'are'} required")
     if no_value := _NO_VALUE.search(text):
         return UserError(f"{no_value['option']} needs a value")
     if refused := _GROUP.search(text) or _REFUSED.search(text):

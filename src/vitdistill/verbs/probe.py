@@ -6,10 +6,11 @@ from typing import Any, Literal
 from vitdistill.evaluation.features import Pool, extract, pooling_of
 from vitdistill.evaluation.linear import LEARNING_RATES, check_options, linear_probe
 from vitdistill.evaluation.loading import Checkpoint, Reader, open_subject
+from vitdistill.models.names import ModelName
 
 
 def probe(
-    model: str,
+    model: ModelName,
     *,
     data: str | None = None,
     checkpoint: Checkpoint = "exported",

@@ -7,22 +7,18 @@ exist is (dataclasses of options, functions that check a value), which is why th
 
 import ast
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import cache
-from importlib import import_module
-from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, ForwardRef, Union, get_args, get_origin
 
-import vitdistill
 from vitdistill.verbs.arguments import Flat, Training
+from vitdistill.verbs.source import OnlyInPython, Source, arguments_in, names_of
 from vitdistill.verbs.table import module_of
 
-ROOT = Path(vitdistill.__file__).parent
 REQUIRED = inspect.Parameter.empty
 DECORATOR = "trains"
-PRESENT = {"dataclasses", "functools", "pathlib", "collections.abc", "types", "typing"}  # modules with types of options
 
 
 @dataclass(frozen=True)
@@ -46,22 +42,6 @@ class Option:
     positional: bool = False
     checks: tuple[Any, ...] = ()
     handed_on: bool = False
-
-
-class _Nothing(type):
-    """Attributes and parts of a type that is not there are not there either."""
-
-    def __getattr__(cls, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return cls
-
-    def __getitem__(cls, item: object) -> Any:
-        return cls
-
-
-class OnlyInPython(metaclass=_Nothing):
-    """Stands for a type of which no value can be written as text, such as a network."""
 
 
 @cache
@@ -116,98 +96,33 @@ def documentation(verb: str) -> str:
     return f"{before.rstrip()}\n\nArgs:\n{lines}{behind}\n"
 
 
-def without_modules(hint: Any) -> Any:
-    """A type as the command line sees it: where Python takes objects, text names them."""
-    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    kept = [member for member in members if member is not OnlyInPython and not isinstance(member, ForwardRef)]
-    plain = [member for member in kept if not is_dataclass(member) and member is not type(None)]
-    if plain:  # a dataclass beside text is what that text is parsed into
+def text_type(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """A type as the command line sees it, and the functions in it that check a value.
+
+    Where Python takes objects, text names them; where text is parsed into a dataclass, it is the text that is given.
+    """
+    checks: tuple[Any, ...] = ()
+    kept = []
+    for member in _members(hint):
+        if get_origin(member) is Annotated:
+            member, *found = get_args(member)
+            checks += tuple(found)
+        kept += [each for each in _members(member) if not _only_in_python(each)]
+    if any(not is_dataclass(member) and member is not NoneType for member in kept):
         kept = [member for member in kept if not is_dataclass(member)]
-    return Union[tuple(kept)] if kept else OnlyInPython  # noqa: UP007  # built at run time
+    return Union[tuple(kept)] if kept else OnlyInPython, checks  # noqa: UP007  # built at run time
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _only_in_python(hint: Any) -> bool:
+    of_torch = inspect.isclass(hint) and hint.__module__.startswith("torch")
+    return hint is OnlyInPython or isinstance(hint, ForwardRef) or of_torch
 
 
 # --- reading source ----------------------------------------------------------------------------------------------
-
-
-class Source(Mapping[str, Any]):
-    """The names at the top of a module, resolved without running it."""
-
-    def __init__(self, module: str) -> None:
-        path = ROOT.parent.joinpath(*module.split("."))
-        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        self.module, self.file = module, str(file)
-        self._nodes = dict(_names(ast.parse(file.read_text(encoding="utf-8")).body))
-
-    @classmethod
-    @cache
-    def of(cls, module: str) -> "Source":
-        return cls(module)
-
-    def definition(self, name: str) -> ast.stmt:
-        """The statement that binds a name, in this module or in that from which it is imported."""
-        node = self._nodes[name]
-        if isinstance(node, ast.ImportFrom):
-            return Source.of(node.module or "").definition(_original(node, name))
-        return node
-
-    def home(self, name: str) -> "Source":
-        """The module in which a name is defined."""
-        node = self._nodes[name]
-        return Source.of(node.module or "").home(_original(node, name)) if isinstance(node, ast.ImportFrom) else self
-
-    def evaluate(self, node: ast.expr) -> Any:
-        """The value of an expression of this module."""
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and getattr(node, "is_annotation", False):
-            node = ast.parse(node.value, mode="eval").body
-        return eval(compile(ast.Expression(node), self.file, "eval"), {}, self)
-
-    def annotation(self, node: ast.expr | None) -> Any:
-        """The type that an annotation names."""
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            node = ast.parse(node.value, mode="eval").body
-        return Any if node is None else self.evaluate(node)
-
-    def __getitem__(self, name: str) -> Any:
-        node = self._nodes[name]  # a KeyError sends Python on to the builtins
-        match node:
-            case ast.ImportFrom(module=module):
-                if module in PRESENT:
-                    return getattr(import_module(str(module)), _original(node, name))
-                if str(module).startswith("vitdistill"):
-                    return Source.of(str(module))[_original(node, name)]
-                return OnlyInPython
-            case ast.Assign(value=value) | ast.AnnAssign(value=ast.expr() as value):
-                return self.evaluate(value)
-            case ast.ClassDef() if any("dataclass" in ast.unparse(each) for each in node.decorator_list):
-                return getattr(import_module(self.module), name)
-            case ast.FunctionDef():
-                return getattr(import_module(self.module), name)
-        return OnlyInPython
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._nodes)
-
-    def __len__(self) -> int:
-        return len(self._nodes)
-
-
-def _names(statements: list[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
-    """Each name that is bound, with the statement that does it; those under `if TYPE_CHECKING` as well."""
-    for statement in statements:
-        match statement:
-            case ast.Import(names=names) | ast.ImportFrom(names=names):
-                yield from ((alias.asname or alias.name, statement) for alias in names)
-            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
-                yield name, statement
-            case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
-                yield name, statement
-            case ast.If(body=body):
-                yield from _names(body)
-
-
-def _original(node: ast.ImportFrom, name: str) -> str:
-    """The name in the module from which it is imported."""
-    return next(alias.name for alias in node.names if (alias.asname or alias.name) == name)
 
 
 def _decorator(function: ast.FunctionDef) -> ast.Call | None:
@@ -239,20 +154,13 @@ def _parameters(source: Source, function: ast.FunctionDef, skip: int = 0) -> Ite
 
 
 def _option(name: str, hint: Any, default: Any, text: str, positional: bool = False) -> Option:
-    """An option, with the checks that its type carries taken out of it."""
-    checks: tuple[Any, ...] = ()
-    members = []
-    for member in get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,):
-        if get_origin(member) is Annotated:
-            member, *found = get_args(member)
-            checks += tuple(found)
-        members.append(member)
-    return Option(name, without_modules(Union[tuple(members)]), default, text, positional, checks)  # noqa: UP007
+    read, checks = text_type(hint)
+    return Option(name, read, default, text, positional, checks)
 
 
 def _followed(source: Source, function: ast.FunctionDef, keywords: str) -> Iterator[Option]:
     """The options of the class to which a function hands its `**keywords`, and of those to which that one hands its."""
-    imported = dict(_names(function.body))
+    imported = dict(names_of(function.body))
     for node in ast.walk(function):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
             continue
@@ -286,21 +194,3 @@ def _fields(cls: type[Any]) -> Iterator[Option]:
     for each in fields(cls):
         default = each.default if each.default is not MISSING else REQUIRED
         yield _option(each.name, each.type, default, texts.get(each.name, ""))
-
-
-def arguments_in(docstring: str) -> dict[str, str]:
-    """What the section `Args:` of a docstring says of each argument, in one line each."""
-    lines = docstring.splitlines()
-    if "Args:" not in lines:
-        return {}
-    texts: dict[str, str] = {}
-    name = ""
-    for line in lines[lines.index("Args:") + 1 :]:
-        if line and not line.startswith(" "):
-            break
-        if line.startswith("    ") and not line.startswith("     "):
-            name, _, text = line.strip().partition(": ")
-            texts[name.removesuffix(":")] = text
-        elif line.strip():
-            texts[name] += f" {line.strip()}"
-    return texts

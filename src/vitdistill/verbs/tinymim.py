@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdistill.data.images.augment import Augment
 from vitdistill.verbs.arguments import Model, Positions, Published, TeacherOptions, masked_modelling
+from vitdistill.verbs.checks import refuse_argument
 from vitdistill.verbs.job import Job, trains
 from vitdistill.verbs.needs import needs
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         needs("feature residual", target="features"),
         needs("pixel_decoder", pixels=True),
     ),
+    resolve=lambda values: refuse_argument(values, "student_args", "drop_path_rate", "--drop_path"),
 )
 def tinymim(
     job: Job,
@@ -47,7 +49,6 @@ def tinymim(
     from vitdistill.methods.tinymim import TinyMIM
     from vitdistill.models.surgery.drop_path import constant_but_last, drop_path_rates, set_drop_path
 
-    job.refuse_argument("student_args", "drop_path_rate", "--drop_path")
     body = job.pretraining_student(student, positions=positions)
     frozen = job.teacher(teacher, body, args=teachers.teacher_args)
     set_drop_path(body, constant_but_last(student.drop_path, len(drop_path_rates(body))))

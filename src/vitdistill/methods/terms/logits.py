@@ -1,5 +1,7 @@
 """Class scores of a teacher (MaskedKD, Eq. 1; Hinton et al., 2015; DeiT, Eq. 3)."""
 
+from typing import ClassVar
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -19,6 +21,8 @@ class Logits(Term):
     Example:
         >>> Distillation(student, teacher, [Logits(tau=4.0)], task=Classification(1000))
     """
+
+    compares_predictions: ClassVar[bool] = True
 
     def __init__(self, *, tau: float = 1.0, distillation: str = "soft") -> None:
         """

@@ -7,6 +7,7 @@ line, write a frozen dataclass of its options with a method `build(student, teac
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -26,9 +27,11 @@ class Term(nn.Module, ABC):
 
     Attributes:
         weights: of its losses, by the names that `forward` gives them; 1 where a name is missing.
+        compares_predictions: whether the teacher must predict what the student does.
     """
 
     weights: dict[str, float]
+    compares_predictions: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vitdistill.errors import UserError, near
 from vitdistill.models.families.vit import ViT
+from vitdistill.models.names import VIDEO
 from vitdistill.models.network import Network
 from vitdistill.tokens.positions import TABLES
 from vitdistill.types import InputSpec, TokenGrid
@@ -166,7 +167,6 @@ def check_video(network: Network, role: str) -> VideoViT:
     return network
 
 
-VIDEO = "video_vit_"  # what the names of the registered architectures begin with
 SIZES = {
     "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
     "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},

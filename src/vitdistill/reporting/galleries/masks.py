@@ -71,7 +71,7 @@ def masks_of(
     images: Float[Tensor, "b 3 height width"],
     keep: int | float | str,
     *,
-    layer: int = -1,
+    layer: int | str = "last",
     kind: SaliencyKind = "cls",
     grid: TokenGrid | None = None,
     order: Literal["top", "bottom"] = "top",
@@ -82,12 +82,13 @@ def masks_of(
         backbone: the student.
         images: normalised with its statistics.
         keep: count or fraction of the patches of `grid`.
-        layer: block whose attention ranks them.
+        layer: block whose attention ranks them: first, middle, last, or its number.
         kind: attention of the class token, or received from all patches.
         grid: the grid to select in; by default the student's own.
         order: keep the highest ranked patches, or the lowest.
     """
     backbone.eval()
+    layer = backbone.block_index(layer)
     capture = replace(backbone.saliency_capture(layer, kind), head=False)
     grid = grid or backbone.grid
     scores = torch.cat(
@@ -224,7 +225,7 @@ def run_columns(run: "Run", images: UInt8[Tensor, "b 3 height width"]) -> list[C
         student,
         normalised(images, student),
         count,
-        layer=student.block_index(run.setting("saliency_layer") or "last"),
+        layer=run.setting("saliency_layer") or "last",
         kind=run.setting("saliency") or "cls",
         grid=grid,
         order=run.setting("order") or "top",

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from vitdistill.files import FULL
 from vitdistill.reporting.galleries.masks import dim_dropped, normalised, some_images
 
 if TYPE_CHECKING:
@@ -42,8 +43,9 @@ def reconstructions(run: "Run", count: int = IMAGES) -> Reconstructions:
     from vitdistill.methods.mae import MAE
     from vitdistill.tokens.masking import random_mask
 
-    method = run.method()
+    method = run.method(heads=False)
     assert isinstance(method, MAE)
+    method.load_full(run.path / FULL)
     student = method.student
     images = some_images(run.source(labels=False), [], student.input.size, count)
     with torch.random.fork_rng(devices=[]):

@@ -78,7 +78,7 @@ def token_relations(run: "Run", count: int = IMAGES) -> TokenRelations:
 
     if not run.config.get("teacher"):
         raise UserError("The run must say which teacher it had")
-    method = run.method()
+    method = run.method(heads=False)
     assert isinstance(method, TinyMIM)
     student, teacher = method.student, method.teacher
     own_block, other_block = method.blocks

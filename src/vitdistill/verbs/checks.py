@@ -1,0 +1,73 @@
+"""What a training verb refuses before torch is imported: what the values of its options show by themselves."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import is_dataclass
+from typing import Any
+
+from vitdistill.data.open import check_there
+from vitdistill.errors import UserError, refuse_without_effect
+from vitdistill.training.settings import out_of_range
+from vitdistill.verbs.needs import Needs
+from vitdistill.verbs.signatures import options_of
+
+
+def check(verb: str, values: Mapping[str, Any], needs: Iterable[Needs], *, labels: bool) -> None:
+    """Refuse what the values alone show to be wrong.
+
+    Raises:
+        UserError: with the option, the value and the remedy.
+    """
+    options = options_of(verb)
+    for name, option in options.items():
+        if is_dataclass(option.type) and not is_dataclass(values[name]):
+            group = getattr(option.type, "__name__", "")
+            raise UserError(f"{name} must be a vitdistill.{group}", f"a {type(values[name]).__name__}")
+        if isinstance(values[name], str | int | float):
+            for refuse in option.checks:
+                refuse(values[name])
+    refuse_unused(verb, values, needs)
+    if broken := out_of_range(values["epochs"], values["batch_size"], values["optim"], values["loader"]):
+        raise UserError("; ".join(broken))
+    values["augment"].resolved()
+    if not labels:
+        _refuse_what_needs_labels(values["augment"])
+    if isinstance(values["data"], str):
+        check_there(values["data"])
+
+
+def refuse_unused(verb: str, values: Mapping[str, Any], needs: Iterable[Needs]) -> None:
+    """Refuse options whose values differ from their defaults where nothing reads them.
+
+    Raises:
+        UserError: with what they need.
+    """
+    defaults = {name: option.default for name, option in options_of(verb).items()}
+    for each in needs:
+        if not each.met(values):
+            refuse_without_effect(values, defaults, each.options, f"unless {each.words}")
+
+
+def refuse_argument(values: Mapping[str, Any], group: str, name: str, option: str) -> dict[str, Any]:
+    """Refuse an argument of the architecture that an option of ours sets.
+
+    Returns:
+        Nothing to fill in, for `resolve`.
+
+    Raises:
+        UserError: such as "--student_args.drop_path_rate is set by --drop_path".
+    """
+    if name in (values[group] or {}):
+        raise UserError(f"--{group}.{name} is set by {option}", values[group][name], f"Use {option}")
+    return {}
+
+
+def _refuse_what_needs_labels(augment: Any) -> None:
+    if augment.mixes:
+        raise UserError(
+            "Only labelled images can be mixed",
+            f"the recipe {augment.recipe!r}",
+            "Choose --augment.recipe pretrain, or turn it off with --augment.mixup 0 --augment.cutmix 0",
+        )
+    names = ("mixup", "cutmix", "smoothing", "mixup_prob")
+    given = {f"augment.{name}": getattr(augment, name) or None for name in names}
+    refuse_without_effect(given, {}, given, "in training without labels")
