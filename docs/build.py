@@ -20,7 +20,7 @@ ORDER = (
     "maskedkd",
     "tinymim",
     "video",
-    "detection",
+    "actions",
     "mae",
     "evaluation",
     "data",

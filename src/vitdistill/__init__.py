@@ -23,13 +23,15 @@ _LAZY = {
     "FeatureDecoder": "vitdistill.methods.options",
     "MaskedModelling": "vitdistill.methods.masked_modelling",
     "Supervised": "vitdistill.methods.supervised",
-    "Detection": "vitdistill.methods.detection",
+    "Task": "vitdistill.tasks.task",
+    "Classification": "vitdistill.tasks.classification",
+    "Actions": "vitdistill.tasks.actions",
+    "ActionFiles": "vitdistill.data.actions.files",
     "Teacher": "vitdistill.models.teacher",
     "Method": "vitdistill.methods.method",
     "Distillation": "vitdistill.methods.distillation",
     "Lesson": "vitdistill.methods.distillation",
     "Term": "vitdistill.methods.terms.term",
-    "Classification": "vitdistill.tasks.classification",
     "Criterion": "vitdistill.methods.selection.criterion",
     "Augment": "vitdistill.data.images.augment",
     "Optim": "vitdistill.training.settings",
@@ -43,6 +45,7 @@ _LAZY = {
 __all__ = sorted(_LAZY)
 
 if TYPE_CHECKING:
+    from vitdistill.data.actions.files import ActionFiles
     from vitdistill.data.images.augment import Augment
     from vitdistill.errors import UserError
     from vitdistill.methods.distillation import Distillation, Lesson
@@ -59,7 +62,9 @@ if TYPE_CHECKING:
     from vitdistill.methods.videomae import VideoMAE
     from vitdistill.models.build import build
     from vitdistill.models.teacher import Teacher
+    from vitdistill.tasks.actions import Actions
     from vitdistill.tasks.classification import Classification
+    from vitdistill.tasks.task import Task
     from vitdistill.tokens.saliency import cls_attention
     from vitdistill.tokens.select import top_k
     from vitdistill.training.settings import Loader, Optim

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from vitdistill.data import Augment, DataSource, Samples, ViewOptions, open_source
-from vitdistill.data.actions.annotations import Annotations, open_annotations
-from vitdistill.data.actions.key_frames import Movies
+from vitdistill.data.actions.annotations import open_actions
+from vitdistill.data.actions.files import ActionFiles
 from vitdistill.data.clips.files import video_files
 from vitdistill.data.clips.video import Video
 from vitdistill.data.loader import CorruptLog, default_workers, make_loader
@@ -86,8 +86,8 @@ def key_frames(folder: Path) -> DataSource:
         frames(folder / "videos" / name)
     (folder / "train.csv").write_text("a,1,0,0,0.5,1,1,0\na,2,0,0,1,1,2,0\nb,1,0,0,1,1,2,0\n")
     (folder / "val.csv").write_text("b,2,0,0,0.5,1,1,0\nb,2,0.5,0,1,1,2,1\nb,3,0,0,1,1,2,0\n")
-    files = Annotations(train=str(folder / "train.csv"), val=str(folder / "val.csv"))
-    return open_annotations(files, Movies(folder / "videos", frame_rate=4)).source("actions")
+    files = ActionFiles(train=str(folder / "train.csv"), val=str(folder / "val.csv"), frame_rate=4.0)
+    return open_actions(folder / "videos", files).source("actions")
 
 
 SOURCES: dict[str, Callable[[Path], DataSource]] = {
@@ -191,7 +191,7 @@ def test_options_that_would_change_nothing_are_refused(samples: Samples) -> None
         if spec.frames is None:
             for options in ({"stride": 2}, {"sampling": "uniform"}, {"clips": 2}, {"crops": 3}):
                 name = "clips" if "crops" in options else next(iter(options))
-                with pytest.raises(UserError, match=rf"--{name} \(networks over clips\)"):
+                with pytest.raises(UserError, match=rf"--{name} has no effect with a network over single images"):
                     samples.transform(spec, ViewOptions(augment=Augment(recipe="none"), **options), train=False)
         else:
             with pytest.raises(UserError, match=r"--crop_pct"):
@@ -209,7 +209,7 @@ def test_key_frames_need_a_network_over_clips(tmp_path: Path) -> None:
     samples = key_frames(tmp_path).train
     with pytest.raises(UserError, match="Key frames need a network over clips"):
         samples.transform(SPECS["images"], PLAIN, train=True)
-    with pytest.raises(UserError, match=r"--sampling \(videos with a label each\)"):
+    with pytest.raises(UserError, match="--sampling has no effect on key frames"):
         samples.transform(SPECS["clips"], ViewOptions(augment=PLAIN.augment, sampling="uniform"), train=True)
 
 

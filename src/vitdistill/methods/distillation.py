@@ -65,8 +65,7 @@ class Distillation(Method):
         self.terms = nn.ModuleList(term for lesson in self.lessons for term in lesson.terms)
         self.selector = selector or Selector()
         self.weights = {name: weight for term in self.terms for name, weight in term.weights.items()}  # type: ignore[union-attr,operator]
-        if task is not None:
-            self.weights[task.loss_name] = task_weight
+        self.task_weight = task_weight
         for teacher, _ in self.lessons:
             self.selector.check(self.student, teacher)
 
@@ -95,8 +94,10 @@ class Distillation(Method):
             kept = kept if keep is None else keep
 
         # Labels, or whatever else the method learns without a teacher.
-        losses |= self.own_losses(inputs, student, targets)
-        loss = torch.stack([self.weights.get(name, 1.0) * value for name, value in losses.items()]).sum()
+        own = self.own_losses(inputs, student, targets)
+        losses |= own
+        weights = self.weights if self.task is None else {**self.weights, **dict.fromkeys(own, self.task_weight)}
+        loss = torch.stack([weights.get(name, 1.0) * value for name, value in losses.items()]).sum()
         parts = {name: value.detach() for name, value in losses.items()}
         prediction = None if self.task is None else student.prediction  # without labels its head learns nothing
         return Step(loss, parts, prediction, kept, scores)
@@ -112,7 +113,7 @@ class Distillation(Method):
         if self.task is None:
             return {}
         assert targets is not None, "a method with a task needs targets"
-        return {self.task.loss_name: self.task.loss(student, targets)}
+        return self.task.loss(self.task.read(self.student, student, targets), targets)
 
     # --- what it runs --------------------
 

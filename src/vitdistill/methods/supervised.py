@@ -1,5 +1,6 @@
 """Training without a teacher."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -24,15 +25,21 @@ class Supervised(Method):
         """
         Args:
             student: the network to train.
-            task: what the labels mean; by default classification.
+            task: what the labels mean; None is classification into the student's classes, without smoothing.
+
+        Raises:
+            UserError: when the network cannot be trained for the task.
         """
         network = as_network(student)
-        super().__init__(network, task or Classification(network.num_classes))
+        goal = task or Classification(network.num_classes)
+        goal.check(network)
+        super().__init__(network, goal)
 
     def forward(
         self, inputs: Float[Tensor, "b ch *pixels"], targets: Tensor | None = None, progress: float = 0.0
     ) -> Step:
         assert targets is not None
-        output = self.student(inputs)
-        loss = self.task.loss(output, targets)
-        return Step(loss, {self.task.loss_name: loss.detach()}, output.prediction)
+        prediction = self.task.predict(self.student, inputs, targets)
+        losses = self.task.loss(prediction, targets)
+        parts = {name: value.detach() for name, value in losses.items()}
+        return Step(torch.stack(list(losses.values())).sum(), parts, prediction)

@@ -61,10 +61,11 @@ class TrainingModule(pl.LightningModule):
         self._ema: list[ModelEmaV3] = []  # in a list, so that it is no submodule
         self._ema_state: dict[str, Tensor] | None = None
         self._ema_steps = 0
-        scored = ("val", "ema") if method.task is not None else ()
         # Every metric by itself: metrics that agree in the first batch would be taken for one.
         self._metrics = nn.ModuleDict(
-            {name: MetricCollection(dict(method.metrics()), compute_groups=False) for name in scored}
+            {name: MetricCollection(dict(method.task.metrics()), compute_groups=False) for name in ("val", "ema")}
+            if method.task is not None
+            else {}
         )
         self._val_row: dict[str, float] = {}
         self._val_sum = torch.zeros(2, dtype=torch.float64)  # loss, images; this process
@@ -108,10 +109,9 @@ class TrainingModule(pl.LightningModule):
         step = self.method(images, targets, self.progress(batch_idx))
         self._note(step.loss, batch_idx)
         values = {"train/loss": step.loss.detach(), **{f"train/{name}": value for name, value in step.terms.items()}}
-        if step.teacher_prediction is not None:
-            assert targets is not None  # where a teacher has class scores, there are labels
-            hits = step.teacher_prediction.argmax(dim=-1) == (targets if targets.ndim == 1 else targets.argmax(dim=-1))
-            values["teacher/top1"] = 100 * hits.float().mean()
+        if step.teacher_prediction is not None and self.method.task is not None and targets is not None:
+            hits = self.method.task.hits(step.teacher_prediction, targets)
+            values |= {f"teacher/{name}": 100 * share for name, share in hits.items()}
         for name, value in {**values, "batches": torch.ones_like(step.loss.detach())}.items():
             self._sums[name] = self._sums[name] + value.to(self._wide) if name in self._sums else value.to(self._wide)
         return step.loss
@@ -204,7 +204,7 @@ class TrainingModule(pl.LightningModule):
         if (count := len(batch.index)) == 0:
             return
         images = self._on_device.eval(batch.images)
-        if not self.method.uses_labels:
+        if (task := self.method.task) is None:
             # The same masks in every epoch, so that epochs can be compared.
             seed_everything_at(self.settings.seed, "validation", batch_idx, self.global_rank)
             with self._off_the_clock():
@@ -212,8 +212,8 @@ class TrainingModule(pl.LightningModule):
             self._note_val_loss(loss * count, count)
             return
         assert isinstance(images, Tensor) and batch.targets is not None  # one view of labelled data
-        predictions = self.method.predict(self.method.student, images, batch.targets)
-        loss_of_batch = self.method.validation_loss(predictions, batch.targets)
+        predictions = task.predict(self.method.student, images, batch.targets)
+        loss_of_batch = task.validation_loss(predictions, batch.targets)
         if loss_of_batch is not None:
             self._note_val_loss(loss_of_batch, count)
         known = {"target": batch.targets, "index": batch.index}
@@ -221,7 +221,7 @@ class TrainingModule(pl.LightningModule):
         if self._ema:
             average = as_network(self._ema[0].module)
             self._metrics["ema"].update(  # type: ignore[operator]
-                preds=self.method.predict(average, images, batch.targets), **known
+                preds=task.predict(average, images, batch.targets), **known
             )
 
     @contextmanager

@@ -99,6 +99,10 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
         versions=versions(),
         seed=settings.seed,
         epochs=settings.epochs,
+        # What the columns of the metrics are called, which of them counts, and whether it has a binomial error.
+        metrics={} if method.task is None else method.task.columns,
+        score=None if method.task is None else method.task.score,
+        score_per_sample=method.task is not None and method.task.per_sample,
     )
     if settings.compile:
         for backbone in (method.student, *(teacher.network for teacher in method.teachers)):
@@ -144,7 +148,7 @@ def _warn_about_warmup(settings: Settings) -> None:
 def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: Settings) -> _Parts:
     spec = method.student.input
     views = ViewOptions(
-        augment=settings.augment, stride=settings.stride, sampling=settings.sampling, labels=method.uses_labels
+        augment=settings.augment, stride=settings.stride, sampling=settings.sampling, labels=method.task is not None
     )
     source.train.check(spec, views)
     train_transform = source.train.transform(spec, views, train=True)
@@ -176,7 +180,7 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
     module = TrainingModule(
         method, settings, on_device, sampler, corrupt, len(source.train) + len(source.val), global_batch
     )
-    bar = ProgressBar(settings.batch_size * world, f"{source.train.word}s")
+    bar = ProgressBar(settings.batch_size * world, f"{source.train.word}s", method.task)
     if trainer.is_global_zero:
         module.listeners += [run.add_row, bar.on_row]
     callbacks = [_Timing(), bar, StopBetweenSteps(run.last), SaveCheckpoints(run.checkpoints)]
@@ -264,7 +268,7 @@ class _Timing(pl.Callback):
 
 def _write_record(method: Method, source: DataSource, run: RunDirectory) -> None:
     """student.json, at the start: checkpoints can be read with it before the run is over."""
-    record = replace(record_of(method.student.net), classes=list(source.classes) if method.uses_labels else [])
+    record = replace(record_of(method.student.net), classes=list(source.classes) if method.task is not None else [])
     record.mean, record.std = list(method.student.input.mean), list(method.student.input.std)
     record.write(run.path)
 
@@ -277,15 +281,19 @@ def _results(parts: _Parts, source: DataSource, run: RunDirectory, seconds: floa
     before = run.read_info().get("seconds") or 0.0
     result: dict[str, Any] = {"seconds": round(before + seconds, 2)}
     if rows:
+        columns = () if method.task is None else tuple(method.task.columns)
         last = {name: float(value) for name, value in rows[-1].items()}
-        best, average = f"best_{method.score}", f"ema/{method.score}"
         saves = next(c for c in parts.trainer.callbacks if isinstance(c, SaveCheckpoints))  # type: ignore[attr-defined]
         result["accuracy"] = {
-            **{name: round(last[f"val/{name}"], 4) for name in (*_measured(parts), "loss") if f"val/{name}" in last},
+            **{name: round(last[f"val/{name}"], 4) for name in (*columns, "loss") if f"val/{name}" in last},
             **_best_loss(method, rows),
-            **({best: round(saves.best, 4), "best_epoch": saves.best_epoch} if saves.best_epoch >= 0 else {}),
-            **({f"ema_{method.score}": round(last[average], 4)} if average in last else {}),
         }
+        if method.task is not None:
+            score = method.task.score
+            if saves.best_epoch >= 0:
+                result["accuracy"] |= {f"best_{score}": round(saves.best, 4), "best_epoch": saves.best_epoch}
+            if f"ema/{score}" in last:
+                result["accuracy"][f"ema_{score}"] = round(last[f"ema/{score}"], 4)
     result |= cost_of(
         method,
         epochs=settings.epochs,
@@ -302,15 +310,10 @@ def _results(parts: _Parts, source: DataSource, run: RunDirectory, seconds: floa
     return result
 
 
-def _measured(parts: _Parts) -> list[str]:
-    """What validation measures besides the loss."""
-    return list(parts.module.method.metrics()) if parts.module.method.uses_labels else []
-
-
 def _best_loss(method: Method, rows: list[dict[str, str]]) -> dict[str, float]:
     """Lowest validation loss of a run without labels; nothing where no epoch was validated."""
     losses = [float(row["val/loss"]) for row in rows if "val/loss" in row]
-    return {"best_loss": min(losses)} if losses and not method.uses_labels else {}
+    return {"best_loss": min(losses)} if losses and method.task is None else {}
 
 
 def _peak_memory_gib(device: torch.device) -> float:
@@ -337,7 +340,7 @@ def _export(method: Method, run: RunDirectory) -> None:
     content, record = read_checkpoint(run.last), ModelRecord.read(run.path)
     export_weights(student_weights(content["state_dict"]), run.path / WEIGHTS, record)
     state = {name.removeprefix("method."): value for name, value in content["state_dict"].items()}
-    for name, weights in method.exports(state).items():
+    for name, weights in method.artifacts(state).items():
         export_weights(weights, run.path / name, record)
         run.wrote(name)
     if content["vitdistill"]["ema"] is not None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vitdistill.models.network import Network
     from vitdistill.models.teacher import Teacher
     from vitdistill.runs.read import Run
+    from vitdistill.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ def trains(
     labels: bool = True,
     needs: Iterable[Needs] = (),
     resolve: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    finish: "Callable[[Job, RunDirectory, dict[str, Any]], dict[str, Any]] | None" = None,
     **defaults: Any,
 ) -> Callable[[Callable[..., Any]], Callable[..., dict[str, Any]]]:
     """Make a training verb of a function that takes a `Job` and returns the method to train.
@@ -44,6 +46,7 @@ def trains(
         labels: False where training ignores labels: any folder of images will do, and what needs labels is refused.
         needs: which options have an effect only beside others.
         resolve: checks the values further and returns those that it fills in, before they are recorded.
+        finish: what the first process does after training, before the report; returns the content of run.json.
         defaults: of shared options, where they differ from those in `arguments.py`.
 
     Example:
@@ -63,7 +66,7 @@ def trains(
             check(verb, values, needs, labels=labels)
             if resolve is not None:
                 values |= resolve(values)
-            return _train(verb, function, values, labels=labels)
+            return _train(verb, function, values, labels=labels, finish=finish)
 
         def rebuild(run: "Run") -> "Method":
             """The method of a run, with its student as the run left it and all else as it began."""
@@ -86,17 +89,19 @@ def _recorded(verb: str, run: "Run") -> dict[str, Any]:
     return parse_config(verb, required | {name: run.config[name] for name in options if name in run.config})
 
 
-def _train(verb: str, function: Callable[..., Any], values: dict[str, Any], *, labels: bool) -> dict[str, Any]:
+def _train(
+    verb: str, function: Callable[..., Any], values: dict[str, Any], *, labels: bool, finish: Callable[..., Any] | None
+) -> dict[str, Any]:
     resume, overwrite = values["resume"], values["overwrite"]
     config = {name: plain(_named(value)) for name, value in values.items() if name not in ("resume", "overwrite")}
     run = RunDirectory.prepare(values["out"], verb, config, resume=resume, overwrite=overwrite)
 
-    from vitdistill.data.open import open_source
     from vitdistill.data.order import seed_everything_at
 
-    source = open_source(values["data"], labels=labels)
+    source, task = _opened(values, labels=labels)
     seed_everything_at(values["seed"], "initialisation")
-    method = _call(function, Job(verb, values, source))
+    job = Job(verb, values, source, task)
+    method = _call(function, job)
 
     from vitdistill.training.train import train
     from vitdistill.verbs.common import settings_of
@@ -104,8 +109,20 @@ def _train(verb: str, function: Callable[..., Any], values: dict[str, Any], *, l
     settings = settings_of(values, options_of(verb)["optim"].default)
     info = train(method, source, run, settings, resume=resume)
     if is_first_process():
+        info = info if finish is None else finish(job, run, info)
         write_report(run)
     return info
+
+
+def _opened(values: dict[str, Any], *, labels: bool) -> "tuple[DataSource, Task | None]":
+    """The data, and where there are labels the task on it. A task's own group of options has its name."""
+    from vitdistill.data.open import open_source
+    from vitdistill.tasks import task_class
+
+    if not labels:
+        return open_source(values["data"], labels=False), None
+    name = values.get("task", "classification")
+    return task_class(name).open(values["data"], augment=values["augment"], files=values.get(name))
 
 
 def _named(value: Any) -> Any:
@@ -150,18 +167,32 @@ class Job:
         verb: its name.
         values: of all options, by name.
         source: the data; None where a finished run's method is built again.
+        labelled: what its labels mean; None where they are ignored.
         rebuilding: the run whose method is built again: its student is then the run's, and nothing is trained.
     """
 
     verb: str
     values: dict[str, Any]
     source: "DataSource | None" = None
+    labelled: "Task | None" = None
     rebuilding: "Run | None" = None
 
     @property
     def data(self) -> "DataSource":
         assert self.source is not None, "a run that is rebuilt opens no data"
         return self.source
+
+    @property
+    def task(self) -> "Task":
+        """What labels mean."""
+        assert self.labelled is not None, "training without labels has no task, and a run that is rebuilt no data"
+        return self.labelled
+
+    def task_of(self, network: "Network") -> "Task":
+        """The task; for a run that is rebuilt, classification into the network's classes."""
+        from vitdistill.tasks.classification import Classification
+
+        return self.labelled or Classification(network.num_classes, smoothing=self.smoothing)
 
     @property
     def smoothing(self) -> float:

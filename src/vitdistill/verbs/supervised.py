@@ -17,7 +17,6 @@ def supervised(job: Job, *, student: Published) -> "Method":
         The content of the run's run.json.
     """
     from vitdistill.methods.supervised import Supervised
-    from vitdistill.tasks.classification import Classification
 
     network = job.student(student)
-    return Supervised(network, task=Classification(network.num_classes, smoothing=job.smoothing))
+    return Supervised(network, task=job.task_of(network))

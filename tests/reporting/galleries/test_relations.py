@@ -64,7 +64,7 @@ def make_mae(tmp_path: Path) -> Make:
         settings = {"mask_ratio": 0.5, "norm_pix": False, **DECODER, **config}
         method = MAE(student, **settings)
         path = write_run(tmp_path / "runs" / name, "mae", student, settings)
-        for file, weights in method.exports(method.state_dict()).items():
+        for file, weights in method.artifacts(method.state_dict()).items():
             export_weights(weights, path / file)
         return path
 

@@ -5,7 +5,6 @@ are. Most codes for AVA resize the shorter edge to 256 in place of that and keep
 positions would see other positions than it was trained with.
 """
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torchvision.transforms import functional as tvf
 from torchvision.transforms import v2
 
 from vitdistill.data.actions.ava import KeyFrameName, Rows
+from vitdistill.data.actions.files import FRAME_RATE
 from vitdistill.data.clips.decode import VideoFile
 from vitdistill.data.clips.files import EXTENSIONS
 from vitdistill.data.clips.frame_folder import FrameFolder
@@ -31,10 +31,9 @@ from vitdistill.data.clips.video import Video
 from vitdistill.data.folders import as_bytes, some
 from vitdistill.data.images.recipes import Augment
 from vitdistill.data.samples import Samples, ViewOptions
-from vitdistill.errors import UserError, refuse_unused
+from vitdistill.errors import UserError, refuse_given
 from vitdistill.types import InputSpec
 
-FRAME_RATE = 30.0  # of folders of frames, by default
 LOOKED_AT = 8  # videos whose length is compared with the last second asked of them
 
 
@@ -52,12 +51,6 @@ class Movies:
     start: float = 0.0
     frame_rate: float = FRAME_RATE
 
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.start):
-            raise UserError("--start must be a second of the movie", self.start)
-        if not (math.isfinite(self.frame_rate) and self.frame_rate > 0):
-            raise UserError("--frame_rate must be above 0", self.frame_rate)
-
     def find(self, videos: Sequence[str]) -> list[str]:
         """The path of every video.
 
@@ -65,7 +58,7 @@ class Movies:
             UserError: when the folder or a video is missing, or PyAV for one that is a file.
         """
         if not self.folder.is_dir():
-            raise UserError("--videos must be an existing folder", f"'{self.folder}'")
+            raise UserError("--data must be an existing folder of videos", f"'{self.folder}'")
         there = {_lower_ending(entry.name): entry.name for entry in os.scandir(self.folder)}
         names = [
             next((there[n] for n in (v, *(f"{v}{end}" for end in EXTENSIONS)) if n in there), None) for v in videos
@@ -81,8 +74,8 @@ class Movies:
         folders = [os.path.isdir(path) for path in paths]
         if not all(folders):
             require_av()  # here, as the loader would take its absence for unreadable files
-        own = "folders of frames; video files say their rate"
-        refuse_unused(frame_rate=(not any(folders) and self.frame_rate != FRAME_RATE, own))
+        given = not any(folders) and self.frame_rate != FRAME_RATE
+        refuse_given({"actions.frame_rate": given}, "on video files, which say their own")
         return paths
 
 
@@ -185,7 +178,7 @@ class KeyFrames(Samples):
         """Compare times with the start, and with the length of some videos."""
         if early := sorted(self._second[self._second < self.movies.start].tolist()):
             rule = f"No key frame may come before the start of the videos, {self.movies.start:g} s"
-            raise UserError(rule, f"{early[0]} s", "Set --start to the second at which they begin")
+            raise UserError(rule, f"{early[0]} s", "Set --actions.start to the second at which they begin")
         for video in range(min(LOOKED_AT, len(self._paths))):
             of_video = np.flatnonzero(self._video == video)
             last = int(of_video[self._second[of_video].argmax()])
@@ -201,7 +194,8 @@ class KeyFrames(Samples):
                     "Videos must last to their last key frame",
                     f"second {frame.second} of {frame.path}, which has {length} frames from second "
                     f"{self.movies.start:g} on",
-                    "Set --start to the second of the movie at which the files begin (and --frame_rate of frames)",
+                    "Set --actions.start to the second of the movie at which the files begin "
+                    "(and --actions.frame_rate of frames)",
                 ) from error
 
     def __len__(self) -> int:
@@ -232,12 +226,12 @@ class KeyFrames(Samples):
             raise UserError("Key frames need a network over clips", "one over single images")
         if train:
             _check_augment(options.augment)
-        kind, goes_with = options.sampling or "dense", "videos with a label each"
-        refuse_unused(
-            clips=((options.clips, options.crops) != (1, 1), goes_with),
-            sampling=(kind != "dense", goes_with),
-            crop_pct=(not train and options.augment.crop_pct is not None, goes_with),
-        )
+        given = {
+            "clips": (options.clips, options.crops) != (1, 1),
+            "sampling": options.sampling not in (None, "dense"),
+            "crop_pct": not train and options.augment.crop_pct is not None,
+        }
+        refuse_given(given, "on key frames")
         sampling = Sampling(frames=spec.frames, stride=STRIDE if options.stride is None else options.stride)
         hflip = options.augment.resolved().hflip if train else 0.0
         return KeyFrameTransform(spec.size, sampling, self.most_boxes, hflip)

@@ -15,12 +15,9 @@ from vitdistill.data.clips.video import Video
 from vitdistill.data.images.recipes import Augment, ImageTransform
 from vitdistill.data.images.samples import image_transform
 from vitdistill.data.samples import UNREADABLE, Samples, Transform, ViewOptions
-from vitdistill.errors import UserError, refuse_unused
+from vitdistill.errors import UserError, refuse_given
 from vitdistill.types import InputSpec
 
-DENSE = "--sampling dense"
-CROPS = "random crops, which scale 1 turns off"
-SINGLE_IMAGES = "single images; clips are not enlarged before the centre crop"
 STRIDE = 4  # of dense clips by default, as for Kinetics
 LOOKED_AT = 64  # videos that `check` opens
 
@@ -44,7 +41,8 @@ class VideoSamples(Samples):
         """
         assert spec.frames is not None
         kind: Any = options.sampling or "dense"
-        refuse_unused(stride=(options.stride is not None and kind == "uniform", DENSE))
+        if kind == "uniform":
+            refuse_given({"stride": options.stride is not None}, "with --sampling uniform")
         default = STRIDE if self.clip_frames is None else 1
         return Sampling(frames=spec.frames, stride=default if options.stride is None else options.stride, kind=kind)
 
@@ -54,7 +52,7 @@ class VideoSamples(Samples):
         sampling, augment = self.sampling(spec, options), options.augment
         # Training takes it with the recipe, evaluation as an option of its own.
         name = "augment.crop_pct" if train else "crop_pct"
-        refuse_unused(**{name: (augment.crop_pct is not None, SINGLE_IMAGES)})
+        refuse_given({name: augment.crop_pct is not None}, "on clips, which are not enlarged before the centre crop")
         size = _square(spec.size)
         if train:
             return self._training(size, sampling, augment, labels=options.labels)
@@ -67,7 +65,8 @@ class VideoSamples(Samples):
         options = augment.resolved()
         if not labels:
             _check_pretraining(augment)
-        refuse_unused(**{"augment.interpolation": (augment.interpolation is not None and options.scale == 1, CROPS)})
+        if options.scale == 1:
+            refuse_given({"augment.interpolation": augment.interpolation is not None}, "with scale 1, the centre crop")
         distorted = options.hflip or options.color_jitter or options.auto_augment != "none"
         whole = sampling.kind == "dense" and self.clip_frames is not None and sampling.span >= self.clip_frames
         if options.scale == 1 and whole and not distorted:
@@ -136,16 +135,15 @@ class FrameTransform:
 
 def _check_pretraining(augment: Augment) -> None:
     """Refuse what pre-training on clips leaves out: its crop is fixed, and it neither flips nor recolours."""
-    options, goes_with = augment.resolved(), "images, or clips with labels"
-    refuse_unused(
-        **{
-            "augment.scale": (augment.scale not in (None, 1), f"{goes_with}; here 1 takes the centre crop"),
-            "augment.hflip": (bool(augment.hflip), goes_with),
-            "augment.color_jitter": (options.color_jitter > 0, goes_with),
-            "augment.auto_augment": (options.auto_augment != "none", goes_with),
-            "augment.interpolation": (augment.interpolation not in (None, "bilinear"), goes_with),
-        }
-    )
+    options = augment.resolved()
+    given = {
+        "augment.scale": augment.scale not in (None, 1),
+        "augment.hflip": bool(augment.hflip),
+        "augment.color_jitter": options.color_jitter > 0,
+        "augment.auto_augment": options.auto_augment != "none",
+        "augment.interpolation": augment.interpolation not in (None, "bilinear"),
+    }
+    refuse_given(given, "on clips without labels, but for --augment.scale 1, which takes the centre crop")
 
 
 def _square(size: tuple[int, int]) -> int:

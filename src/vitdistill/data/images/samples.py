@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from vitdistill.data.images.recipes import ImageTransform, eval_transform, train_transform
 from vitdistill.data.samples import Samples, ViewOptions
-from vitdistill.errors import UserError, refuse_unused
+from vitdistill.errors import UserError, refuse_given
 from vitdistill.types import InputSpec
 
 
@@ -27,10 +27,10 @@ def image_transform(spec: InputSpec, options: ViewOptions, *, train: bool) -> Im
     Raises:
         UserError: when options of clips are given, or an option of the recipe is out of range.
     """
-    needs = "networks over clips"
-    refuse_unused(
-        clips=((options.clips, options.crops) != (1, 1), needs),
-        stride=(options.stride is not None, needs),
-        sampling=(options.sampling is not None, needs),
-    )
+    given = {
+        "clips": (options.clips, options.crops) != (1, 1),
+        "stride": options.stride is not None,
+        "sampling": options.sampling is not None,
+    }
+    refuse_given(given, "with a network over single images")
     return (train_transform if train else eval_transform)(options.augment, spec.size)
