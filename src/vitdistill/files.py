@@ -1,12 +1,16 @@
 """Files: written whole or not at all, and by the first process of a distributed run alone."""
 
 import os
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from vitdistill.errors import UserError
+
+# Names of files that a killed process may leave behind.
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 
 def write_atomically(path: Path, write: Any) -> None:

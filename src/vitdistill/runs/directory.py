@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from vitdistill.errors import UserError
-from vitdistill.files import is_first_process, write_atomically
+from vitdistill.files import TEMPORARY, is_first_process, write_atomically
 
 # Keys that may differ between a run and its continuation: they do not change what is computed. A continuation on
 # other devices must come to the same global batch, which the checkpoint knows.
@@ -23,11 +23,21 @@ FREE = re.compile(
 )
 
 
+# What every training writes, and what runs wrote before they listed it in run.json.
+TRAINING = ("config.yaml", "run.json", "metrics.csv", "student.json", "checkpoints", "tensorboard")
+EARLIER = (
+    *TRAINING,
+    *("student.safetensors", "student_ema.safetensors", "mae.safetensors"),
+    *("report.html", "masks.png", "predictions.csv", "detection.json", "export"),
+)
+
+
 class RunDirectory:
     """Paths and files of one run. Only the first process writes.
 
     Layout: config.yaml, run.json, metrics.csv, student.safetensors, student.json, report.html,
-    checkpoints/{last,best}.ckpt, tensorboard/.
+    checkpoints/{last,best}.ckpt, tensorboard/. What else is written into it is listed in run.json ("files"), so that
+    --overwrite knows it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -88,6 +98,7 @@ class RunDirectory:
             header = f"# vitdistill {verb} --config {self.config.name}\n"
             _write(self.config, header + yaml.safe_dump(config, sort_keys=False))
         self.update(verb=verb, status="running", command=command_line())
+        self.wrote(*TRAINING)
 
     def _is_blank(self) -> bool:
         """Whether there is nothing to lose: an empty folder, or a run that failed before its first checkpoint."""
@@ -121,25 +132,20 @@ class RunDirectory:
 
     def _check_only_ours(self) -> None:
         """Refuse to replace what no run of ours wrote."""
-        ours = {self.config.name, self.info.name, self.metrics.name, "checkpoints", "tensorboard", "report.html"}
-        ours |= {
-            "student.safetensors",
-            "student.json",
-            "student_ema.safetensors",
-            "mae.safetensors",
-            "masks.png",
-            "predictions.csv",
-            "detection.json",
-            "export",
-        }
-        strangers = (
-            [entry.name for entry in self.path.iterdir() if entry.name not in ours] if self.path.is_dir() else []
-        )
-        if strangers or not self.path.is_dir():
+        if not self.path.is_dir():
+            raise UserError(f"{self.path} is a file; refusing to --overwrite it", remedy="Choose another --out")
+        ours = set(self.read_info().get("files", EARLIER)) if self.info.is_file() else set()
+        others = [
+            entry.name
+            for entry in sorted(self.path.iterdir())
+            if entry.name not in ours and not TEMPORARY.fullmatch(entry.name)
+        ]
+        if others:
+            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
             raise UserError(
-                "--overwrite replaces a run, and this is not (only) one",
-                f"{self.path} with {', '.join(strangers[:3]) or 'no folder'}",
-                "Choose another --out, or empty it yourself",
+                f"{self.path} contains files that no run wrote ({', '.join(others[:3])}{more}); refusing to "
+                "--overwrite it",
+                remedy="Choose another --out, or move them elsewhere",
             )
 
     def _clear(self) -> None:
@@ -157,6 +163,12 @@ class RunDirectory:
         if is_first_process():
             _write(self.info, json.dumps(info, indent=2) + "\n")
         return info
+
+    def wrote(self, *names: str) -> None:
+        """List files and folders of this directory in run.json, as written by a run."""
+        listed = self.read_info().get("files", [])
+        if new := [name for name in dict.fromkeys(names) if name not in listed]:
+            self.update(files=[*listed, *new])
 
     def add_row(self, row: dict[str, float]) -> None:
         """Append one epoch to metrics.csv, adding columns as they appear."""
@@ -181,6 +193,17 @@ class RunDirectory:
         writer.writeheader()
         writer.writerows(rows)
         _write(self.metrics, text.getvalue() if rows else "")
+
+
+def list_in_run(*paths: Path) -> None:
+    """List written files in the run.json of the run directory that they are in; those outside of runs are left alone.
+
+    To be called by whatever writes where a run may be: reports, pictures, exported networks, predictions.
+    """
+    for path in paths:
+        folder = next((folder for folder in path.absolute().parents if (folder / "run.json").is_file()), None)
+        if folder is not None:
+            RunDirectory(folder).wrote(path.absolute().relative_to(folder).parts[0])
 
 
 def _write(path: Path, text: str) -> None:

@@ -336,12 +336,14 @@ def _finish(parts: _Parts, method: Method, run: RunDirectory) -> dict[str, Any]:
 def _export(method: Method, run: RunDirectory) -> None:
     # From the checkpoint, which is whole under every strategy; the module may be in shards.
     content, record = read_checkpoint(run.last), ModelRecord.read(run.path)
-    export_weights(student_weights(content["state_dict"]), run.path / WEIGHTS, record)
+    weights = {WEIGHTS: student_weights(content["state_dict"])}
     state = {name.removeprefix("method."): value for name, value in content["state_dict"].items()}
-    for name, weights in method.exports(state).items():
-        export_weights(weights, run.path / name, record)
+    weights |= method.exports(state)
     if content["vitdistill"]["ema"] is not None:
-        export_weights(content["vitdistill"]["ema"], run.path / "student_ema.safetensors", record)
+        weights["student_ema.safetensors"] = content["vitdistill"]["ema"]
+    for name, tensors in weights.items():
+        export_weights(tensors, run.path / name, record)
+    run.wrote(*weights)
     run.update(status="finished")
     try:
         from vitdistill.reporting.page import write_report

@@ -22,7 +22,7 @@ from vitdistill.models.surgery.drop_path import set_drop_path
 from vitdistill.models.teacher import Teacher
 from vitdistill.runs.directory import RunDirectory, plain
 from vitdistill.training.precision import cpu_has_bf16, has_bf16
-from vitdistill.training.settings import Settings
+from vitdistill.training.settings import Optim, Settings
 
 Model = str | nn.Module
 # Arguments that are groups of options: what each is in Python.
@@ -81,9 +81,10 @@ def settings_of(arguments: dict[str, Any], student: Backbone, source: DataSource
     if sampling is None:
         needs = "networks over clips"
         refuse_unused(stride=(stride is not None, needs), sampling=(kind != "dense", needs))
-    names = ("epochs", "batch_size", "seed", "augment", "optim", "optim_default", "loader", "precision", "compile")
+    names = ("epochs", "batch_size", "seed", "augment", "optim", "loader", "precision", "compile")
     return Settings(
         **{name: arguments[name] for name in names},
+        optim_default=arguments.get("optim_default", Optim()),
         image_size=student.image_size,
         trainer=arguments["trainer"] or {},
         sampling=sampling,

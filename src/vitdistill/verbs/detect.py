@@ -1,5 +1,6 @@
 """`vitdistill detect`: a pre-trained video network on who does what, where and when (AVA)."""
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,7 @@ def detect(
     )
     data = open_annotations(files, Movies(Path(videos), start, frame_rate))
     config = {key: plain(value) for key, value in arguments.items() if key not in ("resume", "overwrite")}
+    arguments["optim_default"] = signature(detect).parameters["optim"].default
     run = RunDirectory.prepare(out, "detect", config, resume=resume, overwrite=overwrite)
     seed_everything_at(seed, "initialisation")
     from vitdistill.evaluation.loading import place_of

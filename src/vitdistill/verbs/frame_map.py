@@ -117,6 +117,7 @@ def score(
     from vitdistill.evaluation.progress import track
     from vitdistill.files import write_atomically
     from vitdistill.methods.detection import Detection
+    from vitdistill.runs.directory import list_in_run
 
     if network.num_classes != len(data.labels):
         raise UserError(
@@ -165,6 +166,7 @@ def score(
         write_predictions(Path(out) / PREDICTIONS, metric.predictions(), dict(enumerate(data.names)))
         text = json_format.dumps(result, indent=2) + "\n"
         write_atomically(Path(out) / RESULT, lambda file: file.write(text.encode()))
+        list_in_run(Path(out) / PREDICTIONS, Path(out) / RESULT)
     return result
 
 
