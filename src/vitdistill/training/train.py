@@ -121,7 +121,8 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
     return _finish(parts, method, run)
 
 
-def _warn_about_rates(settings: Settings, global_batch: int) -> None:
+def warn_about_rates(settings: Settings, global_batch: int) -> None:
+    """Say where `warmup_lr` or `min_lr`, which the batch does not scale, is above the peak, which it does."""
     optim = settings.optim
     peak = scaled_lr(optim, global_batch)
     for name in ("warmup_lr", "min_lr"):
@@ -147,7 +148,7 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
     trainer = _trainer(run, settings)
     world, rank = trainer.world_size, trainer.global_rank
     global_batch = settings.batch_size * world * settings.optim.accumulate
-    _warn_about_rates(settings, global_batch)
+    warn_about_rates(settings, global_batch)
     augment = settings.augment.resolved()
     on_device = OnDevice(augment, method.student.mean, method.student.std, len(source.classes))
     on_device.check_batch_size(settings.batch_size)
