@@ -123,7 +123,8 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
     return _finish(parts, method, run)
 
 
-def _warn_about_rates(settings: Settings, global_batch: int) -> None:
+def warn_about_rates(settings: Settings, global_batch: int) -> None:
+    """Say where `warmup_lr` or `min_lr`, which the batch does not scale, is above the peak, which it does."""
     optim = settings.optim
     peak = scaled_lr(optim, global_batch)
     for name in ("warmup_lr", "min_lr"):
@@ -156,7 +157,7 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
     trainer = _trainer(run, settings)
     world, rank = trainer.world_size, trainer.global_rank
     global_batch = settings.batch_size * world * settings.optim.accumulate
-    _warn_about_rates(settings, global_batch)
+    warn_about_rates(settings, global_batch)
     augment = settings.augment.resolved()
     on_device = OnDevice(augment, method.student.input.mean, method.student.input.std, len(source.classes))
     on_device.check_batch_size(settings.batch_size)
@@ -338,13 +339,14 @@ def _finish(parts: _Parts, method: Method, run: RunDirectory) -> dict[str, Any]:
 def _export(method: Method, run: RunDirectory) -> None:
     # From the checkpoint, which is whole under every strategy; the module may be in shards.
     content, record = read_checkpoint(run.last), ModelRecord.read(run.path)
-    export_weights(student_weights(content["state_dict"]), run.path / WEIGHTS, record)
+    weights = {WEIGHTS: student_weights(content["state_dict"])}
     state = {name.removeprefix("method."): value for name, value in content["state_dict"].items()}
-    for name, weights in method.artifacts(state).items():
-        export_weights(weights, run.path / name, record)
-        run.wrote(name)
+    weights |= method.artifacts(state)
     if content["vitdistill"]["ema"] is not None:
-        export_weights(content["vitdistill"]["ema"], run.path / AVERAGED, record)
+        weights[AVERAGED] = content["vitdistill"]["ema"]
+    for name, tensors in weights.items():
+        export_weights(tensors, run.path / name, record)
+    run.wrote(*weights)
     run.update(status="finished")
 
 
