@@ -9,6 +9,11 @@ from typing import Any
 import torch
 
 from vitdistill.costing.measure import hardware
+from vitdistill.training.precision import cpu_has_bf16, has_bf16
+from vitdistill.verbs.common import WIDE_ENOUGH
+
+# The candidate that ours is first compared with: the same step, computed as the method's authors compute it.
+AUTHORS = "as the authors' code does it"
 
 
 def parser_of(doc: str | None, *, smoke: str, device: bool = True) -> argparse.ArgumentParser:
@@ -36,6 +41,17 @@ def machine_name(device: torch.device) -> str:
         words = re.findall(r"[a-z0-9]+", facts["gpu"].lower())
         return "gpu_" + "_".join(word for word in words if word not in ("nvidia", "geforce", "tesla"))
     return f"cpu_{facts['cpu_cores']}core"
+
+
+def default_teacher_dtype(width: int, device: torch.device) -> torch.dtype:
+    """What `--teacher_dtype auto` takes on a device for float32 weights of a teacher that is so wide."""
+    fast = has_bf16() if device.type == "cuda" else width >= WIDE_ENOUGH and cpu_has_bf16()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """float32, bfloat16."""
+    return str(dtype).removeprefix("torch.")
 
 
 def met(condition: bool) -> str:

@@ -146,9 +146,9 @@ def constant_shares(clips: int = 128) -> dict[str, float]:
     student: Any = build(STUDENT)
     teachers = {name: build(BOTH[name], pretrained=True) for name in ("image_teacher", "video_teacher")}
     method = MVD(student, **teachers, normalise=True, decoder=DECODER)
-    transform = eval_transform(student.image_size[0], Sampling(frames=student.frames, stride=1))
+    transform = eval_transform(student.input.size[0], Sampling(frames=student.input.frames, stride=1))
     seen = torch.stack([transform(videos.load(index)[0]) for index in range(clips)]).float() / 255
-    mean, std = (torch.tensor(values).view(-1, 1, 1, 1) for values in (student.mean, student.std))
+    mean, std = (torch.tensor(values).view(-1, 1, 1, 1) for values in (student.input.mean, student.input.std))
     with torch.inference_mode():
         values = {name: method.values(target, (seen - mean) / std) for name, target in method.targets.items()}
     return {name: (found.mean((0, 1)).square().mean() / found.square().mean()).item() for name, found in values.items()}

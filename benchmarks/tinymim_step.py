@@ -1,4 +1,4 @@
-"""TinyMIM's training step against a plain implementation of it; both on one machine in one run.
+"""TinyMIM's training step against the authors' way of computing it, and a plain one; all on one machine in one run.
 
     python benchmarks/tinymim_step.py                 # writes benchmarks/results/tinymim_step_<machine>.{json,md}
     python benchmarks/tinymim_step.py --smoke         # tiny networks, seconds, writes nothing
@@ -11,239 +11,47 @@ compiled, batches of 128. Weights are random (time and memory do not depend on t
 3. the memory of the relation loss alone, from q, k, v to their gradients;
 4. what the MACs alone allow.
 
-Ours is what `vitdistill tinymim` runs by default on this machine. The plain implementation multiplies attention out
-in every block of both networks, runs both networks whole, and keeps the relations of all heads until the backward
-pass. As the teacher's default dtype is ours too, both are measured with both dtypes of the teacher.
+Ours is what `vitdistill tinymim` runs by default on this machine. The first comparison is with a step computed as the
+authors' code does it: whole blocks up to the compared one in both networks, attention multiplied out in each, and the
+relations of all heads kept until the backward pass. Plain is the weaker baseline: it also runs what lies behind the
+teacher's block, for nothing. As the teacher's default dtype is ours too, all are measured with both dtypes of it.
 """
 
 import argparse
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import product
 from statistics import median
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from timm.layers import Attention
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
-from common import machine_name, met, parser_of, write
-from vitdistill.costing.measure import Comparison, compare, hardware, peak_memory_bytes
-from vitdistill.losses.relations import relation_kl
-from vitdistill.methods.tinymim import TinyMIM
-from vitdistill.models.backbone import Backbone
-from vitdistill.models.build import build
-from vitdistill.models.macs import backbone_macs
-from vitdistill.models.surgery.attention_heads import head_count, set_heads
-from vitdistill.models.teacher import Teacher
-from vitdistill.training.clock import Clock
-from vitdistill.training.precision import cpu_has_bf16, has_bf16
-from vitdistill.types import QKV, Capture
-from vitdistill.verbs.common import WIDE_ENOUGH
-
-OURS, OURS_FLOAT32 = "ours", "ours, float32 teacher"
-PLAIN, PLAIN_BFLOAT16 = "plain", "plain, bfloat16 teacher"
-RELATIONS = (("q", "k"), ("v", "v"))
-PARTS = ("teacher", "student forward", "loss", "backward", "optimizer")
-SPLIT_ROUNDS = 3
-# What the measurements are held to.
-LEAST_SPEEDUP, MOST_RELATION_MEMORY = 1.4, 0.6
-
-
-@dataclass
-class Pair:
-    """A teacher, its target block (from 1) and a student.
-
-    Attributes:
-        name: in TinyMIM's words.
-        teacher, student: timm names.
-        block: the teacher's block whose relations are imitated.
-        cpu_batch: images per step on a CPU.
-        teacher_args, student_args: more arguments of the architectures.
-    """
-
-    name: str
-    teacher: str
-    student: str
-    block: int
-    cpu_batch: int
-    teacher_args: dict[str, Any] = field(default_factory=dict)
-    student_args: dict[str, Any] = field(default_factory=dict)
-
-
-PAIRS = (
-    Pair("MAE-L -> ViT-B", "vit_large_patch16_224", "vit_base_patch16_224", block=18, cpu_batch=4),
-    Pair("ViT-B -> ViT-S", "vit_base_patch16_224", "vit_small_patch16_224", block=12, cpu_batch=8),
+from common import AUTHORS, WIDE_ENOUGH, dtype_name, machine_name, parser_of, write
+from tinymim_candidates import (
+    IMPLEMENTATIONS,
+    PAIRS,
+    Candidate,
+    Pair,
+    Setting,
+    all_heads_distance,
+    bounded_distance,
+    candidates,
 )
+from tinymim_tables import OURS, PARTS, PLAIN, SPLIT_ROUNDS, markdown, with_dtype
+from vitdistill.costing.measure import Comparison, compare, hardware, peak_memory_bytes
+from vitdistill.models.surgery.attention_heads import head_count
+from vitdistill.training.clock import Clock
+from vitdistill.types import QKV, Capture
 
-
-@dataclass
-class Setting:
-    """One pair, and how it runs."""
-
-    pair: Pair
-    batch: int
-    repeats: int
-    device: torch.device
-    dtype: torch.dtype
-    compiled: bool = False
-
-    def teacher(self, meta: bool = False) -> Backbone:
-        return self._build(self.pair.teacher, self.pair.teacher_args, 1, meta)
-
-    def student(self, meta: bool = False) -> Backbone:
-        """Head for head comparable with the teacher: its last block has as many heads as the teacher's block."""
-        student = self._build(self.pair.student, self.pair.student_args, 0, meta)
-        set_heads(student, {-1: head_count(self.teacher(meta=True), self.pair.block - 1)})
-        return student
-
-    def _build(self, name: str, args: dict[str, Any], seed: int, meta: bool) -> Backbone:
-        """Randomly initialised, the same every time."""
-        torch.manual_seed(seed)
-        backbone = build(name, args={"num_classes": 0, **args}, meta=meta)
-        return backbone if meta else backbone.to(self.device)
-
-    def images(self) -> Tensor:
-        torch.manual_seed(2)
-        return torch.randn(self.batch, 3, *self.student(meta=True).image_size, device=self.device)
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-
-    def default_teacher_dtype(self) -> torch.dtype | None:
-        """What `vitdistill tinymim --teacher_dtype auto` takes on this device; None is float32."""
-        on_cpu = self.teacher(meta=True).width >= WIDE_ENOUGH and cpu_has_bf16()
-        fast = has_bf16() if self.device.type == "cuda" else on_cpu
-        return torch.bfloat16 if fast else None
-
-    def label(self) -> str:
-        mode = "compiled" if self.compiled else "eager"
-        return f"{self.pair.name}: {_name(self.dtype)} student, {mode}, batch {self.batch}"
-
-
-def _name(dtype: torch.dtype | None) -> str:
-    return str(dtype or torch.float32).removeprefix("torch.")
-
-
-# --- the candidates ----------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Candidate:
-    """One implementation on networks of its own, equal in all candidates.
-
-    Attributes:
-        net: the student, for the optimizer.
-        loss: images -> loss, as a training loop would call it.
-        teacher, student: images -> q, k, v of the compared block.
-        distance: (student's, teacher's) q, k, v -> loss. `loss` is made of these three.
-    """
-
-    net: nn.Module
-    loss: Callable[[Tensor], Tensor]
-    teacher: Callable[[Tensor], QKV]
-    student: Callable[[Tensor], QKV]
-    distance: Callable[[QKV, QKV], Tensor]
-
-
-def ours(setting: Setting, teacher_dtype: torch.dtype | None) -> Candidate:
-    """vitdistill.TinyMIM; without colour jitter, which the plain implementation has not."""
-    guest = Teacher(setting.teacher(), dtype=teacher_dtype)
-    method = TinyMIM(setting.student(), guest, teacher_block=setting.pair.block, color_jitter=0)
-    if setting.compiled:
-        method.student.compile_blocks()
-        guest.backbone.compile_blocks()
-    return Candidate(
-        method.student.net,
-        loss=lambda images: method(images).loss,
-        teacher=lambda images: guest(images, capture=method.teacher_capture()).qkv[method.teacher_block],
-        student=lambda images: method.student(images, capture=method.student_capture()).qkv[method.student_block],
-        distance=bounded_distance,
-    )
-
-
-def bounded_distance(student: QKV, teacher: QKV) -> Tensor:
-    """QK and VV as `TinyMIM` adds them up."""
-    return torch.stack(
-        [relation_kl(*((getattr(x, a), getattr(x, b)) for x in (student, teacher))) for a, b in RELATIONS]
-    ).sum()
-
-
-def plain(setting: Setting, teacher_dtype: torch.dtype | None) -> Candidate:
-    """TinyMIM written down directly, over timm's own modules."""
-    pupil, guest = setting.student(), setting.teacher()
-    for backbone in (pupil, guest):
-        if setting.compiled:
-            backbone.compile_blocks()
-        for module in backbone.modules():
-            if isinstance(module, Attention):
-                module.fused_attn = False
-    net, frozen = pupil.net, guest.net.eval().requires_grad_(False).to(teacher_dtype or torch.float32)
-
-    @torch.no_grad()
-    def teacher(images: Tensor) -> QKV:
-        return whole_pass(frozen, images.to(teacher_dtype or images.dtype), setting.pair.block - 1)
-
-    def student(images: Tensor) -> QKV:
-        return whole_pass(net, images, len(net.blocks) - 1)
-
-    return Candidate(
-        net,
-        loss=lambda images: plain_distance(student(images), teacher(images)),
-        teacher=teacher,
-        student=student,
-        distance=plain_distance,
-    )
-
-
-def whole_pass(net: VisionTransformer, images: Tensor, block: int) -> QKV:
-    """The network to its final norm; returns q, k and v of one block, which runs eagerly to be read."""
-    found: list[Tensor] = []
-    attention: Any = net.blocks[block].attn
-    tokens = net.norm_pre(net._pos_embed(net.patch_embed(images)))
-    handle = attention.qkv.register_forward_hook(lambda _module, _inputs, out: found.append(out))
-    for index, module in enumerate(net.blocks):
-        tokens = module.forward(tokens) if index == block else module(tokens)
-    handle.remove()
-    net.norm(tokens)
-    return QKV(*found[0].unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4))
-
-
-def plain_distance(student: QKV, teacher: QKV) -> Tensor:
-    """KL of whole relations, all heads at once, as `F.kl_div` keeps them for the backward pass."""
-    teacher = QKV(*(part.to(student.q.dtype) for part in teacher))
-    total = torch.zeros((), device=student.q.device)
-    for a, b in RELATIONS:
-        own, other = (plain_relation(getattr(x, a), getattr(x, b)) for x in (student, teacher))
-        total = total + F.kl_div(own.log(), other, reduction="none").sum(dim=-1).mean()
-    return total
-
-
-def plain_relation(a: Tensor, b: Tensor) -> Tensor:
-    return ((a * a.shape[-1] ** -0.5) @ b.transpose(-2, -1)).softmax(dim=-1)
-
-
-def candidates(setting: Setting) -> dict[str, Callable[[], Candidate]]:
-    """The candidates by name; without a faster dtype for the teacher, two are the same as the others."""
-    fast = setting.default_teacher_dtype()
-    if fast is None:
-        return {OURS: lambda: ours(setting, None), PLAIN: lambda: plain(setting, None)}
-    return {
-        OURS: lambda: ours(setting, fast),
-        OURS_FLOAT32: lambda: ours(setting, torch.float32),
-        PLAIN: lambda: plain(setting, None),
-        PLAIN_BFLOAT16: lambda: plain(setting, fast),
-    }
+# --- measuring ---------------------------------------------------------------------------------------------------
 
 
 def check_candidates(setting: Setting) -> dict[str, dict[str, float]]:
-    """With a float32 teacher, both must give the same loss and gradient, or their times cannot be compared.
+    """With a float32 teacher, all must give the same loss and gradient, or their times cannot be compared.
 
     Returns:
-        Loss and norm of the gradient of the patch embedding's weights, per candidate, in float32.
+        Loss and norm of the gradient of the patch embedding's weights, per implementation, in float32.
 
     Raises:
         AssertionError: when they differ by more than 0.1%.
@@ -251,7 +59,7 @@ def check_candidates(setting: Setting) -> dict[str, dict[str, float]]:
     exact = replace(setting, dtype=torch.float32, compiled=False, batch=2)
     images = exact.images()
     seen = {}
-    for name, make in ((OURS_FLOAT32, ours), (PLAIN, plain)):
+    for name, make in IMPLEMENTATIONS.items():
         candidate = make(exact, torch.float32)
         loss = candidate.loss(images)
         loss.backward()
@@ -261,11 +69,9 @@ def check_candidates(setting: Setting) -> dict[str, dict[str, float]]:
         parts = candidate.distance(candidate.student(images), candidate.teacher(images)).item()
         assert abs(parts - loss.item()) <= 1e-5 * abs(parts), (name, parts, loss.item())
     for what, value in seen[PLAIN].items():
-        assert abs(seen[OURS_FLOAT32][what] - value) <= 1e-3 * abs(value), (setting.label(), seen)
+        for name, figures in seen.items():
+            assert abs(figures[what] - value) <= 1e-3 * abs(value), (setting.label(), name, seen)
     return seen
-
-
-# --- measuring ---------------------------------------------------------------------------------------------------
 
 
 class Runner:
@@ -324,39 +130,40 @@ def measure_steps(setting: Setting) -> dict[str, Any]:
         "candidates": {
             name: {
                 **timings[name].as_dict(setting.batch),
-                "over_plain": timings.ratio(PLAIN, name),
                 "peak_memory_bytes": memory.get(name),
                 # The first round warms up.
                 "split_ms": {part: median(split[part] for split in splits[name][1:]) for part in PARTS},
             }
             for name in runners
         },
-        "speedups": speedups(timings),
+        "speedups": speedups(setting, timings),
     }
 
 
-def speedups(timings: Comparison) -> dict[str, float]:
-    """The whole gain and its two causes, each with the other held fixed in either way."""
-    found = {"ours": timings.ratio(PLAIN, OURS)}
-    if OURS_FLOAT32 in timings:
-        found |= {
-            "dtype alone, in plain": timings.ratio(PLAIN, PLAIN_BFLOAT16),
-            "dtype alone, in ours": timings.ratio(OURS_FLOAT32, OURS),
-            "code alone, float32 teacher": timings.ratio(PLAIN, OURS_FLOAT32),
-            "code alone, bfloat16 teacher": timings.ratio(PLAIN_BFLOAT16, OURS),
-        }
-    return found
+def speedups(setting: Setting, timings: Comparison) -> dict[str, dict[str, float]]:
+    """How many times as long the others' steps take as ours, by the dtypes of the teachers: first in equal ones."""
+    fast = setting.default_teacher_dtype()
+    gains: dict[str, dict[str, float]] = {AUTHORS: {}, PLAIN: {}}
+    for name, found in gains.items():
+        for dtype in dict.fromkeys((fast, torch.float32)):
+            if with_dtype(OURS, dtype) in timings:
+                found[f"{dtype_name(dtype)} in both"] = timings.ratio(with_dtype(name, dtype), with_dtype(OURS, dtype))
+        if fast != torch.float32:
+            float32, mine = with_dtype(name, torch.float32), with_dtype(OURS, fast)
+            found[f"float32, ours {dtype_name(fast)}"] = timings.ratio(float32, mine)
+    return gains
 
 
 def measure_relations(setting: Setting) -> dict[str, Any]:
     """Part 3: bytes above the inputs, from q, k, v to the gradients of the student's."""
     student, teacher = setting.student(meta=True), setting.teacher(meta=True)
-    heads, tokens = head_count(student, -1), student.prefix + student.grid.count
+    heads, tokens = head_count(student, -1), student.specials + student.grid.count
     shape = (setting.batch, heads, tokens)
 
     def qkv(width: int, dtype: torch.dtype, grad: bool = False) -> QKV:
         one = (torch.randn(*shape, width // heads, device=setting.device, dtype=dtype) for _ in "qkv")
-        return QKV(*(part.requires_grad_(grad) for part in one))
+        q, k, v = (part.requires_grad_(grad) for part in one)
+        return QKV(q, k, v, student.specials)
 
     def peak(distance: Callable[[QKV, QKV], Tensor], teacher_dtype: torch.dtype) -> int:
         own, other = qkv(student.width, setting.dtype, grad=True), qkv(teacher.width, teacher_dtype)
@@ -365,8 +172,7 @@ def measure_relations(setting: Setting) -> dict[str, Any]:
             with setting.autocast():
                 loss = distance(own, other)
             loss.backward()
-            for part in own:
-                part.grad = None
+            own.q.grad = own.k.grad = own.v.grad = None
 
         work()
         return peak_memory_bytes(work, setting.device)
@@ -374,19 +180,24 @@ def measure_relations(setting: Setting) -> dict[str, Any]:
     return {
         "shape": [*shape, tokens],
         "one_float32_relation_bytes": 4 * setting.batch * heads * tokens**2,
-        OURS: peak(bounded_distance, setting.default_teacher_dtype() or setting.dtype),
-        PLAIN: peak(plain_distance, setting.dtype),
+        OURS: peak(bounded_distance, setting.default_teacher_dtype()),
+        AUTHORS: peak(all_heads_distance, setting.dtype),
     }
 
 
 def count_macs(setting: Setting) -> dict[str, float]:
     """Part 4: MACs of one image's step; the backward pass is two forward passes of what the loss reaches."""
-    student, teacher = setting.student(meta=True), setting.teacher(meta=True)
-    reached = backbone_macs(student, capture=Capture(qkv=(-1,), logits=False)).total
-    stopped = backbone_macs(teacher, capture=Capture(qkv=(setting.pair.block - 1,), logits=False)).total
-    ours_total = stopped + 3 * reached
-    plain_total = backbone_macs(teacher).total + backbone_macs(student).total + 2 * reached
-    return {OURS: ours_total, PLAIN: plain_total, "ratio": plain_total / ours_total}
+    student, teacher, block = setting.student(meta=True), setting.teacher(meta=True), setting.pair.block - 1
+    reached = student.macs(capture=Capture.at(-1, "qkv", head=False)).total
+    steps = {
+        OURS: teacher.macs(capture=Capture.at(block, "qkv", head=False)).total + reached,
+        AUTHORS: sum(
+            network.macs(capture=Capture.at(last, "output", head=False)).total
+            for network, last in ((teacher, block), (student, -1))
+        ),
+        PLAIN: teacher.macs().total + student.macs().total,
+    }
+    return {name: forward + 2 * reached for name, forward in steps.items()}
 
 
 def measure(setting: Setting) -> dict[str, Any]:
@@ -402,120 +213,13 @@ def measure(setting: Setting) -> dict[str, Any]:
         "student": setting.pair.student,
         "heads": [head_count(setting.student(meta=True), 0), head_count(setting.student(meta=True), -1)],
         "batch": setting.batch,
-        "dtype": _name(setting.dtype),
+        "dtype": dtype_name(setting.dtype),
         "compiled": setting.compiled,
-        "default_teacher_dtype": _name(setting.default_teacher_dtype()),
+        "default_teacher_dtype": dtype_name(setting.default_teacher_dtype()),
         "macs": count_macs(setting),
         "training_step": measure_steps(setting),
         "relation_memory": measure_relations(setting),
     }
-
-
-# --- results -----------------------------------------------------------------------------------------------------
-
-
-def markdown(result: dict[str, Any]) -> str:
-    """The tables, for people."""
-    machine = result["hardware"]
-    lines = [
-        f"# TinyMIM's step on {result['machine']}",
-        "",
-        f"`{result['command']}`. {machine['cpu']}, {machine['cpu_cores']} cores, {machine['threads']} threads, "
-        f"GPU {machine['gpu'] or 'none'}; torch {machine['torch']}, timm {machine['timm']}. "
-        f"Medians of {result['repeats']} rounds in which the candidates take turns; spread is between quartiles, and "
-        f"factors are medians over the rounds; the parts of a step are medians of {SPLIT_ROUNDS} rounds "
-        "of their own. Peak memory is what a step allocates "
-        "above weights and optimizer state that stay. Random weights; before timing, loss and gradient of both "
-        "implementations were checked to agree.",
-        "",
-        "Ours is what `vitdistill tinymim` runs by default. Plain multiplies attention out in every block, runs both "
-        "networks to their ends and keeps the relations of all heads. Ours computes the gradient of q, k and v while "
-        "it computes the loss, so part of its backward pass counts as loss.",
-        "",
-        *(f"- {line}" for line in verdicts(result)),
-    ]
-    for part in result["settings"]:
-        lines += ["", f"## {part['label']}", "", pair_line(part), "", *step_table(part), "", causes(part)]
-        lines += ["", memory_line(part)]
-    return "\n".join(lines) + "\n"
-
-
-def pair_line(part: dict[str, Any]) -> str:
-    before, after = part["heads"]
-    return (
-        f"{part['teacher']}, block {part['teacher_block']} of {part['teacher_depth']}, teaches {part['student']}, "
-        f"whose last block has {after} heads instead of {before}."
-    )
-
-
-def step_table(part: dict[str, Any]) -> list[str]:
-    rows = part["training_step"]["candidates"]
-    lines = [
-        f"| candidate | ms/step | spread | images/s | over plain | peak MiB | {' ms | '.join(PARTS)} ms |",
-        "|---|" + "---:|" * (5 + len(PARTS)),
-    ]
-    for name, row in rows.items():
-        memory = "" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 2**20:,.0f}"
-        split = " | ".join(f"{row['split_ms'][name]:,.1f}" for name in PARTS)
-        lines.append(
-            f"| {name} | {row['median_ms']:,.1f} | {row['spread_ms']:,.1f} | {row['images_per_s']:,.1f} "
-            f"| {row['over_plain']:.2f}x | {memory} | {split} |"
-        )
-    return lines
-
-
-def causes(part: dict[str, Any]) -> str:
-    """Which part of the gain comes from where."""
-    gain, limit = part["training_step"]["speedups"], part["macs"]["ratio"]
-    macs = (
-        f"In MACs, stopping teacher and student inside the compared block is worth {limit:.2f}x; the rest of that "
-        "factor is fused attention and bounded relations."
-    )
-    whole = f"Ours takes 1/{gain['ours']:.2f} of plain's time"
-    if len(gain) == 1:
-        return f"{whole}, with a float32 teacher in both. {macs}"
-    dtype = (
-        f"the teacher's dtype alone (bfloat16 instead of float32) is worth {gain['dtype alone, in plain']:.2f}x in the "
-        f"plain code and {gain['dtype alone, in ours']:.2f}x in ours"
-    )
-    if part["dtype"] != "float32":
-        dtype = (
-            "none of it is the teacher's dtype, since plain computes in bfloat16 too; keeping the weights in it, "
-            f"instead of casting them in every pass, is worth {gain['dtype alone, in plain']:.2f}x in the plain code "
-            f"(a teacher really in float32 would make ours {gain['dtype alone, in ours']:.2f} times as slow)"
-        )
-    code = f"{gain['code alone, bfloat16 teacher']:.2f}x with bfloat16 weights of the teacher in both"
-    if part["dtype"] == "float32":
-        code += f" and {gain['code alone, float32 teacher']:.2f}x with float32 ones"
-    return f"{whole}: {dtype}; stopping early, fused attention and bounded relations are worth {code}. {macs}"
-
-
-def memory_line(part: dict[str, Any]) -> str:
-    memory = part["relation_memory"]
-    one = memory["one_float32_relation_bytes"]
-    mine, other = (f"{memory[name] / 2**20:,.1f} MiB ({memory[name] / one:.2f} such tensors)" for name in (OURS, PLAIN))
-    return (
-        f"Relation loss alone (Q-K and V-V, from q, k, v to their gradients): one relation of all heads, "
-        f"{tuple(memory['shape'])} in float32, is {one / 2**20:,.1f} MiB; ours takes {mine}, plain {other}, "
-        f"{memory[OURS] / memory[PLAIN]:.2f} of it."
-    )
-
-
-def verdicts(result: dict[str, Any]) -> list[str]:
-    """The expectations, each with what was measured."""
-    lines = []
-    for part in result["settings"]:
-        factors = part["training_step"]["speedups"]
-        gain, same = factors["ours"], factors.get("code alone, bfloat16 teacher")
-        alike = "" if same is None else f" ({same:.2f}x with the teacher's weights in one dtype)"
-        share = part["relation_memory"][OURS] / part["relation_memory"][PLAIN]
-        lines += [
-            f"{met(gain >= LEAST_SPEEDUP)}: {part['label']}: step {gain:.2f}x faster than plain{alike}, "
-            f"expected at least {LEAST_SPEEDUP}x",
-            f"{met(share <= MOST_RELATION_MEMORY)}: {part['label']}: relations take {share:.2f} of plain's memory, "
-            f"expected at most {MOST_RELATION_MEMORY}",
-        ]
-    return lines
 
 
 # --- command -----------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from vitdistill.verbs.parser import parse
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+README = ROOT / "README.md"
+PAGES = [README, *sorted(DOCS.glob("*.md"))]
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -63,7 +64,7 @@ def test_command_parses(command: Command, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_make_targets_exist() -> None:
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    shown = re.findall(r"^make ([\w-]+)", "\n".join(blocks(ROOT / "README.md", "bash")), re.MULTILINE)
+    shown = re.findall(r"^make ([\w-]+)", "\n".join(blocks(README, "bash")), re.MULTILINE)
     assert shown and set(shown) <= set(targets)
 
 
@@ -119,6 +120,9 @@ def test_site_builds_without_broken_links(tmp_path: Path) -> None:
     index = (tmp_path / "index.html").read_text()
     assert 'href="maskedkd.html"' in index and ".md" not in re.findall(r'href="([^"]*)"', index)
     assert len(list(tmp_path.glob("*.html"))) == len(list(DOCS.glob("*.md")))
+    for path in DOCS.glob("*.md"):
+        rendered = (tmp_path / f"{path.stem}.html").read_text()
+        assert rendered.count("<pre>") >= len(FENCE.findall(path.read_text())) and "```" not in rendered, path.name
 
 
 @pytest.mark.parametrize(
@@ -150,9 +154,52 @@ def test_unlisted_page_is_found(tmp_path: Path) -> None:
     ]
 
 
-def test_readme_links_and_named_files_exist() -> None:
-    text = (ROOT / "README.md").read_text()
-    links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
-    named = re.findall(r"`((?:src|docs|recipes|tests)/[\w/.]+)`", text)
-    assert links and named
-    assert [path for path in [*links, *named] if not (ROOT / path).exists()] == []
+def test_readme_links_exist() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", README.read_text()) if "://" not in link]
+    assert links and [path for path in links if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_named_files_exist(path: Path) -> None:
+    """Files of the repository in code type; in a table under a heading "under `src/vitdistill/`", files below that."""
+    text = path.read_text()
+    named = re.findall(r"`((?:src|docs|recipes|tests|benchmarks)/[\w/.]+)`", text)
+    for body in re.findall(r"^\| under `src/vitdistill/` .*\n((?:\|.*\n)+)", text, re.MULTILINE):
+        named += [f"src/vitdistill/{name}" for name in re.findall(r"`([\w/]+(?:/|\.py))`", body)]
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_map_of_the_code_leaves_out_no_folder() -> None:
+    shown = README.read_text().partition("| under `src/vitdistill/`")[2].partition("\n\n")[0]
+    folders = {path.parent.name for path in (ROOT / "src/vitdistill").glob("*/__init__.py")} - {"assets"}
+    assert folders and [name for name in sorted(folders) if f"`{name}/" not in shown] == []
+
+
+# --- results -----------------------------------------------------------------------------------------------------
+
+RESULTS = re.compile(r"<!-- results:([\w-]+) -->\n(.*?)<!-- /results:\1 -->", re.DOTALL)
+SPREAD = re.compile(r"(\d+\.\d+) ± (\d+\.\d+)")
+FACTOR = re.compile(r"\d+\.\d+x")
+
+
+def results() -> dict[str, str]:
+    """The blocks of measured numbers in README and results, by name."""
+    return {name: body for path in (README, DOCS / "results.md") for name, body in RESULTS.findall(path.read_text())}
+
+
+def test_every_block_of_results_is_closed() -> None:
+    marks = sum(path.read_text().count("<!-- results:") for path in PAGES)
+    assert marks == len(results()) > 8
+
+
+@pytest.mark.parametrize("name", results())
+def test_results_are_those_of_the_benchmarks(name: str) -> None:
+    """Means with their spread are those of a committed table, rounded; factors of speed stand in it as they are."""
+    body = results()[name]
+    files = re.findall(r"`(benchmarks/results/\w+\.md)`", body) or sorted((ROOT / "benchmarks/results").glob("*.md"))
+    measured = "".join((ROOT / file).read_text() for file in files)
+    pairs = [(float(mean), float(spread)) for mean, spread in SPREAD.findall(measured)]
+    for mean, spread in SPREAD.findall(body):
+        near = [abs(float(mean) - a) < 0.051 and abs(float(spread) - b) < 0.051 for a, b in pairs]
+        assert any(near), f"{mean} ± {spread}"
+    assert [factor for factor in FACTOR.findall(body) if factor not in measured] == []

@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.methods.mae import MAE
 from vitdistill.methods.tinymim import TinyMIM
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
-from vitdistill.models.macs import backbone_macs
 from vitdistill.models.surgery.attention_heads import head_count
 from vitdistill.tokens.keep import keep_count
 from vitdistill.verbs.chain import read_chain
@@ -138,7 +137,7 @@ def test_published_cost_is_what_the_cost_command_says(path: Path) -> None:
         assert keep_count(keep, teacher.grid.count) == int(count)
         if pflops != "-":
             published[int(count)] = float(pflops)
-            counted = backbone_macs(teacher, int(count)).total * options["epochs"] * options["images"] / 1e15
+            counted = teacher.macs(int(count)).total * options["epochs"] * options["images"] / 1e15
             assert counted == pytest.approx(float(pflops), rel=0.003)
     said = verb("cost")(**{**options, "student": None, "json": True})["teacher_pflops"]
     assert said == pytest.approx(published[options["keep"]], rel=0.003)

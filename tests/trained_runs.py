@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.training.settings import Optim
 
 TINY = {"embed_dim": 12, "depth": 2, "num_heads": 2}
@@ -32,7 +32,7 @@ def teacher_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def arguments(teacher_run: Path) -> dict[str, Any]:
-    """Arguments of `maskedkd` that use every source of randomness: mixup, erasing, drop path, random masks, EMA."""
+    """Arguments of `maskedkd` that use every source of randomness and every schedule."""
     return {
         "student": "digits_vit_small",
         "student_args": dict(TINY),
@@ -44,6 +44,6 @@ def arguments(teacher_run: Path) -> dict[str, Any]:
         "batch_size": 256,
         "drop_path": 0.2,
         "augment": Augment(recipe="none", scale=0.7, mixup=0.5, erasing=0.3),
-        "optim": Optim(lr=1e-3, lr_batch=0, warmup_epochs=1, ema=0.8, accumulate=2),
+        "optim": Optim(lr=1e-3, lr_batch=0, warmup_epochs=1, weight_decay_end=0.2, ema=0.8, accumulate=2),
         "seed": 7,
     }

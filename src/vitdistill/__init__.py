@@ -23,10 +23,16 @@ _LAZY = {
     "FeatureDecoder": "vitdistill.methods.options",
     "MaskedModelling": "vitdistill.methods.masked_modelling",
     "Supervised": "vitdistill.methods.supervised",
-    "Detection": "vitdistill.methods.detection",
+    "Task": "vitdistill.tasks.task",
+    "Classification": "vitdistill.tasks.classification",
+    "Actions": "vitdistill.tasks.actions",
+    "ActionFiles": "vitdistill.data.actions.files",
     "Teacher": "vitdistill.models.teacher",
     "Method": "vitdistill.methods.method",
-    "Criterion": "vitdistill.methods.selection",
+    "Distillation": "vitdistill.methods.distillation",
+    "Lesson": "vitdistill.methods.distillation",
+    "Term": "vitdistill.methods.terms.term",
+    "Criterion": "vitdistill.methods.selection.criterion",
     "Augment": "vitdistill.data.images.augment",
     "Optim": "vitdistill.training.settings",
     "Loader": "vitdistill.training.settings",
@@ -39,20 +45,26 @@ _LAZY = {
 __all__ = sorted(_LAZY)
 
 if TYPE_CHECKING:
+    from vitdistill.data.actions.files import ActionFiles
     from vitdistill.data.images.augment import Augment
     from vitdistill.errors import UserError
+    from vitdistill.methods.distillation import Distillation, Lesson
     from vitdistill.methods.mae import MAE
     from vitdistill.methods.masked_modelling import MaskedModelling
     from vitdistill.methods.maskedkd import MaskedKD
     from vitdistill.methods.method import Method
     from vitdistill.methods.mvd import MVD
     from vitdistill.methods.options import FeatureDecoder, PixelDecoder
-    from vitdistill.methods.selection import Criterion
+    from vitdistill.methods.selection.criterion import Criterion
     from vitdistill.methods.supervised import Supervised
+    from vitdistill.methods.terms.term import Term
     from vitdistill.methods.tinymim import TinyMIM
     from vitdistill.methods.videomae import VideoMAE
     from vitdistill.models.build import build
     from vitdistill.models.teacher import Teacher
+    from vitdistill.tasks.actions import Actions
+    from vitdistill.tasks.classification import Classification
+    from vitdistill.tasks.task import Task
     from vitdistill.tokens.saliency import cls_attention
     from vitdistill.tokens.select import top_k
     from vitdistill.training.settings import Loader, Optim

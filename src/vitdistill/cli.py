@@ -5,7 +5,7 @@ import os
 import sys
 
 from vitdistill.errors import UserError, near
-from vitdistill.verbs.table import VERBS, verb
+from vitdistill.verbs.table import MOVED, VERBS, verb
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,6 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
 
             print(f"vitdistill {version('vitdistill')}")
             return 0
+        if arguments[0] in MOVED:
+            verb(arguments[0])
         if arguments[0] not in VERBS:
             raise UserError("The first word must be a verb", repr(arguments[0]), near(arguments[0], VERBS) or usage())
         return run_verb(arguments[0], arguments[1:])

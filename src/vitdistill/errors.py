@@ -27,24 +27,33 @@ def near(name: str, known: Iterable[str], count: int = 3) -> str:
     return f"Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""
 
 
-def refuse_unused(**unused: tuple[bool, str]) -> None:
-    """Refuse options that were given but would change nothing.
+def refuse_given(given: Mapping[str, bool], why: str) -> None:
+    """Refuse options that were given where nothing reads them.
 
     Args:
-        unused: per option, whether it was given in vain, and what it goes with.
+        given: whether it was given, by option.
+        why: the rest of the sentence, such as "on single images".
 
     Raises:
         UserError: naming them all.
+
+    Example:
+        >>> refuse_given({"stride": True, "clips": False}, "on single images")
+        Traceback (most recent call last):
+        ...
+        vitdistill.errors.UserError: --stride has no effect on single images. Leave it out
     """
-    vain = [f"--{name} ({goes_with})" for name, (given, goes_with) in unused.items() if given]
-    if vain:
-        raise UserError("Options that would change nothing are refused", ", ".join(vain), "Leave them out")
+    names = [f"--{name}" for name, is_given in given.items() if is_given]
+    if names:
+        several = len(names) > 1
+        words = f"{', '.join(names[:-1])} and {names[-1]} have" if several else f"{names[0]} has"
+        raise UserError(f"{words} no effect {why}", remedy=f"Leave {'them' if several else 'it'} out")
 
 
 def refuse_without_effect(
     values: Mapping[str, Any], defaults: Mapping[str, Any], options: Iterable[str], why: str
 ) -> None:
-    """Refuse options that were given where nothing reads them.
+    """Refuse those options that differ from their defaults, as `refuse_given` does.
 
     Args:
         values: of the options.
@@ -63,11 +72,7 @@ def refuse_without_effect(
     """
     nothing: tuple[Any, ...] = (None, {})
     changed = [name for name in options if values[name] != defaults.get(name)]
-    given = [f"--{name}" for name in changed if not (values[name] in nothing and defaults.get(name) in nothing)]
-    if given:
-        several = len(given) > 1
-        words = f"{', '.join(given[:-1])} and {given[-1]} have" if several else f"{given[0]} has"
-        raise UserError(f"{words} no effect {why}", remedy=f"Leave {'them' if several else 'it'} out")
+    refuse_given({name: not (values[name] in nothing and defaults.get(name) in nothing) for name in changed}, why)
 
 
 def error_words(error: Exception) -> str:

@@ -1,16 +1,17 @@
-"""The words that everything else speaks: token grids, captures, step outputs.
+"""The words that everything else speaks: inputs, token grids, tokens, captures, outputs, steps.
 
 Shape legend, used in every jaxtyping annotation of the package:
 
-    b  batch            n  patches of a grid        m  tokens, prefix tokens included
+    b  batch            n  patches of a grid        m  tokens, special tokens included
     k  kept patches     h  attention heads          d  channels (of a head where q, k, v are meant)
     ch colour channels  *pixels  height width, or frames height width
-    c  classes          p  prefix tokens (class, distillation, register)
+    c  classes          s  special tokens (class, distillation, register)
 
-Patch coordinates: outside `models/`, patches are numbered 0..N-1 of a `TokenGrid`, row by row, frame by frame;
-prefix tokens are never counted. A selection is an integer tensor of shape (b, k) in these coordinates.
+Patch coordinates: outside `models/`, patches are numbered 0..N-1 of a `TokenGrid`, row by row, frame by frame; special
+tokens are never counted. A selection is an integer tensor of shape (b, k) in these coordinates.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -35,79 +36,159 @@ class TokenGrid:
         return f"{self.h}x{self.w}" if self.t == 1 else f"{self.t}x{self.h}x{self.w}"
 
 
-# A branch of a block: what self-attention or the MLP adds to the tokens, and the tokens after attention was added.
-Part = Literal["attention", "attention_residual", "ffn"]
+@dataclass(frozen=True)
+class InputSpec:
+    """What a network takes.
+
+    Attributes:
+        shape: one input without its batch dimension: (channels, height, width), or (channels, frames, height, width).
+        mean: per channel, of the statistics that inputs in 0..1 are normalised with.
+        std: per channel, goes with `mean`.
+        patch: frames, height and width of a patch in pixels; None where patches overlap or are not known.
+    """
+
+    shape: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    patch: tuple[int, int, int] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.shape[-2], self.shape[-1]
+
+    @property
+    def frames(self) -> int | None:
+        """Frames of a clip; None for images."""
+        return self.shape[1] if len(self.shape) == 4 else None
+
+
+class Tokens(NamedTuple):
+    """Tokens of a pass.
+
+    Attributes:
+        all: every token, special ones first.
+        specials: how many special tokens there are.
+    """
+
+    all: Float[Tensor, "b m d"]
+    specials: int
+
+    @property
+    def special(self) -> Float[Tensor, "b s d"]:
+        """Class, distillation and register tokens."""
+        return self.all[:, : self.specials]
+
+    @property
+    def patches(self) -> Float[Tensor, "b n d"]:
+        """Tokens of patches, in the order of the grid or of the selection."""
+        return self.all[:, self.specials :]
+
+
+class QKV(NamedTuple):
+    """Queries, keys and values of one block, special tokens first, after any q/k norm and before scaling.
+
+    Attributes:
+        q: of CaiT's class-attention blocks, of the class token alone.
+        k: of all tokens.
+        v: of all tokens.
+        specials: how many special tokens stand before the patches in k and v.
+    """
+
+    q: Float[Tensor, "b h m_q d"]
+    k: Float[Tensor, "b h m d"]
+    v: Float[Tensor, "b h m d"]
+    specials: int
+
+
+# Where a pass can be looked into. "attention" and "ffn" are what a block's branch adds to the tokens (after LayerScale,
+# before drop path), "attention_residual" the tokens after attention was added, "output" those that leave the block.
+Point = Literal["qkv", "attention", "attention_residual", "ffn", "output"]
 
 
 @dataclass(frozen=True)
 class Capture:
-    """What a backbone pass should hand out besides logits. Blocks are counted from 0, negative from the end.
+    """What a pass hands out. Two captures are combined with `|`.
 
     Attributes:
-        qkv: blocks whose queries, keys and values are wanted.
-        hidden: blocks whose output (before any final norm) is wanted.
-        parts: (block, branch) pairs that are wanted.
-        logits: False stops the pass after the last block that anything asks for; what lies behind it is not
-            computed (in a block only asked for q, k, v, nothing after them is used).
+        points: (block, point) pairs; blocks count from 0, negative ones from the end, and answer under the numbers by
+            which they were asked for.
+        head: False stops the pass behind the last point; what lies behind it is not computed.
+
+    Example:
+        >>> Capture.at(-1, "qkv") | Capture.at(3, "output", head=False)
+        Capture(points=frozenset({(3, 'output'), (-1, 'qkv')}), head=True)
     """
 
-    qkv: tuple[int, ...] = ()
-    hidden: tuple[int, ...] = ()
-    parts: tuple[tuple[int, Part], ...] = ()
-    logits: bool = True
+    points: frozenset[tuple[int, Point]] = frozenset()
+    head: bool = True
 
-    @property
-    def hooked(self) -> tuple[int, ...]:
-        """Blocks into which the pass looks, and which therefore run eagerly."""
-        return (*self.qkv, *(block for block, _ in self.parts))
+    @classmethod
+    def at(cls, block: int, point: Point, *, head: bool = True) -> "Capture":
+        """One point of one block."""
+        return cls(frozenset({(block, point)}), head)
+
+    @classmethod
+    def union(cls, captures: Iterable["Capture"]) -> "Capture":
+        """All points of all captures; up to the head where any of them needs it."""
+        captures = list(captures)
+        return cls(frozenset().union(*(one.points for one in captures)), any(one.head for one in captures))
+
+    def __or__(self, other: "Capture") -> "Capture":
+        return Capture.union((self, other))
 
 
 NOTHING = Capture()
 
 
-class QKV(NamedTuple):
-    """Queries, keys and values of one block, prefix tokens first, after any q/k norm and before scaling."""
-
-    q: Float[Tensor, "b h m_q d"]
-    k: Float[Tensor, "b h m d"]
-    v: Float[Tensor, "b h m d"]
-
-
 @dataclass
-class BackboneOutput:
-    """One pass of a backbone.
+class Output:
+    """One pass of a network.
 
     Attributes:
-        logits: class scores (b, c), or None when the pass stopped early.
-        distilled_logits: scores of the distillation head, where a student trains two heads (distilled DeiT).
-        qkv: per asked block (counted from 0).
-        hidden: per asked block, the block's output tokens (b, m, d), prefix tokens first.
-        parts: per asked (block, branch), its tokens (b, m, d), prefix tokens first.
-        tokens: the tokens (b, m, d) that enter the head (after the final norm), or None when the pass stopped early.
+        prediction: what the head says, class scores (b, c) of a classifier; None when the pass stopped before it.
+        distilled: class scores of the distillation head, where a student trains two heads (distilled DeiT).
+        final: the tokens that enter the head, after the final norm; None when the pass stopped early or the network
+            does not show them.
+        captured: the asked (block, point) pairs: `QKV` for "qkv", `Tokens` for all others.
+        grid: the network's patches; None for networks that have none.
+        kept: the patches that entered the blocks, in coordinates of `grid`; None for all of them.
     """
 
-    logits: Float[Tensor, "b c"] | None = None
-    distilled_logits: Float[Tensor, "b c"] | None = None
-    qkv: dict[int, QKV] = field(default_factory=dict)
-    hidden: dict[int, Float[Tensor, "b m d"]] = field(default_factory=dict)
-    parts: dict[tuple[int, Part], Float[Tensor, "b m d"]] = field(default_factory=dict)
-    tokens: Float[Tensor, "b m d"] | None = None
+    prediction: Tensor | None = None
+    distilled: Float[Tensor, "b c"] | None = None
+    final: Tokens | None = None
+    captured: dict[tuple[int, Point], Tokens | QKV] = field(default_factory=dict)
+    grid: TokenGrid | None = None
+    kept: Int[Tensor, "bm k"] | None = None
+
+    def tokens(self, block: int, point: Point = "output") -> Tokens:
+        """The tokens captured at a point of a block."""
+        captured = self.captured[block, point]
+        assert isinstance(captured, Tokens)
+        return captured
+
+    def qkv(self, block: int) -> QKV:
+        """The queries, keys and values captured of a block."""
+        captured = self.captured[block, "qkv"]
+        assert isinstance(captured, QKV)
+        return captured
 
 
 @dataclass
-class StepOutput:
+class Step:
     """One training step of a method.
 
     Attributes:
         loss: scalar to call `backward()` on.
         terms: the named, unweighted parts of the loss, detached scalars.
-        logits: the student's class scores where there are any.
+        prediction: the student's prediction, where it makes one.
         kept: patches that the teacher saw, in the teacher's patch coordinates; None when it saw all or there is none.
-        teacher_logits: the (masked) teacher's class scores, where there are any.
+        teacher_prediction: the (masked) teacher's prediction, where it makes one.
     """
 
     loss: Float[Tensor, ""]
     terms: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
-    logits: Float[Tensor, "b c"] | None = None
+    prediction: Tensor | None = None
     kept: Int[Tensor, "b k"] | None = None
-    teacher_logits: Float[Tensor, "b c"] | None = None
+    teacher_prediction: Tensor | None = None

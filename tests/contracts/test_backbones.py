@@ -5,12 +5,13 @@ import functools
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tiny import FAMILIES, tiny
 from vitdistill.errors import UserError
-from vitdistill.models.backbone import Backbone
+from vitdistill.models.backbone import Backbone, with_tokens
 from vitdistill.models.build import build
-from vitdistill.types import Capture, TokenGrid
+from vitdistill.types import QKV, Capture, Point, TokenGrid
 
 MASKABLE = [name for name in FAMILIES if name != "swin"]
 HIDDEN = MASKABLE  # Swin hands out no block outputs
@@ -22,16 +23,26 @@ SALIENCIES = [
 ]
 
 
+# Swin hands out queries, keys and values only, CaiT no branches.
+ALL: tuple[Point, ...] = ("qkv", "attention", "attention_residual", "ffn", "output")
+POINTS: dict[str, tuple[Point, ...]] = {"swin": ("qkv",), "cait": ("qkv", "output")}
+
+
 @pytest.fixture
 def backbone(net: nn.Module) -> Backbone:
-    return build(net)
+    return with_tokens(build(net))
+
+
+def points(*pairs: tuple[int, Point], head: bool = True) -> Capture:
+    """A capture of (block, point) pairs."""
+    return Capture(frozenset(pairs), head)
 
 
 def test_blocks_by_word_and_number(backbone: Backbone) -> None:
     words = [backbone.block_index(word) for word in ("first", "middle", "last")]
     assert words == [0, (backbone.depth - 1) // 2, backbone.depth - 1]
     assert backbone.block_index("1") == 1 and backbone.block_index("-1") == backbone.block_index(-1) == words[2]
-    with pytest.raises(UserError, match="first, middle, last, or a block number from 0; got 'lst'. .*'last'"):
+    with pytest.raises(UserError, match="first, middle, last, or a number from 0; got 'lst'. .*'last'"):
         backbone.block_index("lst")
     with pytest.raises(UserError, match=f"has blocks 0 to {words[2]}; got {backbone.depth}"):
         backbone.block_index(backbone.depth)
@@ -90,8 +101,8 @@ def test_all_patches_are_bit_identical_to_the_untouched_network(net, images, tra
     net.train(training)
     expected = net(images)
     output = build(net).train(training)(images)
-    assert torch.equal(output.logits, expected) and output.logits.shape == (3, 10)
-    assert output.distilled_logits is None and not output.qkv and not output.hidden
+    assert torch.equal(output.prediction, expected) and output.prediction.shape == (3, 10)
+    assert output.distilled is None and not output.captured and output.kept is None
 
 
 def test_two_heads_of_a_distilled_network_in_training(images):
@@ -99,9 +110,9 @@ def test_two_heads_of_a_distilled_network_in_training(images):
     net.set_distilled_training(True)
     labelled, distilled = net(images)
     output = build(net).train()(images)
-    assert torch.equal(output.logits, labelled) and torch.equal(output.distilled_logits, distilled)
+    assert torch.equal(output.prediction, labelled) and torch.equal(output.distilled, distilled)
     assert not torch.equal(labelled, distilled)
-    assert build(net).eval()(images).distilled_logits is None
+    assert build(net).eval()(images).distilled is None
 
 
 def test_the_network_stays_as_it_was(net, images):
@@ -116,26 +127,69 @@ def test_the_network_stays_as_it_was(net, images):
 
 def test_it_describes_itself(family, backbone):
     assert backbone.grid == TokenGrid(1, 4, 4) and backbone.grid.count == 16
-    assert backbone.image_size == (32, 32) and backbone.num_classes == 10
+    assert backbone.input.size == (32, 32) and backbone.num_classes == 10
     assert backbone.name == FAMILIES[family][0].split(".")[0]
     assert backbone.depth == len(backbone.blocks) >= 2
-    assert len(backbone.mean) == len(backbone.std) == 3 and backbone.mean == tuple(backbone.net.pretrained_cfg["mean"])
+    assert len(backbone.input.mean) == len(backbone.input.std) == 3 and backbone.input.mean == tuple(
+        backbone.net.pretrained_cfg["mean"]
+    )
 
 
 @pytest.mark.parametrize("family", ["deit", "deit_distilled", "registers", "no_class_token", "cait"])
-def test_prefix_tokens(net, family):
-    expected = {"deit": 1, "deit_distilled": 2, "registers": 5, "no_class_token": 0, "cait": 0}
-    assert build(net).prefix == expected[family]
+def test_special_tokens(backbone, images, family):
+    """Of the first block, and of those that enter the head: CaiT's class token joins behind its trunk."""
+    first, last = {"deit": (1, 1), "deit_distilled": (2, 2), "registers": (5, 5), "cait": (0, 1)}.get(family, (0, 0))
+    assert (backbone.specials, backbone.final_specials) == (first, last)
+    final = backbone(images).final
+    assert final.special.shape == (3, last, backbone.width) and final.patches.shape == (3, 16, backbone.width)
 
 
 def test_capturing_changes_nothing_and_leaves_no_hooks(backbone, images, family):
-    untouched = backbone(images).logits
+    untouched = backbone(images).prediction
     blocks = tuple(range(backbone.depth))
-    capture = Capture(qkv=blocks, hidden=blocks if family in HIDDEN else ())
+    capture = points(*((block, point) for block in blocks for point in POINTS.get(family, ALL)))
     output = backbone(images, capture=capture)
-    assert torch.equal(output.logits, untouched)
-    assert sorted(output.qkv) == list(blocks) and sorted(output.hidden) == list(capture.hidden)
+    assert torch.equal(output.prediction, untouched)
+    assert set(output.captured) == capture.points
     assert hooks(backbone) == 0
+
+
+def test_captured_points_answer_under_the_numbers_they_were_asked_by(backbone, images, family):
+    last = backbone.depth - 1
+    pairs = {(block, point) for block in (0, -1, last) for point in POINTS.get(family, ALL)}
+    output = backbone(images, capture=Capture(frozenset(pairs), head=False))
+    assert set(output.captured) == pairs
+    for block, point in pairs:
+        if block == last:
+            assert all(
+                a is b if isinstance(a, Tensor) else a == b
+                for a, b in zip(output.captured[last, point], output.captured[-1, point], strict=True)
+            )
+
+
+@pytest.mark.parametrize("family", ["vit", "deit3"])
+def test_branches_add_up_to_the_blocks_output(backbone, images):
+    """What attention adds, the tokens after that, and what the MLP adds."""
+    output = backbone(images, capture=points(*((1, point) for point in ALL), (0, "output"), head=False))
+    before, attention, middle, ffn, after = (
+        output.tokens(block, point).all
+        for block, point in (
+            (0, "output"),
+            (1, "attention"),
+            (1, "attention_residual"),
+            (1, "ffn"),
+            (1, "output"),
+        )
+    )
+    assert torch.equal(before + attention, middle) and torch.equal(middle + ffn, after)
+    assert not torch.equal(attention, ffn)
+
+
+@pytest.mark.parametrize(("family", "point"), [("cait", "ffn"), ("cait", "attention"), ("swin", "attention_residual")])
+def test_branches_that_are_not_shown_are_refused(backbone, images, point):
+    with pytest.raises(UserError, match=f"does not show the branches of its blocks; got {point}") as error:
+        backbone(images, capture=Capture.at(0, point))
+    assert "\n" not in str(error.value) and hooks(backbone) == 0
 
 
 def test_hooks_are_removed_after_a_failure(backbone, images, monkeypatch):
@@ -149,14 +203,17 @@ def test_hooks_are_removed_after_a_failure(backbone, images, monkeypatch):
 
 
 def test_shapes_of_what_is_captured(backbone, images, family):
-    tokens = backbone.prefix + 16
-    output = backbone(images, capture=Capture(qkv=(0, -1), hidden=(0,) if family in HIDDEN else ()))
-    assert sorted(output.qkv) == [0, backbone.depth - 1]
-    b, h, m, d = output.qkv[0].k.shape
-    assert (b, m) == (3, tokens) and output.qkv[0].q.shape == output.qkv[0].v.shape == (b, h, m, d)
-    if family in HIDDEN:
-        assert output.hidden[0].shape == (3, tokens, backbone.width) and h * d == backbone.width
-    assert output.tokens.shape[::2] == (3, backbone.width)
+    tokens = backbone.specials + 16
+    asked = ((0, point) for point in POINTS.get(family, ALL))
+    output = backbone(images, capture=points(*asked, (-1, "qkv")))
+    b, h, m, d = output.qkv(0).k.shape
+    assert (b, m) == (3, tokens) and output.qkv(0).q.shape == output.qkv(0).v.shape == (b, h, m, d)
+    assert output.qkv(0).specials == backbone.specials and output.qkv(-1).specials == backbone.final_specials
+    for _, point in output.captured.keys() - {(0, "qkv"), (-1, "qkv")}:
+        got = output.tokens(0, point)
+        assert got.all.shape == (3, tokens, backbone.width) and h * d == backbone.width
+        assert got.special.shape[1] == backbone.specials and got.patches.shape[1] == 16
+    assert output.final.all.shape == (3, backbone.final_specials + 16, backbone.width)
 
 
 @pytest.mark.parametrize("family", HIDDEN)
@@ -165,7 +222,7 @@ def test_hidden_is_the_blocks_output(net, images):
     handle = net.blocks[1].register_forward_hook(lambda _m, _i, output: found.append(output))
     net(images)
     handle.remove()
-    assert torch.equal(build(net)(images, capture=Capture(hidden=(1,))).hidden[1], found[0])
+    assert torch.equal(build(net)(images, capture=Capture.at(1, "output")).tokens(1).all, found[0])
 
 
 @pytest.mark.parametrize("block", [3, 4])
@@ -173,9 +230,10 @@ def test_hidden_of_class_attention_is_the_class_token_with_the_patches(images, b
     net = tiny("cait")
     cls = []
     handle = net.blocks_token_only[block - 3].register_forward_hook(lambda _m, _i, output: cls.append(output))
-    output = build(net)(images, capture=Capture(hidden=(2, block)))
+    output = build(net)(images, capture=points((2, "output"), (block, "output")))
     handle.remove()
-    assert torch.equal(output.hidden[block], torch.cat((cls[0], output.hidden[2]), dim=1))
+    assert torch.equal(output.tokens(block).special, cls[0])
+    assert torch.equal(output.tokens(block).patches, output.tokens(2).patches) and output.tokens(2).specials == 0
 
 
 @pytest.mark.parametrize("family", MASKABLE)
@@ -185,14 +243,14 @@ def test_kept_patches_equal_an_independent_reference(net, images, order):
     keep = keep.sort(dim=1).values if order == "ascending" else keep
     with torch.no_grad():
         torch.testing.assert_close(
-            build(net)(images, keep=keep).logits, expected_logits(net, images, keep), rtol=1e-5, atol=1e-5
+            build(net)(images, keep=keep).prediction, expected_logits(net, images, keep), rtol=1e-5, atol=1e-5
         )
 
 
 @pytest.mark.parametrize("family", MASKABLE)
 def test_keeping_every_patch_by_index_changes_nothing(net, images, family):
     keep = torch.arange(16).expand(3, -1)
-    got, expected = build(net)(images, keep=keep).logits, net(images)
+    got, expected = build(net)(images, keep=keep).prediction, net(images)
     if family == "no_class_token":  # its untouched tokens lie channel by channel in memory, which rounds otherwise
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     else:
@@ -202,7 +260,7 @@ def test_keeping_every_patch_by_index_changes_nothing(net, images, family):
 @pytest.mark.parametrize("family", MASKABLE)
 def test_one_patch_is_enough_and_gradients_reach_the_images_patch(net, images):
     images.requires_grad_()
-    build(net)(images, keep=torch.tensor([[0], [5], [15]])).logits.sum().backward()
+    build(net)(images, keep=torch.tensor([[0], [5], [15]])).prediction.sum().backward()
     seen = images.grad.abs().sum(dim=1).unfold(1, 8, 8).unfold(2, 8, 8).sum(dim=(-1, -2)).flatten(1) > 0
     assert seen.nonzero().tolist() == [[0, 0], [1, 5], [2, 15]]
 
@@ -223,7 +281,7 @@ def test_saliency_equals_timms_own_attention(net, images, family, kind, block):
     got = backbone.saliency(output, block, kind)
 
     attention = attention_of(net, backbone.blocks[block].attn, images)
-    prefix = 1 if family == "cait" else backbone.prefix
+    prefix = 1 if family == "cait" else backbone.specials
     reads_class = family not in ("swin", "no_class_token", "mae_mean_pool")  # mean pooling trains no class attention
     rows = attention[:, :, :1] if kind == "cls" and reads_class else attention[:, :, prefix:]
     torch.testing.assert_close(got, rows[..., prefix:].mean(dim=(1, 2)), rtol=1e-4, atol=1e-6)
@@ -235,7 +293,7 @@ def test_patch_saliency_of_a_talking_heads_trunk_is_softmax_of_its_queries_and_k
     """Before its heads are mixed: the mixed maps are no distributions."""
     backbone = build(tiny("cait"))
     output = backbone(images, capture=backbone.saliency_capture(1, "patch"))
-    q, k, _ = output.qkv[1]
+    q, k, _, _ = output.qkv(1)
     expected = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=(1, 2))
     torch.testing.assert_close(backbone.saliency(output, 1, "patch"), expected)
 
@@ -277,25 +335,99 @@ def run_blocks_of(backbone: Backbone, images: Tensor, capture: Capture) -> tuple
 
 @pytest.mark.parametrize("family", HIDDEN)
 @pytest.mark.parametrize("block", [0, 1, -1])
-def test_a_pass_without_logits_gives_the_same_and_stops(backbone, images, block, family):
+def test_a_pass_without_its_head_gives_the_same_and_stops(backbone, images, block, family):
     index = block % backbone.depth
-    full = backbone(images, capture=Capture(qkv=(block,), hidden=(block,)))
-    early, ran = run_blocks_of(backbone, images, Capture(qkv=(block,), hidden=(block,), logits=False))
-    assert early.logits is None and early.tokens is None
-    assert torch.equal(early.hidden[index], full.hidden[index]) and ran == list(range(index + 1))
-    assert all(map(torch.equal, early.qkv[index], full.qkv[index]))
+    both = points((block, "qkv"), (block, "output"))
+    full = backbone(images, capture=both)
+    early, ran = run_blocks_of(backbone, images, Capture(both.points, head=False))
+    assert early.prediction is None and early.final is None
+    assert torch.equal(early.tokens(block).all, full.tokens(block).all) and ran == list(range(index + 1))
+    assert all(map(torch.equal, early.qkv(block)[:3], full.qkv(block)[:3]))
 
-    only_qkv, ran = run_blocks_of(backbone, images, Capture(qkv=(block,), logits=False))
-    assert all(map(torch.equal, only_qkv.qkv[index], full.qkv[index]))
+    only_qkv, ran = run_blocks_of(backbone, images, Capture.at(block, "qkv", head=False))
+    assert all(map(torch.equal, only_qkv.qkv(block)[:3], full.qkv(block)[:3]))
     assert len(ran) == (index if family != "cait" else index + 1)  # a ViT stops right after the projection
+
+
+def test_a_pass_that_is_asked_for_nothing_runs_no_block(backbone, images, family):
+    output, ran = run_blocks_of(backbone, images, Capture(head=False))
+    assert output.prediction is None and output.final is None and not output.captured
+    assert ran == ([] if family != "swin" else [0, 1])
 
 
 def test_swin_hands_out_saliency_but_no_block_outputs(images):
     backbone = build(tiny("swin"))
-    early = backbone(images, capture=Capture(qkv=(-1,), logits=False))
-    assert early.logits is None
+    early = backbone(images, capture=Capture.at(-1, "qkv", head=False))
+    assert early.prediction is None and set(early.captured) == {(-1, "qkv")}
     with pytest.raises(UserError, match="block outputs"):
-        backbone(images, capture=Capture(hidden=(0,)))
+        backbone(images, capture=Capture.at(0, "output"))
+
+
+# --- what a pass computes, and what it trains --------------------
+
+# Where a pass may end: behind a point of a block, or its head.
+ENDS = [
+    *(
+        (family, Capture.at(block, point, head=False))
+        for family in FAMILIES
+        for block in (0, 1, -1)
+        for point in POINTS.get(family, ALL)
+    ),
+    *((family, Capture()) for family in FAMILIES),
+]
+MASKED_ENDS = [(family, capture) for family, capture in ENDS if family in MASKABLE]
+
+
+def name_of(value: object) -> str:
+    if not isinstance(value, Capture):
+        return str(value)
+    return "head" if value.head else "-".join(map(str, *value.points))
+
+
+@pytest.mark.parametrize(
+    ("family", "capture", "kept"),
+    [*((*end, None) for end in ENDS), *((*end, 5) for end in MASKED_ENDS)],
+    ids=name_of,
+)
+def test_the_macs_of_a_pass_are_those_that_torch_counts(backbone, images, capture, kept):
+    keep = None if kept is None else torch.arange(5).expand(3, -1)
+    with FlopCounterMode(display=False) as counter:
+        backbone(images, keep=keep, capture=capture)
+    assert 3 * backbone.macs(kept, capture, layernorm=False).total == counter.get_total_flops() / 2
+
+
+@pytest.mark.parametrize(("family", "capture"), MASKED_ENDS, ids=name_of)
+def test_what_a_pass_reaches_is_what_autograd_reaches(net, images, capture):
+    """Every parameter that gets a gradient, and no other: DDP waits for all that train."""
+    relations = any(point == "qkv" for _, point in capture.points)
+    for roles, special in (("qk", True), ("v", True)) if relations else (("qkv", True), ("qkv", False)):
+        backbone = with_tokens(build(net))
+        backbone.zero_grad()
+        output = backbone(images, capture=capture)
+        read: list[Tensor] = []
+        for tokens in (*output.captured.values(), *([output.final] if capture.head else [])):
+            if isinstance(tokens, QKV):
+                read += [getattr(tokens, role) for role in roles]
+            else:
+                read.append(tokens.all if special else tokens.patches)
+        sum(value.square().sum() for value in read).backward()
+        reached = backbone.reached(capture, frozenset(roles), prediction=False, special=special)
+        assert [
+            name
+            for name, parameter in net.named_parameters()
+            if (parameter.grad is not None and bool(parameter.grad.any())) != (parameter in reached)
+        ] == []
+
+
+def test_a_prediction_reaches_every_parameter(backbone, images):
+    backbone(images).prediction.square().sum().backward()
+    assert backbone.reached(Capture()) == set(backbone.net.parameters())
+    assert all(parameter.grad is not None for parameter in backbone.net.parameters())
+
+
+def test_swin_does_not_tell_what_a_pass_that_stops_early_trains():
+    with pytest.raises(UserError, match="does not tell what a pass that stops early trains"):
+        with_tokens(build(tiny("swin"))).reached(Capture.at(0, "qkv", head=False))
 
 
 # --- compiled and checkpointed blocks --------------------
@@ -306,12 +438,12 @@ def test_compiled_blocks_still_hand_out_queries_and_keys(images, monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     plain, compiled = build(tiny("vit")), build(tiny("vit"))
     compiled.compile_blocks()
-    capture = Capture(qkv=(-1, 0), hidden=(1,))
+    capture = points((-1, "qkv"), (0, "qkv"), (1, "output"), (1, "ffn"))
     compiled(images)  # compiled without hooks, which it would not look for again
     for _ in range(2):
         got, expected = compiled(images, capture=capture), plain(images, capture=capture)
-    torch.testing.assert_close(got.logits, expected.logits)
-    assert sorted(got.qkv) == [0, 2]
+    torch.testing.assert_close(got.prediction, expected.prediction)
+    assert set(got.captured) == capture.points
     torch.testing.assert_close(plain.saliency(got), plain.saliency(expected))
     assert list(compiled.net.state_dict()) == list(plain.net.state_dict())
     torch._dynamo.reset()
@@ -326,9 +458,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(family, images):
         ran: list[int] = []
         backbone.blocks[0].norm1.register_forward_hook(lambda *_a, ran=ran: ran.append(0))
         output = backbone(images, capture=backbone.saliency_capture())
-        output.logits.square().sum().backward()
+        output.prediction.square().sum().backward()
         assert len(ran) == (2 if recompute else 1)  # once more in the backward pass
-        assert sorted(output.qkv) == [backbone.depth - 1]
+        assert set(output.captured) == {(-1, "qkv")}
         gradients.append([parameter.grad for parameter in backbone.parameters()])
     for expected, got in zip(*gradients, strict=True):
         torch.testing.assert_close(got, expected)

@@ -1,4 +1,4 @@
-"""What every method promises: `Supervised`, `MaskedKD`, `TinyMIM` and `MAE`, in each of their variants."""
+"""What every method promises, in each of its variants. A new method or variant is one line in `METHODS`."""
 
 import copy
 import pickle
@@ -14,22 +14,27 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tiny import tiny
 from vitdistill.errors import UserError
+from vitdistill.methods.distillation import Distillation, Lesson
 from vitdistill.methods.mae import MAE
 from vitdistill.methods.maskedkd import MaskedKD
-from vitdistill.methods.method import Method, Pass
-from vitdistill.methods.mvd import MVD
-from vitdistill.methods.options import FeatureDecoder, PixelDecoder
-from vitdistill.methods.per_token import PerToken
-from vitdistill.methods.selection import Criterion
+from vitdistill.methods.method import Method
+from vitdistill.methods.mvd import MVD, FeatureDecoder, per_token_distillation
+from vitdistill.methods.selection.criterion import Criterion
+from vitdistill.methods.selection.selector import Ranked
 from vitdistill.methods.supervised import Supervised
-from vitdistill.methods.targets.features import TeacherFeatures
-from vitdistill.methods.tinymim import TinyMIM
+from vitdistill.methods.terms.logits import Logits
+from vitdistill.methods.terms.manifold import ManifoldTerm
+from vitdistill.methods.terms.options import Attention, Manifold, Terms
+from vitdistill.methods.tinymim import PixelDecoder, TinyMIM
 from vitdistill.methods.videomae import VideoMAE
+from vitdistill.models.backbone import with_tokens
 from vitdistill.models.build import build
+from vitdistill.models.families import as_network
 from vitdistill.models.families.video_vit import VideoViT, video_vit
-from vitdistill.models.macs import backbone_macs
+from vitdistill.models.network import Network
 from vitdistill.models.teacher import Teacher
-from vitdistill.types import Capture, StepOutput
+from vitdistill.tasks.classification import Classification
+from vitdistill.types import Capture, Step
 
 TARGETS = torch.tensor([1, 0, 9])
 SOFT = torch.rand(3, 10, generator=torch.Generator().manual_seed(3)).softmax(dim=-1)
@@ -82,18 +87,18 @@ def mvd(**options: Any) -> MVD:
     return MVD(clip_net(1), **{**teachers, "mask_ratio": 0.75, "decoder": DECODER, **options})
 
 
-def per_token() -> PerToken:
-    student = build(clip_net(1))
-    targets = {
-        name: (TeacherFeatures(Teacher(build(net)), student.grid), weight)
-        for name, net, weight in (("image", image_teacher_net(), 1.0), ("video", clip_net(3), 0.5))
-    }
-    return PerToken(student, targets)
+def two_teachers() -> Distillation:
+    """Each of two teachers with a term of its own, and patches ranked by the student for both."""
+    student = with_tokens(as_network(tiny("deit", seed=1)))
+    first, second = (Teacher.of(tiny(name, seed=seed), student) for name, seed in (("deit3", 2), ("cait", 3)))
+    manifold = ManifoldTerm(student, second.backbone, student_blocks=(0, 2), teacher_blocks=(0, 2))
+    lessons = [Lesson(first, [Logits()]), Lesson(second, [manifold])]
+    return Distillation(student, lessons, task=Classification(10), selector=Ranked(keep=5))
 
 
 PIXELS = PixelDecoder(width=16, depth=1, heads=2)
 METHODS: dict[str, Callable[[], Method]] = {
-    "supervised": lambda: Supervised(tiny("deit", seed=1), smoothing=0.1),
+    "supervised": lambda: Supervised(tiny("deit", seed=1), task=Classification(10, smoothing=0.1)),
     "maskedkd": maskedkd,
     "full teacher": lambda: maskedkd(keep=1.0),
     "hard": lambda: maskedkd(distillation="hard"),
@@ -113,8 +118,44 @@ METHODS: dict[str, Callable[[], Method]] = {
     "swin student": lambda: maskedkd("swin"),
     "swin teacher": lambda: maskedkd(teacher="swin", keep=1.0),
     "clip student, mean-pooled teacher": lambda: maskedkd("clip", "mae_mean_pool"),
+    "manifold": lambda: maskedkd(distill="manifold"),
+    "manifold, whole teacher": lambda: maskedkd(distill="manifold", keep=1.0),
+    "manifold, cait teacher": lambda: maskedkd("deit_distilled", "cait", distill="manifold"),
+    "manifold, cait student": lambda: maskedkd("cait", distill="manifold"),
+    "manifold and logits": lambda: maskedkd(
+        "deit_distilled",
+        distill="logits+manifold",
+        alpha=1.0,
+        terms=Terms(manifold=Manifold(student_blocks=[0], teacher_blocks=[1])),
+    ),
+    "manifold, logits of no weight": lambda: maskedkd(distill="logits+manifold", alpha=0.0),
+    "manifold, finer teacher": lambda: MaskedKD(
+        tiny("deit", seed=1), tiny("deit", seed=2, patch_size=4), distill="manifold", keep=20
+    ),
+    "manifold, masked student": lambda: maskedkd(distill="manifold", mask="student"),
+    "manifold, masked student, finer teacher": lambda: MaskedKD(
+        tiny("deit", seed=1), tiny("deit", seed=2, patch_size=4), distill="manifold", mask="student"
+    ),
+    "attention": lambda: maskedkd(distill="attention"),
+    "attention, whole teacher": lambda: maskedkd(distill="attention", keep=1.0),
+    "attention, distilled student": lambda: maskedkd("deit_distilled", distill="attention"),
+    "attention, distilled teacher": lambda: maskedkd(teacher="deit_distilled", distill="attention"),
+    "attention, cait teacher": lambda: maskedkd(teacher="cait", distill="attention"),
+    "attention, cait student": lambda: maskedkd("cait", distill="attention"),
+    "attention, last block, other heads, finer teacher": lambda: MaskedKD(
+        tiny("deit", seed=1),
+        tiny("deit", seed=2, patch_size=4, embed_dim=32, num_heads=4, depth=4),
+        distill="attention",
+        terms=Terms(attention=Attention(blocks="last", cls_weight=0.0)),
+    ),
+    "attention, masked student": lambda: maskedkd(distill="attention", mask="student"),
+    "attention, manifold and logits": lambda: maskedkd(distill="attention+logits+manifold"),
+    "attention, qk norm": lambda: maskedkd("qk_norm", "registers", distill="attention"),
+    "two teachers": lambda: two_teachers(),
+    "clips": lambda: MaskedKD(clip_net(1), clip_net(3, embed_dim=48), saliency="patch"),
+    "clips, manifold": lambda: MaskedKD(clip_net(1), clip_net(3, depth=3), distill="manifold", keep=0.25),
     "tinymim": tinymim,
-    "tinymim, all relations": lambda: tinymim(relations=("qk", "vv", "qq", "kk"), align_heads="all"),
+    "tinymim, all relations": lambda: tinymim(relations="qk+vv+qq+kk", align_heads="all"),
     "tinymim, no softmax": lambda: tinymim(softmax=False, teacher_block=2),
     "tinymim, output": lambda: tinymim(target="features"),
     "tinymim, attention": lambda: tinymim(target="features", feature="attention"),
@@ -126,6 +167,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "tinymim, masked, pixels": lambda: tinymim(mask_ratio=0.75, pixels=True, pixel_decoder=PIXELS),
     "tinymim, noisy teacher": lambda: tinymim(teacher_drop_path=0.1),
     "tinymim, two heads": lambda: tinymim("deit3", "vit"),
+    "tinymim, clips": lambda: TinyMIM(clip_net(1), clip_net(3, embed_dim=48)),
     "tinymim, qk norm": lambda: tinymim_qk_norm(),
     "tinymim, qk norm, values": lambda: tinymim_qk_norm(relations=("vv",)),
     "tinymim, qk norm, queries": lambda: tinymim_qk_norm(relations=("qq", "vv")),
@@ -135,7 +177,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     ),
     "mae": mae,
     "videomae": lambda: videomae(),
-    "videomae, plain pixels, random mask": lambda: videomae(norm_pix=False, mask_ratio=0.75, mask="random"),
+    "videomae, plain pixels, random mask": lambda: videomae(norm_pix=False, mask="random"),
     "videomae, whole frames hidden": lambda: videomae(mask_ratio=0.5, mask="frame", masks_per_clip=2),
     "mvd": lambda: mvd(),
     "mvd, image teacher": lambda: mvd(video_teacher=None),
@@ -145,20 +187,37 @@ METHODS: dict[str, Callable[[], Method]] = {
     "mvd, images": lambda: MVD(
         tiny("vit", seed=1), image_teacher=image_teacher_net(), mask_ratio=0.75, mask="random", decoder=DECODER
     ),
-    "per token": lambda: per_token(),
+    "mvd, cait": lambda: MVD(
+        tiny("cait", seed=1), image_teacher=tiny("cait", seed=2), mask_ratio=0.75, mask="random", decoder=DECODER
+    ),
+    "mvd, cait image teacher": lambda: mvd(image_teacher=tiny("cait", seed=2), video_teacher=None),
+    "per token": lambda: per_token_distillation(
+        clip_net(1), image_teacher=image_teacher_net(), video_teacher=clip_net(3), video_weight=0.5
+    ),
+    "per token, images": lambda: per_token_distillation(tiny("deit", seed=1), image_teacher=image_teacher_net()),
+    "per token, cait": lambda: per_token_distillation(
+        tiny("cait", seed=1), image_teacher=tiny("cait", seed=2), loss="l2"
+    ),
     "mae, plain pixels": lambda: mae(norm_pix=False, mask_ratio=0.5),
     "mae, no class token": lambda: MAE(tiny("no_class_token", seed=1, fc_norm=False), **MAE_DECODER),
     "mae, registers": lambda: mae("registers"),
+    "mae, cait": lambda: mae("cait"),
 }
 
 
 # What a method may learn besides the student.
 EXTRA: dict[type[Method], tuple[str, ...]] = {
-    TinyMIM: ("imitation", "decoder"),
+    Distillation: ("terms",),
+    MaskedKD: ("terms",),
+    TinyMIM: ("terms", "decoder"),
     MAE: ("decoders",),
     VideoMAE: ("decoders",),
     MVD: ("decoders", "average"),
-    PerToken: ("heads",),
+}
+# The names under which losses are reported.
+LOSSES = {
+    *("ce", "kd", "qk", "vv", "qq", "kk", "q", "k", "v", "output", "attention", "ffn", "pixels", "image", "video"),
+    *("attention_cls", "manifold_intra", "manifold_inter", "manifold_random"),
 }
 
 
@@ -187,42 +246,38 @@ def teacher_of(method: MaskedKD) -> Teacher:
 @pytest.mark.parametrize("targets", [TARGETS, SOFT], ids=["labels", "soft"])
 def test_the_loss_is_a_finite_scalar_with_gradient_to_every_parameter(method, images, targets):
     step = method(images, targets, 0.5)
-    assert isinstance(step, StepOutput) and step.loss.shape == () and bool(step.loss.isfinite())
+    assert isinstance(step, Step) and step.loss.shape == () and bool(step.loss.isfinite())
     step.loss.backward()
     trained = {name: p for name, p in method.named_parameters() if p.requires_grad}
     assert not [name for name, p in trained.items() if p.grad is None or not p.grad.isfinite().all()]
     assert sum(bool(p.grad.any()) for p in trained.values()) > 0.9 * len(trained)
 
 
-def test_terms_are_detached_finite_scalars_and_logits_are_the_students(method, images):
-    step = method(images, TARGETS)
-    known = {
-        "ce",
-        "kd",
-        "qk",
-        "vv",
-        "qq",
-        "kk",
-        "q",
-        "k",
-        "v",
-        "output",
-        "attention",
-        "ffn",
-        "pixels",
-        "image",
-        "video",
+def test_what_is_frozen_is_what_the_loss_does_not_reach(method, images):
+    fixed = {"pos_embed"} if isinstance(method.student, VideoViT) else set()
+    frozen = {
+        name: parameter
+        for name, parameter in method.student.net.named_parameters()
+        if not parameter.requires_grad and name not in fixed
     }
-    assert step.terms and set(step.terms) <= known
+    for parameter in frozen.values():
+        parameter.requires_grad_(True)
+    method(images, TARGETS, 0.5).loss.backward()
+    assert not [name for name, parameter in frozen.items() if parameter.grad is not None and parameter.grad.any()]
+
+
+def test_terms_are_detached_finite_scalars_and_the_prediction_is_the_students(method, images):
+    step = method(images, TARGETS)
+    assert step.terms and set(step.terms) <= LOSSES
     assert all(t.shape == () and not t.requires_grad and bool(t.isfinite()) for t in step.terms.values())
-    if method.uses_labels:
-        assert step.logits.shape == (3, 10) and step.logits.requires_grad
+    if method.task is not None:
+        assert step.prediction.shape == (3, 10) and step.prediction.requires_grad
     else:
         losses = []
         for targets in (TARGETS, SOFT):
             torch.manual_seed(0)
             losses.append(method(images, targets).loss)
-        assert torch.equal(*losses) and step.logits is None
+        assert torch.equal(*losses) and step.prediction is None
 
 
 def test_a_method_holds_the_student_and_nothing_else(method):
@@ -234,25 +289,25 @@ def test_a_method_holds_the_student_and_nothing_else(method):
         return  # a teacher that is the student's own average is state that a run has to resume
     held = {id(parameter) for parameter in method.parameters()}
     for teacher in method.teachers:
-        assert not held & {id(parameter) for parameter in teacher.backbone.parameters()}
+        assert not held & {id(parameter) for parameter in teacher.network.parameters()}
 
 
 def test_teachers_stay_frozen_and_in_eval_mode(method, images):
     method.train()
-    before = [copy.deepcopy(teacher.backbone.state_dict()) for teacher in method.teachers]
+    before = [copy.deepcopy(teacher.network.state_dict()) for teacher in method.teachers]
     method(images, TARGETS).loss.backward()
     for teacher, state in zip(method.teachers, before, strict=True):
         noisy = DropPath if teacher.drops_paths else ()
-        assert not any(module.training for module in teacher.backbone.modules() if not isinstance(module, noisy))
-        assert not any(p.requires_grad or p.grad is not None for p in teacher.backbone.parameters())
-        assert all(torch.equal(value, state[name]) for name, value in teacher.backbone.state_dict().items())
+        assert not any(module.training for module in teacher.network.modules() if not isinstance(module, noisy))
+        assert not any(p.requires_grad or p.grad is not None for p in teacher.network.parameters())
+        assert all(torch.equal(value, state[name]) for name, value in teacher.network.state_dict().items())
 
 
 def test_a_teacher_set_to_training_returns_to_eval(images):
     method = maskedkd()
     expected = method(images, TARGETS).loss
-    teacher_of(method).backbone.train()
-    assert torch.equal(method(images, TARGETS).loss, expected) and not teacher_of(method).backbone.training
+    teacher_of(method).network.train()
+    assert torch.equal(method(images, TARGETS).loss, expected) and not teacher_of(method).network.training
 
 
 def test_what_was_kept_is_told(method, images):
@@ -271,9 +326,12 @@ def test_a_copy_computes_the_same(method, images):
     assert torch.equal(twin(images, TARGETS).loss, expected)
 
 
-def test_methods_can_be_pickled_for_spawned_processes(images):
-    method = maskedkd()
-    assert torch.equal(pickle.loads(pickle.dumps(method))(images, TARGETS).loss, method(images, TARGETS).loss)
+def test_methods_can_be_pickled_for_spawned_processes(method, images):
+    twin = pickle.loads(pickle.dumps(method))
+    torch.manual_seed(3)
+    expected = method(images, TARGETS).loss
+    torch.manual_seed(3)
+    assert torch.equal(twin(images, TARGETS).loss, expected)
 
 
 def test_a_clock_hears_of_the_teachers_part(images):
@@ -299,7 +357,7 @@ def test_a_clock_hears_of_the_teachers_part(images):
 def expected_loss(
     method: MaskedKD, images: Tensor, keep: Tensor | None, alpha: float = 0.5, tau: float = 1.0
 ) -> Tensor:
-    student, teacher = method.student.net(images), teacher_of(method).backbone(images, keep=keep).logits
+    student, teacher = method.student.net(images), teacher_of(method).network(images, keep=keep).prediction
     kl = (teacher / tau).softmax(-1) * ((teacher / tau).log_softmax(-1) - (student / tau).log_softmax(-1))
     return (1 - alpha) * F.cross_entropy(student, TARGETS) + alpha * tau**2 * kl.sum(dim=-1).mean()
 
@@ -313,44 +371,75 @@ def test_the_loss_is_equation_1_on_the_patches_that_the_student_attends_to(image
     assert torch.equal(step.kept, keep)
     torch.testing.assert_close(step.loss, expected_loss(method, images, keep, alpha, tau))
     torch.testing.assert_close(step.loss, (1 - alpha) * step.terms["ce"] + alpha * step.terms["kd"])
-    assert torch.equal(step.teacher_logits, teacher_of(method)(images, keep=keep).logits)
+    assert torch.equal(step.teacher_prediction, teacher_of(method)(images, keep=keep).prediction)
 
 
 def test_keeping_all_is_bit_identical_to_plain_distillation(images):
     method = maskedkd(keep=1.0)
     step = method(images, TARGETS)
     assert step.kept is None and method.kept_patches(0.0) is None
-    assert torch.equal(step.teacher_logits, tiny("deit3", seed=2)(images))
-    assert torch.equal(step.logits, tiny("deit", seed=1)(images))
+    assert torch.equal(step.teacher_prediction, tiny("deit3", seed=2)(images))
+    assert torch.equal(step.prediction, tiny("deit", seed=1)(images))
     for keep in (16, "16", "1.0", 0.99):
         assert torch.equal(maskedkd(keep=keep)(images, TARGETS).loss, step.loss)
 
 
 def test_masking_changes_the_teachers_scores_and_not_the_students(images):
     masked, full = maskedkd(keep=4)(images, TARGETS), maskedkd(keep=1.0)(images, TARGETS)
-    assert torch.equal(masked.logits, full.logits)
-    assert float((masked.teacher_logits - full.teacher_logits).abs().max()) > 1e-3
+    assert torch.equal(masked.prediction, full.prediction)
+    assert float((masked.teacher_prediction - full.teacher_prediction).abs().max()) > 1e-3
 
 
 def test_hard_distillation_takes_the_teachers_decision_as_a_label(images):
     step = maskedkd(distillation="hard", keep=1.0)(images, TARGETS)
-    expected = F.cross_entropy(step.logits, step.teacher_logits.argmax(dim=-1))
+    expected = F.cross_entropy(step.prediction, step.teacher_prediction.argmax(dim=-1))
     torch.testing.assert_close(step.terms["kd"], expected.detach())
 
 
 def test_alpha_0_needs_no_teacher_and_is_supervised_training(images):
     alone = MaskedKD(tiny("deit", seed=1), alpha=0.0, smoothing=0.1)
-    expected = Supervised(tiny("deit", seed=1), smoothing=0.1)(images, TARGETS)
+    expected = Supervised(tiny("deit", seed=1), task=Classification(10, smoothing=0.1))(images, TARGETS)
     step = alone(images, TARGETS)
     assert torch.equal(step.loss, expected.loss) and set(step.terms) == {"ce"}
-    assert alone.teachers == [] and alone.kept_patches(0.0) is None and step.teacher_logits is None
+    assert alone.teachers == [] and alone.kept_patches(0.0) is None and step.teacher_prediction is None
     with_teacher = maskedkd(alpha=0.0)
     assert with_teacher.teacher is None and with_teacher.teachers == []
 
 
-def test_no_teacher_and_alpha_above_0_is_refused():
-    with pytest.raises(UserError, match=r"needs a teacher.*alpha to 0"):
-        MaskedKD(tiny("deit"))
+def test_no_teacher_and_something_to_learn_from_it_is_refused():
+    for options in ({}, {"distill": "manifold"}, {"distill": "logits+attention", "alpha": 0.0}):
+        with pytest.raises(UserError, match=r"needs a teacher.*alpha to 0"):
+            MaskedKD(tiny("deit"), **options)
+
+
+def test_terms_are_weighted_and_added_to_the_labels_loss(images):
+    torch.manual_seed(0)
+    options = Terms(manifold=Manifold(weight=2.0, intra=3.0, inter=0.5, random=0.25), attention=Attention(0.3, 0.7))
+    method = maskedkd(distill="logits+manifold+attention", alpha=0.4, terms=options)
+    step = method(images, TARGETS)
+    weights = {"kd": 0.4, "attention": 0.3, "attention_cls": 0.7}
+    weights |= {"manifold_intra": 6.0, "manifold_inter": 1.0, "manifold_random": 0.5}
+    assert method.weights == weights and method.task_weight == 0.6 and set(step.terms) == {"ce", *weights}
+    weights["ce"] = 0.6
+    torch.testing.assert_close(step.loss, sum(weights[name] * value for name, value in step.terms.items()))
+
+
+def test_without_class_scores_labels_have_weight_1_and_the_teacher_has_no_head_to_run(images):
+    method = maskedkd(distill="manifold")
+    ran = []
+    teacher_of(method).network.net.head.register_forward_hook(lambda *_: ran.append(1))
+    step = method(images, TARGETS)
+    assert method.task_weight == 1.0 and set(step.terms) == LOSSES & {"ce", *(n for n in LOSSES if "manifold" in n)}
+    assert not ran and step.teacher_prediction is None and step.prediction.shape == (3, 10)
+    torch.testing.assert_close(step.terms["ce"], F.cross_entropy(step.prediction, TARGETS).detach())
+    assert MaskedKD(tiny("deit"), tiny("deit3", num_classes=7), distill="manifold").student.num_classes == 10
+
+
+def test_class_scores_of_no_weight_leave_the_other_terms(images):
+    method = maskedkd("deit_distilled", distill="logits+manifold", alpha=0.0)
+    assert set(method(images, TARGETS).terms) == {"ce", "manifold_intra", "manifold_inter", "manifold_random"}
+    assert method.task_weight == 1.0 and not method.lessons[0].capture.head
+    assert not method.student.net.distilled_training  # both heads learn from the labels
 
 
 def test_two_heads_learn_from_labels_and_from_the_teacher(images):
@@ -359,10 +448,10 @@ def test_two_heads_learn_from_labels_and_from_the_teacher(images):
     labelled, distilled = net(images)
     step = method(images, TARGETS)
     ce = F.cross_entropy(labelled, TARGETS)
-    kd = F.kl_div(distilled.log_softmax(-1), step.teacher_logits.softmax(-1), reduction="batchmean")
+    kd = F.kl_div(distilled.log_softmax(-1), step.teacher_prediction.softmax(-1), reduction="batchmean")
     torch.testing.assert_close(step.loss, 0.5 * ce + 0.5 * kd)
     method.eval()
-    torch.testing.assert_close(method.student(images).logits, (labelled + distilled) / 2)
+    torch.testing.assert_close(method.student(images).prediction, (labelled + distilled) / 2)
     assert not MaskedKD(tiny("deit_distilled"), alpha=0.0).student.net.distilled_training
 
 
@@ -380,24 +469,26 @@ def test_masking_the_student_shows_the_teacher_everything(images):
     output = method.student(images, capture=method.student.saliency_capture())
     keep = method.student.saliency(output).topk(6, dim=1).indices.sort(dim=1).values
     assert torch.equal(step.kept, keep)
-    assert torch.equal(step.teacher_logits, tiny("deit3", seed=2)(images))
-    assert torch.equal(step.logits, method.student(images, keep=keep).logits)
+    assert torch.equal(step.teacher_prediction, tiny("deit3", seed=2)(images))
+    assert torch.equal(step.prediction, method.student(images, keep=keep).prediction)
 
 
-class FromHidden(Criterion):
-    """Asks for hidden states, and for no logits."""
+class FromOutputs(Criterion):
+    """Asks for a block's output, and for no prediction."""
 
     def capture(self, student):
-        return Capture(hidden=(0,), logits=False)
+        return Capture.at(0, "output", head=False)
 
     def scores(self, scene):
-        return scene.output.hidden[0][:, scene.student.prefix :].detach().norm(dim=-1)
+        return scene.output.tokens(0).patches.detach().norm(dim=-1)
 
 
 @pytest.mark.parametrize("mask", ["teacher", "student"])
 def test_a_users_criterion_gets_what_it_asks_for(images, mask):
-    step = maskedkd(criterion=FromHidden(), mask=mask, keep=3)(images, TARGETS)
-    assert step.kept.shape == (3, 3) and bool(step.loss.isfinite())
+    step = maskedkd(criterion=FromOutputs(), mask=mask, keep=3)(images, TARGETS)
+    assert bool(step.loss.isfinite())
+    lengths = build(tiny("deit", seed=1))(images, capture=Capture.at(0, "output")).tokens(0).patches.norm(dim=-1)
+    assert torch.equal(step.kept, lengths.topk(3, dim=1).indices.sort(dim=1).values)
 
 
 # --- the teacher as a guest --------------------
@@ -406,17 +497,19 @@ def test_a_users_criterion_gets_what_it_asks_for(images, mask):
 def test_images_reach_the_teacher_in_its_own_statistics_and_size(images):
     student, net = tiny("vit", seed=1), tiny("deit", seed=2, img_size=48)
     method = MaskedKD(student, net, keep=1.0)
-    mean, std = torch.tensor(method.student.mean), torch.tensor(method.student.std)
-    own_mean, own_std = (torch.tensor(v) for v in (teacher_of(method).backbone.mean, teacher_of(method).backbone.std))
+    mean, std = torch.tensor(method.student.input.mean), torch.tensor(method.student.input.std)
+    own_mean, own_std = (
+        torch.tensor(v) for v in (teacher_of(method).network.input.mean, teacher_of(method).network.input.std)
+    )
     assert not torch.equal(mean, own_mean)
     pixels = images * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
     seen = F.interpolate((pixels - own_mean.view(-1, 1, 1)) / own_std.view(-1, 1, 1), size=48, mode="bicubic")
-    torch.testing.assert_close(method(images, TARGETS).teacher_logits, net(seen), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(method(images, TARGETS).teacher_prediction, net(seen), rtol=1e-4, atol=1e-4)
 
 
 def test_equal_statistics_and_size_pass_images_through_untouched(images):
     teacher = Teacher(build(tiny("deit")), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    assert torch.equal(teacher(images).logits, tiny("deit")(images))
+    assert torch.equal(teacher(images).prediction, tiny("deit")(images))
     assert teacher.resized(images) is images
 
 
@@ -438,11 +531,11 @@ def test_a_higher_resolution_teacher_is_masked_on_its_own_grid(images):
 
 
 def test_a_teacher_in_bfloat16_gives_float32_scores_close_to_its_own(images):
-    exact = Teacher(build(tiny("deit")))(images).logits
+    exact = Teacher(build(tiny("deit")))(images).prediction
     teacher = Teacher(build(tiny("deit")), dtype=torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.float16):  # the trainer's precision is not the teacher's
-        rounded = teacher(images).logits
-    assert {p.dtype for p in teacher.backbone.parameters()} == {torch.bfloat16}
+        rounded = teacher(images).prediction
+    assert {p.dtype for p in teacher.network.parameters()} == {torch.bfloat16}
     assert rounded.dtype == torch.float32 and not torch.equal(rounded, exact)
     assert float((rounded - exact).abs().max() / exact.abs().max()) < 0.05
     step = MaskedKD(tiny("vit", seed=1), teacher)(images, TARGETS)
@@ -453,8 +546,8 @@ def test_autocast_does_not_reach_the_teacher_or_the_loss(images):
     method = maskedkd(keep=1.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         step = method(images, TARGETS)
-    assert step.logits.dtype == torch.bfloat16 and step.loss.dtype == torch.float32
-    assert torch.equal(step.teacher_logits, tiny("deit3", seed=2)(images))
+    assert step.prediction.dtype == torch.bfloat16 and step.loss.dtype == torch.float32
+    assert torch.equal(step.teacher_prediction, tiny("deit3", seed=2)(images))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
@@ -462,7 +555,7 @@ def test_autocast_does_not_reach_the_teacher_or_the_loss(images):
 def test_teachers_follow_the_images_to_their_device(images, options):
     method = MaskedKD(tiny("vit", seed=1), tiny("deit", seed=2), network=tiny("deit3"), **options).cuda()
     step = method(images.cuda(), TARGETS.cuda())
-    assert step.loss.is_cuda and step.teacher_logits.is_cuda
+    assert step.loss.is_cuda and step.teacher_prediction.is_cuda
 
 
 def test_zero_shot_scores_are_scaled_cosines_with_the_text(images):
@@ -470,10 +563,10 @@ def test_zero_shot_scores_are_scaled_cosines_with_the_text(images):
     net = tiny("clip", num_classes=16)
     teacher = Teacher(build(net), text_embeddings=3 * text)
     expected = 100 * F.cosine_similarity(net(images)[:, None], text[None], dim=-1)
-    torch.testing.assert_close(teacher(images).logits, expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(teacher(images).prediction, expected, rtol=1e-4, atol=1e-3)
     assert teacher.num_classes == 10
     method = MaskedKD(tiny("deit", seed=1), teacher, keep=8)
-    assert method(images, TARGETS).teacher_logits.shape == (3, 10)
+    assert method(images, TARGETS).teacher_prediction.shape == (3, 10)
 
 
 def test_text_of_another_width_is_refused():
@@ -498,7 +591,21 @@ def test_text_of_another_width_is_refused():
         ({"keep": "1.0->0"}, "keep must lie between 1 and 16.*got 0"),
         ({"keep": "0:1.0,0.5:99"}, "keep must lie between 1 and 16.*got 99"),
         ({"keep": float("nan")}, "keep must be a finite number"),
-        ({"layer": 3}, "blocks 0 to 2; got 3"),
+        ({"distill": "logit"}, "distill must be some of logits, manifold, attention.*Did you mean 'logits'"),
+        ({"distill": "manifold+manifold"}, "each once"),
+        ({"distill": ""}, "at least one of logits, manifold, attention"),
+        (
+            {"terms": Terms(manifold=Manifold(rows=9))},
+            "--terms.manifold has no effect unless --distill names manifold; got logits",
+        ),
+        ({"distill": "manifold", "terms": Terms(manifold=Manifold(rows=1))}, "rows must be at least 2; got 1"),
+        (
+            {"distill": "manifold", "terms": Terms(manifold=Manifold(student_blocks=[0, 1], teacher_blocks=[1]))},
+            r"as many blocks of the student as of the teacher.*got \[0, 1\] and \[1\].*teacher_blocks",
+        ),
+        ({"distill": "manifold", "terms": Terms(manifold=Manifold(teacher_blocks=[0, 1, 3]))}, "blocks 0 to 2; got 3"),
+        ({"distill": "attention", "terms": Terms(attention=Attention(temperature=0.0))}, "must be positive; got 0"),
+        ({"saliency_layer": 3}, "blocks 0 to 2; got 3"),
         ({"saliency_layer": -4}, "blocks 0 to 2; got -4"),
     ],
 )
@@ -574,6 +681,28 @@ def test_a_network_cannot_teach_itself():
         MaskedKD(net, net)
 
 
+def test_networks_over_images_and_over_clips_do_not_teach_each_other():
+    image, clip = tiny("no_class_token", seed=2), clip_net(2)
+    kinds = (
+        (clip_net(1), image, r"deit|VisionTransformer sees clips of 4 frames and .* images"),
+        (tiny("deit", seed=1), clip, r"deit.* sees images and VisionTransformer clips of 4 frames"),
+        (clip_net(1), clip_net(2, frames=8), r"clips of 4 frames and VisionTransformer clips of 8 frames"),
+    )
+    for student, teacher, words in kinds:
+        for options in ({"keep": 1.0}, {"criterion": "random"}):
+            with pytest.raises(UserError, match=f"must see the same kind of inputs.*{words}"):
+                MaskedKD(student, teacher, **options)
+    with pytest.raises(UserError, match="must see the same kind of inputs"):
+        MaskedKD(clip_net(1), clip, network=image, criterion="network")
+
+
+def test_two_losses_of_one_name_are_refused(images):
+    student = as_network(tiny("deit", seed=1))
+    lessons = [Lesson(Teacher.of(tiny("deit3", seed=seed), student), [Logits()]) for seed in (2, 3)]
+    with pytest.raises(ValueError, match="both named kd"):
+        Distillation(student, lessons)(images)
+
+
 def test_a_decoder_behind_a_mean_pooled_student_is_refused():
     for make in (
         lambda: mae("mae_mean_pool"),
@@ -588,37 +717,40 @@ def test_a_decoder_behind_a_mean_pooled_student_is_refused():
 
 
 def test_the_passes_of_a_step_are_what_it_computes(method, images):
-    """All forward passes of student and teachers, counted by torch while they run."""
-    counted = {"student": 0, "teachers": 0}
+    """All forward passes of student and frozen networks, counted by torch while they run."""
+    counted: dict[int, float] = {}
+    networks = {id(one.network): one.network for one in method.passes(0.5)}
 
-    def counting(backbone: nn.Module, role: str) -> None:
-        original = backbone.forward
+    def counting(network: Network) -> None:
+        original = network.forward
 
         def forward(*inputs: Any, **options: Any) -> Any:
             with FlopCounterMode(display=False) as counter:
                 output = original(*inputs, **options)
-            counted[role] += counter.get_total_flops() // 2
+            counted[id(network)] = counted.get(id(network), 0) + counter.get_total_flops() / 2
             return output
 
-        backbone.forward = forward
+        network.forward = forward
 
-    def macs(passes: list[Pass]) -> float:
-        total = 0
-        for one in passes:
-            macs = backbone_macs(one.backbone, one.patches, capture=one.capture, layernorm=False)
-            total += one.times * (macs.total if one.embeds else macs.total - macs.patch_embed)
-        return total * len(images)
-
-    kept = method.kept_patches(0.5)
-    teachers = method.teacher_passes()
-    if kept is not None and getattr(method, "mask", "teacher") == "teacher":
-        teachers = [one._replace(patches=kept) for one in teachers]
-    asked = macs([Pass(one) for one in method.extra_passes()])  # an upper bound: they stop at the layer in question
-    student, teacher = macs(method.student_passes(0.5)), macs(teachers)
-    counting(method.student, "student")
-    for guest in method.teachers:
-        counting(guest.backbone, "teachers")
+    expected = dict.fromkeys(networks, 0.0)
+    for one in method.passes(0.5):
+        macs = one.network.macs(one.kept, one.capture, layernorm=False)
+        each = macs.total if one.embeds else macs.total - macs.patch_embed
+        expected[id(one.network)] += one.times * each * len(images)
+    assert {id(teacher.network) for teacher in method.teachers} | {id(method.student)} >= set(networks)
+    for network in networks.values():
+        counting(network)
     method.eval()
     method(images, TARGETS, 0.5)
-    assert counted["student"] == student
-    assert counted["teachers"] == teacher if not asked else teacher < counted["teachers"] <= teacher + asked
+    assert counted == expected
+
+
+def test_the_passes_name_every_network_that_runs(method, images):
+    """And no other: a third network that ranks nothing is not run."""
+    ran: set[int] = set()
+    teachers = {id(teacher.network): teacher.network for teacher in method.teachers}
+    for network in (method.student, *teachers.values()):
+        network.register_forward_pre_hook(lambda module, _inputs: ran.add(id(module)))
+    method(images, TARGETS, 0.5)
+    assert ran == {id(one.network) for one in method.passes(0.5)}
+    assert {one.role for one in method.passes(0.5) if id(one.network) == id(method.student)} == {"student"}

@@ -123,3 +123,27 @@ def test_clips_are_normalised_and_mixed_alike_in_every_frame():
         mixed, targets = on_device.train(clips, torch.arange(4))
         assert mixed.shape == clips.shape and targets.shape == (4, 10)
         assert torch.equal(mixed[:, :, 0], mixed[:, :, 1]) and not torch.equal(mixed[:, :, 0], frames)
+
+
+# --- several views --------------------
+
+
+def test_several_views_are_normalised_each_by_itself(batch):
+    images, targets = batch
+    views = (images[:, :, :4, :6], images[:, :, None].expand(-1, -1, 2, -1, -1))
+    normalised, same_targets = on_device(recipe="none").train(views, targets)
+    assert same_targets is targets and [view.shape for view in normalised] == [view.shape for view in views]
+    for view, one in zip(views, normalised, strict=True):
+        assert torch.equal(one, on_device().eval(view))
+    assert all(torch.equal(a, b) for a, b in zip(on_device().eval(views), normalised, strict=True))
+    seed_everything_at(1)
+    erased, _ = on_device(recipe="none", erasing=1.0).train((images, images), targets)
+    assert not torch.equal(erased[0], erased[1])
+
+
+def test_several_views_and_what_has_no_labels_cannot_be_mixed(batch):
+    images, targets = batch
+    for wrong in ((images, images), targets), (images, None):
+        with pytest.raises(ValueError, match="Only single views with labels can be mixed"):
+            on_device(recipe="deit").train(*wrong)
+    assert on_device(recipe="none").train(images, None)[1] is None

@@ -2,14 +2,19 @@ import logging
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from vitdistill.data import Augment, open_source
+from vitdistill.data import Augment, ViewOptions, open_source
 from vitdistill.data.images.recipes import eval_transform, train_transform
+from vitdistill.data.images.samples import ImageSamples
 from vitdistill.data.loader import Batch, CorruptLog, default_workers, make_loader
 from vitdistill.data.order import EpochBatchSampler, EvalBatchSampler
+from vitdistill.data.samples import SeveralViews
 from vitdistill.errors import UserError
+from vitdistill.types import InputSpec
 
 SIZE = 16
 
@@ -180,6 +185,75 @@ def test_kept_images_are_not_changed_by_what_is_done_to_a_batch():
     for batch in loader:
         batch.images.zero_()
     assert all(torch.equal(one, batch.images) for one, batch in zip(first, loader, strict=True))
+
+
+# --- several views ---------------------------------------------------------------------------------------------------
+
+
+class Crops:
+    """Two views of an image: a random piece of it, and all of it, twice as large."""
+
+    random, shape = True, ((3, 4, 6), (3, 16, 16))
+
+    def __init__(self, target: float | None = None) -> None:
+        self.target = target
+
+    def __call__(self, image: Image.Image) -> SeveralViews:
+        left, top = torch.randint(5, (2,)).tolist()
+        views = (image.crop((left, top, left + 6, top + 4)), image.resize((16, 16)))
+        target = None if self.target is None else torch.full((2, 3), self.target)
+        return SeveralViews(tuple(torch.from_numpy(np.array(view)).permute(2, 0, 1) for view in views), target)
+
+
+class TwoViews(ImageSamples):
+    """Six images, of which the fifth is unreadable."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def load(self, index: int) -> tuple[Image.Image, int]:
+        if index == 4:
+            raise OSError("broken")
+        pixels = np.random.RandomState(index).randint(0, 256, (12, 12, 3), dtype=np.uint8)
+        return Image.fromarray(pixels), index % 2
+
+    def path(self, index: int) -> str:
+        return f"image {index}"
+
+    @property
+    def labels(self) -> list[int]:
+        return [index % 2 for index in range(6)]
+
+    def transform(self, spec: InputSpec, options: ViewOptions, *, train: bool) -> Crops:
+        return Crops()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_several_views_are_stacked_view_by_view(workers):
+    samples, options = TwoViews(), ViewOptions(augment=Augment())
+    transform = samples.transform(InputSpec((3, 16, 16), (0.5,) * 3, (0.5,) * 3), options, train=True)
+    sampler = EpochBatchSampler(len(samples), 3, seed=0, shuffle=False)
+    first, second = make_loader(samples, transform, sampler, seed=3, num_workers=workers)
+    assert [view.shape for view in first.images] == [(3, 3, 4, 6), (3, 3, 16, 16)]
+    assert second.index.tolist() == [3, 5, 5] and second.targets.tolist() == [1, 1, 1]
+    assert second.skipped == ["image 4"]
+    small, large = second.images
+    assert torch.equal(large[1], large[2]) and small.dtype == large.dtype == torch.uint8
+    again = next(iter(make_loader(samples, transform, sampler, seed=3)))
+    other = next(iter(make_loader(samples, transform, sampler, seed=4)))
+    assert torch.equal(again.images[0], first.images[0]) and not torch.equal(other.images[0], first.images[0])
+
+
+def test_several_views_without_a_readable_sample_are_empty():
+    sampler = EvalBatchSampler(6, 1)
+    batches = list(make_loader(TwoViews(), Crops(), sampler, seed=0))
+    assert [view.shape for view in batches[4].images] == [(0, 3, 4, 6), (0, 3, 16, 16)]
+    assert len(batches[4].index) == 0 and batches[4].skipped == ["image 4"]
+
+
+def test_several_views_may_bring_a_target_of_their_own():
+    (batch, *_) = make_loader(TwoViews(), Crops(target=0.5), EvalBatchSampler(6, 2), seed=0)
+    assert torch.equal(batch.targets, torch.full((2, 2, 3), 0.5))
 
 
 def test_default_workers(photos):

@@ -9,12 +9,14 @@ from PIL import Image
 from torch import nn
 
 from tiny import FAMILIES, tiny
-from vitdistill.data.images.recipes import Augment
-from vitdistill.data.source import DataSource, ImageSet
+from vitdistill.data.images.augment import Augment
+from vitdistill.data.images.samples import ImageSamples
+from vitdistill.data.samples import ViewOptions
+from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
 from vitdistill.evaluation.features import extract, pooled, pooling_of
 from vitdistill.evaluation.loading import Reader, Subject
-from vitdistill.models.build import adapter_of
+from vitdistill.models.families import as_network
 
 AUTO = {
     "vit": "cls",
@@ -33,7 +35,7 @@ AUTO = {
 @pytest.mark.parametrize("name", AUTO)
 def test_auto_is_what_the_networks_own_classifier_reads(name: str, images: torch.Tensor) -> None:
     net = tiny(name)
-    backbone = adapter_of(net)
+    backbone = as_network(net)
     assert pooling_of(backbone, "auto") == AUTO[name]
     with torch.no_grad():
         own = net.forward_head(net.forward_features(images), pre_logits=True)
@@ -45,8 +47,8 @@ def test_mean_pooling_leaves_out_class_and_register_tokens(images: torch.Tensor)
     with torch.no_grad():
         tokens = net.forward_features(images)
         assert tokens.shape[1] == 21
-        torch.testing.assert_close(pooled(adapter_of(net), images, "avg"), tokens[:, 5:].mean(dim=1))
-        torch.testing.assert_close(pooled(adapter_of(net), images, "cls"), tokens[:, 0])
+        torch.testing.assert_close(pooled(as_network(net), images, "avg"), tokens[:, 5:].mean(dim=1))
+        torch.testing.assert_close(pooled(as_network(net), images, "cls"), tokens[:, 0])
 
 
 def test_mean_pooling_leaves_out_the_class_token_that_joins_late(images: torch.Tensor) -> None:
@@ -54,21 +56,21 @@ def test_mean_pooling_leaves_out_the_class_token_that_joins_late(images: torch.T
     with torch.no_grad():
         tokens = net.forward_features(images)
         assert tokens.shape[1] == 17
-        torch.testing.assert_close(pooled(adapter_of(net), images, "avg"), tokens[:, 1:].mean(dim=1))
+        torch.testing.assert_close(pooled(as_network(net), images, "avg"), tokens[:, 1:].mean(dim=1))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_network_without_classifier_has_the_same_features(name: str, images: torch.Tensor) -> None:
     net = tiny(name)
     with torch.no_grad():
-        before = pooled(adapter_of(net), images, "auto")
+        before = pooled(as_network(net), images, "auto")
         net.reset_classifier(0)
-        assert torch.equal(pooled(adapter_of(net), images, "auto"), before)
+        assert torch.equal(pooled(as_network(net), images, "auto"), before)
 
 
 def test_a_cnn_gives_its_own_pooled_features(images: torch.Tensor) -> None:
     net = timm.create_model("resnet18", num_classes=10).eval()
-    backbone = adapter_of(net)
+    backbone = as_network(net)
     with torch.no_grad():
         features = pooled(backbone, images, "auto")
         assert features.shape == (3, 512)
@@ -83,16 +85,16 @@ class LogitsOnly(nn.Module):
 
 def test_a_network_of_logits_alone_has_no_encoder() -> None:
     with pytest.raises(UserError, match="LogitsOnly has no encoder to probe"):
-        pooling_of(adapter_of(LogitsOnly()), "auto")
+        pooling_of(as_network(LogitsOnly()), "auto")
 
 
 @pytest.mark.parametrize("name", ["no_class_token", "swin"])
 def test_a_missing_class_token_is_said(name: str) -> None:
     with pytest.raises(UserError, match=r"has no class token; got pool cls. Use --pool avg"):
-        pooling_of(adapter_of(tiny(name)), "cls")
+        pooling_of(as_network(tiny(name)), "cls")
 
 
-class Squares(ImageSet):
+class Squares(ImageSamples):
     """Grey images, each of its own brightness; one of them may be broken."""
 
     def __init__(self, count: int, broken: int | None = None) -> None:
@@ -116,7 +118,7 @@ class Squares(ImageSet):
 
 def reader(net: nn.Module, batch_size: int, device: Literal["cpu"] = "cpu") -> Reader:
     source = DataSource("squares", Squares(3), Squares(3), ["a", "b", "c"])
-    subject = Subject(adapter_of(net), source, Augment(recipe="none"))
+    subject = Subject(as_network(net), source, ViewOptions(augment=Augment(recipe="none")))
     return Reader(subject, batch_size=batch_size, device=device, workers=0)
 
 

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from tiny import tiny
 from vitdistill.data.bundled.moving_digits import moving_digits
-from vitdistill.data.clips.video import Video, VideoSet
+from vitdistill.data.clips.samples import VideoSamples
+from vitdistill.data.clips.video import Video
 from vitdistill.data.open import open_source
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
 from vitdistill.evaluation.similarity import (
+    Compared,
     Comparison,
-    Network,
     Steps,
     Wanted,
     common_steps,
@@ -26,10 +27,11 @@ from vitdistill.evaluation.similarity import (
     step_features,
     teachers_of,
 )
-from vitdistill.methods.targets.features import TeacherFeatures
+from vitdistill.methods.targets.features import TeacherFeatures, matched_teacher
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
 from vitdistill.models.teacher import Teacher
+from vitdistill.tokens.masking import Masking
 
 STEPS = Steps(frames=8, count=4)
 
@@ -97,8 +99,9 @@ def test_it_is_what_a_plain_loop_gives(kind: str) -> None:
 def test_features_are_those_that_mvd_takes_as_targets(kind: str) -> None:
     student = video_vit()
     backbone = build(tiny("vit")) if kind == "image" else video_vit(seed=1)
-    teacher = Teacher(backbone, mean=student.mean, std=student.std)
-    target = TeacherFeatures(teacher, student.grid).values(clips())
+    teacher = Teacher(backbone, mean=student.input.mean, std=student.input.std)
+    kept, masked = Masking(0.5, "tube").draw(2, student.grid)
+    target = TeacherFeatures(matched_teacher(kind, teacher, student)).values(clips(), kept, masked)
     expected = target.unflatten(1, (4, 16)).mean(dim=2)
     torch.testing.assert_close(step_features(teacher, clips(), STEPS), expected)
 
@@ -106,7 +109,7 @@ def test_features_are_those_that_mvd_takes_as_targets(kind: str) -> None:
 # --- over a set of videos --------------------
 
 
-class Squares(VideoSet):
+class Squares(VideoSamples):
     """Videos whose frames all have their own brightness; some may be broken."""
 
     def __init__(self, count: int, broken: tuple[int, ...] = ()) -> None:
@@ -147,14 +150,14 @@ def squares(count: int, broken: tuple[int, ...] = ()) -> DataSource:
     return DataSource("squares", Squares(1), Squares(count, broken), ["a"])
 
 
-def both() -> list[Network]:
-    return [Network("image", build(tiny("vit")), "image teacher"), Network("video", video_vit())]
+def both() -> list[Compared]:
+    return [Compared("image", build(tiny("vit")), "image teacher"), Compared("video", video_vit())]
 
 
 def seen_by_hand(numbers: list[int], backbone: Backbone) -> Tensor:
     """The middle clips of these videos, with stride 2, normalised for a network."""
     frames = torch.stack([torch.from_numpy(Square(n).read(range(2, 18, 2), 32)) for n in numbers])
-    mean, std = torch.tensor(backbone.mean), torch.tensor(backbone.std)
+    mean, std = torch.tensor(backbone.input.mean), torch.tensor(backbone.input.std)
     return ((frames.float() / 255 - mean) / std).permute(0, 4, 1, 2, 3)
 
 
@@ -190,7 +193,7 @@ def test_the_batch_size_and_the_other_networks_do_not_matter() -> None:
 
 
 def test_networks_of_other_sizes_see_resized_clips() -> None:
-    larger = Network("larger", build(tiny("vit", img_size=64)))
+    larger = Compared("larger", build(tiny("vit", img_size=64)))
     found = compare([*both(), larger], squares(2), clips=2, stride=1, device="cpu", workers=0)
     assert {one.matrix.shape for one in found.plain} == {(4, 4)}
 
@@ -204,8 +207,8 @@ def test_unreadable_clips_are_left_out_and_named() -> None:
 
 def test_bundled_clips_are_taken_whole() -> None:
     source = moving_digits()
-    assert common_steps([Network("image", build(tiny("vit")))], source) == Steps(16, 8)
-    found = compare([Network("image", build(tiny("vit")))], source, clips=2, device="cpu")
+    assert common_steps([Compared("image", build(tiny("vit")))], source) == Steps(16, 8)
+    found = compare([Compared("image", build(tiny("vit")))], source, clips=2, device="cpu")
     assert isinstance(found, Comparison) and found.plain[0].matrix.shape == (8, 8) and found.steps.half == 4
 
 
@@ -220,11 +223,11 @@ def test_a_source_without_videos_is_refused() -> None:
 @pytest.mark.parametrize(
     ("network", "words"),
     [
-        (lambda: Network("cnn", build("resnet10t")), "cnn hands out logits only, no features of positions"),
-        (lambda: Network("net", build(tiny("vit")), block=3), "has blocks 0 to 2; got 3"),
-        (lambda: Network("net", build(tiny("swin"))), "does not hand out block outputs"),
-        (lambda: Network("other", video_vit(frames=4)), "video sees 8 frames in 4 steps; other sees 4 frames in 2 st"),
-        (lambda: Network("one", video_vit(frames=2)), "video sees 8"),
+        (lambda: Compared("cnn", build("resnet10t")), "resnet10t hands out logits only"),
+        (lambda: Compared("net", build(tiny("vit")), block=3), "has blocks 0 to 2; got 3"),
+        (lambda: Compared("net", build(tiny("swin"))), "does not hand out block outputs"),
+        (lambda: Compared("other", video_vit(frames=4)), "video sees 8 frames in 4 steps; other sees 4 frames in 2 st"),
+        (lambda: Compared("one", video_vit(frames=2)), "video sees 8"),
     ],
 )
 def test_networks_that_cannot_be_compared_are_refused(network: Any, words: str) -> None:
@@ -236,7 +239,7 @@ def test_networks_that_cannot_be_compared_are_refused(network: Any, words: str) 
 def test_a_single_step_no_clip_and_broken_features_are_refused() -> None:
     options: dict[str, Any] = {"stride": 1, "device": "cpu", "workers": 0}
     with pytest.raises(UserError, match="from two time steps on; got 2 frames in 1 step"):
-        compare([Network("one", video_vit(frames=2))], squares(2), **options)
+        compare([Compared("one", video_vit(frames=2))], squares(2), **options)
     with pytest.raises(UserError, match="at least one clip"):
         compare(both(), squares(2), clips=0, **options)
     broken = both()

@@ -97,8 +97,8 @@ def test_tinymim_reference_values():
             attention = net.blocks[-1].attn
             attention.num_heads, attention.head_dim = last_heads, sizes["dim"] // last_heads
             attention.scale = attention.head_dim**-0.5
-        out = build(net)(image, capture=Capture(qkv=(block,), logits=False))
-        return next(iter(out.qkv.values())), net
+        out = build(net)(image, capture=Capture.at(block, "qkv", head=False))
+        return out.qkv(block), net
 
     target = case.hyper["teacher"]["intermediate"] - 1
     with torch.no_grad():

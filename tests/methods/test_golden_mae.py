@@ -5,9 +5,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from golden_values import Golden
-from vitdistill.methods.mae import GOAL, MAE, patchify, unpatchify
+from vitdistill.methods.mae import GOAL, MAE
+from vitdistill.methods.targets.pixels import patchify, unpatchify
 from vitdistill.models.weights.read import decoder_part
-from vitdistill.tokens.masking import split_by_noise, visible_count
+from vitdistill.tokens.masking import Masking, split_by_noise, visible_count
 from vitdistill.tokens.positions import sincos_2d
 from vitdistill.types import TokenGrid
 
@@ -43,7 +44,7 @@ def method_of(case: Golden, norm_pix: bool) -> MAE:
     return method
 
 
-def test_every_value_of_the_reference(case):
+def test_every_value_of_the_reference(case, monkeypatch):
     images, noise = case.inputs["image"], case.inputs["noise"]
     visible = visible_count(case.hyper["num_patches"], case.hyper["mask_ratio"])
     assert visible == case.hyper["len_keep"]
@@ -55,17 +56,18 @@ def test_every_value_of_the_reference(case):
     case.check("patchified_image", patchify(images, grid))
     assert torch.equal(unpatchify(patchify(images, grid), grid, (8, 8)), images)
 
+    monkeypatch.setattr(Masking, "draw", lambda *_args, **_options: (kept, masked))
     for norm_pix, name in ((False, "plain"), (True, "norm_pix")):
         method = method_of(case, norm_pix)
-        tokens = method.student(images, keep=kept).tokens
         if not norm_pix:
+            tokens = method.student(images, keep=kept).final.all
             case.check("latent", tokens)
             predicted = method.decoder(tokens, kept, masked, everywhere=True)
             inverse = order.argsort(dim=1)[:, :, None].expand(-1, -1, predicted.shape[2])
             case.check("prediction", predicted.gather(1, inverse))
-        loss = method.losses(images, tokens, kept, masked)[GOAL]
-        case.check(f"loss_{name}", loss)
-        loss.backward()
+        step = method(images)
+        case.check(f"loss_{name}", step.terms[GOAL])
+        step.loss.backward()
         case.check(f"grad_norm_patch_embed_weight_{name}", method.student.net.patch_embed.proj.weight.grad.norm())
         case.check(f"grad_norm_mask_token_{name}", method.decoder.mask_token.grad.norm())
     assert case.checked == set(case.expected)

@@ -13,7 +13,7 @@ from vitdistill.methods.maskedkd import MaskedKD
 from vitdistill.methods.supervised import Supervised
 from vitdistill.models.build import build
 from vitdistill.tokens.select import top_k
-from vitdistill.types import StepOutput
+from vitdistill.types import Step
 
 # --- logit distillation: DeiT teacher, DeiT student --------------------
 
@@ -36,7 +36,7 @@ def network(case: Golden, role: str) -> nn.Module:
     return case.load(net, role)
 
 
-def step(case: Golden, targets: str = "soft_targets", **options: Any) -> tuple[StepOutput, MaskedKD]:
+def step(case: Golden, targets: str = "soft_targets", **options: Any) -> tuple[Step, MaskedKD]:
     # Both networks saw the same tensor, as they do here: their statistics are the same.
     method = MaskedKD(
         network(case, "student"), network(case, "teacher"), **{"keep": case.hyper["len_num_keep"], **options}
@@ -49,19 +49,19 @@ def test_saliency_selection_and_class_scores(case, training):
     out, method = step(case)
     student = method.student.train(training)
     image = case.inputs["image"]
-    case.check("student_logits", out.logits)
-    case.check("teacher_logits_masked", out.teacher_logits)
+    case.check("student_logits", out.prediction)
+    case.check("teacher_logits_masked", out.teacher_prediction)
     case.check("keep_indices_sorted", out.kept)
     output = student(image, capture=student.saliency_capture())
     saliency = student.saliency(output)
     case.check("saliency", saliency)
     case.check("keep_indices", saliency.topk(8, dim=1).indices)
     case.check("keep_indices_sorted", top_k(saliency, 8))
-    q, k, _ = output.qkv[2]
+    q, k, _, _ = output.qkv(-1)
     case.check("last_attention", (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1))
     unsorted = method.teacher(image, keep=case.expected["keep_indices"])
-    case.check("teacher_logits_masked", unsorted.logits)
-    case.check("teacher_logits_full", method.teacher(image).logits)
+    case.check("teacher_logits_masked", unsorted.prediction)
+    case.check("teacher_logits_full", method.teacher(image).prediction)
 
 
 @pytest.mark.parametrize("tau", [1, 4])
@@ -136,10 +136,10 @@ def test_masked_teachers(golden, name, make):
     teacher = build(make(case))
     image, keep = case.inputs["image"], case.inputs["keep_indices"]
     masked = teacher(image, keep=keep)
-    case.check("teacher_logits_masked", masked.logits)
-    case.check("teacher_features_masked", masked.tokens[:, 0])
-    case.check("teacher_logits_masked_sorted_order", teacher(image, keep=keep.sort(dim=1).values).logits)
-    case.check("teacher_logits_full", teacher(image).logits)
+    case.check("teacher_logits_masked", masked.prediction)
+    case.check("teacher_features_masked", masked.final.special[:, 0])
+    case.check("teacher_logits_masked_sorted_order", teacher(image, keep=keep.sort(dim=1).values).prediction)
+    case.check("teacher_logits_full", teacher(image).prediction)
     every: Tensor = torch.arange(case.hyper["num_patches"]).expand(len(image), -1)
-    case.check("teacher_logits_full", teacher(image, keep=every).logits)
+    case.check("teacher_logits_full", teacher(image, keep=every).prediction)
     assert case.checked == set(case.expected)

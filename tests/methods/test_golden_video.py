@@ -102,39 +102,40 @@ def mvd_of(case: Golden, **options: Any) -> MVD:
     return method
 
 
-def test_mvd(golden) -> None:
+def test_mvd(golden, monkeypatch) -> None:
     case: Golden = golden("mvd_a")
     clips = case.inputs["videos"]
     kept, masked = kept_and_masked(case.inputs["mask"])
+    monkeypatch.setattr(Masking, "draw", lambda *_args, **_options: (kept, masked))
     method = mvd_of(case)
     assert method.masking.visible(method.student.grid) == case.hyper["visible_tokens"]
-    tokens = method.student(clips, keep=kept).tokens
+    tokens = method.student(clips, keep=kept).final.all
     case.check("student_encoder_visible", tokens)
     for name in ("image", "video"):
         case.check(f"prediction_{name}", method.decoders[name](tokens, kept, masked))
-        case.check(f"target_{name}", take(method.targets[name].values(clips), masked))
-    terms = method.losses(clips, tokens, kept, masked)
-    for name, term in terms.items():
+        case.check(f"target_{name}", take(method.targets[name].values(clips, kept, masked), masked))
+    step = method(clips)
+    for name, term in step.terms.items():
         case.check(f"loss_{name}", term)
-    total = sum(terms.values())
-    case.check("loss_total", total)
-    total.backward()
+    case.check("loss_total", step.loss)
+    step.loss.backward()
     case.check("grad_norm_patch_embed_weight", method.student.net.patch_embed.proj.weight.grad.norm())
     case.check("grad_norm_last_qkv_weight", method.student.blocks[-1].attn.qkv.weight.grad.norm())
 
-    normed = mvd_of(case, normalise=True).losses(clips, tokens, kept, masked)
-    for name, term in normed.items():
+    normed = mvd_of(case, normalise=True)(clips)
+    for name, term in normed.terms.items():
         case.check(f"loss_{name}_norm_feature", term)
-    case.check("loss_total_norm_feature", sum(normed.values()))
+    case.check("loss_total_norm_feature", normed.loss)
     for loss in ("l1", "l2"):
-        case.check(f"loss_total_{loss}", sum(mvd_of(case, loss=loss).losses(clips, tokens, kept, masked).values()))
+        case.check(f"loss_total_{loss}", mvd_of(case, loss=loss)(clips).loss)
     assert case.checked == set(case.expected)
 
 
-def test_videomae(golden) -> None:
+def test_videomae(golden, monkeypatch) -> None:
     case: Golden = golden("videomae_a")
     clips, hyper, weights = case.inputs["videos"], case.hyper, case.part("model")
     kept, masked = kept_and_masked(case.inputs["mask"])
+    monkeypatch.setattr(Masking, "draw", lambda *_args, **_options: (kept, masked))
     for norm_pix, name in ((True, "normalised"), (False, "plain")):
         encoder = net_of(hyper, "encoder", "sinusoid_1d")
         load(encoder, weights)
@@ -149,15 +150,15 @@ def test_videomae(golden) -> None:
             decoder_mlp_ratio=hyper["mlp_ratio"],
         )
         load_decoder(method, "pixels", decoder_weights(weights, "encoder_to_decoder", "decoder", "mask_token"))
-        tokens = method.student(clips, keep=kept).tokens
         if norm_pix:
+            tokens = method.student(clips, keep=kept).final.all
             case.check("encoder_visible", tokens)
             case.check("prediction", method.decoders["pixels"](tokens, kept, masked))
-        case.check(f"target_{name}", take(method.targets["pixels"].values(clips), masked))
-        loss = method.losses(clips, tokens, kept, masked)["pixels"]
-        case.check(f"loss_{name}", loss)
+        case.check(f"target_{name}", take(method.targets["pixels"].values(clips, kept, masked), masked))
+        step = method(clips)
+        case.check(f"loss_{name}", step.loss)
         if norm_pix:
-            loss.backward()
+            step.loss.backward()
             case.check("grad_norm_encoder_patch_embed_weight", method.student.net.patch_embed.proj.weight.grad.norm())
     assert case.checked == set(case.expected)
 
@@ -174,7 +175,7 @@ def test_several_masks_of_a_clip_share_one_pass_of_each_teacher(golden, masks) -
     torch.testing.assert_close(together.loss, apart.loss)
     seen = []
     for teacher in shared.teachers:
-        teacher.backbone.net.patch_embed.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0].shape[0]))
+        teacher.network.net.patch_embed.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0].shape[0]))
     shared(clips)
     assert seen == [2 * 8, 2]  # eight frames of two clips, and two clips
 

@@ -10,12 +10,12 @@ from timm.models.vision_transformer import VisionTransformer
 
 from golden_values import Golden
 from tiny import tiny
-from vitdistill.data.images.jitter import color_jitter
 from vitdistill.errors import UserError
 from vitdistill.losses.relations import relation
-from vitdistill.methods.options import PixelDecoder
-from vitdistill.methods.tinymim import TinyMIM, default_teacher_block
+from vitdistill.methods.jitter import color_jitter
+from vitdistill.methods.tinymim import PixelDecoder, TinyMIM, default_teacher_block
 from vitdistill.models.build import build
+from vitdistill.models.families.video_vit import video_vit
 from vitdistill.models.record import record_of
 from vitdistill.models.surgery.attention_heads import head_count, set_heads
 from vitdistill.models.surgery.drop_path import constant_but_last, set_drop_path
@@ -54,7 +54,8 @@ def test_the_method_gives_the_authors_values(golden, monkeypatch):
         case.load(net, role)
     method = TinyMIM(nets["student"], nets["teacher"], teacher_block=hyper["teacher"]["intermediate"], color_jitter=0)
     assert head_count(method.student, -1) == hyper["student"]["last_heads"]
-    monkeypatch.setattr(method, "_view", lambda images: case.inputs["student_image"])
+    monkeypatch.setattr(method, "view", lambda images: case.inputs["student_image"])
+    (term,) = method.terms
     step = method(case.inputs["teacher_image"])
     case.check("loss", step.loss)
     case.check("loss_qk", step.terms["qk"])
@@ -64,12 +65,19 @@ def test_the_method_gives_the_authors_values(golden, monkeypatch):
     case.check("grad_last_qkv_weight", last)
     case.check("grad_norm_last_qkv_weight", last.norm())
     case.check("grad_norm_patch_embed_weight", method.student.net.patch_embed.proj.weight.grad.norm())
-    student = method.student(case.inputs["student_image"], capture=method.student_capture()).qkv[method.student_block]
-    teacher = method.teacher(case.inputs["teacher_image"], capture=method.teacher_capture()).qkv[method.teacher_block]
+    student = method.student(case.inputs["student_image"], capture=method.student_capture(0.0)).qkv(term.student_block)
+    teacher = method.teacher(case.inputs["teacher_image"], capture=method.lessons[0].capture).qkv(term.teacher_block)
     for role, qkv in (("student", student), ("teacher", teacher)):
         case.check(f"{role}_relation_qk", relation(qkv.q, qkv.k))
         case.check(f"{role}_relation_vv", relation(qkv.v, qkv.v))
     assert case.checked == set(case.expected)
+
+
+def test_only_what_lies_behind_the_last_blocks_queries_keys_and_values_is_frozen():
+    net = tinymim().student.net
+    behind = tuple(f"blocks.2.{part}." for part in ("attn.proj", "norm2", "mlp"))
+    frozen = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
+    assert frozen == {name for name, _ in net.named_parameters() if name.startswith((*behind, "norm.", "head."))}
 
 
 # --- heads --------------------
@@ -87,12 +95,12 @@ def test_only_the_last_block_takes_the_teachers_heads_and_the_record_knows():
 def test_heads_change_what_a_block_computes_like_a_block_built_with_them(images):
     built, changed = build(tiny("vit", num_heads=4)), build(tiny("vit", num_heads=3))
     changed.net.load_state_dict(built.net.state_dict())
-    assert not torch.allclose(changed(images).logits, built(images).logits)
+    assert not torch.allclose(changed(images).prediction, built(images).prediction)
     set_heads(changed, dict.fromkeys(range(3), 4))
-    assert torch.equal(changed(images).logits, built(images).logits)
+    assert torch.equal(changed(images).prediction, built(images).prediction)
     for block in changed.blocks:
         block.attn.fused_attn = False
-    torch.testing.assert_close(changed(images).logits, built(images).logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(changed(images).prediction, built(images).prediction, rtol=1e-4, atol=1e-5)
 
 
 def test_heads_that_cannot_be_aligned_say_which_would_do():
@@ -121,9 +129,9 @@ def test_features_are_what_a_plain_forward_pass_computes(images, feature, residu
     for name in names:
         own, other = (
             by_hand(backbone, block, images, name, residual)
-            for backbone, block in ((method.student, 2), (method.teacher.backbone, 2))
+            for backbone, block in ((method.student, 2), (method.teacher.network, 2))
         )
-        project = method.imitation.project["output" if (name, residual) == ("ffn", True) else name]
+        project = method.terms[0].project["output" if (name, residual) == ("ffn", True) else name]
         target = F.layer_norm(other, other.shape[-1:])
         expected += F.smooth_l1_loss(project(own), target, beta=2.0)
     torch.testing.assert_close(method(images).loss, expected)
@@ -146,17 +154,17 @@ def by_hand(backbone, block, images, feature, residual):
 
 def test_the_class_token_alone(images):
     method = tinymim(target="cls")
-    hidden = method.student(images, capture=Capture(hidden=(2,))).hidden[2][:, 0]
-    target = method.teacher(images, capture=Capture(hidden=(3,))).hidden[3][:, 0]
-    expected = F.smooth_l1_loss(method.imitation.project["output"](hidden), F.layer_norm(target, (32,)), beta=2.0)
+    hidden = method.student(images, capture=Capture.at(2, "output")).tokens(2).special[:, 0]
+    target = method.teacher(images, capture=Capture.at(3, "output")).tokens(3).special[:, 0]
+    expected = F.smooth_l1_loss(method.terms[0].project["output"](hidden), F.layer_norm(target, (32,)), beta=2.0)
     torch.testing.assert_close(method.eval()(images).loss, expected)
 
 
-@pytest.mark.parametrize("relations", [("qk",), ("vv", "qq"), ("qq", "kk", "vv")])
+@pytest.mark.parametrize("relations", ["qk", "vv+qq", ("qq", "kk", "vv")])
 @pytest.mark.parametrize("softmax", [True, False])
 def test_relations_in_any_combination(images, relations, softmax):
     step = tinymim(relations=relations, softmax=softmax, color_jitter=0.0)(images)
-    assert set(step.terms) == set(relations)
+    assert set(step.terms) == set(relations.split("+") if isinstance(relations, str) else relations)
     torch.testing.assert_close(step.loss.detach(), torch.stack(list(step.terms.values())).sum())
 
 
@@ -164,9 +172,9 @@ def test_masked_input_hides_the_same_patches_from_both(images):
     method = tinymim(mask_ratio=0.5).eval()
     step = method(images)
     assert step.kept.shape == (3, 8) and method.kept_patches(0.0) == 8
-    student = method.student(images, keep=step.kept, capture=method.student_capture())
-    teacher = method.teacher(images, keep=step.kept, capture=method.teacher_capture())
-    expected = sum(method.imitation.terms(student, 2, teacher, 3).values())
+    student = method.student(images, keep=step.kept, capture=method.student_capture(0.0))
+    teacher = method.teacher(images, keep=step.kept, capture=method.lessons[0].capture)
+    expected = sum(method.terms[0](student, teacher).values())
     torch.testing.assert_close(step.loss, expected)
 
 
@@ -177,13 +185,13 @@ def test_the_pixel_loss_is_added(images):
     step.loss.backward()
     assert method.decoder.pred.weight.grad.any() and method.student.blocks[-1].mlp.fc1.weight.grad.any()
     with pytest.raises(UserError, match="some must be hidden"):
-        tinymim(pixels=True, pixel_decoder=PIXELS)
+        tinymim(pixels=True)
 
 
 def test_the_teacher_stops_at_its_block_and_the_student_at_its_last(images):
     method = tinymim(teacher_block=2)
     ran = []
-    for role, backbone in (("teacher", method.teacher.backbone), ("student", method.student)):
+    for role, backbone in (("teacher", method.teacher.network), ("student", method.student)):
         for index, block in enumerate(backbone.blocks):
             block.mlp.register_forward_hook(lambda *_, name=f"{role} {index}": ran.append(name))
     method(images)
@@ -198,16 +206,25 @@ def test_only_the_students_view_is_jittered_and_only_in_training(images):
     method = tinymim(color_jitter=0.4)
     seen = {}
     method.student.net.patch_embed.register_forward_pre_hook(lambda _m, inputs: seen.update(student=inputs[0]))
-    method.teacher.backbone.net.patch_embed.register_forward_pre_hook(lambda _m, inputs: seen.update(teacher=inputs[0]))
+    method.teacher.network.net.patch_embed.register_forward_pre_hook(lambda _m, inputs: seen.update(teacher=inputs[0]))
     torch.manual_seed(5)
     method.train()(images)
     assert torch.equal(seen["teacher"], images)
     pixels = (images * 0.5 + 0.5).clamp(0, 1)
-    assert method.student.mean == (0.5, 0.5, 0.5) and method.student.std == (0.5, 0.5, 0.5)
+    assert method.student.input.mean == (0.5, 0.5, 0.5) and method.student.input.std == (0.5, 0.5, 0.5)
     torch.manual_seed(5)
     torch.testing.assert_close(seen["student"], (color_jitter(pixels, 0.4) - 0.5) / 0.5)
     method.eval()(images)
     assert torch.equal(seen["student"], images)
+
+
+def test_all_frames_of_a_clip_are_jittered_alike():
+    sizes = {"img_size": 32, "patch_size": 8, "frames": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    method = TinyMIM(video_vit(**sizes), video_vit(**sizes), color_jitter=0.8).train()
+    still = torch.rand(3, 3, 1, 32, 32).expand(-1, -1, 4, -1, -1)
+    view = method.view(still)
+    assert view.shape == still.shape and not torch.allclose(view, still, atol=0.01)
+    torch.testing.assert_close(view, view[:, :, :1].expand_as(view))
 
 
 def test_drop_path_of_the_teacher_is_active_in_training_only(images):
@@ -218,7 +235,7 @@ def test_drop_path_of_the_teacher_is_active_in_training_only(images):
     torch.manual_seed(0)
     losses = {float(method(images).loss.detach()) for _ in range(4)}
     assert len(losses) > 1
-    assert not method.teacher.backbone.blocks[0].attn.training
+    assert not method.teacher.network.blocks[0].attn.training
 
 
 def test_the_students_drop_path_is_constant_but_for_the_last_block():
@@ -232,7 +249,7 @@ def test_the_students_drop_path_is_constant_but_for_the_last_block():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_huge_activations_in_half_precision_stay_finite(images, dtype):
     method = tinymim()
-    for backbone in (method.student, method.teacher.backbone):
+    for backbone in (method.student, method.teacher.network):
         with torch.no_grad():
             backbone.blocks[-1].attn.qkv.weight.mul_(100.0)
     with torch.autocast("cpu", dtype=dtype):
@@ -264,8 +281,9 @@ def test_other_patches_name_both_grids_and_the_sizes_that_match():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"relations": ()}, "at least one of qk, vv, qq, kk"),
-        ({"relations": ("qk", "qk")}, "each once"),
+        ({"relations": ""}, "at least one of qk, vv, qq, kk"),
+        ({"relations": ["qk", "qk"]}, "each once"),
+        ({"relations": "qk+QK"}, "each once"),
         ({"relations": ("qk", "vw")}, r"some of qk, vv, qq, kk; got 'vw'.*Did you mean 'vv'"),
         ({"mask_ratio": 1.0}, "at least one patch to see"),
         ({"mask_ratio": 0.99}, "at least one patch to see"),
@@ -295,7 +313,7 @@ def test_networks_of_another_kind_are_refused():
     for student, teacher, role in (("swin", "vit", "student"), ("vit", "swin", "teacher"), ("cait", "vit", "student")):
         with pytest.raises(UserError, match=f"TinyMIM's {role} must be a plain ViT"):
             tinymim(student, teacher, teacher_args={})
-    with pytest.raises(UserError, match=r"as many prefix tokens.* 1 and .* 5"):
+    with pytest.raises(UserError, match=r"as many special tokens.* has 1 and .* 5"):
         tinymim("vit", "registers", teacher_args={})
     with pytest.raises(UserError, match="needs a class token"):
         tinymim("no_class_token", "no_class_token", target="cls")

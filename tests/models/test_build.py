@@ -16,11 +16,12 @@ from torch import nn
 from tiny import SMALL, tiny
 from vitdistill.errors import UserError
 from vitdistill.models.backbone import Backbone
-from vitdistill.models.build import adapter_of, build, rebuild
+from vitdistill.models.build import build, rebuild
+from vitdistill.models.families import as_network
 from vitdistill.models.families.cait import CaiT
-from vitdistill.models.families.opaque import Opaque
 from vitdistill.models.families.swin import Swin
 from vitdistill.models.families.vit import ViT
+from vitdistill.models.network import Opaque
 from vitdistill.models.presets import PRESETS
 from vitdistill.models.record import METADATA, ModelRecord, record_of, set_statistics
 from vitdistill.models.surgery.attention_heads import head_count, set_heads
@@ -67,7 +68,7 @@ def refused(spec: str, **options: Any) -> str:
 def test_a_timm_name(images):
     backbone = build(NAME, args=ARGS, num_classes=7)
     assert isinstance(backbone, ViT) and backbone.name == NAME and backbone.num_classes == 7
-    assert backbone(images).logits.shape == (3, 7)
+    assert backbone(images).prediction.shape == (3, 7)
 
 
 def test_no_class_count_keeps_the_architectures():
@@ -84,15 +85,15 @@ def test_objects_are_taken_as_they_are():
     ("family", "adapter"), [("deit_distilled", ViT), ("clip", ViT), ("cait", CaiT), ("swin", Swin)]
 )
 def test_each_family_gets_its_adapter(family, adapter):
-    assert type(adapter_of(tiny(family))) is adapter
+    assert type(as_network(tiny(family))) is adapter
 
 
 def test_any_other_classifier_is_opaque(images):
     backbone = build("test_resnet", num_classes=10, image_size=32)  # a CNN takes any size
     assert isinstance(backbone, Opaque) and not backbone.maskable and backbone.num_classes == 10
-    assert torch.equal(backbone.eval()(images).logits, backbone.net(images))
+    assert torch.equal(backbone.eval()(images).prediction, backbone.net(images))
     assert record_of(backbone.net).args == {"num_classes": 10}
-    for capture in (Capture(qkv=(0,)), Capture(hidden=(0,)), Capture(logits=False)):
+    for capture in (Capture.at(0, "qkv"), Capture.at(0, "output"), Capture(head=False)):
         with pytest.raises(UserError, match=r"logits only|has blocks"):
             backbone(images, capture=capture)
 
@@ -106,7 +107,7 @@ def test_an_opaque_network_with_two_heads_trains_them(images):
             return (score, score + 1) if self.training else score
 
     output = build(TwoHeads()).train()(images)
-    assert torch.equal(output.distilled_logits, output.logits + 1)
+    assert torch.equal(output.distilled, output.prediction + 1)
 
 
 def test_a_module_must_state_its_classes():
@@ -117,7 +118,7 @@ def test_a_module_must_state_its_classes():
 def test_meta_builds_without_memory(file):
     for spec in (NAME, f"{NAME}@{file}", "swin_tiny_patch4_window7_224"):
         backbone = build(spec, meta=True)
-        assert {p.device.type for p in backbone.parameters()} == {"meta"} and backbone.image_size == (224, 224)
+        assert {p.device.type for p in backbone.parameters()} == {"meta"} and backbone.input.size == (224, 224)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -135,7 +136,7 @@ def test_the_record_rebuilds_the_network_without_its_drop_path():
     backbone = build(NAME, args={**ARGS, "drop_path_rate": 0.3}, num_classes=5)
     record = record_of(backbone.net)
     assert record.architecture == NAME and record.args == {**ARGS, "num_classes": 5}
-    assert record.mean == list(backbone.mean) and record.std == list(backbone.std)
+    assert record.mean == list(backbone.input.mean) and record.std == list(backbone.input.std)
     assert record_of(tiny("deit")) == ModelRecord(architecture=None)
 
 
@@ -235,8 +236,8 @@ def test_positions_are_resampled_to_another_image_size(tmp_path, family):
     if family == "swin":
         args["window_size"] = 8
     backbone = build(spec, args=args, image_size=64)
-    assert backbone.image_size == (64, 64) and backbone.num_classes == 10
-    assert backbone(torch.zeros(1, 3, 64, 64)).logits.shape == (1, 10)
+    assert backbone.input.size == (64, 64) and backbone.num_classes == 10
+    assert backbone(torch.zeros(1, 3, 64, 64)).prediction.shape == (1, 10)
     if family == "deit":
         own, old = backbone.net.pos_embed, net.pos_embed
         assert own.shape == (1, 65, 24)
@@ -296,9 +297,9 @@ def test_a_run_of_a_module_object(run):
 
 def test_the_statistics_of_a_run_are_those_of_its_network(run):
     backbone = build(str(run))
-    assert backbone.mean == (0.5,) * 3 and backbone.std == (0.25,) * 3
+    assert backbone.input.mean == (0.5,) * 3 and backbone.input.std == (0.25,) * 3
     again = rebuild(record_of(backbone.net))
-    assert again.mean == (0.5,) * 3 and again.std == (0.25,) * 3
+    assert again.input.mean == (0.5,) * 3 and again.input.std == (0.25,) * 3
 
 
 # --- the record in a weights file --------------------
@@ -325,7 +326,7 @@ def test_a_weights_file_says_what_its_tensors_do_not_show(recorded, args, caplog
     args = {key: value for key, value in args.items() if key != "num_heads"}
     backbone = build(f"{NAME}@{recorded}", args=args)
     assert heads(backbone) == [2, 2, 4] and not caplog.records
-    assert backbone.mean == (0.4,) * 3 and backbone.std == (0.2,) * 3
+    assert backbone.input.mean == (0.4,) * 3 and backbone.input.std == (0.2,) * 3
     assert record_of(backbone.net).heads == {2: 4} and record_of(backbone.net).classes[3] == "class 3"
     assert heads(rebuild(record_of(backbone.net))) == [2, 2, 4]
     assert record_of(build(f"{NAME}@{recorded}", num_classes=7).net).classes == []
@@ -335,7 +336,7 @@ def test_under_another_name_the_heads_are_the_files_and_the_rest_is_given(record
     args = {key: value for key, value in ARGS.items() if key != "num_heads"}
     backbone = build(f"vit_tiny_patch16_224@{recorded}", args=args)
     assert backbone.name == "vit_tiny_patch16_224" and heads(backbone) == [2, 2, 4]
-    assert backbone.mean == (0.4,) * 3  # not the (0.5, 0.5, 0.5) of timm's vit_tiny
+    assert backbone.input.mean == (0.4,) * 3  # not the (0.5, 0.5, 0.5) of timm's vit_tiny
 
 
 def test_heads_other_than_those_of_the_file_are_warned_of(recorded, caplog):
@@ -468,9 +469,9 @@ def test_the_image_size_must_be_a_multiple_of_the_patch_size(size, remedy):
 
 def test_image_size_by_either_name_and_the_architectures_own_argument_wins(run):
     body = {key: value for key, value in ARGS.items() if key != "img_size"}
-    assert build(NAME, args=body, image_size=48).image_size == (48, 48)
-    assert build(NAME, args=ARGS, image_size=48).image_size == (32, 32)
-    assert build(str(run), image_size=48).image_size == (48, 48)
+    assert build(NAME, args=body, image_size=48).input.size == (48, 48)
+    assert build(NAME, args=ARGS, image_size=48).input.size == (32, 32)
+    assert build(str(run), image_size=48).input.size == (48, 48)
 
 
 def test_unknown_arguments_of_the_architecture():

@@ -11,18 +11,17 @@ from timm.models.vision_transformer import VisionTransformer
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitdistill.errors import UserError
-from vitdistill.models.backbone import Backbone
 from vitdistill.models.families.cait import CaiT
-from vitdistill.models.families.opaque import Opaque
-from vitdistill.models.families.swin import Swin
+from vitdistill.models.families.swin import Swin, window_macs
 from vitdistill.models.families.vit import ViT
-from vitdistill.models.macs import backbone_macs, block_macs, traced_macs
+from vitdistill.models.macs import self_attention_macs, traced_macs
+from vitdistill.models.network import Network, Opaque
 
 IMAGES = 1_281_167  # ImageNet-1K, training set
 
 
 @lru_cache
-def adapter(name: str, **options: object) -> Backbone:
+def adapter(name: str, **options: object) -> Network:
     with torch.device("meta"):
         net = timm.create_model(name, pretrained=False, **options).eval().requires_grad_(False)
     kinds = {"cait": CaiT, "swin": Swin, "resn": Opaque, "conv": Opaque}
@@ -72,7 +71,7 @@ CELLS = [
 
 @pytest.mark.parametrize(("name", "options", "epochs", "kept", "pflops"), CELLS)
 def test_published_teacher_cost(name: str, options: dict, epochs: int, kept: int, pflops: float) -> None:
-    total = backbone_macs(adapter(name, **options), kept).total * epochs * IMAGES / 1e15
+    total = adapter(name, **options).macs(kept).total * epochs * IMAGES / 1e15
     assert total == pytest.approx(pflops, rel=0.003)
 
 
@@ -87,8 +86,8 @@ def test_published_teacher_cost(name: str, options: dict, epochs: int, kept: int
 def test_published_cost_of_blocks(name: str, full: float, half: float) -> None:
     """Table 10, GFLOPs of the blocks alone, to the printed digit."""
     backbone = adapter(name)
-    assert backbone_macs(backbone).blocks / 1e9 == pytest.approx(full, abs=0.06)
-    assert backbone_macs(backbone, backbone.grid.count // 2).blocks / 1e9 == pytest.approx(half, abs=0.06)
+    assert backbone.macs().blocks / 1e9 == pytest.approx(full, abs=0.06)
+    assert backbone.macs(backbone.grid.count // 2).blocks / 1e9 == pytest.approx(half, abs=0.06)
 
 
 def torch_macs(net: torch.nn.Module, size: tuple[int, int]) -> float:
@@ -112,14 +111,14 @@ def torch_macs(net: torch.nn.Module, size: tuple[int, int]) -> float:
 )
 def test_without_layernorm_equals_torch_counter(name: str) -> None:
     backbone = adapter(name)
-    assert backbone_macs(backbone, layernorm=False).total == torch_macs(backbone.net, backbone.image_size)
+    assert backbone.macs(layernorm=False).total == torch_macs(backbone.net, backbone.input.size)
 
 
 @pytest.mark.parametrize("name", ["cait_xxs24_224", "swin_tiny_patch4_window7_224", "deit_tiny_distilled_patch16_224"])
 def test_equals_tracing_with_norms(name: str) -> None:
     backbone = adapter(name)
-    traced = traced_macs(backbone, torch.empty(1, 3, *backbone.image_size, device="meta"))
-    counted = backbone_macs(backbone)
+    traced = traced_macs(backbone, backbone.input.shape)
+    counted = backbone.macs()
     assert counted.other == 0
     assert counted.layernorm == traced.layernorm
     assert counted.total == traced.total
@@ -128,9 +127,7 @@ def test_equals_tracing_with_norms(name: str) -> None:
 @pytest.mark.parametrize("name", ["cait_xxs24_224", "deit3_small_patch16_384", "vit_base_patch16_clip_quickgelu_224"])
 def test_masked_pass_equals_tracing_the_adapter(name: str) -> None:
     backbone = adapter(name)
-    images = torch.empty(1, 3, *backbone.image_size, device="meta")
-    keep = torch.empty(1, 77, dtype=torch.long, device="meta")
-    assert backbone_macs(backbone, 77).total == traced_macs(backbone, images, keep=keep).total
+    assert backbone.macs(77).total == traced_macs(backbone, backbone.input.shape, 77).total
 
 
 def test_formula_of_the_spec_for_a_small_vit() -> None:
@@ -138,7 +135,7 @@ def test_formula_of_the_spec_for_a_small_vit() -> None:
     with torch.device("meta"):
         net = VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=3, num_heads=4, num_classes=10)
     n, d, depth = 5 + 1, 48, 3
-    macs = backbone_macs(ViT(net), 5)
+    macs = ViT(net).macs(5)
     assert macs.patch_embed == 16 * d * 3 * 64
     assert macs.projections == depth * 4 * n * d**2
     assert macs.mlp == depth * 8 * n * d**2
@@ -151,18 +148,17 @@ def test_formula_of_the_spec_for_a_small_vit() -> None:
 def test_qk_norms_count_every_head() -> None:
     with torch.device("meta"):
         net = VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=1, num_heads=4, qk_norm=True)
-    images = torch.empty(1, 3, 32, 32, device="meta")
-    assert backbone_macs(ViT(net)).layernorm == traced_macs(net, images).layernorm
+    assert ViT(net).macs().layernorm == traced_macs(net, (3, 32, 32)).layernorm
 
 
 def test_keeping_every_patch_costs_the_full_pass() -> None:
     backbone = adapter("deit_small_patch16_224")
-    assert backbone_macs(backbone, 196) == backbone_macs(backbone)
+    assert backbone.macs(196) == backbone.macs()
 
 
 def test_cost_is_increasing_and_superlinear_in_kept_patches() -> None:
     backbone = adapter("deit_small_patch16_224")
-    totals = [backbone_macs(backbone, kept).total for kept in (49, 98, 147, 196)]
+    totals = [backbone.macs(kept).total for kept in (49, 98, 147, 196)]
     steps = [after - before for before, after in pairwise(totals)]
     assert all(step > 0 for step in steps)
     assert steps == sorted(steps)
@@ -171,7 +167,7 @@ def test_cost_is_increasing_and_superlinear_in_kept_patches() -> None:
 def test_blocks_add_up() -> None:
     """What a teacher that stops early costs is a sum over its blocks."""
     backbone = adapter("deit_small_patch16_224")
-    one, whole = block_macs(backbone.blocks[0], 197), backbone_macs(backbone)
+    one, whole = self_attention_macs(backbone.blocks[0], 197), backbone.macs()
     assert (one * 12).attention == whole.attention
     assert (one + one).mlp == 2 * one.mlp
     assert (one * 12).total == 12 * one.total
@@ -180,21 +176,18 @@ def test_blocks_add_up() -> None:
 
 def test_window_block() -> None:
     block = adapter("swin_tiny_patch4_window7_224").net.layers[0].blocks[0]
-    assert block_macs(block, 56 * 56).attention == 2 * 64 * 49**2 * 96  # 64 windows of 49 positions
-    with pytest.raises(ValueError, match="56x56"):
-        block_macs(block, 55 * 56)
+    assert window_macs(block).attention == 2 * 64 * 49**2 * 96  # 64 windows of 49 positions
 
 
 def test_windows_over_the_edge_are_computed_whole() -> None:
     block = SwinTransformerBlock(dim=32, input_resolution=(12, 10), num_heads=2, window_size=7, shift_size=3)
-    traced = traced_macs(block, torch.empty(1, 12, 10, 32, device="meta"))
-    assert block_macs(block, 120).total == traced.total
+    assert window_macs(block).total == traced_macs(block, (12, 10, 32)).total
 
 
 @pytest.mark.parametrize(("name", "gmacs"), [("resnet50", 4.09), ("convnext_tiny", 4.46)])
 def test_other_networks_are_traced(name: str, gmacs: float) -> None:
     backbone = adapter(name)
-    macs = backbone_macs(backbone, layernorm=False)
+    macs = backbone.macs(layernorm=False)
     assert macs.total == macs.other
     assert macs.total / 1e9 == pytest.approx(gmacs, rel=0.002)
 
@@ -202,7 +195,7 @@ def test_other_networks_are_traced(name: str, gmacs: float) -> None:
 def test_tracing_leaves_the_network_alone() -> None:
     net = timm.create_model("resnet18", num_classes=10).train()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    backbone_macs(Opaque(net))
+    Opaque(net).macs()
     assert net.training and net.layer1[0].bn1.training
     for name, tensor in net.state_dict().items():
         assert tensor.device.type == "cpu"
@@ -212,14 +205,14 @@ def test_tracing_leaves_the_network_alone() -> None:
 @pytest.mark.parametrize("keep", [0, -1, 197])
 def test_keep_outside_the_grid(keep: int) -> None:
     with pytest.raises(UserError, match="between 1 and 196"):
-        backbone_macs(adapter("deit_small_patch16_224"), keep)
+        adapter("deit_small_patch16_224").macs(keep)
 
 
 def test_keep_for_a_network_that_cannot_mask() -> None:
     with pytest.raises(UserError, match="cannot leave out patches"):
-        backbone_macs(adapter("swin_tiny_patch4_window7_224"), 10)
+        adapter("swin_tiny_patch4_window7_224").macs(10)
 
 
 def test_unknown_block() -> None:
     with pytest.raises(TypeError, match="traced_macs"):
-        block_macs(torch.nn.Linear(3, 3), 10)
+        self_attention_macs(torch.nn.Linear(3, 3), 10)

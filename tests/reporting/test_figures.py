@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
-from vitdistill.reporting.figures import CURVES, accuracy_against_cost, curve, step_times, styles
+from vitdistill.reporting.figures import curve, curves_of, score_against_cost, scores_of, step_times, styles
 from vitdistill.runs.read import read_runs
 
 Make = Callable[..., Path]
@@ -18,14 +18,14 @@ def texts(svg: str) -> list[str]:
 
 def test_accuracy_figure_names_runs_and_axes(make_run: Make) -> None:
     runs = read_runs([make_run("half"), make_run("quarter $x$ <i>", config={"keep": 0.25})])
-    found = texts(accuracy_against_cost(runs) or "")
+    found = texts(score_against_cost(runs, "top1", "top-1") or "")
     assert "half" in found and "quarter $x$ <i>" in found
     assert "top-1 (%)" in found and any("per image" in text for text in found)
 
 
 def test_seeds_share_a_label_and_a_style(make_run: Make) -> None:
     runs = read_runs([make_run(f"half-s{seed}", config={"seed": seed}) for seed in (0, 1)])
-    assert "half (mean of 2)" in texts(accuracy_against_cost(runs) or "")
+    assert "half (mean of 2)" in texts(score_against_cost(runs, "top1", "top-1") or "")
     assert len(set(styles(runs))) == 1
 
 
@@ -36,7 +36,9 @@ def test_different_settings_look_different(make_run: Make) -> None:
 
 def test_every_curve_is_drawn_and_holes_are_left_out(make_run: Make) -> None:
     runs = read_runs([make_run("half")])
-    for what in CURVES:
+    wanted = [what for what in curves_of(runs) if not what.label_free]
+    assert [what.column for what in wanted] == ["val/top1", "train/loss", "teacher/top1", "keep"]
+    for what in wanted:
         assert what.title in texts(curve(runs, what) or "")
 
 
@@ -47,5 +49,16 @@ def test_step_times_show_the_unexplained_rest(make_run: Make) -> None:
 
 def test_nothing_to_draw_is_none(interrupted_run: Path) -> None:
     runs = read_runs([interrupted_run])
-    assert accuracy_against_cost(runs) is None and step_times(runs) is None
-    assert all(curve(runs, what) is None for what in CURVES)
+    assert score_against_cost(runs, "top1", "top-1") is None and step_times(runs) is None
+    assert all(curve(runs, what) is None for what in curves_of(runs))
+
+
+def test_a_metric_is_called_what_the_run_says(make_run: Make) -> None:
+    """Frame mAP is no share of samples, so it has no binomial error."""
+    named = {"metrics": {"map": "frame mAP %"}, "score": "map", "score_per_sample": False}
+    info = {"accuracy": {"map": 33.5}, "cost": {"teacher_gmacs_per_image": 1.0}, "data": {"val_images": 100}, **named}
+    run, other = read_runs([make_run("ava", info=info), make_run("half")])
+    assert (run.score, run.result, run.per_sample) == ("map", 33.5, False)
+    assert scores_of([run, other]) == {"map": "frame mAP", "top1": "top-1"}
+    assert "frame mAP (%)" in texts(score_against_cost([run, other], "map", "frame mAP") or "")
+    assert curves_of([run])[0].column == "val/map"

@@ -67,7 +67,7 @@ def test_masks_on_another_grid(images: torch.Tensor) -> None:
 def test_images_are_resized_and_normalised_for_the_student() -> None:
     student = build(tiny("deit"))
     white = normalised(torch.full((1, 3, 64, 64), 255, dtype=torch.uint8), student)
-    expected = (1 - torch.tensor(student.mean)) / torch.tensor(student.std)
+    expected = (1 - torch.tensor(student.input.mean)) / torch.tensor(student.input.std)
     assert white.shape == (1, 3, 32, 32)
     torch.testing.assert_close(white[0, :, 5, 5], expected)
 

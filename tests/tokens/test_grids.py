@@ -1,4 +1,4 @@
-"""Carrying scores between patch grids."""
+"""Moving scores and features between patch grids."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitdistill.errors import UserError
-from vitdistill.tokens.grids import transfer
+from vitdistill.tokens.grids import transfer, transfer_features
 from vitdistill.types import TokenGrid
 
 
@@ -60,3 +60,32 @@ def test_frames_are_moved_one_by_one():
 def test_grids_of_other_lengths_cannot_be_aligned():
     with pytest.raises(UserError, match="time steps; got 8x7x7 and 14x14"):
         transfer(torch.rand(1, 8 * 49), grid(7, t=8), grid(14))
+    with pytest.raises(UserError, match="time steps; got 8x7x7 and 4x7x7"):
+        transfer_features(torch.rand(1, 8 * 49, 3), grid(7, t=8), grid(7, t=4))
+
+
+def test_bicubic_scores_may_leave_their_range():
+    scores = torch.zeros(1, 64)
+    scores[0, 27] = 1.0
+    moved = transfer(scores, grid(8), grid(4), "bicubic")
+    expected = F.interpolate(scores.view(1, 1, 8, 8), size=(4, 4), mode="bicubic", align_corners=False).flatten(1)
+    assert torch.equal(moved, expected) and float(moved.min()) < 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(*[st.integers(1, 5)] * 4, st.integers(1, 3), st.integers(1, 4))
+def test_every_channel_of_features_moves_as_scores_do(h, w, h2, w2, t, d):
+    source, target = grid(h, w, t), grid(h2, w2, t)
+    features = torch.rand(2, source.count, d)
+    channels = [transfer(channel, source, target) for channel in features.unbind(-1)]
+    torch.testing.assert_close(transfer_features(features, source, target), torch.stack(channels, dim=-1))
+
+
+def test_equal_grids_pass_features_unchanged():
+    features = torch.rand(2, 32, 3)
+    assert transfer_features(features, grid(4, t=2), grid(4, t=2)) is features
+
+
+def test_the_gradient_of_moved_features_is_the_transposed_interpolation():
+    features = torch.rand(2, 6, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: transfer_features(x, grid(2, 3), grid(3, 4)), features)

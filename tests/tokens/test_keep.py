@@ -1,12 +1,14 @@
 """Keep: counts, fractions, schedules, and everything that is none of them."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitdistill.errors import UserError
-from vitdistill.tokens.keep import KeepSchedule, keep_count
+from vitdistill.tokens.keep import KeepSchedule, keep_count, progress_at, tally
 
 
 @pytest.mark.parametrize(
@@ -119,3 +121,30 @@ def test_bad_numbers_in_schedules_are_refused_when_counted(text):
 def test_a_linear_schedule_is_monotonic_and_stays_between_its_ends(start, end, a, b):
     early, late = counts(f"{start}->{end}", min(a, b), max(a, b))
     assert (start <= early <= late <= end) if start <= end else (start >= early >= late >= end)
+
+
+# --- over training --------------------
+
+
+SCHEDULES = ["98", "1.0->0.25", "49->196", "0:1.0,0.1:0.25", "0:1.0,0.3:0.25,0.31:1.0", "0:0.5,1:1.0"]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 999, 12345])
+@pytest.mark.parametrize("text", SCHEDULES)
+def test_the_tally_is_that_of_every_step(text, steps):
+    schedule = KeepSchedule.parse(text)
+    every = [schedule.count(progress_at(step, steps), 196) for step in range(steps)]
+    for done in {0, 1, steps // 3, steps}:
+        assert tally(lambda at: schedule.count(at, 196), steps, done) == Counter(every[:done])
+
+
+def test_progress_is_0_at_the_first_step_and_1_at_the_last():
+    assert [progress_at(step, 5) for step in range(5)] == [0, 0.25, 0.5, 0.75, 1]
+    assert progress_at(0, 1) == 0
+
+
+def test_the_tally_of_a_long_training_asks_at_few_of_its_steps():
+    asked = []
+    schedule = KeepSchedule.parse("1.0->0.5")
+    counts = tally(lambda at: asked.append(at) or schedule.count(at, 196), 1_500_000)
+    assert sum(counts.values()) == 1_500_000 and set(counts) == set(range(98, 197)) and len(asked) < 4000

@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from vitdistill.data.loader import make_loader
 from vitdistill.data.device import OnDevice
-from vitdistill.data.images.recipes import Augment, train_transform
+from vitdistill.data.images.augment import Augment
+from vitdistill.data.images.recipes import train_transform
 from vitdistill.data.order import EpochBatchSampler
 from vitdistill.data.open import open_source
 from vitdistill.methods.maskedkd import MaskedKD
@@ -35,7 +36,7 @@ sampler = EpochBatchSampler(len(source.train), 32 // world, seed=3, rank=rank, w
 loader = make_loader(source.train, train_transform(augment, 12), sampler, seed=3)
 method = MaskedKD(vit(12, 0), vit(24, 1), keep=0.5, smoothing=0.1)
 model = DistributedDataParallel(method) if world > 1 else method
-on_device = OnDevice(augment, method.student.mean, method.student.std, 10)
+on_device = OnDevice(augment, method.student.input.mean, method.student.input.std, 10)
 for batch, _ in zip(loader, range(2)):
     step = model(*on_device.train(batch.images, batch.targets))
     step.loss.backward()

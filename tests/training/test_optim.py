@@ -1,15 +1,12 @@
 """Learning rates as the recipe says."""
 
-import math
-from itertools import pairwise
-
 import pytest
 import timm
 import torch
 
 from vitdistill.methods.supervised import Supervised
-from vitdistill.training.optim import make_optimizer, make_schedule, plan_groups, scaled_lr
-from vitdistill.training.settings import Optim, Settings, check_trainer_arguments
+from vitdistill.training.optim import make_optimizer, make_schedules, plan_groups, scaled_lr
+from vitdistill.training.settings import Optim, Settings
 
 
 @pytest.fixture
@@ -58,53 +55,28 @@ def test_every_parameter_is_optimised_once_and_biases_do_not_decay(method: Super
 
 def test_layer_decay_slows_the_early_blocks(method: Supervised) -> None:
     optimizer = optimizer_for(method, Optim(layer_decay=0.5), 512)
-    schedule = make_schedule(optimizer, Optim(layer_decay=0.5, warmup_epochs=0), epochs=2, steps_per_epoch=5)
+    (schedule,) = make_schedules(optimizer, Optim(layer_decay=0.5, warmup_epochs=0), epochs=2, steps_per_epoch=5)
     schedule.step_update(1)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     blocks = [rates[id(block.attn.qkv.weight)] for block in method.student.net.blocks]
     assert blocks[1] / blocks[0] == pytest.approx(2) and blocks[2] / blocks[1] == pytest.approx(2)
 
 
-def test_warm_up_then_cosine_to_the_minimum(method: Supervised) -> None:
-    optim = Optim(lr=1.0, lr_batch=0, warmup_epochs=2, warmup_lr=0.1, min_lr=0.01)
-    optimizer = optimizer_for(method, optim, 1)
-    schedule = make_schedule(optimizer, optim, epochs=10, steps_per_epoch=10)
-    seen = []
-    for step in range(101):
-        schedule.step_update(step)
-        seen.append(optimizer.param_groups[0]["lr"])
-    assert seen[0] == pytest.approx(0.1) and seen[10] == pytest.approx(0.55)
-    assert seen[50] == pytest.approx(0.01 + 0.5 * 0.99 * (1 + math.cos(math.pi * 0.5)))
-    assert seen[100] == pytest.approx(0.01)
-    assert all(a >= b for a, b in pairwise(seen[20:]))
-
-
-def test_constant_schedule_stays(method: Supervised) -> None:
-    optim = Optim(lr=0.3, lr_batch=0, warmup_epochs=1, warmup_lr=0.0, schedule="constant")
-    optimizer = optimizer_for(method, optim, 1)
-    schedule = make_schedule(optimizer, optim, epochs=5, steps_per_epoch=4)
-    schedule.step_update(17)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.3)
-
-
-def test_settings_report_every_broken_rule_together() -> None:
-    from vitdistill.errors import UserError
-
-    settings = Settings(epochs=0, batch_size=0, image_size=(16, 16), optim=Optim(lr=-1.0, ema=2.0))
-    with pytest.raises(UserError) as error:
-        settings.check()
-    for word in ("epochs", "batch_size", "optim.lr", "optim.ema"):
-        assert word in str(error.value)
-
-
-def test_trainer_arguments_are_checked_against_lightning() -> None:
-    from vitdistill.errors import UserError
-
-    check_trainer_arguments({"devices": 8, "num_nodes": 4, "strategy": "fsdp"})
-    with pytest.raises(UserError, match="'strategy'"):
-        check_trainer_arguments({"stratgy": "ddp"})
-    with pytest.raises(UserError, match="--epochs"):
-        check_trainer_arguments({"max_epochs": 3})
+@pytest.mark.parametrize(
+    ("name", "betas", "expected"),
+    [
+        ("adamw", None, (0.9, 0.999)),
+        ("adamw", (0.9, 0.95), (0.9, 0.95)),
+        ("lion", None, (0.9, 0.99)),
+        ("lion", (0.8, 0.9), (0.8, 0.9)),
+        ("lamb", (0.8, 0.9), (0.8, 0.9)),
+        ("adan", (0.9, 0.8, 0.7), (0.9, 0.8, 0.7)),
+    ],
+)
+def test_betas_reach_every_optimizer_that_has_them(method: Supervised, name: str, betas, expected) -> None:
+    optim = Optim(name=name, betas=betas)
+    Settings(epochs=10, batch_size=1, image_size=(16, 16), optim=optim).check()
+    assert {tuple(group["betas"]) for group in optimizer_for(method, optim, 1).param_groups} == {expected}
 
 
 def test_an_optimizer_step_changes_the_student(method: Supervised) -> None:

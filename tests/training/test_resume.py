@@ -16,7 +16,7 @@ from vitdistill.verbs.resume import resume
 
 KILLED = """
 import json, os, signal, sys
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.training.module import TrainingModule
 from vitdistill.training.settings import Optim
 from vitdistill.verbs.maskedkd import maskedkd

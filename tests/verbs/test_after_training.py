@@ -10,7 +10,7 @@ import timm
 import torch
 from PIL import Image
 
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.errors import UserError
 from vitdistill.training.settings import Optim
 from vitdistill.verbs.evaluate import evaluate

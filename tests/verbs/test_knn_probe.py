@@ -11,7 +11,7 @@ import timm
 import torch
 from PIL import Image
 
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.errors import UserError
 from vitdistill.training.settings import Optim
 from vitdistill.verbs.knn import knn
@@ -118,7 +118,7 @@ def test_what_is_no_run_is_refused(verb: Any, tmp_path: Path, random_network: di
 @pytest.mark.parametrize("verb", [knn, probe])
 @pytest.mark.parametrize("given", [{"stride": 2}, {"sampling": "uniform"}])
 def test_images_are_no_clips(verb: Any, given: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=f"--{next(iter(given))} has no effect on a network over images"):
+    with pytest.raises(UserError, match=rf"--{next(iter(given))} has no effect with a network over single images"):
         verb("digits-teacher", **given)
 
 

@@ -14,11 +14,10 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.errors import UserError
 from vitdistill.methods.options import PixelDecoder
 from vitdistill.models.build import build
-from vitdistill.models.macs import backbone_macs
 from vitdistill.models.record import ModelRecord
 from vitdistill.models.surgery.attention_heads import head_count
 from vitdistill.runs.read import read_run
@@ -244,9 +243,9 @@ def test_the_cost_is_that_of_the_tokens_and_blocks_that_a_step_runs(teacher: Pat
     for run in (teacher, student):
         cost = json.loads((run / "run.json").read_text())["cost"]
         backbone = build(str(run))
-        full = backbone_macs(backbone).total / 1e9
-        capture = Capture(qkv=(1,), logits=False) if run == student else Capture()
-        computed = backbone_macs(backbone, 9 if run == teacher else None, capture=capture).total / 1e9
+        full = backbone.macs().total / 1e9
+        capture = Capture.at(1, "qkv", head=False) if run == student else Capture()
+        computed = backbone.macs(9 if run == teacher else None, capture=capture).total / 1e9
         assert cost["student_gmacs_full_per_image"] == full
         assert cost["student_gmacs_per_image"] == computed < full
 
@@ -270,11 +269,11 @@ def test_the_fine_tuned_student_reloads_in_timm_with_identical_logits(tuned: Pat
     images = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     scope: dict[str, Any] = {"timm": timm}
     exec(result["load"], scope)
-    assert torch.equal(scope["model"].eval()(images), build(str(tuned)).eval()(images).logits)
+    assert torch.equal(scope["model"].eval()(images), build(str(tuned)).eval()(images).prediction)
     # Without the head count the same weights give other logits: it has to be said.
     record = json.loads((tuned / "student.json").read_text())
     naive = timm.create_model(record["architecture"], checkpoint_path=result["path"], **record["args"]).eval()
-    assert not torch.allclose(naive(images), build(str(tuned)).eval()(images).logits)
+    assert not torch.allclose(naive(images), build(str(tuned)).eval()(images).prediction)
     assert export(str(tuned), checkpoint="last")["max_difference"] == 0.0
 
 
@@ -324,12 +323,20 @@ def test_a_headless_module_is_fine_tuned(tmp_path: Path) -> None:
     assert info["accuracy"]["top1"] > 0 and net.num_classes == 10
 
 
+def test_a_module_without_drop_path_is_fine_tuned_by_default_and_refused_a_rate(tmp_path: Path) -> None:
+    net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 10))
+    net.num_classes = 10
+    with pytest.raises(UserError, match="^Sequential has no drop path that could be set; got 0.2"):
+        finetune(net, out=str(tmp_path / "run"), epochs=1, drop_path=0.2, **COMMON)
+    assert finetune(net, out=str(tmp_path / "other"), epochs=1, **COMMON)["status"] == "finished"
+
+
 # --- resuming --------------------
 
 KILLED = """
 import json, os, signal, sys
 import torch
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.methods.options import PixelDecoder
 from vitdistill.training.module import TrainingModule
 from vitdistill.training.settings import Optim

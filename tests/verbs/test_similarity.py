@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from vitdistill.cli import main
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.errors import UserError
 from vitdistill.methods.options import FeatureDecoder
 from vitdistill.reporting.galleries.clip_reconstructions import clip_reconstructions

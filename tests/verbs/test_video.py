@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from vitdistill.data.bundled.moving_digits import write_mp4
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.data.open import open_source
 from vitdistill.errors import UserError
 from vitdistill.methods.options import FeatureDecoder
@@ -144,14 +144,16 @@ def test_views_of_wide_videos_are_those_cut_by_hand(wide: tuple[str, dict[str, A
     model, options = wide
     tested = evaluate(model, clips=2, crops=3, batch_size=6, **options)
     network = build(model, args=options["model_args"], pretrained=True).eval()
-    mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (network.mean, network.std))
+    mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (network.input.mean, network.input.std))
     losses, single = [], []
     for label in (0, 1):
         files = sorted((tmp_path / f"video{label}").iterdir())
         video = torch.from_numpy(np.stack([np.asarray(Image.open(file)) for file in files])).permute(3, 0, 1, 2) / 255
         views = [video[:, start : start + 16, :, left : left + 32] for start in (0, 8) for left in (0, 8, 16)]
         with torch.inference_mode():
-            shares = network((torch.stack([*views, video[:, 4:20, :, 8:40]]) - mean) / std).logits.softmax(1)[:, label]
+            shares = network((torch.stack([*views, video[:, 4:20, :, 8:40]]) - mean) / std).prediction.softmax(1)[
+                :, label
+            ]
         losses.append(-shares[:6].mean().log().item())
         single.append(-shares[6].log().item())
     assert tested["views"] == 6 and tested["loss"] == pytest.approx(sum(losses) / 2, rel=1e-4)
@@ -231,7 +233,7 @@ def test_an_image_network_sees_single_frames_of_videos(runs: Path, tmp_path: Pat
     with pytest.raises(UserError, match="--clips has no effect on a network over images"):
         evaluate("digits-teacher", data="moving_digits", clips=2)
     for given in ({"stride": 2}, {"sampling": "uniform"}):
-        with pytest.raises(UserError, match=f"--{next(iter(given))} has no effect on a network over images"):
+        with pytest.raises(UserError, match=rf"--{next(iter(given))} has no effect with a network over single images"):
             finetune("digits-mae", data="moving_digits", out=str(tmp_path / "tuned"), **COMMON, **given)
 
 
@@ -255,7 +257,7 @@ PER_TOKEN = {"video_teacher": "video", "per_token": True, "decoder": FeatureDeco
         ({"video_teacher": "image"}, "video teacher must see videos.*sees images. Give it as the image teacher"),
         ({"image_teacher": "video"}, "image teacher must see images.*sees clips. Give it as the video teacher"),
         ({"video_teacher": "video", "frames": 15}, "multiple of the tubelet's 2; got 15. Use 14 or 16"),
-        ({"video_teacher": "video", "data": "digits"}, "sees clips and digits holds images"),
+        ({"video_teacher": "video", "data": "digits"}, "A network over clips needs videos; got single images"),
         ({"video_teacher": "video", "masks_per_clip": 0}, "masks_per_clip must be at least 1"),
         ({"video_teacher": "video", "bootstrap": 0.9}, "no other may be given"),
         ({"bootstrap": 1.5}, r"must lie in \(0, 1\); got 1.5"),
@@ -281,7 +283,7 @@ PER_TOKEN = {"video_teacher": "video", "per_token": True, "decoder": FeatureDeco
         ({"video_teacher": "video", "per_token": True}, "--decoder has no effect unless --per_token is false"),
         (
             {**PER_TOKEN, "masks_per_clip": 2, "mask": "random", "mask_ratio": 0.5},
-            "--mask_ratio, --mask and --masks_per_clip have no effect unless --per_token is false",
+            "--mask_ratio, --mask, --masks_per_clip and --decoder have no effect",
         ),
     ],
 )
@@ -295,7 +297,7 @@ def test_bad_input_is_one_line(runs: Path, tmp_path: Path, options: dict[str, An
 KILLED = """
 import json, os, signal, sys
 import torch
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.methods.options import FeatureDecoder
 from vitdistill.training.module import TrainingModule
 from vitdistill.training.settings import Optim

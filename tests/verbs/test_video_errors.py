@@ -153,7 +153,7 @@ def test_images_for_a_network_over_clips(
     refused: Callable[..., str], shared: Path, tmp_path: Path, command: str
 ) -> None:
     line = refused(command, shared / "images")
-    assert "A network over clips needs videos" in line and "images holds images. Give a folder of videos" in line
+    assert "A network over clips needs videos; got single images. Give a folder of videos" in line
     assert not (tmp_path / "out").exists()
 
 

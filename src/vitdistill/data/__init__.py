@@ -5,29 +5,30 @@ device, so a resumed run only has to know where it is, and repeats bit for bit w
 
 Read in this order:
 
-1. The interfaces: `source.py` (a set of images, a source of two sets, what `--data` names), `video.py` (a video, which
-   reads the frames asked of it, and a set of videos).
-2. Files: `folders.py` (splits, class folders, what is held out; for images and videos alike), `image_folder.py`;
-   `video_files.py` and `video_lists.py` (which videos there are), `frame_folder.py` (a video as images).
-3. One video file: `video_decode.py` (pictures), on `video_stream.py` (header, seeking, packets) and
-   `video_packets.py` (which packets a picture needs).
-4. Bundled: `digits.py`, `moving_digits.py`.
-5. From a sample to the network: `recipes.py` (images), `clips.py` (which frames of a video),
-   `clip_transforms.py` (their crops and colours), `jitter.py`, `transforms.py` (which of them a source needs).
-6. Boxes: `ava.py` (AVA's csv formats), `key_frames.py` (a clip and its boxes), `action_detection.py` (all files of a
+1. The interfaces: `samples.py` (a set of samples, which brings its own transforms; views), `source.py` (a source of two
+   sets), `open.py` (what `--data` names).
+2. Files: `folders.py` (splits, class folders, what is held out; for images and videos alike).
+3. `images/`: `folder.py`, `recipes.py` (augmentation), `samples.py` (which transform).
+4. `clips/`: `video.py` (a video, which reads the frames asked of it); `files.py` and `lists.py` (which videos there
+   are); `frame_folder.py` (a video as images), `decode.py` (a video file: pictures), on `stream.py` (header, seeking,
+   packets) and `packets.py` (which packets a picture needs); `sampling.py` (which frames make a clip), `transforms.py`
+   (crops and colours), `samples.py` (which of them).
+5. `actions/`: `ava.py` (AVA's csv formats), `key_frames.py` (a clip and its boxes), `annotations.py` (all files of a
    data set).
-7. Batches: `sampling.py` (order and seeds), `loading.py` (batches, unreadable files), `on_device.py` (after transfer).
+6. `bundled/`: `digits.py`, `moving_digits.py`.
+7. Batches: `order.py` (order and seeds), `loader.py` (batches, unreadable files), `device.py` (after transfer).
 """
 
 from typing import TYPE_CHECKING, Any
 
 from vitdistill.data.open import open_source
-from vitdistill.data.source import DataSource, ImageSet
+from vitdistill.data.samples import Samples, ViewOptions
+from vitdistill.data.source import DataSource
 
 if TYPE_CHECKING:
     from vitdistill.data.images.augment import Augment
 
-__all__ = ["Augment", "DataSource", "ImageSet", "open_source"]
+__all__ = ["Augment", "DataSource", "Samples", "ViewOptions", "open_source"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
 """What happens to a batch after its transfer: normalisation, random erasing, mixup and cutmix (timm's)."""
 
 from collections.abc import Sequence
+from typing import Any, overload
 
 import torch
 from jaxtyping import Float, Int64, Shaped, UInt8
@@ -8,15 +9,19 @@ from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.errors import UserError
+
+# One tensor per view. Any, as the type checker of the tests looks at one item of a tuple drawn from `random`, and so
+# would change what the step draws.
+ManyViews = tuple[Any, ...]
 
 
 class OnDevice:
     """The part of a recipe that runs on the device, batch by batch.
 
     Erasing and mixup draw from `random`, `numpy.random` and torch's generators: call
-    `sampling.seed_everything_at(seed, step, rank)` before each training batch to make it repeatable.
+    `order.seed_everything_at(seed, step, rank)` before each training batch to make it repeatable.
     """
 
     def __init__(self, augment: Augment, mean: Sequence[float], std: Sequence[float], num_classes: int) -> None:
@@ -61,31 +66,58 @@ class OnDevice:
             )
 
     def train(
-        self, images: UInt8[Tensor, "b 3 *pixels"], targets: Shaped[Tensor, "b *values"]
-    ) -> tuple[Float[Tensor, "b 3 *pixels"], Float[Tensor, "b *c"] | Int64[Tensor, "b"]]:
-        """Normalise, erase and mix a training batch; clips alike in all their frames.
+        self,
+        images: UInt8[Tensor, "b 3 *pixels"] | ManyViews,
+        targets: Shaped[Tensor, "b *values"] | None,
+    ) -> tuple[
+        Float[Tensor, "b 3 *pixels"] | ManyViews,
+        Float[Tensor, "b *c"] | Int64[Tensor, "b"] | None,
+    ]:
+        """Normalise, erase and mix a training batch; clips alike in all their frames, several views each by itself.
 
         Returns:
             The images, normalised, and the targets: soft ones (b, num_classes) with label smoothing applied when
-            the recipe mixes batches, else the class numbers as they came (smoothing is then the loss's business).
+            the recipe mixes batches, else as they came (smoothing is then the loss's business).
 
         Raises:
             UserError: when the recipe mixes batches and this one is odd.
+            ValueError: when it mixes batches of several views, or batches without labels.
         """
+        if self.mixup is not None and (isinstance(images, tuple) or targets is None):
+            raise ValueError("Only single views with labels can be mixed")
+        if isinstance(images, tuple):
+            return tuple(self._erased(view) for view in images), targets
         self.check_batch_size(len(images))
-        # timm's erasing and mixing know pictures: a clip's frames stand in for so many more channels.
-        pictures = self.eval(images).flatten(1, -3)
-        if self.augment.erasing > 0:
-            pictures = self._eraser(images.device)(pictures)
+        pictures = self._erased(images)
         if self.mixup is not None:
-            pictures, targets = self.mixup(pictures, targets)
+            # timm's mixing knows pictures: a clip's frames stand in for so many more channels.
+            pictures, targets = self.mixup(pictures.flatten(1, -3), targets)
         return pictures.view(images.shape), targets
 
-    def eval(self, images: UInt8[Tensor, "b 3 *pixels"]) -> Float[Tensor, "b 3 *pixels"]:
-        """Normalise a batch: (x / 255 - mean) / std."""
+    @overload
+    def eval(self, images: UInt8[Tensor, "b 3 *pixels"]) -> Float[Tensor, "b 3 *pixels"]: ...
+
+    @overload
+    def eval(self, images: ManyViews) -> ManyViews: ...
+
+    def eval(self, images: UInt8[Tensor, "b 3 *pixels"] | ManyViews) -> Float[Tensor, "b 3 *pixels"] | ManyViews:
+        """Normalise a batch: (x / 255 - mean) / std; several views each by itself."""
+        if isinstance(images, tuple):
+            return tuple(self._normalised(view) for view in images)
+        return self._normalised(images)
+
+    def _normalised(self, images: UInt8[Tensor, "b 3 *pixels"]) -> Float[Tensor, "b 3 *pixels"]:
         shape = (-1, *[1] * (images.ndim - 2))
         mean, std = (values.view(shape) for values in self._statistics(images.device))
         return images.to(torch.float32).sub_(mean).div_(std)
+
+    def _erased(self, images: UInt8[Tensor, "b 3 *pixels"]) -> Float[Tensor, "b 3 *pixels"]:
+        """Normalised, and with random rectangles erased where the recipe says so."""
+        normalised = self._normalised(images)
+        if self.augment.erasing == 0:
+            return normalised
+        # timm's erasing knows pictures: a clip's frames stand in for so many more channels.
+        return self._eraser(images.device)(normalised.flatten(1, -3)).view(images.shape)
 
     def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation for inputs in 0..255, as timm's loaders have them."""

@@ -1,6 +1,6 @@
 """What folders of images and folders of videos share: splits, class folders, files at any depth, a share held out.
 
-`image_folder.py` and `video_files.py` say what a sample is (`Kind`); which samples a folder holds is decided here.
+`images/folder.py` and `clips/files.py` say what a sample is (`Kind`); which samples a folder holds is decided here.
 """
 
 import os
@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets.folder import is_image_file
 
-from vitdistill.data.source import DataSource, ImageSet
+from vitdistill.data.samples import Samples
+from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
 
 TRAIN_NAMES = ("train",)
@@ -21,7 +22,7 @@ HOLD_OUT_MOST = 5000
 NAMED = 3  # how many of the names that are wrong a message shows
 
 
-class FileSet(ImageSet):
+class FileSamples(Samples):
     """The samples of one split, by their paths.
 
     Paths are held in one array of bytes and not in a list of strings: workers share the pages of an array after a
@@ -33,21 +34,25 @@ class FileSet(ImageSet):
         Args:
             root: the folder that relative paths start from.
             names: paths, bytes as the file system has them, (samples,).
-            labels: class numbers, int64, (samples,); None means 0 for all.
+            labels: class numbers, int64, (samples,); None where there are none.
         """
         self.root = str(root)
         self._names = names
-        self._labels = np.zeros(len(names), dtype=np.int64) if labels is None else labels
+        self._labels = labels
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self._names)
 
     def path(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(bytes(self._names[index])))
 
     @property
-    def labels(self) -> list[int]:
-        return self._labels.tolist()
+    def labels(self) -> list[int] | None:
+        return None if self._labels is None else self._labels.tolist()
+
+    def label(self, index: int) -> int | None:
+        """Class number of one sample; None where there are no labels."""
+        return None if self._labels is None else int(self._labels[index])
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Kind:
     """What distinguishes images from videos here.
 
     Attributes:
-        word: what a sample is called in messages; also the one class of samples without labels.
+        word: what a sample is called in messages.
         is_sample: whether a file is one, by its name.
         below: paths of all samples below a folder (without the named folders in it), relative to it and in order.
         make: from a folder, names and labels to a set.
@@ -67,7 +72,7 @@ class Kind:
     word: str
     is_sample: Callable[[str], bool]
     below: Callable[[Path, tuple[str, ...]], list[str]]
-    make: Callable[[Path, np.ndarray, np.ndarray | None], FileSet]
+    make: Callable[[Path, np.ndarray, np.ndarray | None], FileSamples]
     layout: str
     formats: str
     otherwise: str = ""
@@ -128,7 +133,7 @@ def unlabelled(root: Path, kind: Kind) -> DataSource:
             if not len(names):
                 raise UserError(rule, "none", kind.formats)
     name = root.resolve().name
-    return DataSource(name, kind.make(train_root, train, None), kind.make(val_root, val, None), [kind.word])
+    return DataSource(name, kind.make(train_root, train, None), kind.make(val_root, val, None), [])
 
 
 def hold_out(names: np.ndarray, place: Path, kind: Kind) -> tuple[np.ndarray, np.ndarray]:
@@ -215,7 +220,7 @@ def _class_names(split: Path, kind: Kind) -> list[str]:
     return names
 
 
-def _of_classes(split: Path, classes: list[str], kind: Kind) -> FileSet:
+def _of_classes(split: Path, classes: list[str], kind: Kind) -> FileSamples:
     per_class = [kind.below(split / name, ()) for name in classes]
     if empty := [name for name, found in zip(classes, per_class, strict=True) if not found]:
         rule = f"Every class folder in {split} must hold at least one {kind.word}"

@@ -47,6 +47,8 @@ def open_source(data: str | Path | DataSource, *, labels: bool = True) -> DataSo
         UserError: when it is neither, or when the source itself is unusable.
     """
     if isinstance(data, DataSource):
+        if labels and not data.classes:
+            raise UserError("Labelled data is needed", f"{data.name}, which has no labels")
         return data
     check_there(data)
     if isinstance(data, str) and data in BUNDLED:

@@ -9,11 +9,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vitdistill.data.loader import CorruptLog
-from vitdistill.data.source import ImageSet
+from vitdistill.data.samples import Samples
 from vitdistill.errors import UserError
 from vitdistill.evaluation.loading import Reader
 from vitdistill.models.backbone import Backbone
-from vitdistill.models.families.opaque import Opaque
+from vitdistill.models.network import Network
 
 Pool = Literal["auto", "cls", "avg"]
 # "own": a network without tokens pools in the way it always does before its classifier.
@@ -39,66 +39,64 @@ class Features:
         return self.values.to(place), self.labels.to(place)
 
 
-def pooling_of(backbone: Backbone, pool: Pool) -> Pooling:
+def pooling_of(network: Network, pool: Pool) -> Pooling:
     """How the tokens of a network become one feature vector.
 
     Args:
-        backbone: the network.
+        network: the network.
         pool: `cls` takes the class token, `avg` the mean over the patches, `auto` the class token where the network's
             own head reads it, and the mean elsewhere.
 
     Raises:
         UserError: when the network has no encoder apart from its logits, or not what `pool` asks for.
     """
-    net = backbone.net
-    if isinstance(backbone, Opaque):
-        _check_encoder(backbone)
+    net = network.net
+    if not isinstance(network, Backbone):
+        _check_encoder(network)
         if pool != "auto":
-            raise UserError(f"{backbone.name} hands out no tokens to pool", f"pool {pool}", "Use --pool auto")
+            raise UserError(f"{network.name} hands out no tokens to pool", f"pool {pool}", "Use --pool auto")
         return "own"
     has_class_token = getattr(net, "cls_token", None) is not None
     if pool == "cls" and not has_class_token:
-        raise UserError(f"{backbone.name} has no class token", "pool cls", "Use --pool avg")
+        raise UserError(f"{network.name} has no class token", "pool cls", "Use --pool avg")
     if pool != "auto":
         return pool
     return "cls" if has_class_token and net.global_pool in ("token", "") else "avg"
 
 
-def _check_encoder(backbone: Backbone) -> None:
-    head = getattr(backbone.net, "forward_head", None)
-    if not hasattr(backbone.net, "forward_features") or head is None or "pre_logits" not in signature(head).parameters:
+def _check_encoder(network: Network) -> None:
+    head = getattr(network.net, "forward_head", None)
+    if not hasattr(network.net, "forward_features") or head is None or "pre_logits" not in signature(head).parameters:
         raise UserError(
-            f"{backbone.name} has no encoder to probe, only logits",
+            f"{network.name} has no encoder to probe, only logits",
             remedy="Choose a network of timm that has forward_features and forward_head(pre_logits=True)",
         )
 
 
-def pooled(backbone: Backbone, images: Float[Tensor, "b 3 *pixels"], pool: Pool) -> Float[Tensor, "b d"]:
+def pooled(network: Network, inputs: Float[Tensor, "b 3 *pixels"], pool: Pool) -> Float[Tensor, "b d"]:
     """Features of one batch, behind the network's final norm and before its classifier.
 
     Args:
-        backbone: in eval mode.
-        images: normalised with the backbone's statistics.
+        network: in eval mode.
+        inputs: normalised with the network's statistics.
         pool: see `pooling_of`.
 
     Raises:
         UserError: as `pooling_of`.
     """
-    pooling = pooling_of(backbone, pool)
+    pooling = pooling_of(network, pool)
     if pooling == "own":
-        net = backbone.net
-        return net.forward_head(net.forward_features(images), pre_logits=True).flatten(1)
-    tokens = backbone(images).tokens
-    # Not `backbone.prefix`: CaiT's class token joins only behind the trunk, and is among the tokens here.
-    prefix = tokens.shape[1] - backbone.grid.count
-    features = tokens[:, 0] if pooling == "cls" else tokens[:, prefix:].mean(dim=1)
+        net = network.net
+        return net.forward_head(net.forward_features(inputs), pre_logits=True).flatten(1)
+    tokens = network(inputs).final
+    features = tokens.special[:, 0] if pooling == "cls" else tokens.patches.mean(dim=1)
     # Networks that mean-pool have their final norm behind the pooling, and none on the tokens (MAE, BEiT).
-    norm = getattr(backbone.net, "fc_norm", None)
+    norm = getattr(network.net, "fc_norm", None)
     return features if norm is None else norm(features)
 
 
 @torch.no_grad()  # not inference_mode, whose tensors cannot be inputs of a classifier that is trained
-def extract(reader: Reader, images: ImageSet, pool: Pool = "auto", text: str = "features") -> Features:
+def extract(reader: Reader, images: Samples, pool: Pool = "auto", text: str = "features") -> Features:
     """Features of a whole set, without gradient and without augmentation.
 
     Args:
@@ -117,6 +115,7 @@ def extract(reader: Reader, images: ImageSet, pool: Pool = "auto", text: str = "
     # Filled in place: a list of batches would need twice the memory when it is put together.
     values, labels = torch.empty(0, 0), torch.empty(len(images), dtype=torch.int64)
     for batch, targets in reader.batches(images, corrupt, text):
+        assert targets is not None  # labelled data was opened
         features = pooled(backbone, batch, pool).float().cpu()
         if not count:
             values = features.new_empty(len(images), features.shape[1])

@@ -7,30 +7,37 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vitdistill.data.clips.sampling import Sampling, Views, check_length
+from vitdistill.data.clips.sampling import Views
 from vitdistill.data.clips.transforms import cut_views
 from vitdistill.data.device import OnDevice
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.loader import CorruptLog, default_workers, make_loader
 from vitdistill.data.open import open_source
 from vitdistill.data.order import EvalBatchSampler
-from vitdistill.data.source import DataSource, ImageSet
-from vitdistill.data.transforms import clip_sampling, validation_transform
+from vitdistill.data.samples import Samples, ViewOptions
+from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.evaluation.progress import track
-from vitdistill.models.backbone import Backbone
+from vitdistill.models.network import Network
 from vitdistill.models.record import ModelRecord
 from vitdistill.runs.read import Checkpoint, find_run, read_run
+from vitdistill.types import InputSpec
 
 
 class Subject(NamedTuple):
-    """What is evaluated: a network, the data, how images are resized and cropped for it, and how clips are taken."""
+    """What is evaluated.
 
-    backbone: Backbone
+    Attributes:
+        backbone: the network.
+        source: the data.
+        options: how samples are resized and cropped, and clips taken.
+        spec: what the samples are made into; None is what the network takes.
+    """
+
+    backbone: Network
     source: DataSource
-    augment: Augment
-    sampling: Sampling | None = None
-    views: Views = Views()
+    options: ViewOptions
+    spec: InputSpec | None = None
 
 
 def open_subject(
@@ -41,7 +48,8 @@ def open_subject(
     image_size: int | None,
     crop_pct: float | None,
     model_args: dict[str, Any] | None,
-    views: Views = Views(),
+    clips: int = 1,
+    crops: int = 1,
     stride: int | None = None,
     sampling: str | None = None,
 ) -> Subject:
@@ -64,20 +72,16 @@ def open_subject(
         run.source(labels=False)
         raise UserError(f"Labelled data is needed, and the run's own is not: {error}", remedy="Give --data") from error
     backbone = load(model, folder, checkpoint, image_size, model_args)
-    kind = sampling or config.get("sampling", "dense")
-    given = {"stride": stride, "sampling": sampling, "clips": views.clips, "crops": views.crops, "crop_pct": crop_pct}
-    defaults = {"clips": 1, "crops": 1}
-    if kind == "uniform":
-        refuse_without_effect(given, defaults, ["stride"], "unless --sampling is dense")
-    frames = clip_sampling(backbone, source, config.get("stride") if stride is None else stride, kind)
-    check_length(source.val, frames)
-    if frames is None:
-        names = ["clips", "crops", "stride", "sampling"]
-        refuse_without_effect(given, defaults, names, "on a network over images")
-    else:
-        why = "on clips, which are not enlarged before the centre crop"
-        refuse_without_effect(given, defaults, ["crop_pct"], why)
-    return Subject(backbone, source, validation_crop(config, source, crop_pct, backbone), frames, views)
+    # Of a run, clips are taken as in its training where nothing else is said; dense there is no option given.
+    if sampling is None and config.get("sampling") == "uniform":
+        sampling = "uniform"
+    if stride is None and sampling != "uniform":
+        stride = config.get("stride")
+    augment = validation_crop(config, source, crop_pct, backbone)
+    options = ViewOptions(augment=augment, stride=stride, sampling=sampling, clips=clips, crops=crops)
+    source.val.check(backbone.input, options)
+    source.val.transform(backbone.input, options, train=False)  # refuses now what the reader would refuse later
+    return Subject(backbone, source, options)
 
 
 def data_of(model: str, config: dict[str, Any]) -> str:
@@ -96,7 +100,7 @@ def data_of(model: str, config: dict[str, Any]) -> str:
 
 def load(
     model: str, folder: Path, checkpoint: Checkpoint, image_size: int | None, args: dict[str, Any] | None
-) -> Backbone:
+) -> Network:
     """The network of a model or of a run's checkpoint.
 
     Raises:
@@ -111,7 +115,7 @@ def load(
     return read_run(folder).student(checkpoint)
 
 
-def validation_crop(config: dict[str, Any], source: DataSource, crop_pct: float | None, backbone: Backbone) -> Augment:
+def validation_crop(config: dict[str, Any], source: DataSource, crop_pct: float | None, backbone: Network) -> Augment:
     """The validation crop: the run's, the bundled data's (none), or the one that the model was published with."""
     published = getattr(backbone.net, "pretrained_cfg", None) or {}
     if config:
@@ -161,10 +165,11 @@ class Reader:
         self.subject, self.batch_size, self.place = subject, batch_size, place_of(device)
         self.workers = default_workers(subject.source) if workers is None else workers
 
-    def batches(self, images: ImageSet, corrupt: CorruptLog, text: str) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, images: Samples, corrupt: CorruptLog, text: str) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Normalised images (b, 3, height, width) on the device with their class numbers (b,), in order.
 
         Of videos, clips (b, 3, frames, height, width), or all views of b videos (b * views, 3, frames, height, width).
+        Without labels, None in place of class numbers.
 
         Args:
             images: the set to read, once.
@@ -174,11 +179,12 @@ class Reader:
         Raises:
             UserError: when more than 1% of the set is unreadable.
         """
-        backbone, source, augment, sampling, views = self.subject
-        on_device = OnDevice(augment, backbone.mean, backbone.std, len(source.classes))
+        backbone, source, options, _ = self.subject
+        spec, views = self.subject.spec or backbone.input, Views(options.clips, options.crops)
+        on_device = OnDevice(options.augment, spec.mean, spec.std, len(source.classes))
         loader = make_loader(
             images,
-            validation_transform(source, augment, backbone.image_size, sampling, views),
+            images.transform(spec, options, train=False),
             EvalBatchSampler(len(images), max(1, self.batch_size // views.count)),
             seed=0,
             num_workers=self.workers,
@@ -187,6 +193,7 @@ class Reader:
         for batch in track(loader, text, len(loader)):
             corrupt.add(batch.skipped)
             corrupt.check(len(images))
-            if len(batch.images):
+            if len(batch.index):
+                assert isinstance(batch.images, Tensor)  # one view: several are for training
                 inputs = batch.images.to(self.place)
                 yield on_device.eval(inputs if views.count == 1 else cut_views(inputs, views)), batch.targets

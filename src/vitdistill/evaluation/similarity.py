@@ -16,18 +16,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vitdistill.data.clips.sampling import check_length
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.images.augment import Augment
 from vitdistill.data.loader import CorruptLog
-from vitdistill.data.source import DataSource, ImageSet
-from vitdistill.data.transforms import is_video, sampling_of
+from vitdistill.data.samples import Samples, Transform, ViewOptions
+from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
 from vitdistill.evaluation.loading import Reader, Subject
-from vitdistill.models.backbone import Backbone
-from vitdistill.models.families.opaque import Opaque
-from vitdistill.models.families.video_vit import VideoViT
-from vitdistill.models.teacher import Teacher
-from vitdistill.types import Capture
+from vitdistill.models.backbone import Backbone, with_tokens
+from vitdistill.models.teacher import FrameTeacher, Teacher
+from vitdistill.types import Capture, InputSpec
 
 Role = Literal["image teacher", "video teacher", "model"]
 
@@ -60,7 +57,7 @@ class Wanted(NamedTuple):
         return f"{place} {sorted((self.args or {}).items())}"
 
 
-class Network(NamedTuple):
+class Compared(NamedTuple):
     """A network to compare, and the block whose output is looked at (negative numbers count from the end)."""
 
     name: str
@@ -174,22 +171,18 @@ def step_features(
     """
     backbone = teacher.backbone
     index = backbone.block_index(block)
-    seen: Tensor = clips
-    if not isinstance(backbone, VideoViT):
-        seen = clips[:, :, steps.first_frames].transpose(1, 2).flatten(0, 1)
-    tokens = teacher(seen, capture=Capture(hidden=(index,), logits=False)).hidden[index]
-    # Not `backbone.prefix`: CaiT's class token joins only behind the trunk.
-    patches = tokens[:, tokens.shape[1] - backbone.grid.count :].float()
+    shown = teacher if backbone.input.frames is not None else FrameTeacher.over(teacher, steps.count)
+    patches = shown(clips, capture=Capture.at(index, "output", head=False)).tokens(index).patches.float()
     return patches.reshape(len(clips), steps.count, -1, patches.shape[-1]).mean(dim=2)
 
 
-def common_steps(networks: Sequence[Network], source: DataSource) -> Steps:
+def common_steps(networks: Sequence[Compared], source: DataSource) -> Steps:
     """The frames and time steps of all networks over clips; without any, every second frame of 16.
 
     Raises:
         UserError: when they differ, or when there is a single step.
     """
-    seen = {n.name: Steps(n.backbone.frames, n.backbone.grid.t) for n in networks if isinstance(n.backbone, VideoViT)}
+    seen = {n.name: Steps(frames, n.backbone.grid.t) for n in networks if (frames := n.backbone.input.frames)}
     if len(set(seen.values())) > 1:
         each = "; ".join(f"{name} sees {steps.frames} frames in {steps.count} steps" for name, steps in seen.items())
         raise UserError("All networks over clips must see the same frames", each, "Compare them one at a time")
@@ -202,7 +195,7 @@ def common_steps(networks: Sequence[Network], source: DataSource) -> Steps:
 
 @torch.no_grad()
 def compare(
-    networks: Sequence[Network],
+    networks: Sequence[Compared],
     source: DataSource,
     *,
     clips: int = 64,
@@ -234,25 +227,27 @@ def compare(
     """
     if clips < 1 or batch_size < 1:
         raise UserError("There must be at least one clip, and one per step", f"{clips} clips, batches of {batch_size}")
-    if not is_video(source):
+    if not source.val.has_frames:
         raise UserError(
             "Frames are compared in videos", f"{source.name}, which holds images", "Give --data moving_digits or videos"
         )
     for network in networks:
         _check(network)
     steps = common_steps(networks, source)
-    eyes = next((n.backbone for n in networks if isinstance(n.backbone, VideoViT)), networks[0].backbone)
-    taken = sampling_of(source, steps.frames, stride, sampling)
-    check_length(source.val, taken)
-    subject = Subject(backbone=eyes, source=source, augment=Augment(recipe="none"), sampling=taken)
+    # Clips are read at the frame size of the first network over clips.
+    first = next((n.backbone for n in networks if n.backbone.input.frames), networks[0].backbone)
+    options = ViewOptions(augment=Augment(recipe="none"), stride=stride, sampling=sampling)
+    spec = InputSpec((3, steps.frames, *first.input.size), first.input.mean, first.input.std)
+    source.val.check(spec, options)
+    subject = Subject(backbone=first, source=source, options=options, spec=spec)
     reader = Reader(subject, batch_size=batch_size, device=device, workers=workers)
-    guests = [Teacher(network.backbone, mean=eyes.mean, std=eyes.std) for network in networks]
+    frozen = [Teacher(network.backbone, mean=first.input.mean, std=first.input.std) for network in networks]
     features: list[list[Tensor]] = [[] for _ in networks]
     corrupt = _SkippedClips()
     for batch, _ in reader.batches(_EvenlySpread(source.val, clips), corrupt, "comparing frames"):
-        for network, guest, found in zip(networks, guests, features, strict=True):
+        for network, teacher, found in zip(networks, frozen, features, strict=True):
             # In float64 on the CPU, since not every accelerator has it.
-            found.append(step_features(guest, batch, steps, network.block).cpu().double())
+            found.append(step_features(teacher, batch, steps, network.block).cpu().double())
     if not features[0]:
         raise UserError("At least one clip must be readable", f"none of {len(corrupt.paths)}")
     whole = [torch.cat(found) for found in features]
@@ -263,24 +258,23 @@ def compare(
     return Comparison(plain, centred, steps, len(whole[0]), tuple(corrupt.paths))
 
 
-def _similarity(network: Network, features: Float[Tensor, "b t d"]) -> Similarity:
+def _similarity(network: Compared, features: Float[Tensor, "b t d"]) -> Similarity:
     if not features.isfinite().all():
         raise UserError(f"The features of {network.name} must be finite", "nan or inf", "Its training has diverged")
     matrix = frame_similarity(features).mean(dim=0).float()
     return Similarity(network.name, network.role, network.backbone.block_index(network.block), matrix)
 
 
-def _check(network: Network) -> None:
+def _check(network: Compared) -> None:
     """Refuse a network without tokens, before any clip is read."""
-    if isinstance(network.backbone, Opaque):
-        raise UserError(f"{network.name} hands out logits only, no features of positions", remedy="Choose a ViT")
+    with_tokens(network.backbone)
     network.backbone.block_index(network.block)
 
 
-class _EvenlySpread(ImageSet):
+class _EvenlySpread(Samples):
     """So many samples of a set, evenly spaced; all of a set that is smaller."""
 
-    def __init__(self, whole: ImageSet, count: int) -> None:
+    def __init__(self, whole: Samples, count: int) -> None:
         self.whole, self.in_memory = whole, whole.in_memory
         self.chosen = np.unique(np.linspace(0, len(whole) - 1, min(count, len(whole))).round().astype(int)).tolist()
 
@@ -294,9 +288,12 @@ class _EvenlySpread(ImageSet):
         return self.whole.path(self.chosen[index])
 
     @property
-    def labels(self) -> list[int]:
+    def labels(self) -> list[int] | None:
         labels = self.whole.labels
-        return [labels[index] for index in self.chosen]
+        return None if labels is None else [labels[index] for index in self.chosen]
+
+    def transform(self, spec: InputSpec, options: ViewOptions, *, train: bool) -> Transform:
+        return self.whole.transform(spec, options, train=train)
 
 
 class _SkippedClips(CorruptLog):

@@ -28,7 +28,7 @@ def relation_kl(student: Pair, teacher: OtherPair) -> Float[Tensor, ""]:
 
     Args:
         student: (queries, keys) for Q-K, (values, values) for V-V, and so on; carries the gradient.
-        teacher: likewise, with as many heads and tokens, of any head width; taken as a constant.
+        teacher: as the student, with as many heads and tokens, of any head width; taken as a constant.
     """
     a = student[0]
     return _distance(student, teacher, _kl, a.shape[0] * a.shape[1] * a.shape[2])

@@ -2,23 +2,22 @@
 
 from pathlib import Path
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitdistill.files import FULL
-from vitdistill.losses.features import mean_squared
 from vitdistill.methods.masked_modelling import Goal, MaskedModelling
-from vitdistill.methods.targets.target import Target
-from vitdistill.models.backbone import Backbone
-from vitdistill.models.build import build, warn_about_statistics
+from vitdistill.methods.targets.pixels import Pixels, patchify, unpatchify
+from vitdistill.models.backbone import Backbone, with_tokens
+from vitdistill.models.build import warn_about_statistics
 from vitdistill.models.decoder import Decoder, official_names
+from vitdistill.models.families import as_network
+from vitdistill.models.network import Network
 from vitdistill.models.record import RECORD, ModelRecord, set_statistics
 from vitdistill.models.surgery.attention_heads import set_heads
 from vitdistill.models.weights.read import adapt, decoder_part, load_into, read_weights
 from vitdistill.tokens.gather import restore, take
 from vitdistill.tokens.masking import Masking
-from vitdistill.types import TokenGrid
 
 GOAL = "pixels"
 
@@ -28,7 +27,7 @@ class MAE(MaskedModelling):
 
     def __init__(
         self,
-        student: Backbone | nn.Module,
+        student: Network | nn.Module,
         *,
         mask_ratio: float = 0.75,
         norm_pix: bool = True,
@@ -50,9 +49,9 @@ class MAE(MaskedModelling):
         Raises:
             UserError: when sizes or the ratio are impossible, or the student's patches cannot be left out.
         """
-        student = build(student)
-        goal = pixel_goal(student, norm_pix, decoder_width, decoder_depth, decoder_heads, decoder_mlp_ratio)
-        super().__init__(student, {GOAL: goal}, masking=Masking(mask_ratio))
+        encoder = with_tokens(as_network(student))
+        goal = pixel_goal(encoder, norm_pix, decoder_width, decoder_depth, decoder_heads, decoder_mlp_ratio)
+        super().__init__(encoder, {GOAL: goal}, masking=Masking(mask_ratio))
 
     @property
     def decoder(self) -> Decoder:
@@ -78,7 +77,7 @@ class MAE(MaskedModelling):
             set_heads(self.student, record.heads)
             set_statistics(self.student.net, record.mean, record.std)
 
-    def exports(self, state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    def artifacts(self, state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Encoder and decoder under the names of MAE's release."""
         start = f"decoders.{GOAL}."
         decoder = {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
@@ -96,9 +95,9 @@ class MAE(MaskedModelling):
         target = self.targets[GOAL]
         assert isinstance(target, Pixels)
         everything = patchify(images.float(), target.grid)
-        tokens = self.student(images, keep=kept).tokens
+        tokens = self.student(images, keep=kept).final
         assert tokens is not None
-        predicted = self.decoder(tokens, kept, masked).to(everything.dtype)
+        predicted = self.decoder(tokens.all, kept, masked).to(everything.dtype)
         if target.normalise:
             true = take(everything, masked)
             predicted = predicted * (true.var(-1, keepdim=True) + 1e-6).sqrt() + true.mean(-1, keepdim=True)
@@ -125,11 +124,11 @@ def pixel_goal(
 ) -> Goal:
     """Pixels of the student's patches with a decoder of their own."""
     grid = student.grid
-    patch = (student.image_size[0] // grid.h, student.image_size[1] // grid.w)
-    target = Pixels(grid, patch, normalise=norm_pix)
+    height, width_ = student.input.size
+    target = Pixels(grid, (height // grid.h, width_ // grid.w), normalise=norm_pix)
     decoder = Decoder(
         grid,
-        student.prefix,
+        student.final_specials,
         student.width,
         target.channels,
         width=width,
@@ -139,47 +138,3 @@ def pixel_goal(
         drop_path=drop_path,
     )
     return Goal(target, decoder, weight)
-
-
-class Pixels(Target):
-    """The patches' own pixels (MAE)."""
-
-    def __init__(self, grid: TokenGrid, patch: tuple[int, int], *, normalise: bool = True) -> None:
-        """
-        Args:
-            grid: patches of an image.
-            patch: height and width of a patch, in pixels.
-            normalise: standardise each patch by its own mean and deviation over all p*p*3 values.
-        """
-        self.grid, self.patch, self.normalise = grid, patch, normalise
-
-    @property
-    def channels(self) -> int:
-        return self.patch[0] * self.patch[1] * 3
-
-    def values(self, images: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b n c"]:
-        pixels = patchify(images.float(), self.grid)
-        return standardised(pixels) if self.normalise else pixels
-
-    def distance(self, prediction: Float[Tensor, "b r c"], values: Float[Tensor, "b r c"]) -> Float[Tensor, ""]:
-        return mean_squared(prediction, values)
-
-
-def patchify(images: Float[Tensor, "b ch height width"], grid: TokenGrid) -> Float[Tensor, "b n c"]:
-    """Pixels per patch in the order (row, column, channel), channel fastest."""
-    b, channels, height, width = images.shape
-    cut = images.reshape(b, channels, grid.h, height // grid.h, grid.w, width // grid.w)
-    return cut.permute(0, 2, 4, 3, 5, 1).reshape(b, grid.count, -1)
-
-
-def unpatchify(pixels: Float[Tensor, "b n c"], grid: TokenGrid, patch: tuple[int, int]) -> Float[Tensor, "b ch h w"]:
-    """The inverse of `patchify`."""
-    b = len(pixels)
-    cut = pixels.reshape(b, grid.h, grid.w, *patch, -1)
-    return cut.permute(0, 5, 1, 3, 2, 4).reshape(b, -1, grid.h * patch[0], grid.w * patch[1])
-
-
-def standardised(pixels: Float[Tensor, "b r c"]) -> Float[Tensor, "b r c"]:
-    """(x - mean) / sqrt(var + 1e-6) per patch, unbiased variance, epsilon inside the root (MAE)."""
-    variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)
-    return (pixels - mean) / (variance + 1e-6).sqrt()

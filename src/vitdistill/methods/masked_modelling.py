@@ -5,20 +5,24 @@ and several targets are co-teaching.
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitdistill.errors import UserError
-from vitdistill.methods.method import Pass
-from vitdistill.methods.targets.target import Target, TargetMethod
-from vitdistill.models.backbone import Backbone
-from vitdistill.models.build import build
+from vitdistill.methods.method import Method, Pass, freeze_unreached
+from vitdistill.methods.targets.target import Target
+from vitdistill.models.backbone import Backbone, with_tokens
 from vitdistill.models.decoder import Decoder
+from vitdistill.models.families import as_network
+from vitdistill.models.network import Network
+from vitdistill.models.teacher import Teacher
 from vitdistill.tokens.gather import take
 from vitdistill.tokens.masking import Masking
-from vitdistill.types import StepOutput
+from vitdistill.types import NOTHING, Step
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,19 @@ class Goal:
     weight: float = 1.0
 
 
-class MaskedModelling(TargetMethod):
-    """Sum over targets of weight * distance(decoder(encoder(visible patches)), target), over the masked patches."""
+class MaskedModelling(Method):
+    """Sum over targets of weight * distance(decoder(encoder(visible patches)), target), over the masked patches.
+
+    Example:
+        >>> goal = Goal(Pixels(student.grid, (16, 16)), Decoder(student.grid, 1, student.width, 16 * 16 * 3))
+        >>> MaskedModelling(student, {"pixels": goal}, masking=Masking(0.75))
+    """
+
+    student: Backbone
 
     def __init__(
         self,
-        student: Backbone | nn.Module,
+        student: Network | nn.Module,
         goals: Mapping[str, Goal],
         *,
         masking: Masking = Masking(),
@@ -52,63 +63,50 @@ class MaskedModelling(TargetMethod):
             UserError: when patches cannot be left out, the decoders would get tokens without a final norm, there is no
                 goal, or the ratio leaves nothing to do.
         """
-        super().__init__(build(student), {name: (goal.target, goal.weight) for name, goal in goals.items()})
-        if not self.student.maskable:
-            raise UserError(f"{self.student.name} cannot leave out patches", remedy="Choose a ViT or DeiT")
+        network = as_network(student)
+        if not network.maskable:
+            raise UserError(f"{network.name} cannot leave out patches", remedy="Choose a ViT or DeiT")
+        super().__init__(with_tokens(network))
+        if not goals:
+            raise UserError("At least one target is needed")
         check_final_norm(self.student)
         if masks_per_clip < 1:
             raise UserError("masks_per_clip must be at least 1", masks_per_clip)
         self.masking, self.masks_per_clip = masking, masks_per_clip
         self.visible: int = masking.visible(self.student.grid)  # refuses impossible ratios
+        self.targets = {name: goal.target for name, goal in goals.items()}
+        self.weights = {name: goal.weight for name, goal in goals.items()}
         self.decoders = nn.ModuleDict({name: goal.decoder for name, goal in goals.items()})
-        freeze_head(self.student)
-
-    def student_passes(self, progress: float) -> list[Pass]:
-        first = Pass(self.student, self.visible)
-        return [first, first._replace(times=self.masks_per_clip - 1, embeds=False)]
+        freeze_unreached(self.student, self.student.reached(NOTHING, prediction=False))
 
     def forward(
-        self,
-        images: Float[Tensor, "b ch *pixels"],
-        targets: Int[Tensor, "b"] | Float[Tensor, "b c"] | None = None,
-        progress: float = 0.0,
-    ) -> StepOutput:
-        rows = len(images) * self.masks_per_clip
-        kept, masked = self.masking.draw(rows, self.student.grid, device=images.device)
-        tokens = self.student(images, keep=kept).tokens
+        self, inputs: Float[Tensor, "b ch *pixels"], targets: Tensor | None = None, progress: float = 0.0
+    ) -> Step:
+        # The encoder sees the visible patches alone.
+        rows = len(inputs) * self.masks_per_clip
+        kept, masked = self.masking.draw(rows, self.student.grid, device=inputs.device)
+        tokens = self.student(inputs, keep=kept).final
         assert tokens is not None
-        return self.weighted(self.losses(images, tokens, kept, masked))
 
-    def losses(
-        self,
-        images: Float[Tensor, "b ch *pixels"],
-        tokens: Float[Tensor, "bm pk d"],
-        kept: Int[Tensor, "bm k"],
-        masked: Int[Tensor, "bm r"],
-    ) -> dict[str, Float[Tensor, ""]]:
-        """Every goal's loss, unweighted.
-
-        Args:
-            images: normalised with the student's statistics.
-            tokens: the encoder's output after its final norm, prefix tokens first.
-            kept: patches that it saw, in the order of `tokens`.
-            masked: the others.
-        """
-        terms = {}
+        # Each decoder predicts its target at the masked ones.
+        losses = {}
         for name, target in self.targets.items():
-            values = self.values(target, images)
+            with self.clock("teacher") if target.teachers else nullcontext(), torch.no_grad():
+                values = target.values(inputs, kept, masked)
             # Row i * r + j of the masks is mask j of input i: all masks of an input pick from one copy of its values.
             wanted = take(values, masked.reshape(len(values), -1)).reshape(*masked.shape, -1)
-            terms[name] = target.distance(self.decoders[name](tokens, kept, masked), wanted)
-        return terms
+            losses[name] = target.distance(self.decoders[name](tokens.all, kept, masked), wanted)
+        loss = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
+        return Step(loss, {name: value.detach() for name, value in losses.items()})
 
+    @property
+    def teachers(self) -> list[Teacher]:
+        return [teacher for target in self.targets.values() for teacher in target.teachers]
 
-def freeze_head(student: Backbone) -> None:
-    """Keep a classifier that the loss does not reach from training: DDP waits for gradients of all that trains."""
-    for name in ("fc_norm", "attn_pool", "head", "head_dist"):
-        module = getattr(student.net, name, None)
-        if isinstance(module, nn.Module):
-            module.requires_grad_(False)
+    def passes(self, progress: float) -> list[Pass]:
+        first = Pass("student", self.student, self.visible)
+        others = [first._replace(times=self.masks_per_clip - 1, embeds=False)] if self.masks_per_clip > 1 else []
+        return [first, *others, *(one for target in self.targets.values() for one in target.passes())]
 
 
 def check_final_norm(student: Backbone) -> None:
@@ -125,7 +123,7 @@ def check_final_norm(student: Backbone) -> None:
         )
 
 
-def norm_behind_pooling(student: Backbone) -> bool:
+def norm_behind_pooling(student: Network) -> bool:
     """Whether a network mean-pools first and normalises then (timm's `fc_norm`)."""
     before, behind = (getattr(student.net, name, None) for name in ("norm", "fc_norm"))
     return isinstance(before, nn.Identity) and not isinstance(behind, nn.Identity | None)

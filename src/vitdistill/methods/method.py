@@ -1,35 +1,35 @@
-"""What every method is: a plain `nn.Module` from a batch to a `StepOutput`, usable in anyone's own loop."""
+"""What every method is: a plain `nn.Module` from a batch to a `Step`, usable in anyone's own loop."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Literal, NamedTuple
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from vitdistill.models.backbone import Backbone
+from vitdistill.models.network import Network
 from vitdistill.models.teacher import Teacher
-from vitdistill.types import NOTHING, Capture, StepOutput
-
-if TYPE_CHECKING:
-    from torchmetrics import Metric
+from vitdistill.tasks.task import Task
+from vitdistill.types import NOTHING, Capture, Step
 
 
 class Pass(NamedTuple):
     """One forward pass of a network over every input, for counting what a step computes.
 
     Attributes:
-        backbone: the network.
-        patches: how many patches enter its blocks; None for all.
+        role: whose pass it is; "ranking" is a frozen network's that only says which patches are kept.
+        network: the network.
+        kept: how many patches enter its blocks; None for all.
         capture: where it stops.
         times: so many such passes.
         embeds: False where the patch embedding is that of an earlier pass.
     """
 
-    backbone: Backbone
-    patches: int | None = None
+    role: Literal["student", "teacher", "ranking"]
+    network: Network
+    kept: int | None = None
     capture: Capture = NOTHING
     times: int = 1
     embeds: bool = True
@@ -40,18 +40,16 @@ class Method(nn.Module, ABC):
 
     Attributes:
         student: the adapter of the network being trained; `student.net` is what gets exported.
+        task: what the labels mean; None for pre-training, which ignores them and is validated by its own loss.
         clock: `with self.clock("teacher"):` marks where time goes; does nothing unless a trainer sets it.
-        uses_labels: False for pre-training, which ignores `targets` and is validated by its own loss.
-        score: which of the `metrics` says what the best checkpoint is.
     """
 
-    uses_labels: ClassVar[bool] = True
-    score: ClassVar[str] = "top1"
-    student: Backbone
+    student: Network
+    task: Task | None
 
-    def __init__(self, student: Backbone) -> None:
+    def __init__(self, student: Network, task: Task | None = None) -> None:
         super().__init__()
-        self.student = student
+        self.student, self.task = student, task
         self.clock: Callable[[str], AbstractContextManager[object]] = nullcontext  # of the part's name
 
     @property
@@ -59,58 +57,23 @@ class Method(nn.Module, ABC):
         """Frozen networks that the method consults, in no state dict; none by default."""
         return []
 
-    def extra_passes(self) -> list[Backbone]:
-        """Frozen networks that every masked step runs in full besides the masked teacher; none by default."""
-        return []
-
-    def kept_patches(self, progress: float) -> int | None:
-        """Patches that the teacher sees at a training progress in [0, 1]; None when it sees all or there is none."""
+    @property
+    def masked(self) -> Backbone | None:
+        """The network whose patches are left out, for reports; None where none is masked on purpose."""
         return None
 
-    def teacher_capture(self) -> Capture:
-        """What the first teacher's pass hands out, which decides where it stops; by default it runs to its logits."""
-        return NOTHING
+    def kept_patches(self, progress: float) -> int | None:
+        """Patches of `masked` that it sees at a training progress in [0, 1]; None when it sees all."""
+        return None
 
-    def student_passes(self, progress: float) -> list[Pass]:
-        """What a step at a training progress in [0, 1] runs of the student; by default one pass over everything."""
-        return [Pass(self.student)]
+    def passes(self, progress: float) -> list[Pass]:
+        """What a step at a training progress in [0, 1] runs, for the cost report."""
+        return [Pass("student", self.student)]
 
-    def teacher_passes(self) -> list[Pass]:
-        """What a step runs of the teachers where none is masked; by default one pass of the first."""
-        return [Pass(teacher.backbone, capture=self.teacher_capture()) for teacher in self.teachers[:1]]
-
-    def metrics(self) -> "dict[str, Metric]":
-        """What validation measures where labels are used, by name, as shares of one; by default top-1 and top-5.
-
-        They are updated with keywords of which each takes what it knows: `preds` (what `predict` gives), `target`, and
-        `index` (which samples of the validation set these are).
-        """
-        from torchmetrics.classification import MulticlassAccuracy
-
-        classes = self.student.num_classes
-        options: dict[str, Any] = {"average": "micro", "validate_args": False}
-        return {f"top{k}": MulticlassAccuracy(classes, top_k=min(k, classes), **options) for k in (1, 5)}
-
-    def predict(self, network: Backbone, images: Float[Tensor, "b ch *pixels"], targets: Tensor) -> Tensor:
-        """What validation scores; by default the logits.
-
-        Args:
-            network: the student, or its average.
-            images: normalised.
-            targets: as the loader has them, for methods whose targets say where to look.
-        """
-        logits = network(images).logits
-        assert logits is not None
-        return logits
-
-    def validation_loss(self, predictions: Tensor, targets: Tensor) -> Float[Tensor, ""] | None:
-        """The loss of a batch, summed over its samples; None where the targets do not tell."""
-        return cross_entropy(predictions.float(), targets, reduction="sum")
-
-    def after_step(self) -> None:  # most methods have nothing to do
+    def after_step(self, progress: float) -> None:  # most methods have nothing to do
         """Called after every optimizer step."""
 
-    def exports(self, state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    def artifacts(self, state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Weights that a finished run leaves beside the student's, by file name.
 
         Args:
@@ -120,15 +83,25 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self,
-        images: Float[Tensor, "b ch *pixels"],
-        targets: Int[Tensor, "b"] | Float[Tensor, "b c"],
-        progress: float = 0.0,
-    ) -> StepOutput:
+        self, inputs: Float[Tensor, "b ch *pixels"], targets: Tensor | None = None, progress: float = 0.0
+    ) -> Step:
         """One training step's loss.
 
         Args:
-            images: normalised with the student's statistics.
-            targets: class numbers, or soft targets under mixup; ignored where `uses_labels` is False.
+            inputs: normalised with the student's statistics.
+            targets: of the task: class numbers, or soft targets under mixup, say; ignored where there is no task.
             progress: share of the training that is done, for schedules.
         """
+
+
+def freeze_unreached(student: Network, reached: Iterable[nn.Parameter]) -> None:
+    """Keep from training what the loss does not reach: DDP waits for gradients of all that trains.
+
+    Args:
+        student: changed in place.
+        reached: the parameters on which the loss depends.
+    """
+    trained = set(reached)
+    for parameter in student.net.parameters():
+        if parameter not in trained:
+            parameter.requires_grad_(False)

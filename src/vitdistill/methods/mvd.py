@@ -3,35 +3,42 @@
 Two targets with a decoder each are co-teaching: lambda_img * L_img + lambda_vid * L_vid (Eq. 3).
 """
 
-import copy
-
-import torch
 from torch import nn
 
 from vitdistill.errors import UserError
+from vitdistill.losses.features import FeatureLoss
+from vitdistill.methods.distillation import Distillation, Lesson
 from vitdistill.methods.mae import pixel_goal
-from vitdistill.methods.masked_modelling import Goal, MaskedModelling
+from vitdistill.methods.masked_modelling import Goal, MaskedModelling, check_final_norm
 from vitdistill.methods.options import FeatureDecoder
-from vitdistill.methods.targets.features import FeatureLoss, feature_targets
+from vitdistill.methods.targets.features import TeacherFeatures, matched_teacher
+from vitdistill.methods.terms.per_token import PerToken
 from vitdistill.methods.videomae import GOAL as PIXELS
 from vitdistill.methods.videomae import cube_goal
-from vitdistill.models.backbone import Backbone
-from vitdistill.models.build import build
+from vitdistill.models.backbone import Backbone, with_tokens
 from vitdistill.models.decoder import Decoder
+from vitdistill.models.ema import moving_average
+from vitdistill.models.families import as_network
 from vitdistill.models.families.video_vit import VideoViT, check_video
+from vitdistill.models.network import Network
 from vitdistill.models.teacher import Teacher
 from vitdistill.tokens.masking import Masking, MaskKind
 
 
 class MVD(MaskedModelling):
-    """Smooth-L1 between predicted and true features of one or two teachers at the masked tokens."""
+    """Smooth-L1 between predicted and true features of one or two teachers at the masked tokens.
+
+    Example:
+        >>> method = MVD(student, image_teacher=mae_vit, video_teacher=videomae_vit, masks_per_clip=2)
+        >>> method(clips).loss.backward()
+    """
 
     def __init__(
         self,
-        student: Backbone | nn.Module,
+        student: Network | nn.Module,
         *,
-        image_teacher: Teacher | Backbone | nn.Module | None = None,
-        video_teacher: Teacher | Backbone | nn.Module | None = None,
+        image_teacher: Teacher | Network | nn.Module | None = None,
+        video_teacher: Teacher | Network | nn.Module | None = None,
         image_weight: float = 1.0,
         video_weight: float = 1.0,
         normalise: bool = False,
@@ -63,62 +70,72 @@ class MVD(MaskedModelling):
             decoder: the decoder of each target.
 
         Raises:
-            UserError: when there is no teacher, a teacher is of the other kind, or tokens cannot be matched.
+            UserError: when there is no teacher, a teacher is of the other kind, tokens cannot be matched, or the decay
+                is not in (0, 1).
         """
-        student = build(student)
+        network = with_tokens(as_network(student))
         if video_teacher is not None or image_teacher is None:
-            check_video(student, "student")
-        own = None if bootstrap is None else Average(student, bootstrap)
+            check_video(network, "student")
+        own = None if bootstrap is None else moving_average(network, bootstrap)
         if own is not None and (image_teacher is not None or video_teacher is not None):
             raise UserError("A bootstrapped teacher is the student's own average, so no other may be given")
-        video_teacher = video_teacher if own is None else Teacher(own.backbone)
-        targets = feature_targets(
-            student,
-            image_teacher=image_teacher,
-            video_teacher=video_teacher,
-            image_weight=image_weight,
-            video_weight=video_weight,
-            normalise=normalise,
-            loss=loss,
-        )
-        goals = {
-            name: Goal(target, _decoder(student, target.channels, decoder), weight)
-            for name, (target, weight) in targets.items()
-        }
+        video = video_teacher if own is None else Teacher(own.module)
+        goals = {}
+        for role, teacher, weight in (
+            ("image", image_teacher, image_weight),
+            ("video", video, video_weight),
+        ):
+            if teacher is not None:
+                target = TeacherFeatures(matched_teacher(role, teacher, network), normalise=normalise, loss=loss)
+                goals[role] = Goal(target, _decoder(network, target.channels, decoder), weight)
         if not goals:
             raise UserError(
                 "MVD needs an image teacher, a video teacher, or both",
                 remedy="Give one with --image_teacher or --video_teacher",
             )
         if pixel_weight:
-            goals[PIXELS] = _pixel_goal(student, decoder, pixel_weight)
-        super().__init__(student, goals, masking=Masking(mask_ratio, mask), masks_per_clip=masks_per_clip)
-        self.average = own
+            goals[PIXELS] = _pixel_goal(network, decoder, pixel_weight)
+        super().__init__(network, goals, masking=Masking(mask_ratio, mask), masks_per_clip=masks_per_clip)
+        self.average = own  # part of the method's state, so that it is resumed
 
-    def after_step(self) -> None:
+    def after_step(self, progress: float) -> None:
         if self.average is not None:
             self.average.update(self.student)
 
 
-class Average(nn.Module):
-    """A moving average of a network: the bootstrapped teacher. Part of the method's state, so that it is resumed."""
+def per_token_distillation(
+    student: Network | nn.Module,
+    *,
+    image_teacher: Teacher | Network | nn.Module | None = None,
+    video_teacher: Teacher | Network | nn.Module | None = None,
+    image_weight: float = 1.0,
+    video_weight: float = 1.0,
+    normalise: bool = False,
+    loss: FeatureLoss = "smooth_l1",
+) -> Distillation:
+    """Per-token feature distillation, with which MVD compares masked feature modelling (Table 10: worse).
 
-    def __init__(self, student: Backbone, decay: float) -> None:
-        """
-        Raises:
-            UserError: when the decay is not in (0, 1).
-        """
-        super().__init__()
-        if not 0 < decay < 1:
-            raise UserError("The decay of a bootstrapped teacher must lie in (0, 1)", decay)
-        self.decay = decay
-        self.backbone = copy.deepcopy(student)
+    The student sees everything and predicts the teachers' features at every token. Arguments as of `MVD`.
 
-    @torch.no_grad()
-    def update(self, student: Backbone) -> None:
-        """One step towards the student."""
-        for own, new in zip(self.backbone.parameters(), student.parameters(), strict=True):
-            own.lerp_(new.to(own.dtype), 1 - self.decay)
+    Raises:
+        UserError: when there is no teacher, a teacher is of the other kind, or tokens cannot be matched.
+    """
+    network = with_tokens(as_network(student))
+    check_final_norm(network)
+    lessons = []
+    for role, teacher, weight in (("image", image_teacher, image_weight), ("video", video_teacher, video_weight)):
+        if teacher is not None:
+            guide = matched_teacher(role, teacher, network)
+            term = PerToken(network, guide, name=role, weight=weight, normalise=normalise, loss=loss)
+            lessons.append(Lesson(guide, [term]))
+    if not lessons:
+        raise UserError(
+            "Per-token distillation needs an image teacher, a video teacher, or both",
+            remedy="Give one with --image_teacher or --video_teacher",
+        )
+    method = Distillation(network, lessons)
+    method.freeze_unreached()
+    return method
 
 
 def _pixel_goal(student: Backbone, decoder: FeatureDecoder, weight: float) -> Goal:
@@ -131,10 +148,10 @@ def _pixel_goal(student: Backbone, decoder: FeatureDecoder, weight: float) -> Go
 
 
 def _decoder(student: Backbone, channels: int, options: FeatureDecoder) -> Decoder:
-    clips = isinstance(student, VideoViT)
+    clips = student.input.frames is not None
     return Decoder(
         student.grid,
-        student.prefix,
+        student.final_specials,
         student.width,
         channels,
         width=options.width,

@@ -4,43 +4,56 @@ One step: the teacher runs to one of its later blocks, the student to its last; 
 tokens to each other as the teacher does.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitdistill.data.images.jitter import color_jitter
 from vitdistill.errors import UserError, near
-from vitdistill.methods.imitation import ClassToken, Feature, Features, Imitation, Relations
-from vitdistill.methods.mae import GOAL, Pixels, pixel_goal
-from vitdistill.methods.masked_modelling import check_final_norm, freeze_head
-from vitdistill.methods.method import Method, Pass
-from vitdistill.methods.options import PixelDecoder, relation_list
+from vitdistill.methods.distillation import Distillation, Lesson
+from vitdistill.methods.jitter import color_jitter as jittered
+from vitdistill.methods.mae import GOAL, pixel_goal
+from vitdistill.methods.masked_modelling import check_final_norm
+from vitdistill.methods.options import PixelDecoder
 from vitdistill.methods.options import Relations as RelationNames
-from vitdistill.models.backbone import Backbone
-from vitdistill.models.build import build
+from vitdistill.methods.selection.selector import SameMask
+from vitdistill.methods.terms.features import ClassToken, Feature, Features
+from vitdistill.methods.terms.relations import Relations
+from vitdistill.methods.terms.term import Term
+from vitdistill.models.backbone import Backbone, with_tokens
+from vitdistill.models.families import as_network
 from vitdistill.models.families.vit import ViT, is_plain
+from vitdistill.models.network import Network
 from vitdistill.models.surgery.attention_heads import head_count, set_heads
-from vitdistill.models.surgery.drop_path import set_drop_path
+from vitdistill.models.surgery.drop_path import drop_path_rates, set_drop_path
 from vitdistill.models.teacher import Teacher
-from vitdistill.tokens.gather import take
-from vitdistill.tokens.masking import random_mask, visible_count
-from vitdistill.types import Capture, StepOutput
+from vitdistill.tokens.gather import complement, take
+from vitdistill.tokens.masking import Masking
+from vitdistill.types import NOTHING, Capture, Output
 
 TargetName = Literal["relations", "features", "cls"]
 AlignHeads = Literal["last", "all", "none"]
 
 
-class TinyMIM(Method):
-    """Sum of KL(teacher's relation || student's relation) over Q-K and V-V, or another target of the paper's study."""
+class TinyMIM(Distillation):
+    """Sum of KL(teacher's relation || student's relation) over Q-K and V-V, or another target of the paper's study.
 
-    uses_labels = False
+    Parameters of the student that the loss does not reach are frozen (for the default target all behind q, k and v of
+    the last block); they enter fine-tuning as they are.
+
+    Example:
+        >>> method = TinyMIM(student, mae_vit_large)
+        >>> method(images).loss.backward()
+    """
+
+    student: Backbone
 
     def __init__(
         self,
-        student: Backbone | nn.Module,
-        teacher: Teacher | Backbone | nn.Module,
+        student: Network | nn.Module,
+        teacher: Teacher | Network | nn.Module,
         *,
         target: TargetName = "relations",
         relations: RelationNames = "qk+vv",
@@ -57,156 +70,124 @@ class TinyMIM(Method):
     ) -> None:
         """
         Args:
-            student: the network to train. Parameters that the loss does not reach are frozen (for the default target
-                all behind q, k and v of the last block); they enter fine-tuning as they are.
+            student: the network to train.
             teacher: the frozen network.
-            target: what to imitate of the teacher's block: relations between tokens, features of tokens, or the
-                feature of the class token.
+            target: what to imitate of the teacher's block: relations between tokens, features of tokens, or the feature
+                of the class token.
             relations: some of qk, vv, qq, kk, joined by +.
             softmax: compare relations as distributions by KL; false compares the scores before the softmax by
                 smooth-L1.
             feature: output of the block, what attention or ffn add to it, qkv (all three), q, k or v.
             residual: for attention and ffn, the tokens after the branch was added to them.
             teacher_block: the teacher's block, counted from 1; by default 18 of 24, and the last of smaller teachers.
-            align_heads: give the student's last block as many heads as the teacher's block has, or all its blocks;
-                only relations need it.
+            align_heads: give the student's last block as many heads as the teacher's block has, or all its blocks; only
+                relations need it.
             mask_ratio: share of the patches hidden from teacher and student alike; 0 shows the whole image.
             pixels: predict the pixels of hidden patches as well (needs a mask ratio).
             pixel_decoder: the decoder for that.
-            color_jitter: strength of the colour jitter of the student's view, 0 to 1; the teacher sees the crop as it
-                is.
-            teacher_drop_path: stochastic depth rate of the teacher's blocks in training (the paper finds that it
-                hurts).
+            color_jitter: strength of the colour jitter of the student's view in training, 0 to 1; the teacher sees the
+                crop as it is.
+            teacher_drop_path: stochastic depth rate of the teacher's blocks (the paper finds that it hurts).
 
         Raises:
             UserError: when the tokens, heads or blocks of the networks do not go together, or an option is unknown.
         """
-        super().__init__(build(student))
-        guest = teacher if isinstance(teacher, Teacher) else _guest(teacher, self.student)
-        self._guest = (guest,)  # in a tuple, where nn.Module does not look for submodules
-        check_pair(self.student, guest.backbone)
-        self.student_block = self.student.depth - 1
-        self.teacher_block = block_of(guest.backbone, teacher_block)
-        self.imitation = _imitation(
-            target, self.student, guest.backbone, relation_list(relations), softmax, feature, residual
-        )
+        network = as_network(student)
+        guide = Teacher.of(teacher, network)
+        check_pair(network, guide.network)
+        own, other = with_tokens(network), guide.backbone
+        blocks = own.depth - 1, block_of(other, teacher_block)
+        term = _term(target, own, other, blocks, relations, softmax, feature, residual)
         if target == "relations":
-            _align(self.student, head_count(guest.backbone, self.teacher_block), align_heads)
+            _align(own, head_count(other, blocks[1]), align_heads)
         if not 0 <= color_jitter <= 1:
             raise UserError("color_jitter must lie in [0, 1]", color_jitter)
-        self.color_jitter = color_jitter
         if teacher_drop_path:
-            set_drop_path(guest.backbone, [teacher_drop_path] * guest.backbone.depth)
-        self.visible = None if mask_ratio == 0 else visible_count(self.student.grid.count, mask_ratio)
-        if pixels and self.visible is None:
+            set_drop_path(other, [teacher_drop_path] * len(drop_path_rates(other)))
+        if pixels and mask_ratio == 0:
             raise UserError("The pixel loss predicts hidden patches, so some must be hidden", "mask_ratio 0")
-        self._add_pixels(pixel_decoder if pixels else None)
-        self._freeze_what_the_loss_does_not_reach()
-
-    def _add_pixels(self, pixels: PixelDecoder | None) -> None:
+        selector = None if mask_ratio == 0 else SameMask(Masking(mask_ratio))
+        if selector is not None:
+            selector.masking.visible(own.grid)  # refuses impossible ratios
+        super().__init__(own, [Lesson(guide, [term])], selector=selector)
+        guide.drops_paths = True
+        self._blocks = blocks
+        self.color_jitter = color_jitter
         self.decoder: nn.Module | None = None
-        self._pixels: Pixels | None = None
-        if pixels is not None:
-            check_final_norm(self.student)
-            goal = pixel_goal(self.student, pixels.norm_pix, pixels.width, pixels.depth, pixels.heads)
-            assert isinstance(goal.target, Pixels)
-            self.decoder, self._pixels = goal.decoder, goal.target
-
-    # --- the parts --------------------
+        if pixels:
+            check_final_norm(own)
+            options = pixel_decoder
+            self.decoder_goal = pixel_goal(own, options.norm_pix, options.width, options.depth, options.heads)
+            self.decoder = self.decoder_goal.decoder
+        self.freeze_unreached()
 
     @property
     def teacher(self) -> Teacher:
-        return self._guest[0]
+        return self.lessons[0].teacher
 
     @property
-    def teachers(self) -> list[Teacher]:
-        return [self.teacher]
+    def blocks(self) -> tuple[int, int]:
+        """The student's and the teacher's block that are compared, from 0."""
+        return self._blocks
 
-    def teacher_capture(self) -> Capture:
-        return self.imitation.capture(self.teacher_block)
+    def train(self, mode: bool = True) -> "TinyMIM":
+        self.teacher.drops_paths = mode
+        return super().train(mode)
 
-    def student_capture(self) -> Capture:
-        """The student stops where the imitation looks, unless its tokens go on to a decoder."""
-        capture = self.imitation.capture(self.student_block)
-        return Capture(capture.qkv, capture.hidden, capture.parts, logits=self.decoder is not None)
+    def student_capture(self, progress: float) -> Capture:
+        """The student stops where the term looks, unless its tokens go on to a decoder."""
+        capture = super().student_capture(progress)
+        return capture | NOTHING if self.decoder is not None else capture
 
-    def kept_patches(self, progress: float) -> int | None:
-        return self.visible
+    def reached(self) -> set[nn.Parameter]:
+        behind = set() if self.decoder is None else self.student.reached(NOTHING, prediction=False)
+        return super().reached() | behind
 
-    def student_passes(self, progress: float) -> list[Pass]:
-        return [Pass(self.student, self.visible, self.student_capture())]
-
-    def _freeze_what_the_loss_does_not_reach(self) -> None:
-        freeze_head(self.student)
-        if self.decoder is not None:
-            return
-        net, last, capture = self.student.net, self.student.blocks[-1], self.student_capture()
-        net.norm.requires_grad_(False)
-        reached: tuple[str, ...] = ("",)
-        if capture.qkv:  # the norm of q (or k) only where q (or k) is read; values have none
-            reached = ("norm1.", "attn.qkv.", *(f"attn.{role}_norm." for role in self.imitation.roles))
-        elif capture.parts and capture.parts[0][1] != "ffn":
-            reached = ("norm1.", "attn.", "ls1.")
-        for name, parameter in last.named_parameters():
-            if not name.startswith(reached):
-                parameter.requires_grad_(False)
-
-    # --- one step --------------------
-
-    def forward(
-        self,
-        images: Float[Tensor, "b ch height width"],
-        targets: Int[Tensor, "b"] | Float[Tensor, "b c"] | None = None,
-        progress: float = 0.0,
-    ) -> StepOutput:
-        kept = masked = None
-        if self.visible is not None:
-            kept, masked = random_mask(len(images), self.student.grid.count, self.visible, device=images.device)
-        student = self.student(self._view(images), keep=kept, capture=self.student_capture())
-        with self.clock("teacher"):
-            self.teacher.drops_paths = self.training
-            teacher = self.teacher(images, keep=kept, capture=self.teacher_capture())
-        terms = self.imitation.terms(student, self.student_block, teacher, self.teacher_block)
-        if self.decoder is not None and self._pixels is not None:
-            assert student.tokens is not None and masked is not None
-            predicted = self.decoder(student.tokens, kept, masked)
-            terms[GOAL] = self._pixels.distance(predicted, take(self._pixels.values(images), masked))
-        loss = torch.stack(list(terms.values())).sum()
-        return StepOutput(loss=loss, terms={name: term.detach() for name, term in terms.items()}, kept=kept)
-
-    def _view(self, images: Float[Tensor, "b ch height width"]) -> Float[Tensor, "b ch height width"]:
-        """The student's view: the same crop with its colours jittered."""
+    def view(self, inputs: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b ch *pixels"]:
+        """The student's view: the same crop with its colours jittered, all frames of a clip alike."""
         if not self.training or not self.color_jitter:
-            return images
+            return inputs
+        spec = self.student.input
         mean, std = (
-            torch.tensor(values, dtype=images.dtype).to(images.device, non_blocking=True).view(-1, 1, 1)
-            for values in (self.student.mean, self.student.std)
+            torch.tensor(values, dtype=inputs.dtype).to(inputs.device, non_blocking=True).view(-1, 1, 1)
+            for values in (spec.mean, spec.std)
         )
-        return (color_jitter((images * std + mean).clamp(0, 1), self.color_jitter) - mean) / std
+        # Frames below one another are one tall image.
+        colours = (inputs.flatten(2, -2) * std + mean).clamp(0, 1)
+        return ((jittered(colours, self.color_jitter) - mean) / std).reshape(inputs.shape)
+
+    def own_losses(
+        self, inputs: Float[Tensor, "b ch *pixels"], student: Output, targets: Tensor | None
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The hidden patches' pixels, where they are predicted."""
+        if self.decoder is None:
+            return {}
+        assert student.final is not None and student.kept is not None
+        masked = complement(student.kept, self.student.grid.count)
+        target = self.decoder_goal.target
+        predicted = self.decoder(student.final.all, student.kept, masked)
+        return {GOAL: target.distance(predicted, take(target.values(inputs, student.kept, masked), masked))}
 
 
-def _guest(teacher: Backbone | nn.Module, student: Backbone) -> Teacher:
-    return Teacher(build(teacher), mean=student.mean, std=student.std)
-
-
-def _imitation(
+def _term(
     target: str,
     student: Backbone,
     teacher: Backbone,
-    relations: tuple[str, ...],
+    blocks: tuple[int, int],
+    relations: str | Sequence[str],
     softmax: bool,
     feature: str,
     residual: bool,
-) -> Imitation:
+) -> Term:
     match target:
         case "relations":
-            return Relations(relations, softmax)
+            return Relations(*blocks, relations=relations, softmax=softmax)
         case "features":
-            return Features(student.width, teacher.width, feature, residual)
+            return Features(student, teacher, *blocks, feature=feature, residual=residual)
         case "cls":
             if student.net.cls_token is None:
                 raise UserError("The target cls needs a class token", student.name, "Use features or relations")
-            return ClassToken(student.width, teacher.width)
+            return ClassToken(student, teacher, *blocks)
     known = TargetName.__args__  # type: ignore[attr-defined]
     raise UserError(f"target must be one of {', '.join(known)}", repr(target), near(target, known))
 
@@ -228,30 +209,29 @@ def block_of(teacher: Backbone, block: int | None) -> int:
     return block - 1
 
 
-def check_pair(student: Backbone, teacher: Backbone) -> None:
+def check_pair(student: Network, teacher: Network) -> None:
     """Both networks are ViTs over the same tokens.
 
     Raises:
         UserError: with both grids, and the image sizes at which they would match.
     """
-    if student.net is teacher.net:
-        raise UserError("The teacher must be another network than the student", remedy="Give a copy of it")
-    for role, backbone in (("student", student), ("teacher", teacher)):
-        if not isinstance(backbone, ViT) or not all(
-            is_plain(block) for block in (backbone.blocks[0], backbone.blocks[-1])
+    for role, network in (("student", student), ("teacher", teacher)):
+        if not isinstance(network, ViT) or not all(
+            is_plain(block) for block in (network.blocks[0], network.blocks[-1])
         ):
-            raise UserError(f"TinyMIM's {role} must be a plain ViT or DeiT", backbone.name)
-    if student.prefix != teacher.prefix:
+            raise UserError(f"TinyMIM's {role} must be a plain ViT or DeiT", network.name)
+    assert isinstance(student, ViT) and isinstance(teacher, ViT)
+    if student.specials != teacher.specials:
         raise UserError(
-            "Student and teacher must have as many prefix tokens (class, distillation, register); the student "
-            f"{student.name} has {student.prefix} and the teacher {teacher.name} {teacher.prefix}",
+            "Student and teacher must have as many special tokens (class, distillation, register); the student "
+            f"{student.name} has {student.specials} and the teacher {teacher.name} {teacher.specials}",
             remedy="Choose networks of one kind",
         )
     if student.grid != teacher.grid:
         raise UserError(
             f"Student and teacher must see the same patches; the student {student.name} has {student.grid} at "
-            f"{_pixels(student.image_size)} pixels and the teacher {teacher.name} {teacher.grid} at "
-            f"{_pixels(teacher.image_size)}",
+            f"{_pixels(student.input.size)} pixels and the teacher {teacher.name} {teacher.grid} at "
+            f"{_pixels(teacher.input.size)}",
             remedy=f"They match at --image_size {_matching(student, teacher)} for the student, or at "
             f"--teacher_args.img_size {_matching(teacher, student)} for the teacher",
         )
@@ -259,8 +239,15 @@ def check_pair(student: Backbone, teacher: Backbone) -> None:
 
 def _matching(backbone: Backbone, other: Backbone) -> str:
     """The image size at which a backbone has the other's grid."""
-    height = backbone.image_size[0] // backbone.grid.h * other.grid.h
-    width = backbone.image_size[1] // backbone.grid.w * other.grid.w
+    height, width = (
+        side // own * new
+        for side, own, new in zip(
+            backbone.input.size,
+            (backbone.grid.h, backbone.grid.w),
+            (other.grid.h, other.grid.w),
+            strict=True,
+        )
+    )
     return str(height) if height == width else f"({height},{width})"
 
 

@@ -1,8 +1,8 @@
-"""The adapter interface: how the rest of the package sees any backbone.
+"""The adapter interface of networks with patches: how the rest of the package sees any backbone.
 
 An adapter runs the backbone's own modules in the backbone's own order. It never copies a forward pass, replaces a
 class or touches a weight; it only decides which patch tokens enter the blocks, and reads what passes through.
-To add a backbone family: subclass `Backbone` in a new file and add the class to `ADAPTERS` in `build.py`.
+To add a backbone family: subclass `Backbone` in a new file of `families/` and add the class to `ADAPTERS` there.
 """
 
 from abc import ABC, abstractmethod
@@ -10,43 +10,29 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.hooks import RemovableHandle
 
 from vitdistill.errors import UserError, near
+from vitdistill.models.network import Network, refuse_opaque
 from vitdistill.tokens.gather import keep_patches
-from vitdistill.types import NOTHING, QKV, BackboneOutput, Capture, Part, TokenGrid
+from vitdistill.types import NOTHING, QKV, Capture, InputSpec, Output, Point, TokenGrid, Tokens
 
 SaliencyKind = Literal["cls", "patch"]
+Captured = dict[tuple[int, Point], Tokens | QKV]
 
-# timm's defaults for networks that carry no pretrained configuration.
-DEFAULT_MEAN, DEFAULT_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Blocks by word (MaskedKD, Table 6: 1, 6 and 12 of 12, counted from 1).
+BLOCK_WORDS = ("first", "middle", "last")
 
 
-class Backbone(nn.Module, ABC):
-    """One network behind the common interface.
-
-    Attributes:
-        net: the untouched network; its `state_dict` is what gets exported.
-        maskable: whether `keep` may be given, that is whether patches can be left out of the input.
-        sized: whether images must have `image_size`; a teacher without a stated size gets the student's images.
-    """
+class Backbone(Network, ABC):
+    """One network whose patches and blocks are known."""
 
     maskable = True
-    sized = True
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net: Any = net
 
     # --- what the network is --------------------
-
-    @property
-    def name(self) -> str:
-        """timm's architecture name where there is one, else the class name."""
-        return (getattr(self.net, "pretrained_cfg", None) or {}).get("architecture") or type(self.net).__name__
 
     @property
     @abstractmethod
@@ -55,8 +41,13 @@ class Backbone(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def prefix(self) -> int:
-        """Prefix tokens (class, distillation, register) that stand before the patches in the blocks."""
+    def specials(self) -> int:
+        """Special tokens (class, distillation, register) that stand before the patches in the first block."""
+
+    @property
+    def final_specials(self) -> int:
+        """Special tokens among those that enter the head."""
+        return self.specials
 
     @property
     @abstractmethod
@@ -73,92 +64,99 @@ class Backbone(nn.Module, ABC):
         return int(self.net.num_features)
 
     @property
-    def num_classes(self) -> int:
-        return int(self.net.num_classes)
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the input, in pixels."""
+    def input(self) -> InputSpec:
         height, width = self.net.patch_embed.img_size
-        return int(height), int(width)
+        return InputSpec((3, int(height), int(width)), *self._statistics, self._patch(height, width))
 
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """One input without its batch dimension: (channels, height, width), or (channels, frames, height, width)."""
-        return (3, *self.image_size)
+    def _patch(self, height: int, width: int) -> tuple[int, int, int]:
+        return 1, height // self.grid.h, width // self.grid.w
 
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Per-channel mean of the input statistics that the network expects, for inputs in 0..1."""
-        return tuple((getattr(self.net, "pretrained_cfg", None) or {}).get("mean", DEFAULT_MEAN))
+    def block_index(self, block: int | str) -> int:
+        """A block counted from 0, from a number that may be negative, or from first, middle or last.
 
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Per-channel standard deviation that goes with `mean`."""
-        return tuple((getattr(self.net, "pretrained_cfg", None) or {}).get("std", DEFAULT_STD))
+        Raises:
+            UserError: when there is no such block.
+        """
+        words = dict(zip(BLOCK_WORDS, (0, (self.depth - 1) // 2, self.depth - 1), strict=True))
+        if str(block) in words:
+            return words[str(block)]
+        if not str(block).lstrip("-").isdigit():
+            raise UserError(
+                f"A block is {', '.join(BLOCK_WORDS)}, or a block number from 0", repr(block), near(str(block), words)
+            )
+        if not -self.depth <= int(block) < self.depth:
+            raise UserError(
+                f"{self.name} has blocks 0 to {self.depth - 1}", block, "Negative numbers count from the end"
+            )
+        return int(block) % self.depth
 
     # --- running it --------------------
 
     @abstractmethod
-    def embed(self, images: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b m d"]:
-        """Prefix and patch tokens with their positions added, before anything is left out."""
+    def embed(self, inputs: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b m d"]:
+        """Special and patch tokens with their positions added, before anything is left out."""
 
     @abstractmethod
-    def run_blocks(self, tokens: Float[Tensor, "b m d"], capture: Capture, hidden: dict[int, Tensor]) -> Tensor:
-        """Run the blocks that `capture` makes necessary, storing asked outputs in `hidden`."""
+    def run_blocks(self, tokens: Float[Tensor, "b m d"], capture: Capture, captured: Captured) -> Tensor:
+        """Run the blocks that `capture` makes necessary, putting the asked outputs into `captured`.
 
-    @abstractmethod
-    def head(self, tokens: Tensor) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
-        """Final norm, pooling and classifier: the tokens that enter the head, and the logits of one or two heads."""
-
-    @abstractmethod
-    def saliency(self, output: BackboneOutput, block: int = -1, kind: SaliencyKind = "cls") -> Float[Tensor, "b n"]:
-        """Patch saliency in patch coordinates, detached, float32, from a pass with `saliency_capture`."""
-
-    def saliency_capture(self, block: int = -1, kind: SaliencyKind = "cls") -> Capture:
-        """What a pass must capture so that `saliency` can be computed from it.
-
-        Raises:
-            UserError: when there is no such block, or it has no attention that gives saliency of this kind.
+        Args:
+            tokens: that enter the first block.
+            capture: of which blocks count from 0.
+            captured: receives the points "output"; the others are read by hooks.
         """
-        index = self.block_index(block)
-        self.read_qkv(index)
-        return Capture(qkv=(index,))
+
+    @abstractmethod
+    def head(self, tokens: Tensor) -> tuple[Tokens, Tensor | tuple[Tensor, Tensor]]:
+        """Final norm, pooling and classifier: the tokens that enter the head, and the scores of one or two heads."""
 
     def forward(
         self,
-        images: Float[Tensor, "b ch *pixels"],
+        inputs: Float[Tensor, "b ch *pixels"],
         *,
         keep: Int[Tensor, "bm k"] | None = None,
         capture: Capture = NOTHING,
-    ) -> BackboneOutput:
-        """Run the backbone on all patches, or on the prefix tokens and the patches in `keep`.
+    ) -> Output:
+        """Run the backbone on all patches, or on the special tokens and the patches in `keep`.
 
         Args:
-            images: normalised with `mean` and `std`.
+            inputs: normalised with the statistics of `input`.
             keep: patch coordinates; positions are added before the others are dropped. With a multiple of the batch,
                 rows i * r to (i + 1) * r - 1 are r selections of input i.
-            capture: what to hand out besides logits.
+            capture: what to hand out besides the prediction.
 
         Raises:
-            UserError: when `keep` is given to a backbone whose patches cannot be left out.
+            UserError: when `keep` is given to a backbone whose patches cannot be left out, or there is no such block.
         """
         if keep is not None and not self.maskable:
-            raise UserError(
-                f"{self.name} cannot leave out patches, so it cannot be a masked teacher or masked student",
-                remedy="Use it with every patch (--keep 1.0), or choose a ViT, DeiT or CaiT",
-            )
-        tokens = self.embed(images)
+            raise self.cannot_leave_out()
+        numbers = {(block, point): (self.block_index(block), point) for block, point in capture.points}
+        wanted = Capture(frozenset(numbers.values()), capture.head)
+        tokens = self.embed(inputs)
         if keep is not None:
-            tokens = keep_patches(tokens, keep, prefix=self.prefix)
-        output = BackboneOutput()
-        with self._reading(capture, output):
-            tokens = self.run_blocks(tokens, capture, output.hidden)
-        if capture.logits:
-            output.tokens, logits = self.head(tokens)
+            tokens = keep_patches(tokens, keep, prefix=self.specials)
+        captured: Captured = {}
+        with self._reading(wanted, captured):
+            tokens = self.run_blocks(tokens, wanted, captured)
+        output = Output(grid=self.grid, kept=keep)
+        output.captured = {asked: captured[counted] for asked, counted in numbers.items()}
+        if capture.head:
+            output.final, scores = self.head(tokens)
             # A distilled DeiT in distilled training answers with its two heads.
-            output.logits, output.distilled_logits = logits if isinstance(logits, tuple) else (logits, None)
+            output.prediction, output.distilled = scores if isinstance(scores, tuple) else (scores, None)
         return output
+
+    def run_block(self, index: int, *tokens: Tensor, capture: Capture) -> Tensor:
+        """Run one block; eagerly if its inside is being read, since compiled code would skip the hooks.
+
+        Under timm's `set_grad_checkpointing` its activations are recomputed in the backward pass.
+        """
+        block = self.blocks[index]
+        read = any(block == index and point != "output" for block, point in capture.points)
+        run = block.forward if block._compiled_call_impl is not None and read else block
+        if self.net.grad_checkpointing and self.training:
+            return checkpoint(run, *tokens, use_reentrant=False)
+        return run(*tokens)
 
     def compile_blocks(self) -> None:
         """torch.compile each block in place (static shapes: the number of kept patches is fixed).
@@ -174,96 +172,113 @@ class Backbone(nn.Module, ABC):
         for block in self.blocks:
             block.compile(dynamic=False)
 
-    def run_block(self, index: int, *tokens: Tensor, capture: Capture) -> Tensor:
-        """Run one block; eagerly if its inside is being read, since compiled code would skip the hooks.
+    # --- looking inside --------------------
 
-        Under timm's `set_grad_checkpointing` its activations are recomputed in the backward pass.
-        """
-        block = self.blocks[index]
-        eager = block._compiled_call_impl is not None and index in map(self.block_index, capture.hooked)
-        run = block.forward if eager else block
-        if self.net.grad_checkpointing and self.training:
-            return checkpoint(run, *tokens, use_reentrant=False)
-        return run(*tokens)
+    @abstractmethod
+    def saliency(self, output: Output, block: int = -1, kind: SaliencyKind = "cls") -> Float[Tensor, "b n"]:
+        """Patch saliency in patch coordinates, detached, float32, from a pass with `saliency_capture`."""
 
-    def block_index(self, block: int | str) -> int:
-        """A block's number counted from 0.
-
-        Args:
-            block: a number, of which negative ones count from the end, such a number as text, or first, middle or last
-                (MaskedKD, Table 6: blocks 1, 6 and 12 of 12, counted from 1).
+    def saliency_capture(self, block: int = -1, kind: SaliencyKind = "cls") -> Capture:
+        """What a pass must capture so that `saliency` can be computed from it.
 
         Raises:
-            UserError: when there is no such block.
-
-        Example:
-            >>> backbone.block_index("middle")  # of twelve blocks
-            5
+            UserError: when there is no such block, or it has no attention that gives saliency of this kind.
         """
-        words = {"first": 0, "middle": (self.depth - 1) // 2, "last": -1}
-        text = str(block)
-        if text not in words and not text.removeprefix("-").isdecimal():
-            raise UserError("A layer is first, middle, last, or a block number from 0", repr(block), near(text, words))
-        number = words[text] if text in words else int(text)
-        if not -self.depth <= number < self.depth:
-            raise UserError(
-                f"{self.name} has blocks 0 to {self.depth - 1}", block, "Negative numbers count from the end"
-            )
-        return number % self.depth
+        self.read_qkv(self.block_index(block))
+        return Capture.at(block, "qkv")
 
     @abstractmethod
     def read_qkv(self, block: int) -> "QKVReader":
-        """How to read q, k and v of one block."""
+        """How to read q, k and v of one block (from 0)."""
 
-    def read_part(
-        self, block: int, part: Part, found: dict[tuple[int, Part], Tensor]
-    ) -> torch.utils.hooks.RemovableHandle:
-        """Register a hook that puts a branch of a block into `found[block, part]`; returns its handle.
+    def read_branch(self, block: int, point: Point, captured: Captured) -> RemovableHandle:
+        """Register a hook that puts a branch of a block (from 0) into `captured[block, point]`; returns its handle.
 
         Raises:
             UserError: for backbones whose blocks do not show their branches.
         """
-        raise UserError(f"{self.name} does not show the branches of its blocks", part, "Choose a ViT or DeiT")
+        raise UserError(f"{self.name} does not show the branches of its blocks", point, "Choose a ViT or DeiT")
+
+    def reached(
+        self,
+        capture: Capture,
+        roles: frozenset[str] = frozenset("qkv"),
+        *,
+        prediction: bool = True,
+        special: bool = True,
+    ) -> set[nn.Parameter]:
+        """The parameters on which what a pass hands out can depend.
+
+        Args:
+            capture: of the pass; one that runs up to the head reaches all of the body.
+            roles: which of queries, keys and values are used of the points "qkv".
+            prediction: whether the prediction is used, and not only the tokens that enter the head.
+            special: whether special tokens are used, and not only the patches; patches depend on them as well, but for
+                CaiT's.
+
+        Raises:
+            UserError: for a family that does not know, when the pass stops early.
+        """
+        if not capture.head:
+            raise UserError(f"{self.name} does not tell what a pass that stops early trains", remedy="Choose a ViT")
+        return set(self.net.parameters()) - (set() if prediction else self.head_parameters)
+
+    @property
+    def head_parameters(self) -> set[nn.Parameter]:
+        """Parameters behind the tokens that enter the head: pooling and classifiers."""
+        modules = (getattr(self.net, name, None) for name in ("fc_norm", "attn_pool", "head", "head_dist"))
+        return {p for module in modules if isinstance(module, nn.Module) for p in module.parameters()}
 
     @contextmanager
-    def _reading(self, capture: Capture, output: BackboneOutput) -> Iterator[None]:
+    def _reading(self, capture: Capture, captured: Captured) -> Iterator[None]:
         """Forward hooks on the asked blocks, for the length of one pass."""
-        handles = []
+        handles: list[RemovableHandle] = []
         try:
-            for block in capture.qkv:
-                index = self.block_index(block)
-                handles += self.read_qkv(index).attach(index, output.qkv)
-            for block, part in capture.parts:
-                handles.append(self.read_part(self.block_index(block), part, output.parts))
+            for block, point in capture.points:
+                if point == "qkv":
+                    handles += self.read_qkv(block).attach(block, captured)
+                elif point != "output":
+                    handles.append(self.read_branch(block, point, captured))
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
 
+def with_tokens(network: Network) -> Backbone:
+    """The network, if its tokens are known.
+
+    Raises:
+        UserError: when it hands out its prediction only.
+    """
+    if not isinstance(network, Backbone):
+        refuse_opaque(network)
+    return network
+
+
 class QKVReader(ABC):
     """Reads the queries, keys and values that a block computes anyway."""
 
     @abstractmethod
-    def attach(self, index: int, found: dict[int, QKV]) -> list[torch.utils.hooks.RemovableHandle]:
-        """Register hooks that put the block's QKV into `found[index]`; returns their handles."""
+    def attach(self, index: int, captured: Captured) -> list[RemovableHandle]:
+        """Register hooks that put the block's QKV into `captured[index, "qkv"]`; returns their handles."""
 
 
 class FusedQKVReader(QKVReader):
     """For attention modules with one `qkv` linear, an optional q/k norm and `num_heads` (timm's `Attention`)."""
 
-    def __init__(self, attention: Any) -> None:
+    def __init__(self, attention: Any, specials: int) -> None:
         if not hasattr(attention, "qkv") or not hasattr(attention, "num_heads"):
             raise UserError(
                 "Token relations and saliency need an attention module with a fused qkv projection",
                 type(attention).__name__,
                 "Choose another layer or backbone",
             )
-        self.attention = attention
+        self.attention, self.specials = attention, specials
 
-    def attach(self, index: int, found: dict[int, QKV]) -> list[torch.utils.hooks.RemovableHandle]:
+    def attach(self, index: int, captured: Captured) -> list[RemovableHandle]:
         def read(_module: nn.Module, _inputs: object, projected: Tensor) -> None:
-            found[index] = self.split(projected)
+            captured[index, "qkv"] = self.split(projected)
 
         return [self.attention.qkv.register_forward_hook(read)]
 
@@ -273,4 +288,5 @@ class FusedQKVReader(QKVReader):
         heads = self.attention.num_heads
         q, k, v = projected.reshape(b, m, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         norm_q, norm_k = getattr(self.attention, "q_norm", None), getattr(self.attention, "k_norm", None)
-        return QKV(norm_q(q) if norm_q is not None else q, norm_k(k) if norm_k is not None else k, v)
+        q, k = norm_q(q) if norm_q is not None else q, norm_k(k) if norm_k is not None else k
+        return QKV(q, k, v, self.specials)

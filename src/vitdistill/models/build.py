@@ -1,7 +1,4 @@
-"""From a name, a file, a run directory or a module object to a `Backbone`.
-
-To add a backbone family: write an adapter (see `backbone.py`) and put it into `ADAPTERS` below.
-"""
+"""From a name, a file, a run directory or a module object to a `Network`."""
 
 import logging
 from pathlib import Path
@@ -9,19 +6,13 @@ from typing import Any
 
 import timm
 import torch
-from timm.models.cait import Cait
-from timm.models.swin_transformer import SwinTransformer
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vitdistill.errors import UserError
-from vitdistill.models.backbone import DEFAULT_MEAN, Backbone
-from vitdistill.models.families.cait import CaiT
-from vitdistill.models.families.opaque import Opaque
-from vitdistill.models.families.swin import Swin
-from vitdistill.models.families.video_vit import TubeletEmbed, VideoViT
-from vitdistill.models.families.vit import ViT
+from vitdistill.models.backbone import with_tokens
+from vitdistill.models.families import as_network
 from vitdistill.models.names import VIDEO, unknown_model
+from vitdistill.models.network import DEFAULT_MEAN, Network
 from vitdistill.models.presets import BUNDLED, PRESETS
 from vitdistill.models.record import WEIGHTS, ModelRecord, attach_record, record_of, set_statistics
 from vitdistill.models.surgery.attention_heads import set_heads
@@ -29,8 +20,6 @@ from vitdistill.models.weights.read import adapt, classes_in, load_into, read_we
 from vitdistill.models.weights.videomae import arguments_for
 
 log = logging.getLogger(__name__)
-
-ADAPTERS: dict[type[nn.Module], type[Backbone]] = {VisionTransformer: ViT, Cait: CaiT, SwinTransformer: Swin}
 
 
 def build(
@@ -41,13 +30,13 @@ def build(
     image_size: int | None = None,
     pretrained: bool = False,
     meta: bool = False,
-) -> Backbone:
-    """A backbone behind its adapter.
+) -> Network:
+    """A network behind its adapter.
 
     Args:
         spec: a timm name (`deit_small_patch16_224`), a name with a weights file (`deit_small_patch16_224@file.pth`),
             a hub name (`hf-hub:owner/model`), a run directory, a bundled name (`digits-teacher`, `digits_vit_small`),
-            a module object, or a `Backbone`, which is returned as it is.
+            a module object, or a `Network`, which is returned as it is.
         args: more arguments of the architecture (depth, embed_dim, drop_path_rate, ...).
         num_classes: classes of the head. A weights file with another number keeps its body and gets a new head.
             None keeps what the file or the architecture says.
@@ -58,25 +47,13 @@ def build(
     Raises:
         UserError: for an unknown name, a file that does not fit, or weights that cannot be had.
     """
-    if isinstance(spec, Backbone):
-        return spec
     if isinstance(spec, nn.Module):
-        return adapter_of(spec)
+        return as_network(spec)
     args = dict(args or {})
     image_size = None if "img_size" in args else image_size  # the more explicit one wins
     with torch.device("meta" if meta else "cpu"):
         net = _from_text(spec, args, num_classes, image_size, pretrained, meta)
-    return adapter_of(net)
-
-
-def adapter_of(net: nn.Module) -> Backbone:
-    """The adapter for a network; `Opaque` where only its logits can be used."""
-    if isinstance(net, VisionTransformer) and isinstance(net.patch_embed, TubeletEmbed):
-        return VideoViT(net)
-    for family, adapter in ADAPTERS.items():
-        if isinstance(net, family):
-            return adapter(net)
-    return Opaque(net)
+    return as_network(net)
 
 
 def _from_text(
@@ -153,6 +130,10 @@ def _from_timm(
         if isinstance(error, TypeError) and args.get("img_size") is not None and "'img_size'" in str(error):
             # A CNN has no fixed input size.
             return _from_timm(name, {k: v for k, v in args.items() if k != "img_size"}, None, None, pretrained)
+        if isinstance(error, TypeError) and args.get("drop_path_rate") and "'drop_path_rate'" in str(error):
+            raise UserError(
+                f"{name} has no drop path that could be set", args["drop_path_rate"], "Use --drop_path 0"
+            ) from error
         if "Invalid pretrained tag" in str(error):
             architecture, _, tag = name.partition(".")
             tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
@@ -204,11 +185,12 @@ def _with_file(
     if record is not None:
         record_of(net).classes = [] if new_head else record.classes
         set_statistics(net, record.mean, record.std)
-        set_heads(adapter_of(net), record.heads)
+        if record.heads:
+            set_heads(with_tokens(as_network(net)), record.heads)
     return net
 
 
-def rebuild(record: ModelRecord, **args: Any) -> Backbone:
+def rebuild(record: ModelRecord, **args: Any) -> Network:
     """The network of a record, with random weights.
 
     Args:
@@ -220,17 +202,18 @@ def rebuild(record: ModelRecord, **args: Any) -> Backbone:
     """
     if record.architecture is None:
         raise UserError("A network that was given as a module object can only be rebuilt in Python")
-    backbone = build(record.architecture, args={**record.args, **args})
-    set_heads(backbone, record.heads)
-    set_statistics(backbone.net, record.mean, record.std)
-    return backbone
+    network = build(record.architecture, args={**record.args, **args})
+    if record.heads:
+        set_heads(with_tokens(network), record.heads)
+    set_statistics(network.net, record.mean, record.std)
+    return network
 
 
 def _record(name: str, args: dict[str, Any], net: nn.Module) -> ModelRecord:
-    backbone = adapter_of(net)
+    network = as_network(net)
     kwargs = {key: value for key, value in args.items() if value is not None and key != "drop_path_rate"}
-    kwargs["num_classes"] = backbone.num_classes
-    return ModelRecord(name, kwargs, list(backbone.mean), list(backbone.std))
+    kwargs["num_classes"] = network.num_classes
+    return ModelRecord(name, kwargs, list(network.input.mean), list(network.input.std))
 
 
 def _check_patches(name: str, net: nn.Module) -> None:
@@ -262,7 +245,7 @@ def _warn_about_activation(name: str, pretrained: bool) -> None:
 
 def warn_about_statistics(name: str, file: Path, net: nn.Module) -> None:
     """Pre-trained encoders come in bare files; the architecture's name alone says what images they expect."""
-    mean = adapter_of(net).mean
+    mean = as_network(net).input.mean
     if "." not in name and tuple(mean) != DEFAULT_MEAN:
         log.warning(
             "%s: images are normalised with the mean %s of timm's %s; if the file is MAE's, give %s.mae@%s",

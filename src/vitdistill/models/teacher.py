@@ -1,7 +1,8 @@
-"""The teacher as a guest: frozen, always in eval mode, without gradient, and in nobody's checkpoint."""
+"""The teacher: a network that is frozen, always in eval mode, without gradient, and in nobody's checkpoint."""
 
 import math
 from collections.abc import Sequence
+from typing import Union
 
 import torch
 import torch.nn.functional as F
@@ -10,24 +11,30 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from vitdistill.errors import UserError
-from vitdistill.models.backbone import Backbone
-from vitdistill.types import NOTHING, BackboneOutput, Capture
+from vitdistill.models.backbone import Backbone, with_tokens
+from vitdistill.models.families import as_network
+from vitdistill.models.network import Network
+from vitdistill.types import NOTHING, QKV, Capture, Output, TokenGrid, Tokens
 
 
 class Teacher:
-    """A frozen backbone that takes the student's images and sees them as it was trained to.
+    """A frozen network that takes the student's inputs and sees them as it was trained to.
 
     Deliberately not an `nn.Module`: a module that holds it does not register its weights, so they stay out of
-    `state_dict`, `parameters`, DDP buckets and FSDP shards. It follows the images to their device by itself.
+    `state_dict`, `parameters`, DDP buckets and FSDP shards. It follows the inputs to their device by itself.
 
     Attributes:
-        backbone: the network, frozen and in eval mode.
+        network: frozen and in eval mode.
         drops_paths: whether its drop path is active, if it has any: an ablation of TinyMIM, off by default.
+
+    Example:
+        >>> teacher = Teacher.of(timm.create_model("deit_small_patch16_224", pretrained=True), student)
+        >>> scores = teacher(images, keep=kept).prediction  # images as the student sees them
     """
 
     def __init__(
         self,
-        backbone: Backbone,
+        network: Network,
         *,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -36,9 +43,9 @@ class Teacher:
     ) -> None:
         """
         Args:
-            backbone: the network; its parameters are frozen in place.
-            mean: statistics that the incoming images were normalised with; None means the teacher's own.
-            std: likewise.
+            network: its parameters are frozen in place.
+            mean: statistics that the incoming inputs were normalised with; None means the teacher's own.
+            std: goes with `mean`.
             dtype: compute the teacher in this dtype (bfloat16 on GPUs); None keeps its own.
             text_embeddings: one embedding per class. The teacher's output is then taken as an image embedding, and
                 its class scores are 100 * cosine similarity (CLIP zero-shot).
@@ -47,67 +54,172 @@ class Teacher:
             UserError: when the text embeddings have other channels than the network's output.
         """
         if text_embeddings is not None:
-            channels = backbone.num_classes or backbone.width
+            channels = network.num_classes or with_tokens(network).width
             if text_embeddings.shape[1] != channels:
                 raise UserError(
-                    f"Text embeddings must have the {channels} channels of {backbone.name}'s image embeddings",
+                    f"Text embeddings must have the {channels} channels of {network.name}'s image embeddings",
                     text_embeddings.shape[1],
                     "Take both from one CLIP model, its image projection included",
                 )
-        self.backbone = backbone.requires_grad_(False).eval()
+        self.network = network.requires_grad_(False).eval()
         if dtype is not None:
-            backbone.to(dtype)
+            network.to(dtype)
         self.text_embeddings = None if text_embeddings is None else F.normalize(text_embeddings.float(), dim=-1)
         self.drops_paths = False
-        self._renormalise = _Renormalise.between(
-            mean or backbone.mean, std or backbone.std, backbone.mean, backbone.std
-        )
+        own = network.input
+        self._renormalise = _Renormalise.between(mean or own.mean, std or own.std, own.mean, own.std)
+
+    @classmethod
+    def of(
+        cls,
+        model: Union["Teacher", Network, nn.Module],
+        student: Network,
+        *,
+        dtype: torch.dtype | None = None,
+        text_embeddings: Float[Tensor, "c e"] | None = None,
+    ) -> "Teacher":
+        """A teacher for a student: it takes inputs that were normalised with the student's statistics.
+
+        Args:
+            model: a teacher, which is returned as it is, a network, or any module.
+            student: whose inputs it will see.
+            dtype: see the class.
+            text_embeddings: see the class.
+
+        Raises:
+            UserError: when it is the very network to be trained.
+        """
+        if isinstance(model, Teacher):
+            teacher = model
+        else:
+            spec = student.input
+            network = as_network(model)
+            if network.net is student.net:
+                raise UserError("The teacher must be another network than the student", remedy="Give a copy of it")
+            teacher = cls(network, mean=spec.mean, std=spec.std, dtype=dtype, text_embeddings=text_embeddings)
+        if teacher.network.net is student.net:
+            raise UserError("The teacher must be another network than the student", remedy="Give a copy of it")
+        return teacher
+
+    @property
+    def name(self) -> str:
+        return self.network.name
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network, if its tokens are known.
+
+        Raises:
+            UserError: when it hands out its prediction only.
+        """
+        return with_tokens(self.network)
+
+    @property
+    def grid(self) -> TokenGrid:
+        """Patches of one input."""
+        return self.backbone.grid
+
+    @property
+    def passes(self) -> int:
+        """Passes of the network that one input takes."""
+        return 1
 
     @property
     def num_classes(self) -> int:
-        return len(self.text_embeddings) if self.text_embeddings is not None else self.backbone.num_classes
+        return len(self.text_embeddings) if self.text_embeddings is not None else self.network.num_classes
 
     def __call__(
         self,
-        images: Float[Tensor, "b ch *pixels"],
+        inputs: Float[Tensor, "b ch *pixels"],
         *,
         keep: Int[Tensor, "b k"] | None = None,
         capture: Capture = NOTHING,
-    ) -> BackboneOutput:
-        """The backbone's output for images normalised with the student's statistics; float32 logits."""
-        parameter = next(self.backbone.parameters(), None)
-        if parameter is not None and parameter.device != images.device:
-            self.backbone.to(images.device)
-        self.backbone.eval()
+    ) -> Output:
+        """The network's output for inputs normalised with the student's statistics; float32 class scores."""
+        parameter = next(self.network.parameters(), None)
+        if parameter is not None and parameter.device != inputs.device:
+            self.network.to(inputs.device)
+        self.network.eval()
         for module in self._drop_paths if self.drops_paths else ():
             module.train()
-        dtype = parameter.dtype if parameter is not None else images.dtype
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            seen = self.resized(self._renormalise(images.float())).to(dtype)
-            output = self.backbone(seen, keep=keep, capture=capture)
-            if output.logits is not None:
-                output.logits = self._class_scores(output.logits.float())
+        dtype = parameter.dtype if parameter is not None else inputs.dtype
+        with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
+            seen = self.resized(self._renormalise(inputs.float())).to(dtype)
+            output = self.network(seen, keep=keep, capture=capture)
+            if output.prediction is not None:
+                output.prediction = self._class_scores(output.prediction.float())
         return output
 
     @property
     def _drop_paths(self) -> list[DropPath]:
-        return [module for module in self.backbone.modules() if isinstance(module, DropPath)]
+        return [module for module in self.network.modules() if isinstance(module, DropPath)]
 
-    def resized(self, images: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b ch *pixels2"]:
+    def resized(self, inputs: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b ch *pixels2"]:
         """Images or frames at the teacher's resolution (MaskedKD, App. C, and MVD's H interpolate)."""
-        size = self.backbone.image_size
-        if tuple(images.shape[-2:]) == size or not self.backbone.sized:
-            return images
-        shrinking = images.shape[-2] > size[0] or images.shape[-1] > size[1]
-        frames = images.transpose(1, 2).flatten(0, 1) if images.ndim == 5 else images
-        frames = F.interpolate(frames, size=size, mode="bicubic", align_corners=False, antialias=shrinking)
-        return frames.unflatten(0, (len(images), -1)).transpose(1, 2) if images.ndim == 5 else frames
+        size = self.network.input.size
+        if tuple(inputs.shape[-2:]) == size or not self.network.sized:
+            return inputs
+        shrinking = inputs.shape[-2] > size[0] or inputs.shape[-1] > size[1]
+        pictures = inputs if inputs.ndim == 4 else inputs.transpose(1, 2).flatten(0, 1)
+        pictures = F.interpolate(pictures, size=size, mode="bicubic", align_corners=False, antialias=shrinking)
+        return pictures if inputs.ndim == 4 else pictures.unflatten(0, (len(inputs), -1)).transpose(1, 2)
 
     def _class_scores(self, output: Float[Tensor, "b e"]) -> Float[Tensor, "b c"]:
         if self.text_embeddings is None:
             return output
         self.text_embeddings = self.text_embeddings.to(output.device)
         return 100.0 * F.normalize(output, dim=-1) @ self.text_embeddings.T
+
+
+class FrameTeacher(Teacher):
+    """A teacher over images that takes clips: it sees the first frame of every time step, as so many images (MVD).
+
+    Its patches are those of all time steps, so its tokens stand where the student's do; special tokens are left out,
+    since each frame has its own.
+
+    Attributes:
+        steps: time steps of a clip, as many as the student has.
+    """
+
+    steps: int
+
+    @classmethod
+    def over(cls, teacher: Teacher, steps: int) -> "FrameTeacher":
+        """The teacher, seeing clips of so many time steps."""
+        framewise = cls.__new__(cls)
+        framewise.__dict__.update(teacher.__dict__, steps=steps)
+        return framewise
+
+    @property
+    def grid(self) -> TokenGrid:
+        image = super().grid
+        return TokenGrid(self.steps, image.h, image.w)
+
+    @property
+    def passes(self) -> int:
+        return self.steps
+
+    def __call__(
+        self,
+        inputs: Float[Tensor, "b ch t height width"],
+        *,
+        keep: Int[Tensor, "b k"] | None = None,
+        capture: Capture = NOTHING,
+    ) -> Output:
+        """
+        Raises:
+            UserError: when patches shall be left out.
+        """
+        if keep is not None:
+            raise UserError("A teacher over the frames of clips sees every patch", remedy="Use --keep 1.0")
+        frames = inputs[:, :, :: inputs.shape[2] // self.steps].transpose(1, 2).flatten(0, 1)
+        output = super().__call__(frames, capture=capture)
+        together = Output(grid=self.grid)
+        for point, tokens in output.captured.items():
+            assert not isinstance(tokens, QKV), "relations between the tokens of different frames are not known"
+            patches = tokens.patches.reshape(len(inputs), self.grid.count, -1)
+            together.captured[point] = Tokens(patches, 0)
+        return together
 
 
 class _Renormalise(nn.Module):

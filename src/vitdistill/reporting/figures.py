@@ -51,14 +51,9 @@ class Curve(NamedTuple):
     label_free: bool = False
 
 
-CURVES = (
-    Curve("val/top1", "validation top-1 (%)", companion="ema/top1"),
-    Curve("train/loss", "training loss"),
-    Curve("teacher/top1", "teacher top-1 under the mask (%)"),
-    Curve("keep", "patches the teacher sees"),
-)
 VALIDATION_LOSS = Curve("val/loss", "validation loss", label_free=True)
-FRAME_MAP = Curve("val/map", "validation frame mAP (%)", companion="ema/map")
+TRAINING_LOSS = Curve("train/loss", "training loss")
+KEEP = Curve("keep", "patches the teacher sees")
 TERM = "train/"  # before the name of a part of the loss
 TERMS = {
     "image": "image teacher",
@@ -111,15 +106,28 @@ def styles(runs: Sequence[Run]) -> list[Style]:
 # --- the figures -----------------------------------------------------------------------------------------
 
 
-def accuracy_against_cost(runs: Sequence[Run]) -> str | None:
-    """Top-1 accuracy against the teacher's MACs per image, one labelled point per run; SVG, or None without points.
+def scores_of(runs: Sequence[Run]) -> dict[str, str]:
+    """The scores of the runs, and what they are called, without a unit."""
+    known = {run.score: run.columns for run in runs if run.score is not None}
+    return {score: columns.get(score, score).removesuffix(" %") for score, columns in known.items()}
 
-    The cost axis starts at 0, where runs without a teacher stand. The accuracy axis is cut to the data but spans at
+
+def score_against_cost(runs: Sequence[Run], score: str, name: str) -> str | None:
+    """A score against the teacher's MACs per image, one labelled point per run; SVG, or None without points.
+
+    The cost axis starts at 0, where runs without a teacher stand. The score's axis is cut to the data but spans at
     least 2 points, so that noise does not fill it. Thin bars are one standard error of a proportion measured on
-    that many validation images. Runs that differ by seed only also get their mean, as a bigger ring.
+    that many validation samples. Runs that differ by seed only also get their mean, as a bigger ring.
+
+    Args:
+        runs: those with another score are left out.
+        score: name of the metric.
+        name: what it is called.
     """
     points = [
-        (index, run.teacher_gmacs, run.number("accuracy.top1"), _standard_error(run)) for index, run in enumerate(runs)
+        (index, run.teacher_gmacs, run.result, _standard_error(run))
+        for index, run in enumerate(runs)
+        if run.score == score
     ]
     known = [(i, x, y, error) for i, x, y, error in points if x is not None and y is not None]
     if not known:
@@ -127,7 +135,7 @@ def accuracy_against_cost(runs: Sequence[Run]) -> str | None:
     small = max(x for _, x, _, _ in known) < 0.1
     known = [(i, 1e3 * x if small else x, y, error) for i, x, y, error in known]
     unit = "MMACs" if small else "GMACs"
-    figure, axes = _panel(f"teacher {unit} per image", "top-1 (%)", size=(PANEL[0], 3.5))
+    figure, axes = _panel(f"teacher {unit} per image", f"{name} (%)", size=(PANEL[0], 3.5))
     look = styles(runs)
     for i, x, y, error in known:
         axes.errorbar(x, y, yerr=error, color=look[i].colour, elinewidth=1, alpha=0.45, zorder=2)
@@ -157,8 +165,15 @@ def curves_of(runs: Sequence[Run]) -> list[Curve]:
             terms |= dict.fromkeys(own)
     named = [(column, column.removeprefix(TERM)) for column in terms]
     parts = [Curve(column, f"training loss: {TERMS.get(name, name)}", label_free=True) for column, name in named]
-    top1, loss, *others = CURVES
-    return [top1, FRAME_MAP, VALIDATION_LOSS, loss, *parts, *others]
+    scores = scores_of(runs)
+    return [
+        *(Curve(f"val/{score}", f"validation {name} (%)", f"ema/{score}") for score, name in scores.items()),
+        VALIDATION_LOSS,
+        TRAINING_LOSS,
+        *parts,
+        *(Curve(f"teacher/{score}", f"teacher {name} under the mask (%)") for score, name in scores.items()),
+        KEEP,
+    ]
 
 
 def curve(runs: Sequence[Run], what: Curve) -> str | None:
@@ -215,11 +230,11 @@ def step_times(runs: Sequence[Run]) -> str | None:
 
 
 def _standard_error(run: Run) -> float | None:
-    """Standard error in points of a top-1 percentage measured on the run's validation images (binomial)."""
-    top1, images = run.number("accuracy.top1"), run.number("data.val_images")
-    if top1 is None or not images or images < 1 or not 0 <= top1 <= 100:
+    """Standard error in points of a percentage of the run's validation samples (binomial); None for other scores."""
+    share, samples = run.result, run.number("data.val_images")
+    if share is None or not run.per_sample or not samples or samples < 1 or not 0 <= share <= 100:
         return None
-    return math.sqrt(top1 * (100 - top1) / images)
+    return math.sqrt(share * (100 - share) / samples)
 
 
 def _parts(run: Run) -> dict[str, float]:
@@ -233,7 +248,7 @@ def _parts(run: Run) -> dict[str, float]:
 
 
 def _label_free(run: Run) -> bool:
-    return not _known(run, "val/top1") and run.number("accuracy.top1") is None
+    return run.score is None
 
 
 def _known(run: Run, column: str) -> bool:

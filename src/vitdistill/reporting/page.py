@@ -10,6 +10,7 @@ import yaml
 
 from vitdistill.reporting import figures
 from vitdistill.reporting.pictures import Picture, galleries
+from vitdistill.runs.directory import list_in_run
 from vitdistill.runs.read import MISSING, Run, differing_settings, group_by_seed, read_runs, spread
 
 DASH = "–"
@@ -52,6 +53,7 @@ def _duration(seconds: float) -> str:
 
 
 RUN = Column("run", "name", str, text=True)
+# Before and behind the columns of the runs' metrics.
 RESULTS = (
     RUN,
     Column("status", "status", str, text=True),
@@ -59,9 +61,8 @@ RESULTS = (
     Column("student", "student", str, text=True),
     Column("teacher", "teacher", str, text=True, void="none"),
     Column("patches kept", "patches", str),
-    Column("top-1 %", "top1", _fixed(2)),
-    Column("top-5 %", "top5", _fixed(2)),
-    Column("frame mAP %", "map", _fixed(2)),
+)
+COSTS = (
     Column("validation loss", "loss", lambda value: f"{value:.4g}"),
     Column("teacher MACs / image", "teacher_gmacs_per_image", _macs, void=0.0),
     Column("saved", "saved_fraction", lambda value: f"{100 * value:.0f}%"),
@@ -74,7 +75,6 @@ SPEED = (
     Column("peak GiB", "peak_memory_gib", _fixed(2)),
     Column("time", "seconds", _duration),
 )
-TABLES = (("Results", RESULTS), ("Cost and speed", SPEED))
 
 
 def write_report(run_dirs: Sequence[Path], out: Path, *, masks: bool = True) -> Path:
@@ -95,7 +95,9 @@ def write_report(run_dirs: Sequence[Path], out: Path, *, masks: bool = True) -> 
     from jinja2 import Environment
 
     runs = read_runs(run_dirs)
-    tables = [(heading, *_table(columns, runs)) for heading, columns in TABLES]
+    metrics = [Column(heading, name, _fixed(2)) for name, heading in metrics_of(runs).items()]
+    named = (("Results", (*RESULTS, *metrics, *COSTS)), ("Cost and speed", SPEED))
+    tables = [(heading, *_table(columns, runs)) for heading, columns in named]
     template = resources.files("vitdistill.reporting").joinpath("page.html").read_text(encoding="utf-8")
     text = (
         Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -116,12 +118,19 @@ def write_report(run_dirs: Sequence[Path], out: Path, *, masks: bool = True) -> 
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
+    list_in_run(out)
     return out
+
+
+def metrics_of(runs: Sequence[Run]) -> dict[str, str]:
+    """What any of the runs measures, by name: headings."""
+    return {name: heading for run in runs for name, heading in run.columns.items()}
 
 
 def rows_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """The table's figures as plain values; None where a run does not say."""
-    return [_row(run) for run in runs]
+    metrics = metrics_of(runs)
+    return [{**_row(run), **{name: run.number(f"accuracy.{name}") for name in metrics}} for run in runs]
 
 
 def _row(run: Run) -> dict[str, Any]:
@@ -134,9 +143,7 @@ def _row(run: Run) -> dict[str, Any]:
         "student": _given(run, "student"),
         "teacher": "none" if run.has_no_teacher else _given(run, "teacher"),
         "patches": None if kept is None or of is None else f"{kept:.0f} of {of:.0f}",
-        "top1": run.number("accuracy.top1"),
-        "top5": run.number("accuracy.top5"),
-        "map": run.number("accuracy.map"),
+        "score": run.result,
         "loss": _loss(run),
         "teacher_gmacs_per_image": run.teacher_gmacs,
         "teacher_pmacs": None if total is None else total / 1e6,
@@ -174,7 +181,7 @@ def _table(columns: Sequence[Column], runs: Sequence[Run]) -> tuple[Sequence[Col
 def _says_something(column: Column, rows: Sequence[dict[str, Any]]) -> bool:
     """Whether any run has a value; losses are shown where a run has nothing better."""
     if column.key == "loss":
-        return any(row["loss"] is not None and row["top1"] is None for row in rows)
+        return any(row["loss"] is not None and row["score"] is None for row in rows)
     return any(row[column.key] not in (None, column.void) for row in rows)
 
 
@@ -183,14 +190,15 @@ def _cell(column: Column, row: dict[str, Any]) -> str:
     return DASH if value is None else column.write(value)
 
 
-def _groups(runs: Sequence[Run]) -> list[tuple[str, str, int]]:
-    """Name, accuracy as mean ± standard deviation, number of seeds; only settings with several finished seeds."""
+def _groups(runs: Sequence[Run]) -> list[tuple[str, str, str, int]]:
+    """Name, what is measured, its mean ± standard deviation, number of seeds; only settings with several finished."""
     found = []
     for group in group_by_seed(runs):
         finished = [runs[index] for index in group.members if runs[index].status == "finished"]
-        over = spread([run.number("accuracy.top1") for run in finished])
-        if over is not None:
-            found.append((group.name, f"{over.mean:.2f} ± {over.std:.2f}", over.n))
+        over = spread([run.result for run in finished])
+        if over is not None and (score := finished[0].score) is not None:
+            heading = finished[0].columns.get(score, score)
+            found.append((group.name, heading, f"{over.mean:.2f} ± {over.std:.2f}", over.n))
     return found
 
 
@@ -203,9 +211,13 @@ def _setting(value: Any) -> str:
 
 
 def _figures(runs: Sequence[Run]) -> list[Picture]:
-    accuracy = "Top-1 accuracy against what the teacher costs per image, 0 without a teacher. The accuracy axis is cut "
-    accuracy += "to the data; thin bars are one standard error for this many validation images."
-    drawn = [(figures.accuracy_against_cost(runs), accuracy)]
+    drawn = []
+    for score, name in figures.scores_of(runs).items():
+        caption = f"{name[0].upper()}{name[1:]} against what the teacher costs per image, 0 without a teacher. "
+        caption += "Its axis is cut to the data"
+        if any(run.per_sample for run in runs if run.score == score):
+            caption += "; thin bars are one standard error for this many validation samples"
+        drawn.append((figures.score_against_cost(runs, score, name), f"{caption}."))
     for what in figures.curves_of(runs):
         beside = ", dashed: its moving average (EMA)" if any(what.companion in run.metrics for run in runs) else ""
         drawn.append((figures.curve(runs, what), f"{what.title[0].upper()}{what.title[1:]}, by epoch{beside}."))

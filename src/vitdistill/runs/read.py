@@ -5,7 +5,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
@@ -19,12 +19,14 @@ from vitdistill.files import AVERAGED
 if TYPE_CHECKING:
     from vitdistill.data.source import DataSource
     from vitdistill.methods.method import Method
-    from vitdistill.models.backbone import Backbone
+    from vitdistill.models.network import Network
 
 Checkpoint = Literal["exported", "last", "best", "ema"]
 
 # Arguments that say where a run is written, not what it does.
 BOOKKEEPING = frozenset({"out", "resume", "overwrite", "config", "json"})
+# Metrics of runs that were written before run.json said what they are called: score, headings.
+_BEFORE = (("top1", {"top1": "top-1 %", "top5": "top-5 %"}), ("map", {"map": "frame mAP %"}))
 MISSING = object()
 _SEED_SUFFIX = re.compile(r"(?P<stem>.+?)[-_./ ]*(seed|s)?[-_ ]*\d+")
 
@@ -97,12 +99,32 @@ class Run:
         return self.path / "checkpoints" / "last.ckpt"
 
     @property
+    def score(self) -> str | None:
+        """Which metric says how good the student is; None for runs without labels."""
+        return score_of(self.info, self.metrics)
+
+    @property
+    def per_sample(self) -> bool:
+        """Whether the score is the share of validation samples that are right."""
+        return bool(self.info.get("score_per_sample", self.score == _BEFORE[0][0]))
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """What the metrics are called, by name: headings, in percent."""
+        return columns_of(self.info, self.metrics)
+
+    @property
+    def result(self) -> float | None:
+        """The score that the run ended with."""
+        return None if self.score is None else self.number(f"accuracy.{self.score}")
+
+    @property
     def teacher_gmacs(self) -> float | None:
         """GMACs per image that the teacher cost: 0 for a run known to have no teacher, None when unknown."""
         cost = self.number("cost.teacher_gmacs_per_image")
         return 0.0 if cost is None and self.has_no_teacher else cost
 
-    def student(self, checkpoint: Checkpoint = "exported") -> "Backbone":
+    def student(self, checkpoint: Checkpoint = "exported") -> "Network":
         """The student as training left it, or as a checkpoint holds it.
 
         Args:
@@ -217,7 +239,7 @@ def read_run(path: str | Path) -> Run:
         raise UserError("A run directory holds run.json or config.yaml", f"{path} ({what})", remedy)
     problems: list[str] = []
     info = _read_mapping(path / "run.json", problems)
-    config = _read_mapping(path / "config.yaml", problems)
+    config = current(_read_mapping(path / "config.yaml", problems))
     return Run(
         path,
         path.resolve().name,
@@ -300,6 +322,44 @@ def _finite(value: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None
+
+
+def score_of(info: Mapping[str, Any], metrics: Iterable[str] = ()) -> str | None:
+    """Which metric says how good a run's student is; None for runs without labels.
+
+    Args:
+        info: contents of run.json.
+        metrics: columns of metrics.csv, for runs that were written before run.json said it.
+    """
+    if "score" in info:
+        return info["score"]
+    before = _before(info, metrics)
+    return None if before is None else before[0]
+
+
+def columns_of(info: Mapping[str, Any], metrics: Iterable[str] = ()) -> dict[str, str]:
+    """What a run's metrics are called, by name; arguments as of `score_of`."""
+    if isinstance(info.get("metrics"), Mapping):
+        return dict(info["metrics"])
+    before = _before(info, metrics)
+    return {} if before is None else dict(before[1])
+
+
+def _before(info: Mapping[str, Any], metrics: Iterable[str]) -> tuple[str, dict[str, str]] | None:
+    known = {*(info.get("accuracy") or {}), *(name.removeprefix("val/") for name in metrics)}
+    return next((named for named in _BEFORE if named[0] in known), None)
+
+
+def current(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as it would be written today: runs of `detect` are those of `finetune --task actions`."""
+    if not {"videos", "threshold", "val"} <= set(config):
+        return config
+    names = ("train", "val", "labels", "evaluated", "detections", "excluded", "threshold", "start", "frame_rate")
+    actions = {name: config.get(name) for name in names}
+    if actions["detections"] is None:
+        actions["threshold"] = None  # which is that of detections
+    rest = {name: value for name, value in config.items() if name not in (*names, "videos")}
+    return {**rest, "data": config["videos"], "task": "actions", "actions": actions}
 
 
 # --- settings --------------------------------------------------------------------------------------------

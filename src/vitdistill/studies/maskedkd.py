@@ -57,7 +57,8 @@ def row_of(title: str, info: dict[str, Any]) -> dict[str, Any]:
     with_teacher = info["teacher"] is not None
     return {
         "run": title,
-        "top1": info["accuracy"]["top1"],
+        "score": info["accuracy"][info["score"]],
+        "heading": info["metrics"][info["score"]],
         "teacher_tokens": tokens.get("kept") if with_teacher else None,
         "teacher_tokens_of": tokens.get("of") if with_teacher else None,
         "teacher_mmacs_per_image": cost["teacher_gmacs_per_image"] * 1e3 if with_teacher else None,
@@ -74,7 +75,7 @@ def show(result: dict[str, Any]) -> None:
 
     columns = (
         "student trained with",
-        "top-1 %",
+        result["rows"][0]["heading"],
         "patches",
         "teacher MMACs/img",
         "teacher TMACs",
@@ -86,7 +87,7 @@ def show(result: dict[str, Any]) -> None:
         patches = f"{row['teacher_tokens']} of {row['teacher_tokens_of']}" if row["teacher_tokens"] else "-"
         numbers = [row[key] for key in ("teacher_mmacs_per_image", "teacher_tmacs_total", "teacher_ms_per_image")]
         cells = ["-" if number is None else f"{number:.3f}" for number in numbers]
-        table.add_row(row["run"], f"{row['top1']:.1f}", patches, *cells, f"{row['seconds']:.0f}")
+        table.add_row(row["run"], f"{row['score']:.1f}", patches, *cells, f"{row['seconds']:.0f}")
     console = Console(width=None if Console().is_terminal else 110)
     console.print(table)
     console.print(

@@ -57,8 +57,9 @@ def run(folder: Path, epochs: int, seed: int, overwrite: bool, announce: Callabl
         rows.append(
             {
                 "student": title,
-                "neighbours_top1": neighbours,
-                "top1": tuned["accuracy"]["top1"],
+                "neighbours": neighbours,
+                "score": tuned["accuracy"][tuned["score"]],
+                "heading": tuned["metrics"][tuned["score"]],
                 "distilling_s": seconds,
                 "finetuning_s": tuned["seconds"],
             }
@@ -97,12 +98,13 @@ def show(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    columns = ("student", "10 neighbours, top-1 %", "fine-tuned, top-1 %", "distilling s", "fine-tuning s")
+    heading = result["rows"][0]["heading"]
+    columns = ("student", f"10 neighbours, {heading}", f"fine-tuned, {heading}", "distilling s", "fine-tuning s")
     table = Table(*columns, title="Handwritten digits: what a small ViT learns from an MAE teacher without labels")
     for row in result["rows"]:
-        near = "-" if row["neighbours_top1"] is None else f"{row['neighbours_top1']:.1f}"
+        near = "-" if row["neighbours"] is None else f"{row['neighbours']:.1f}"
         distilling = f"{row['distilling_s']:.0f}" if row["distilling_s"] else "-"
-        table.add_row(row["student"], near, f"{row['top1']:.1f}", distilling, f"{row['finetuning_s']:.0f}")
+        table.add_row(row["student"], near, f"{row['score']:.1f}", distilling, f"{row['finetuning_s']:.0f}")
     console = Console(width=None if Console().is_terminal else 110)
     console.print(table)
     console.print(

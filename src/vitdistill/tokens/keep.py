@@ -1,12 +1,16 @@
 """How many patches to keep: a number, a fraction, or a schedule over training."""
 
 import math
+from collections import Counter
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from itertools import pairwise
 from numbers import Real
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from vitdistill.errors import UserError
 
+T = TypeVar("T", bound=Hashable)
 _REMEDY = "Give a count such as 98, a fraction such as 0.5, or a schedule such as '1.0->0.5' or '0:1.0,0.5:0.25'"
 
 
@@ -86,12 +90,55 @@ class KeepSchedule:
         return all("." in str(keep) and float(keep) == 1.0 for _, keep in self.points)
 
     def count(self, progress: float, patches: int) -> int:
-        """Patches kept at a training progress in [0, 1], out of `patches`."""
+        """Patches kept at a training progress in [0, 1], out of `patches`.
+
+        Under a linear schedule the number changes between steps, up to `patches` times in a training; compiled code is
+        compiled again at each change.
+        """
         counts = [(at, keep_count(keep, patches)) for at, keep in self.points]
         if self.linear:
             (_, start), (_, end) = counts
             return math.floor(start + (end - start) * min(max(progress, 0.0), 1.0) + 0.5)
         return [count for at, count in counts if at <= max(progress, 0.0)][-1]
+
+
+def progress_at(step: int, steps: int) -> float:
+    """Share of a training that is done at a step of it: 0 at the first, 1 at the last; 0 if there is but one."""
+    return step / max(1, steps - 1)
+
+
+def tally(value_at: Callable[[float], T], steps: int, done: int | None = None) -> Counter[T]:
+    """How many steps of a training have which value (patches kept, say), where the value depends on its progress.
+
+    Training asks its method at every step; this counts the same without asking at every step: at a thousand of them,
+    and in between only where neighbours differ. A value that comes and goes within a thousandth is not seen.
+
+    Args:
+        value_at: the value at a training progress in [0, 1].
+        steps: of the whole training.
+        done: count the first so many of them only.
+
+    Example:
+        >>> schedule = KeepSchedule.parse("0:1.0,0.1:0.25")
+        >>> tally(lambda progress: schedule.count(progress, 196), steps=5)
+        Counter({49: 4, 196: 1})
+    """
+    last = (steps if done is None else done) - 1
+    if last < 0:
+        return Counter()
+    asked = {round(part * last / 1000) for part in range(1001)}
+    values = {step: value_at(progress_at(step, steps)) for step in sorted(asked)}
+    counts = Counter([values[last]])
+    gaps = list(pairwise(values))
+    while gaps:
+        low, high = gaps.pop()
+        if high - low == 1 or values[low] == values[high]:
+            counts[values[low]] += high - low
+        else:
+            middle = (low + high) // 2
+            values[middle] = value_at(progress_at(middle, steps))
+            gaps += [(low, middle), (middle, high)]
+    return counts
 
 
 def _step(part: str) -> tuple[float, str]:

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from vitdistill.errors import UserError
 from vitdistill.files import write_atomically
-from vitdistill.models.backbone import Backbone
+from vitdistill.models.network import Network
 from vitdistill.models.record import WEIGHTS, ModelRecord
 
 
@@ -42,7 +42,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError("The checkpoint must be whole", f"{path} ({str(error).splitlines()[0][:160]})") from error
 
 
-def load_student(path: str | Path) -> Backbone:
+def load_student(path: str | Path) -> Network:
     """The student of `RUN/checkpoints/*.ckpt`, built as `RUN/student.json` says.
 
     Raises:
@@ -77,7 +77,7 @@ def student_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 class SaveCheckpoints(Checkpoint):
-    """`last.ckpt` after every epoch and `best.ckpt` whenever the method's validation score rises."""
+    """`last.ckpt` after every epoch and `best.ckpt` whenever the task's validation score rises."""
 
     def __init__(self, folder: Path) -> None:
         self.last, self.best_path = folder / "last.ckpt", folder / "best.ckpt"
@@ -95,9 +95,9 @@ class SaveCheckpoints(Checkpoint):
         self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        score = pl_module.row.get(f"val/{pl_module.method.score}")
-        improved = score is not None and score > self.best
-        if improved:
+        task = pl_module.method.task
+        score = None if task is None else pl_module.row.get(f"val/{task.score}")
+        if score is not None and score > self.best:
             self.best, self.best_epoch = score, trainer.current_epoch
             trainer.save_checkpoint(self.best_path)  # before `last`, so that a kill in between only repeats it
         trainer.save_checkpoint(self.last)

@@ -15,9 +15,11 @@ from vitdistill.data.loader import Batch, CorruptLog
 from vitdistill.data.order import EpochBatchSampler, seed_everything_at
 from vitdistill.errors import UserError
 from vitdistill.methods.method import Method
-from vitdistill.models.build import adapter_of
+from vitdistill.models.ema import moving_average
+from vitdistill.models.families import as_network
+from vitdistill.tokens.keep import progress_at
 from vitdistill.training.clock import Clock
-from vitdistill.training.optim import make_optimizer, make_schedule, plan_groups
+from vitdistill.training.optim import make_optimizer, make_schedules, plan_groups
 from vitdistill.training.settings import Settings
 
 
@@ -28,7 +30,8 @@ class TrainingModule(pl.LightningModule):
     all there is to know about its randomness.
 
     Attributes:
-        row: what the epoch has measured, for the metrics file: name -> number. Holds no times.
+        row: what the epoch has measured, for the metrics file: name -> number. Holds no times. `keep` is the number of
+            patches kept in its last step.
         listeners: called with each epoch's row, before its checkpoint is written.
         position: (epoch, batch) at which training goes on; what a checkpoint has to know.
     """
@@ -58,10 +61,11 @@ class TrainingModule(pl.LightningModule):
         self._ema: list[ModelEmaV3] = []  # in a list, so that it is no submodule
         self._ema_state: dict[str, Tensor] | None = None
         self._ema_steps = 0
-        scored = ("val", "ema") if method.uses_labels else ()
         # Every metric by itself: metrics that agree in the first batch would be taken for one.
         self._metrics = nn.ModuleDict(
-            {name: MetricCollection(dict(method.metrics()), compute_groups=False) for name in scored}
+            {name: MetricCollection(dict(method.task.metrics()), compute_groups=False) for name in ("val", "ema")}
+            if method.task is not None
+            else {}
         )
         self._val_row: dict[str, float] = {}
         self._val_sum = torch.zeros(2, dtype=torch.float64)  # loss, images; this process
@@ -72,8 +76,8 @@ class TrainingModule(pl.LightningModule):
         optim = self.settings.optim
         optimizer = make_optimizer(self.method, self._groups, optim, self._global_batch)
         steps = -(-len(self._sampler) // optim.accumulate)
-        schedule = make_schedule(optimizer, optim, self.settings.epochs, steps)
-        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+        schedules = make_schedules(optimizer, optim, self.settings.epochs, steps)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"} for schedule in schedules]
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         scheduler.step_update(num_updates=self.global_step)
@@ -83,14 +87,14 @@ class TrainingModule(pl.LightningModule):
         self.clock = Clock(self.device)
         self.method.clock = self.clock.part
         if self.settings.optim.ema is not None:
-            self._ema = [ModelEmaV3(self.method.student.net, decay=self.settings.optim.ema)]
+            self._ema = [moving_average(self.method.student.net, self.settings.optim.ema)]
             if self._ema_state is not None:
                 self._ema[0].module.load_state_dict(self._ema_state)
 
-    @property
-    def progress(self) -> float:
-        """Share of the training that is done: 0 in the first epoch, 1 in the last."""
-        return self.current_epoch / max(1, self.settings.epochs - 1)
+    def progress(self, batch_idx: int) -> float:
+        """Share of the training that is done at a batch of this epoch: 0 at the first of all, 1 at the last."""
+        batches = len(self._sampler)
+        return progress_at(self.current_epoch * batches + batch_idx, self.settings.epochs * batches)
 
     # --- training -----------------------------------------------------------------------------------------------
 
@@ -102,12 +106,12 @@ class TrainingModule(pl.LightningModule):
         seed_everything_at(self.settings.seed, "step", self.current_epoch, batch_idx, self.global_rank)
         self._note_unreadable(batch)
         images, targets = self._on_device.train(batch.images, batch.targets)
-        step = self.method(images, targets, self.progress)
+        step = self.method(images, targets, self.progress(batch_idx))
         self._note(step.loss, batch_idx)
         values = {"train/loss": step.loss.detach(), **{f"train/{name}": value for name, value in step.terms.items()}}
-        if step.teacher_logits is not None:
-            hits = step.teacher_logits.argmax(dim=-1) == (targets if targets.ndim == 1 else targets.argmax(dim=-1))
-            values["teacher/top1"] = 100 * hits.float().mean()
+        if step.teacher_prediction is not None and self.method.task is not None and targets is not None:
+            hits = self.method.task.hits(step.teacher_prediction, targets)
+            values |= {f"teacher/{name}": 100 * share for name, share in hits.items()}
         for name, value in {**values, "batches": torch.ones_like(step.loss.detach())}.items():
             self._sums[name] = self._sums[name] + value.to(self._wide) if name in self._sums else value.to(self._wide)
         return step.loss
@@ -160,7 +164,7 @@ class TrainingModule(pl.LightningModule):
         self.position = (self.current_epoch, batch_idx + 1)
         if self.global_step > self._ema_steps:  # not in the middle of an accumulated step
             self._ema_steps = self.global_step
-            self.method.after_step()
+            self.method.after_step(self.progress(batch_idx))
             if self._ema:
                 self._ema[0].update(self.method.student.net)
 
@@ -169,7 +173,7 @@ class TrainingModule(pl.LightningModule):
         self.position = (self.current_epoch + 1, 0)
         sums = self._summed()
         batches = sums.pop("batches")
-        kept = self.method.kept_patches(self.progress)
+        kept = self.method.kept_patches(self.progress(len(self._sampler) - 1))
         self.row = {
             "epoch": self.current_epoch,
             "step": self.global_step,
@@ -197,26 +201,27 @@ class TrainingModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._note_unreadable(batch)
-        if len(batch.images) == 0:
+        if (count := len(batch.index)) == 0:
             return
         images = self._on_device.eval(batch.images)
-        if not self.method.uses_labels:
+        if (task := self.method.task) is None:
             # The same masks in every epoch, so that epochs can be compared.
             seed_everything_at(self.settings.seed, "validation", batch_idx, self.global_rank)
             with self._off_the_clock():
-                loss = self.method(images, batch.targets, self.progress).loss
-            self._note_val_loss(loss * len(images), len(images))
+                loss = self.method(images, batch.targets, self.progress(len(self._sampler) - 1)).loss
+            self._note_val_loss(loss * count, count)
             return
-        predictions = self.method.predict(self.method.student, images, batch.targets)
-        loss_of_batch = self.method.validation_loss(predictions, batch.targets)
+        assert isinstance(images, Tensor) and batch.targets is not None  # one view of labelled data
+        predictions = task.predict(self.method.student, images, batch.targets)
+        loss_of_batch = task.validation_loss(predictions, batch.targets)
         if loss_of_batch is not None:
-            self._note_val_loss(loss_of_batch, len(images))
+            self._note_val_loss(loss_of_batch, count)
         known = {"target": batch.targets, "index": batch.index}
         self._metrics["val"].update(preds=predictions, **known)  # type: ignore[operator]
         if self._ema:
-            average = adapter_of(self._ema[0].module)
+            average = as_network(self._ema[0].module)
             self._metrics["ema"].update(  # type: ignore[operator]
-                preds=self.method.predict(average, images, batch.targets), **known
+                preds=task.predict(average, images, batch.targets), **known
             )
 
     @contextmanager

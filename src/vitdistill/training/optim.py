@@ -1,11 +1,12 @@
-"""Optimizer and schedule, both timm's."""
+"""Optimizer and schedules, both timm's."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
+from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
@@ -30,7 +31,10 @@ def plan_groups(method: Method, optim: Optim) -> list[Group]:
     """Which parameters decay, and how fast each layer learns: timm's rules for the student, the same for the rest.
 
     Made before a strategy wraps the method: FSDP flattens parameters, and the rules look at their dimensions.
-    Parameters of the method outside the student (projections, decoders) get no layer decay.
+
+    The rules are timm's (`param_groups_weight_decay` and `param_groups_layer_decay`, which `create_optimizer_v2`
+    calls with what the network says of itself). Of these only names and options are kept. They take a whole module,
+    so what belongs to the method outside the student (projections, decoders) is grouped here; it has no layer decay.
     """
     names = {id(parameter): name for name, parameter in method.named_parameters()}
     rules = create_optimizer_v2(
@@ -59,7 +63,8 @@ def make_optimizer(method: nn.Module, groups: list[Group], optim: Optim, global_
         for wrapper in wrappers:
             name = name.replace(wrapper, "")
         parameters[name] = parameter
-    options: dict[str, Any] = {"betas": tuple(optim.betas)} if optim.name.startswith("adam") else {}
+    # timm leaves them out where the optimizer has none.
+    options: dict[str, Any] = {} if optim.betas is None else {"betas": tuple(optim.betas)}
     return create_optimizer_v2(
         [{"params": [parameters[name] for name in group.names], **group.options} for group in groups],
         opt=optim.name,
@@ -69,20 +74,61 @@ def make_optimizer(method: nn.Module, groups: list[Group], optim: Optim, global_
     )
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, optim: Optim, epochs: int, steps_per_epoch: int) -> Scheduler:
-    """Warm-up and cosine decay, updated every optimizer step (timm's per-epoch schedule, interpolated)."""
+def make_schedules(
+    optimizer: torch.optim.Optimizer, optim: Optim, epochs: int, steps_per_epoch: int
+) -> list[Scheduler]:
+    """Schedules of the learning rate and, if asked for, the weight decay, to be updated after every optimizer step.
+
+    Args:
+        optimizer: whose groups are changed.
+        optim: which schedule.
+        epochs: of the whole training, the warm-up included.
+        steps_per_epoch: optimizer steps.
+
+    Example:
+        >>> schedules = make_schedules(optimizer, Optim(schedule="poly", power=0.9), epochs=10, steps_per_epoch=100)
+        >>> for schedule in schedules:
+        ...     schedule.step_update(num_updates=steps_done)
+    """
     steps = max(1, epochs * steps_per_epoch)
     warmup = min(round(optim.warmup_epochs * steps_per_epoch), steps - 1)
-    if optim.schedule == "constant":
-        # A cosine whose floor is its peak: the warm-up stays.
-        floor = min(float(group["lr"]) for group in optimizer.param_groups)
-    else:
-        floor = optim.min_lr
-    return CosineLRScheduler(
+    peak = max(float(group["lr"]) for group in optimizer.param_groups)
+    decays = [max(1, round(epoch * steps_per_epoch)) for epoch in optim.milestones]
+    if optim.schedule == "wsd":
+        decays = [min(*decays, steps - warmup) if decays else max(1, round(0.2 * (steps - warmup)))]
+    # timm counts in epochs; here one of its epochs is one step, so that none of its products is rounded.
+    schedule, _ = create_scheduler_v2(
         optimizer,
-        t_initial=steps,
-        lr_min=floor,
-        warmup_t=warmup,
-        warmup_lr_init=optim.warmup_lr,
-        t_in_epochs=False,
+        sched=optim.schedule,
+        num_epochs=steps,
+        warmup_epochs=warmup,
+        warmup_lr=min(optim.warmup_lr, peak),
+        min_lr=min(optim.min_lr, peak),
+        decay_epochs=decays[0] if decays else None,
+        decay_milestones=[step + 1 for step in decays],  # timm decays at the step before each of these
+        decay_rate=optim.power if optim.schedule == "poly" else optim.decay_rate,
+        step_on_epochs=False,
+        updates_per_epoch=1,
     )
+    decay = [] if optim.weight_decay_end is None else [WeightDecaySchedule(optimizer, optim.weight_decay_end, steps)]
+    return [schedule, *decay]
+
+
+class WeightDecaySchedule(Scheduler):
+    """Weight decay along a cosine from each group's own to `end` (DINO, Caron et al., 2021); groups without keep none.
+
+    timm's schedules are of the learning rate: its cosine sets no other field, and multiplies by a layer's rate.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, end: float, steps: int) -> None:
+        self.end, self.steps = end, steps
+        super().__init__(optimizer, param_group_field="weight_decay", t_in_epochs=False)
+
+    def _get_lr(self, t: int) -> list[float]:
+        left = 0.5 * (1 + math.cos(math.pi * min(t, self.steps) / self.steps))
+        return [self.end + (start - self.end) * left if start else 0.0 for start in self.base_values]
+
+    def update_groups(self, values: float | list[float]) -> None:
+        assert isinstance(values, list)
+        for group, value in zip(self.optimizer.param_groups, values, strict=True):
+            group["weight_decay"] = value

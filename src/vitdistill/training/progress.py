@@ -1,4 +1,4 @@
-"""What a person sees while a run is under way: images per second, time left, loss, accuracy."""
+"""What a person sees while a run is under way: samples per second, time left, loss, accuracy."""
 
 import sys
 import time
@@ -8,17 +8,22 @@ import lightning.pytorch as pl
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from vitdistill.tasks.task import Task
+
 
 class ProgressBar(pl.Callback):
     """One bar over the whole training on a terminal; one line per epoch elsewhere."""
 
-    def __init__(self, images_per_step: int, unit: str = "img") -> None:
+    def __init__(self, samples_per_step: int, unit: str, task: Task | None) -> None:
         """
         Args:
-            images_per_step: of all devices.
-            unit: what they are called: images, or clips.
+            samples_per_step: of all devices.
+            unit: what they are called: images, videos, ...
+            task: whose score to show; None shows the loss alone.
         """
-        self.images_per_step, self.unit = images_per_step, unit
+        self.samples_per_step, self.unit = samples_per_step, unit
+        # By the metrics' column: what stands before its value.
+        self.shown = {} if task is None else {f"val/{task.score}": task.columns[task.score].removesuffix(" %")}
         self.console = Console(stderr=True)
         self.bar: Progress | None = None
         self.epochs = 0
@@ -63,9 +68,8 @@ class ProgressBar(pl.Callback):
 
     def on_row(self, row: dict[str, float]) -> None:
         """Show an epoch's scores."""
-        names = {"val/top1": "top-1", "val/map": "mAP"}
         scores = f"loss {row['train/loss']:.3f}"
-        scores += "".join(f"  {name} {row[column]:.1f}%" for column, name in names.items() if column in row)
+        scores += "".join(f"  {name} {row[column]:.1f}%" for column, name in self.shown.items() if column in row)
         if self.bar is not None:
             self.bar.update(self.task, scores=scores)
         else:
@@ -84,4 +88,4 @@ class ProgressBar(pl.Callback):
             self.bar = None
 
     def _rate(self) -> float:
-        return self._epoch_steps * self.images_per_step / max(self._epoch_end - self._epoch_start, 1e-9)
+        return self._epoch_steps * self.samples_per_step / max(self._epoch_end - self._epoch_start, 1e-9)

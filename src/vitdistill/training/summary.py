@@ -5,21 +5,24 @@ from typing import Any
 
 from vitdistill.methods.method import Method, Pass
 from vitdistill.models.backbone import Backbone
-from vitdistill.models.macs import backbone_macs
+from vitdistill.models.network import Network
+from vitdistill.tokens.keep import tally
 from vitdistill.training.module import TrainingModule
 
 
-def describe(backbone: Backbone) -> dict[str, Any]:
+def describe(network: Network) -> dict[str, Any]:
     """Name, size and grid of a network."""
     return {
-        "name": backbone.name,
-        "params": sum(parameter.numel() for parameter in backbone.parameters()),
-        "grid": str(backbone.grid),
-        "image_size": list(backbone.image_size),
+        "name": network.name,
+        "params": sum(parameter.numel() for parameter in network.parameters()),
+        "grid": str(network.grid) if isinstance(network, Backbone) else None,
+        "image_size": list(network.input.size),
     }
 
 
-def cost_of(method: Method, epochs: int, images_per_epoch: int, epochs_done: int) -> dict[str, Any]:
+def cost_of(
+    method: Method, *, epochs: int, steps_per_epoch: int, images_per_epoch: int, epochs_done: int
+) -> dict[str, Any]:
     """Tokens kept, and MACs of forward passes: per image (or clip) at the end of training, and the teachers' in total.
 
     What a step computes, and in `..._full_per_image` whole passes over every patch, which is what the student costs
@@ -28,44 +31,55 @@ def cost_of(method: Method, epochs: int, images_per_epoch: int, epochs_done: int
     Args:
         method: what was trained.
         epochs: of the whole training.
+        steps_per_epoch: batches, at each of which the method is asked how many patches it keeps.
         images_per_epoch: images, or clips.
         epochs_done: of them, so far.
     """
-    progress = [epoch / max(1, epochs - 1) for epoch in range(epochs)]
+    passes = method.passes(1.0)
     cost: dict[str, Any] = {
-        "student_gmacs_per_image": _gmacs(method.student_passes(progress[-1])),
-        "student_gmacs_full_per_image": _gmacs([Pass(method.student)]),
+        "student_gmacs_per_image": _gmacs([one for one in passes if one.role == "student"]),
+        "student_gmacs_full_per_image": _gmacs([Pass("student", method.student)]),
     }
-    passes = method.teacher_passes()
-    if not passes:
+    teachers = [one for one in passes if one.role == "teacher"]
+    if not teachers:
         return {"tokens": None, "cost": cost}
-    full = _gmacs([Pass(one.backbone, times=one.times) for one in passes])
-    counts = [method.kept_patches(at) for at in progress]
-    masks_teacher = getattr(method, "mask", "teacher") == "teacher"
-    # Criteria that ask a network for its attention pay for its pass whenever something is masked.
-    asked = _gmacs([Pass(backbone) for backbone in method.extra_passes()])
-    per_epoch = [
-        _gmacs([one._replace(patches=k) for one in passes] if masks_teacher else passes) + (asked if k else 0.0)
-        for k in counts
-    ]
-    teacher = passes[0].backbone
-    patches = teacher.grid.count if masks_teacher else method.student.grid.count
+    full = _gmacs([Pass("teacher", one.network, times=one.times) for one in teachers])
+    gmacs: dict[int | None, float] = {}
+
+    def kept_at(progress: float) -> int | None:
+        kept = method.kept_patches(progress)
+        if kept not in gmacs:
+            # Frozen networks that only rank patches are paid for as well.
+            gmacs[kept] = _gmacs([one for one in method.passes(progress) if one.role != "student"])
+        return kept
+
+    steps, done, last = epochs * steps_per_epoch, epochs_done * steps_per_epoch, kept_at(1.0)
+    in_all, so_far = tally(kept_at, steps), tally(kept_at, steps, done)
     return {
-        "tokens": {"kept": counts[-1] or patches, "of": patches},
+        "tokens": _tokens(method, teachers[0].network),
         "cost": {
             **cost,
-            "teacher_gmacs_per_image": per_epoch[-1],
+            "teacher_gmacs_per_image": gmacs[last],
             "teacher_gmacs_full_per_image": full,
-            "teacher_gmacs_total": sum(per_epoch[:epochs_done]) * images_per_epoch,
-            "saved_fraction": round(1 - sum(per_epoch) / (full * epochs), 6) + 0.0,  # no negative zero
+            "teacher_gmacs_total": sum(gmacs[k] * n for k, n in so_far.items()) / steps_per_epoch * images_per_epoch,
+            # + 0.0: no negative zero
+            "saved_fraction": round(1 - sum(gmacs[k] * n for k, n in in_all.items()) / (full * steps), 6) + 0.0,
         },
     }
+
+
+def _tokens(method: Method, teacher: Network) -> dict[str, int] | None:
+    """Patches that the masked network sees in the end, of all that it has; the teacher's where none is masked."""
+    network = method.masked or teacher
+    if not isinstance(network, Backbone):
+        return None
+    return {"kept": method.kept_patches(1.0) or network.grid.count, "of": network.grid.count}
 
 
 def _gmacs(passes: Sequence[Pass]) -> float:
     total = 0
     for one in passes:
-        macs = backbone_macs(one.backbone, one.patches, capture=one.capture)
+        macs = one.network.macs(one.kept, one.capture)
         total += one.times * (macs.total if one.embeds else macs.total - macs.patch_embed)
     return total / 1e9
 

@@ -17,13 +17,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vitdistill.costing.measure import hardware
-from vitdistill.data.actions.key_frames import KeyFrames
-from vitdistill.data.clips.sampling import check_length
 from vitdistill.data.device import OnDevice
 from vitdistill.data.loader import CorruptLog, default_workers, make_loader
 from vitdistill.data.order import EpochBatchSampler, EvalBatchSampler
+from vitdistill.data.samples import ViewOptions
 from vitdistill.data.source import DataSource
-from vitdistill.data.transforms import training_transform, validation_transform
 from vitdistill.errors import UserError
 from vitdistill.files import AVERAGED, is_first_process
 from vitdistill.methods.method import Method
@@ -38,9 +36,10 @@ from vitdistill.training.checkpoints import (
 )
 from vitdistill.training.interrupt import Interrupted, StopBetweenSteps
 from vitdistill.training.module import TrainingModule
+from vitdistill.training.optim import scaled_lr
 from vitdistill.training.precision import training_precision
 from vitdistill.training.progress import ProgressBar
-from vitdistill.training.settings import Settings
+from vitdistill.training.settings import SCHEDULE_OPTIONS, Settings
 from vitdistill.training.summary import cost_of, describe, speed_of, versions
 
 log = logging.getLogger(__name__)
@@ -88,8 +87,8 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
             run.drop_rows_from(0)
     run.update(
         student=describe(method.student),
-        teacher=describe(method.teachers[0].backbone) if method.teachers else None,
-        teachers=[describe(teacher.backbone) for teacher in method.teachers],
+        teacher=describe(method.teachers[0].network) if method.teachers else None,
+        teachers=[describe(teacher.network) for teacher in method.teachers],
         data={
             "name": source.name,
             "train_images": len(source.train),
@@ -100,9 +99,13 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
         versions=versions(),
         seed=settings.seed,
         epochs=settings.epochs,
+        # What the columns of the metrics are called, which of them counts, and whether it has a binomial error.
+        metrics={} if method.task is None else method.task.columns,
+        score=None if method.task is None else method.task.score,
+        score_per_sample=method.task is not None and method.task.per_sample,
     )
     if settings.compile:
-        for backbone in (method.student, *(teacher.backbone for teacher in method.teachers)):
+        for backbone in (method.student, *(teacher.network for teacher in method.teachers)):
             backbone.compile_blocks()
     started = time.perf_counter()
     status = "failed"
@@ -120,6 +123,20 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
     return _finish(parts, method, run)
 
 
+def warn_about_rates(settings: Settings, global_batch: int) -> None:
+    """Say where `warmup_lr` or `min_lr`, which the batch does not scale, is above the peak, which it does."""
+    optim = settings.optim
+    peak = scaled_lr(optim, global_batch)
+    for name in ("warmup_lr", "min_lr"):
+        looked_at = optim.warmup_epochs > 0 if name == "warmup_lr" else optim.schedule in SCHEDULE_OPTIONS[name]
+        if looked_at and getattr(optim, name) > peak:
+            log.warning(
+                "--optim.%s %g is above the peak learning rate of %g (for a global batch of %d), which replaces it; "
+                "lower --optim.%s, or raise --optim.lr",
+                *(name, getattr(optim, name), peak, global_batch, name),
+            )
+
+
 def _warn_about_warmup(settings: Settings) -> None:
     if settings.optim.warmup_epochs >= settings.epochs > 1:
         log.warning(
@@ -130,11 +147,19 @@ def _warn_about_warmup(settings: Settings) -> None:
 
 
 def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: Settings) -> _Parts:
+    spec = method.student.input
+    views = ViewOptions(
+        augment=settings.augment, stride=settings.stride, sampling=settings.sampling, labels=method.task is not None
+    )
+    source.train.check(spec, views)
+    train_transform = source.train.transform(spec, views, train=True)
+    val_transform = source.val.transform(spec, views, train=False)
     trainer = _trainer(run, settings)
     world, rank = trainer.world_size, trainer.global_rank
     global_batch = settings.batch_size * world * settings.optim.accumulate
+    warn_about_rates(settings, global_batch)
     augment = settings.augment.resolved()
-    on_device = OnDevice(augment, method.student.mean, method.student.std, len(source.classes))
+    on_device = OnDevice(augment, method.student.input.mean, method.student.input.std, len(source.classes))
     on_device.check_batch_size(settings.batch_size)
     sampler = EpochBatchSampler(
         len(source.train),
@@ -156,24 +181,17 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
     module = TrainingModule(
         method, settings, on_device, sampler, corrupt, len(source.train) + len(source.val), global_batch
     )
-    bar = ProgressBar(settings.batch_size * world, "img" if settings.sampling is None else "clips")
+    bar = ProgressBar(settings.batch_size * world, f"{source.train.word}s", method.task)
     if trainer.is_global_zero:
         module.listeners += [run.add_row, bar.on_row]
     callbacks = [_Timing(), bar, StopBetweenSteps(run.last), SaveCheckpoints(run.checkpoints)]
     trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
-    if not isinstance(source.train, KeyFrames):  # around a key frame the ends of a video are repeated
-        check_length(source.train, settings.sampling)
-    place = (settings.image_size, settings.sampling)
-    train_transform = training_transform(source, settings.augment, *place, labels=method.uses_labels)
     train_loader = make_loader(source.train, train_transform, sampler, **options)
-    val_loader = make_loader(
-        source.val, validation_transform(source, settings.augment, *place), eval_sampler, **options
-    )
+    val_loader = make_loader(source.val, val_transform, eval_sampler, **options)
     return _Parts(module, trainer, train_loader, val_loader, global_batch)
 
 
 def _trainer(run: RunDirectory, settings: Settings) -> pl.Trainer:
-    logging.getLogger("timm.scheduler.cosine_lr").setLevel(logging.ERROR)  # about runs of a single step
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     disable_possible_user_warnings()
@@ -251,8 +269,8 @@ class _Timing(pl.Callback):
 
 def _write_record(method: Method, source: DataSource, run: RunDirectory) -> None:
     """student.json, at the start: checkpoints can be read with it before the run is over."""
-    record = replace(record_of(method.student.net), classes=list(source.classes) if method.uses_labels else [])
-    record.mean, record.std = list(method.student.mean), list(method.student.std)
+    record = replace(record_of(method.student.net), classes=list(source.classes) if method.task is not None else [])
+    record.mean, record.std = list(method.student.input.mean), list(method.student.input.std)
     record.write(run.path)
 
 
@@ -264,16 +282,26 @@ def _results(parts: _Parts, source: DataSource, run: RunDirectory, seconds: floa
     before = run.read_info().get("seconds") or 0.0
     result: dict[str, Any] = {"seconds": round(before + seconds, 2)}
     if rows:
+        columns = () if method.task is None else tuple(method.task.columns)
         last = {name: float(value) for name, value in rows[-1].items()}
-        best, average = f"best_{method.score}", f"ema/{method.score}"
         saves = next(c for c in parts.trainer.callbacks if isinstance(c, SaveCheckpoints))  # type: ignore[attr-defined]
         result["accuracy"] = {
-            **{name: round(last[f"val/{name}"], 4) for name in (*_measured(parts), "loss") if f"val/{name}" in last},
+            **{name: round(last[f"val/{name}"], 4) for name in (*columns, "loss") if f"val/{name}" in last},
             **_best_loss(method, rows),
-            **({best: round(saves.best, 4), "best_epoch": saves.best_epoch} if saves.best_epoch >= 0 else {}),
-            **({f"ema_{method.score}": round(last[average], 4)} if average in last else {}),
         }
-    result |= cost_of(method, settings.epochs, images_per_epoch, epochs_done=len(rows))
+        if method.task is not None:
+            score = method.task.score
+            if saves.best_epoch >= 0:
+                result["accuracy"] |= {f"best_{score}": round(saves.best, 4), "best_epoch": saves.best_epoch}
+            if f"ema/{score}" in last:
+                result["accuracy"][f"ema_{score}"] = round(last[f"ema/{score}"], 4)
+    result |= cost_of(
+        method,
+        epochs=settings.epochs,
+        steps_per_epoch=len(parts.module._sampler),
+        images_per_epoch=images_per_epoch,
+        epochs_done=len(rows),
+    )
     if speed := speed_of(parts.module, settings.batch_size, parts.trainer.world_size):
         result["speed"] = speed
         result["peak_memory_gib"] = _peak_memory_gib(parts.trainer.strategy.root_device)
@@ -283,15 +311,10 @@ def _results(parts: _Parts, source: DataSource, run: RunDirectory, seconds: floa
     return result
 
 
-def _measured(parts: _Parts) -> list[str]:
-    """What validation measures besides the loss."""
-    return list(parts.module.method.metrics()) if parts.module.method.uses_labels else []
-
-
 def _best_loss(method: Method, rows: list[dict[str, str]]) -> dict[str, float]:
     """Lowest validation loss of a run without labels; nothing where no epoch was validated."""
     losses = [float(row["val/loss"]) for row in rows if "val/loss" in row]
-    return {"best_loss": min(losses)} if losses and not method.uses_labels else {}
+    return {"best_loss": min(losses)} if losses and method.task is None else {}
 
 
 def _peak_memory_gib(device: torch.device) -> float:
@@ -316,13 +339,14 @@ def _finish(parts: _Parts, method: Method, run: RunDirectory) -> dict[str, Any]:
 def _export(method: Method, run: RunDirectory) -> None:
     # From the checkpoint, which is whole under every strategy; the module may be in shards.
     content, record = read_checkpoint(run.last), ModelRecord.read(run.path)
-    export_weights(student_weights(content["state_dict"]), run.path / WEIGHTS, record)
+    weights = {WEIGHTS: student_weights(content["state_dict"])}
     state = {name.removeprefix("method."): value for name, value in content["state_dict"].items()}
-    for name, weights in method.exports(state).items():
-        export_weights(weights, run.path / name, record)
-        run.wrote(name)
+    weights |= method.artifacts(state)
     if content["vitdistill"]["ema"] is not None:
-        export_weights(content["vitdistill"]["ema"], run.path / AVERAGED, record)
+        weights[AVERAGED] = content["vitdistill"]["ema"]
+    for name, tensors in weights.items():
+        export_weights(tensors, run.path / name, record)
+    run.wrote(*weights)
     run.update(status="finished")
 
 

@@ -14,6 +14,7 @@ from vitdistill.training.precision import has_bf16
 
 if TYPE_CHECKING:
     from vitdistill.models.backbone import Backbone
+    from vitdistill.models.network import Network
     from vitdistill.models.teacher import Teacher
     from vitdistill.types import TokenGrid
 
@@ -40,7 +41,7 @@ def bench(
 
     Args:
         teacher: Teacher: a timm name, name@weights-file, run directory or bundled name.
-        student: Student, named likewise; adds its training step with and without the saliency.
+        student: Student, named as the teacher is; adds its training step with and without the saliency.
         keep: Teacher patches kept, a count (98) or a fraction (0.5), or several of them ([0.75, 0.5, 0.25]).
         batch_size: Images per step.
         image_size: Side of the input images in pixels, for both networks.
@@ -59,14 +60,14 @@ def bench(
         UserError: for an unknown model, a `keep` outside the teacher's grid, or a device that is not there.
     """
     from vitdistill.costing.measure import hardware
+    from vitdistill.models.backbone import with_tokens
     from vitdistill.models.teacher import Teacher
 
     _check_positive(batch_size=batch_size, repeats=repeats)
     where, number = _device(device), _dtype(dtype, _device(device))
-    guest = Teacher(_build(teacher, teacher_args, image_size).to(where), dtype=number)
-    grid = guest.backbone.grid
-    counts = _counts(guest.backbone, keep if isinstance(keep, list) else [keep])
-    images = _images(guest.backbone, batch_size, image_size, where)
+    frozen = Teacher(_build(teacher, teacher_args, image_size).to(where), dtype=number)
+    counts = _counts(frozen.network, keep if isinstance(keep, list) else [keep])
+    images = _images(frozen.network, batch_size, image_size, where)
     result: dict[str, Any] = {
         "teacher": teacher,
         "batch_size": batch_size,
@@ -75,13 +76,15 @@ def bench(
         "dtype": str(number).removeprefix("torch."),
         "compiled": compile,
         "hardware": hardware(),
-        "teacher_passes": measure_teacher(guest, images, counts, repeats, compile=compile),
+        "teacher_passes": measure_teacher(frozen, images, counts, repeats, compile=compile),
     }
     if student is not None:
-        learner = _build(student, student_args, image_size).to(where)
-        seen = _images(learner, batch_size, image_size, where)
+        trained = with_tokens(_build(student, student_args, image_size).to(where))
+        seen = _images(trained, batch_size, image_size, where)
         result["student"] = student
-        result["student_step"] = measure_student(learner, seen, grid, counts[-1], number, repeats, compile=compile)
+        result["student_step"] = measure_student(
+            trained, seen, frozen.grid, counts[-1], number, repeats, compile=compile
+        )
     print(jsonlib.dumps(result)) if json else _print(result)
     return result
 
@@ -106,10 +109,11 @@ def measure_teacher(
         limit of the gain), the measured gain, and its share of the limit.
     """
     from vitdistill.costing.measure import compare, peak_memory_bytes
-    from vitdistill.models.macs import backbone_macs
+    from vitdistill.models.backbone import Backbone
     from vitdistill.tokens.select import random_scores, top_k
 
-    backbone, patches = teacher.backbone, teacher.backbone.grid.count
+    network = teacher.network
+    patches = network.grid.count if isinstance(network, Backbone) else 1
     selections: dict[int, Tensor | None] = {patches: None}
     for count in counts:
         if count != patches:
@@ -119,13 +123,13 @@ def measure_teacher(
         run()  # workspaces and buffers of a first pass are not activations
     memory = {name: peak_memory_bytes(run, images.device) for name, run in passes.items()}
     if compile:
-        backbone.compile_blocks()
+        network.compile_blocks()
     timings = compare(passes, repeats, device=images.device)
 
     size = (images.shape[-2], images.shape[-1])
     rows: list[dict[str, Any]] = []
     for count, kept in selections.items():
-        macs = backbone_macs(backbone, None if kept is None else count, image_size=size).total
+        macs = network.macs(None if kept is None else count, size=size).total
         row = {"patches": count, "gmacs_per_image": macs / 1e9, **timings[str(count)].as_dict(len(images))}
         row["peak_memory_bytes"] = memory[str(count)]
         row["mac_ratio"] = rows[0]["gmacs_per_image"] / row["gmacs_per_image"] if rows else 1.0
@@ -162,7 +166,7 @@ def measure_student(
     from vitdistill.costing.measure import compare
     from vitdistill.tokens.grids import transfer
     from vitdistill.tokens.select import top_k
-    from vitdistill.types import NOTHING, BackboneOutput, Capture
+    from vitdistill.types import NOTHING, Capture, Output
 
     student.train()
     if compile:
@@ -170,19 +174,19 @@ def measure_student(
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-6)
     targets = torch.randint(student.num_classes, (len(images),), device=images.device)
 
-    def forward(capture: Capture) -> BackboneOutput:
+    def forward(capture: Capture) -> Output:
         with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
             return student(images, capture=capture)
 
-    def select(output: BackboneOutput) -> Tensor:
+    def select(output: Output) -> Tensor:
         return top_k(transfer(student.saliency(output), student.grid, grid), count)
 
     def step(with_saliency: bool) -> None:
         output = forward(student.saliency_capture() if with_saliency else NOTHING)
         if with_saliency:
             select(output)
-        assert output.logits is not None  # every pass of the student goes up to the head
-        torch.nn.functional.cross_entropy(output.logits.float(), targets).backward()
+        assert output.prediction is not None  # every pass of the student goes up to the head
+        torch.nn.functional.cross_entropy(output.prediction.float(), targets).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -204,30 +208,34 @@ def measure_student(
 # --- reading the arguments ---------------------------------------------------------------------------------------
 
 
-def _build(spec: str, args: dict[str, Any] | None, image_size: int | None) -> "Backbone":
+def _build(spec: str, args: dict[str, Any] | None, image_size: int | None) -> "Network":
     from vitdistill.models.build import build
 
     return build(spec, args=args, image_size=None if "img_size" in (args or {}) else image_size)
 
 
-def _images(backbone: "Backbone", batch_size: int, image_size: int | None, device: torch.device) -> Tensor:
-    from vitdistill.models.families.opaque import Opaque
+def _images(network: "Network", batch_size: int, image_size: int | None, device: torch.device) -> Tensor:
+    from vitdistill.models.network import Opaque
 
-    any_size = isinstance(backbone, Opaque) and image_size is not None
-    size = (image_size, image_size) if any_size else backbone.image_size
-    return torch.randn(batch_size, len(backbone.mean), *size, device=device)  # type: ignore[arg-type]
+    any_size = isinstance(network, Opaque) and image_size is not None
+    size = (image_size, image_size) if any_size else network.input.size
+    return torch.randn(batch_size, len(network.input.mean), *size, device=device)  # type: ignore[arg-type]
 
 
-def _counts(backbone: "Backbone", keeps: list[int | float]) -> list[int]:
+def _counts(network: "Network", keeps: list[int | float]) -> list[int]:
+    """Patches kept, most first; of a network whose patches are not known, 1 stands for all."""
+    from vitdistill.models.backbone import Backbone
     from vitdistill.tokens.keep import keep_count
 
-    if not backbone.maskable and any(str(keep) != "1.0" for keep in keeps):
-        raise UserError(
-            f"{backbone.name} cannot leave out patches", f"keep {keeps}", "Use --keep 1.0, or a ViT, DeiT or CaiT"
-        )
     if not keeps:
         raise UserError("keep must name at least one number of patches", keeps)
-    return sorted({keep_count(keep, backbone.grid.count) for keep in keeps}, reverse=True)
+    if not isinstance(network, Backbone) or not network.maskable:
+        if any(str(keep) != "1.0" for keep in keeps):
+            raise UserError(
+                f"{network.name} cannot leave out patches", f"keep {keeps}", "Use --keep 1.0, or a ViT, DeiT or CaiT"
+            )
+        return [1]
+    return sorted({keep_count(keep, network.grid.count) for keep in keeps}, reverse=True)
 
 
 def _check_positive(**numbers: int) -> None:

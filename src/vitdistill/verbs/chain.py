@@ -166,14 +166,16 @@ def _show(results: dict[str, dict[str, Any]], as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("step", "verb", "top-1 %", "validation loss", "minutes")
+    from vitdistill.runs.read import columns_of, score_of
+
+    scores = {score: columns_of(info)[score] for info in results.values() if (score := score_of(info)) is not None}
+    table = Table("step", "verb", *scores.values(), "validation loss", "minutes")
     for name, info in results.items():
         accuracy = info.get("accuracy") or {}
-        top1 = accuracy.get("top1")
         table.add_row(
             name,
             str(info.get("verb", "")),
-            "-" if top1 is None else f"{top1:.2f}",
+            *(f"{accuracy[score]:.2f}" if score in accuracy else "-" for score in scores),
             f"{accuracy['loss']:.4f}" if "loss" in accuracy else "-",
             f"{info.get('seconds', 0) / 60:.1f}",
         )

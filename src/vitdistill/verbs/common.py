@@ -7,35 +7,28 @@ import torch
 from torch import nn
 
 from vitdistill.data.source import DataSource
-from vitdistill.data.transforms import clip_sampling
 from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
+from vitdistill.models.network import Network
 from vitdistill.models.presets import BUNDLED
+from vitdistill.models.surgery.drop_path import set_drop_path
 from vitdistill.models.teacher import Teacher
 from vitdistill.training.precision import cpu_has_bf16, has_bf16
-from vitdistill.training.settings import Settings
+from vitdistill.training.settings import Optim, Settings
 from vitdistill.verbs.arguments import Model
 
 
-def settings_of(arguments: dict[str, Any], student: Backbone, source: DataSource) -> Settings:
-    """The training engine's settings out of a training verb's arguments.
-
-    Raises:
-        UserError: when a network over clips is given images, or one over images options of clips.
-    """
-    given = {"stride": arguments.get("stride"), "sampling": arguments.get("sampling", "dense")}
-    if given["sampling"] == "uniform":
-        refuse_without_effect(given, {}, ["stride"], "unless --sampling is dense")
-    sampling = clip_sampling(student, source, given["stride"], given["sampling"])
-    if sampling is None:
-        refuse_without_effect(given, {"sampling": "dense"}, given, "on a network over images")
+def settings_of(arguments: dict[str, Any], optim_default: Optim = Optim()) -> Settings:
+    """The training engine's settings out of a training verb's arguments."""
+    sampling = arguments.get("sampling", "dense")
     names = ("epochs", "batch_size", "seed", "augment", "optim", "loader", "precision", "compile")
     return Settings(
         **{name: arguments[name] for name in names},
-        image_size=student.image_size,
         trainer=arguments["trainer"] or {},
-        sampling=sampling,
+        optim_default=optim_default,
+        stride=arguments.get("stride"),
+        sampling=None if sampling == "dense" else sampling,  # dense says nothing, so it is no option given for images
     )
 
 
@@ -48,7 +41,7 @@ def make_student(
     pretrained: bool = False,
     drop_path: float = 0.0,
     classes: int | None = None,
-) -> Backbone:
+) -> Network:
     """The student with a head for the data's classes (or `classes`), at the data's or the given image size.
 
     Raises:
@@ -72,6 +65,8 @@ def make_student(
         image_size=image_size or source.image_size,
         pretrained=pretrained,
     )
+    if isinstance(spec, str) and not options.get("drop_path_rate"):
+        set_drop_path(student, 0.0)  # some architectures (Swin) have a default above 0
     if classes:
         _check_classes("student", student.num_classes, student.name, source)
     return student
@@ -80,7 +75,7 @@ def make_student(
 def make_teacher(
     spec: Model,
     source: DataSource | None,
-    student: Backbone,
+    student: Network,
     *,
     args: dict[str, Any] | None = None,
     text_embeddings: str | None = None,
@@ -92,17 +87,13 @@ def make_teacher(
     Raises:
         UserError: when its class count differs from the data's, if a source is given.
     """
-    backbone = build(spec, args=args, pretrained=True)
-    embeddings = _embeddings(text_embeddings)
-    teacher = Teacher(
-        backbone,
-        mean=student.mean,
-        std=student.std,
-        dtype=_dtype(dtype, trainer, backbone.width if backbone.blocks else 0),
-        text_embeddings=embeddings,
+    network = build(spec, args=args, pretrained=True)
+    width = network.width if isinstance(network, Backbone) else 0
+    teacher = Teacher.of(
+        network, student, dtype=_dtype(dtype, trainer, width), text_embeddings=_embeddings(text_embeddings)
     )
     if source is not None:
-        _check_classes("teacher", teacher.num_classes, backbone.name, source)
+        _check_classes("teacher", teacher.num_classes, network.name, source)
     return teacher
 
 

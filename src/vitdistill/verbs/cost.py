@@ -1,7 +1,6 @@
 """`vitdistill cost`: what a distillation will cost, before anything is spent."""
 
 import json as jsonlib
-from collections import Counter
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +16,8 @@ CONVENTION = (
 )
 # Backward computes two products per linear map (for inputs and for weights) where forward computes one.
 TRAINING_FORWARDS = 3
+# Schedules go by the step, of which the data would say how many there are; more of them change next to nothing.
+STEPS_PER_EPOCH = 1000
 
 
 def cost(
@@ -38,7 +39,7 @@ def cost(
 
     Args:
         teacher: Teacher: a timm name, name@weights-file, run directory or bundled name.
-        student: Student, named likewise; adds its training cost and the teacher's share of a step.
+        student: Student, named as the teacher is; adds its training cost and the teacher's share of a step.
         keep: Teacher patches kept: a count (98), a fraction (0.5), or a schedule ('1.0->0.5', '0:1.0,0.5:0.25'),
             of which the average over training is taken.
         image_size: Side of the input images in pixels, for both networks. A teacher at a resolution of its own takes
@@ -96,21 +97,24 @@ def _teacher_macs(
     spec: str, args: dict[str, Any] | None, image_size: int | None, keep: int | float | str, epochs: int
 ) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
     """MACs per image of the whole and of the masked teacher, by part and in total, and what the teacher is."""
-    from vitdistill.models.macs import Macs, backbone_macs
-    from vitdistill.tokens.keep import KeepSchedule
+    from vitdistill.models.backbone import Backbone
+    from vitdistill.models.macs import Macs
+    from vitdistill.tokens.keep import KeepSchedule, tally
 
     backbone, size = _on_meta(spec, args, image_size)
-    patches, schedule = backbone.grid.count, KeepSchedule.parse(keep)
+    patches = backbone.grid.count if isinstance(backbone, Backbone) else 1
+    schedule = KeepSchedule.parse(keep)
     if not backbone.maskable and any(str(part) != "1.0" for _, part in schedule.points):
         raise UserError(f"{spec} cannot leave out patches", f"keep {keep}", "Use --keep 1.0, or a ViT, DeiT or CaiT")
-    counts = Counter(schedule.count((epoch + 0.5) / epochs, patches) for epoch in range(epochs))
+    steps = epochs * STEPS_PER_EPOCH
+    counts = tally(lambda progress: schedule.count(progress, patches), steps)
 
-    whole = backbone_macs(backbone, image_size=size)
+    whole = backbone.macs(size=size)
     over_training = Macs()
-    for count, share in counts.items():
-        over_training += (whole if count == patches else backbone_macs(backbone, count, image_size=size)) * share
-    kept = {part: value / epochs for part, value in _by_part(over_training).items()}
-    average = sum(count * share for count, share in counts.items()) / epochs
+    for count, number in counts.items():
+        over_training += (whole if count == patches else backbone.macs(count, size=size)) * number
+    kept = {part: value / steps for part, value in _by_part(over_training).items()}
+    average = sum(count * number for count, number in counts.items()) / steps
     facts = {
         "image_size": list(size),
         "teacher_patches": patches,
@@ -120,21 +124,19 @@ def _teacher_macs(
 
 
 def _student_macs(spec: str, args: dict[str, Any] | None, image_size: int | None) -> dict[str, float]:
-    from vitdistill.models.macs import backbone_macs
-
     backbone, size = _on_meta(spec, args, image_size)
-    return _by_part(backbone_macs(backbone, image_size=size))
+    return _by_part(backbone.macs(size=size))
 
 
 def _on_meta(spec: str, args: dict[str, Any] | None, image_size: int | None) -> tuple[Any, tuple[int, int]]:
     """A backbone without weights, and the height and width of its input in pixels."""
     from vitdistill.models.build import build
-    from vitdistill.models.families.opaque import Opaque
+    from vitdistill.models.network import Opaque
 
     own_size = "img_size" in (args or {})
     backbone = build(spec, args=args, image_size=None if own_size else image_size, meta=True)
     free = isinstance(backbone, Opaque) and image_size is not None and not own_size
-    return backbone, (image_size, image_size) if free and image_size else backbone.image_size
+    return backbone, (image_size, image_size) if free and image_size else backbone.input.size
 
 
 def _by_part(macs: Any) -> dict[str, float]:

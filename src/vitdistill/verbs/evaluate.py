@@ -1,4 +1,4 @@
-"""`vitdistill evaluate`: accuracy on a validation set."""
+"""`vitdistill evaluate`: accuracy on a validation set, or frame mAP of a run of `finetune --task actions`."""
 
 import math
 from dataclasses import replace
@@ -8,13 +8,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitdistill.data.clips.sampling import Views
+from vitdistill.data.actions.files import ActionFiles
 from vitdistill.data.loader import CorruptLog
-from vitdistill.errors import UserError
-from vitdistill.evaluation.loading import Checkpoint, Reader, open_subject
-from vitdistill.models.backbone import Backbone
+from vitdistill.errors import UserError, refuse_without_effect
+from vitdistill.evaluation.loading import Reader, open_subject
+from vitdistill.models.backbone import Backbone, with_tokens
 from vitdistill.models.names import ModelName
+from vitdistill.models.network import Network
+from vitdistill.runs.read import Checkpoint, Run, find_run
+from vitdistill.tasks.classification import Classification
 from vitdistill.tokens.keep import keep_count
+from vitdistill.verbs.signatures import options_of
 
 
 def evaluate(
@@ -33,13 +37,17 @@ def evaluate(
     device: str = "auto",
     workers: int | None = None,
     model_args: dict[str, Any] | None = None,
+    actions: ActionFiles = ActionFiles(),
+    out: str | None = None,
     json: bool = False,
 ) -> dict[str, Any]:
-    """Top-1 and top-5 accuracy of a run or a model on the validation images or videos.
+    """Top-1 and top-5 accuracy of a run or a model on the validation images or videos; of a run of `finetune --task
+    actions` frame mAP at IoU 0.5, in all and per action.
 
     Args:
         model: run directory, timm name (pretrained weights are downloaded), name@weights-file, or a bundled name.
-        data: folder with a val/ folder, or a bundled source; by default the run's own data.
+        data: folder with a val/ folder, or a bundled source; of actions, the folder of videos. By default the
+            run's own.
         checkpoint: of a run: the exported student, the last or best checkpoint, or the averaged weights.
         keep: evaluate on the patches to which the model itself attends: a count or a fraction; 1.0 takes all.
         clips: of videos: test clips spread over each video, whose probabilities are averaged; Kinetics is tested with
@@ -54,11 +62,34 @@ def evaluate(
         device: auto, cpu, cuda, ...
         workers: loader processes.
         model_args: further arguments of the architecture.
+        actions: of actions: annotations to test on; by default the run's own. `--actions.detections none` tests on the
+            annotated boxes.
+        out: of actions: folder for predictions.csv (as AVA submissions are) and detection.json.
         json: print one JSON object in place of the table.
 
     Returns:
-        top1, top5 and loss, in percent and nats, with the number of images, and of views of each.
+        top1, top5 and loss, in percent and nats, with the number of images, and of views of each. Of actions, map and
+        the ap of each in percent, with the number of boxes, key frames and unreadable ones.
     """
+    values = dict(locals())
+    defaults = {name: option.default for name, option in options_of("evaluate").items()}
+    run = find_run(model)
+    if run is not None and run.config.get("task") == "actions":
+        unused = ("keep", "clips", "crops", "sampling", "image_size", "crop_pct", "model_args")
+        refuse_without_effect(values, defaults, unused, "on a run of finetune --task actions")
+        return _actions(
+            run,
+            data=data,
+            files=actions,
+            checkpoint=checkpoint,
+            stride=stride,
+            batch_size=batch_size,
+            device=device,
+            workers=workers,
+            out=out,
+            as_json=json,
+        )
+    refuse_without_effect(values, defaults, ("actions", "out"), "unless the model is a run of finetune --task actions")
     subject = open_subject(
         model,
         data=data,
@@ -66,7 +97,8 @@ def evaluate(
         image_size=image_size,
         crop_pct=crop_pct,
         model_args=model_args,
-        views=Views(clips, crops),
+        clips=clips,
+        crops=crops,
         stride=stride,
         sampling=sampling,
     )
@@ -87,35 +119,31 @@ def evaluate(
     return result
 
 
-def _check_keep(backbone: Backbone, keep: int | float) -> None:
+def _check_keep(network: Network, keep: int | float) -> None:
     """Refuse to leave out patches of networks without attention."""
-    if keep_count(keep, backbone.grid.count) < backbone.grid.count or not isinstance(keep, float) or keep != 1:
+    if not isinstance(keep, float) or keep != 1:
+        backbone = with_tokens(network)
+        keep_count(keep, backbone.grid.count)
         backbone.saliency_capture()
 
 
 def _accuracy(reader: Reader, keep: int | float) -> dict[str, Any]:
-    from torchmetrics.functional.classification import multiclass_accuracy
-
     backbone, source = reader.subject.backbone, reader.subject.source
-    views = reader.subject.views.count
+    views = reader.subject.options.clips * reader.subject.options.crops
     backbone.eval().to(reader.place)
     corrupt, scores, targets = CorruptLog.of(source.val), [], []
     for images, labels_of_batch in reader.batches(source.val, corrupt, "evaluating"):
         logits = _logits(backbone, images, keep).float().cpu()
         scores.append(logits.log_softmax(dim=1) if views == 1 else averaged(logits, views))
+        assert labels_of_batch is not None  # labelled data was opened
         targets.append(labels_of_batch)
     log_probabilities, labels = torch.cat(scores), torch.cat(targets)
-    classes = len(source.classes)
-    result: dict[str, Any] = {
-        f"top{k}": round(
-            100
-            * float(multiclass_accuracy(log_probabilities, labels, classes, top_k=min(k, classes), average="micro")),
-            4,
-        )
-        for k in (1, 5)
-    }
+    task, result = Classification(len(source.classes)), {}
+    for name, metric in task.metrics().items():
+        metric.update(preds=log_probabilities, target=labels)
+        result[name] = round(100 * float(metric.compute()), 4)
     result["loss"] = float(torch.nn.functional.nll_loss(log_probabilities, labels))
-    return {**result, "classes": classes, "images": len(labels), "views": views, "unreadable": len(corrupt.paths)}
+    return {**result, "classes": task.classes, "images": len(labels), "views": views, "unreadable": len(corrupt.paths)}
 
 
 def averaged(logits: Float[Tensor, "bv c"], views: int) -> Float[Tensor, "b c"]:
@@ -124,15 +152,14 @@ def averaged(logits: Float[Tensor, "bv c"], views: int) -> Float[Tensor, "b c"]:
 
 
 @torch.inference_mode()
-def _logits(backbone: Backbone, images: torch.Tensor, keep: int | float) -> torch.Tensor:
+def _logits(backbone: Network, images: torch.Tensor, keep: int | float) -> torch.Tensor:
     from vitdistill.tokens.select import top_k
 
-    count = keep_count(keep, backbone.grid.count)
     kept = None
-    if count < backbone.grid.count:
-        ranking = backbone(images, capture=replace(backbone.saliency_capture(), logits=False))
+    if isinstance(backbone, Backbone) and (count := keep_count(keep, backbone.grid.count)) < backbone.grid.count:
+        ranking = backbone(images, capture=replace(backbone.saliency_capture(), head=False))
         kept = top_k(backbone.saliency(ranking), count)
-    logits = backbone(images, keep=kept).logits
+    logits = backbone(images, keep=kept).prediction
     assert logits is not None
     return logits
 
@@ -151,8 +178,7 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
         "data": result["data"],
         "images": str(result["images"]),
         "views": str(result["views"]),
-        "top-1 %": f"{result['top1']:.2f}",
-        **({"top-5 %": f"{result['top5']:.2f}"} if result["classes"] > 5 else {}),
+        **{heading: f"{result[name]:.2f}" for name, heading in Classification(result["classes"]).headings().items()},
         "loss": f"{result['loss']:.4f}",
     }
     if result["views"] == 1:
@@ -160,3 +186,27 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
     table = Table(*columns)
     table.add_row(*columns.values())
     Console().print(table)
+
+
+def _actions(run: Run, *, as_json: bool, **options: Any) -> dict[str, Any]:
+    """Test a run with the task actions, and print a table of them."""
+    import json
+
+    from vitdistill.evaluation.actions import evaluate_actions
+
+    result = evaluate_actions(run, **options)
+    if as_json:
+        print(json.dumps(result))
+        return result
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("id", "action", "annotated", "AP %")
+    for action in result["actions"]:
+        ap = "-" if action["ap"] is None else f"{action['ap']:.2f}"
+        table.add_row(str(action["id"]), action["name"], str(action["annotated"]), ap)
+    table.add_section()
+    count = sum(action["annotated"] for action in result["actions"])
+    table.add_row("", f"mAP at IoU {result['iou']}", str(count), f"{result['map']:.2f}")
+    Console().print(table)
+    return result

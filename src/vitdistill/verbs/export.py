@@ -10,8 +10,9 @@ from typing import Any, Literal
 import torch
 
 from vitdistill.errors import UserError
-from vitdistill.models.backbone import Backbone
+from vitdistill.models.network import Network
 from vitdistill.models.record import ModelRecord
+from vitdistill.runs.directory import list_in_run
 from vitdistill.runs.read import Checkpoint, read_run
 
 
@@ -45,7 +46,7 @@ def export(
     student = read_run(folder).student(checkpoint).eval()
     path = Path(out) if out else folder / "export" / f"student.{format}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    images = torch.randn(3, *student.input_shape, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(3, *student.input.shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = student.net(images)
     result = (
@@ -59,6 +60,7 @@ def export(
         raise UserError(
             f"The exported {format} file must give the student's logits", f"a difference of {difference:.2e}"
         )
+    list_in_run(path)
     result |= {
         "path": str(path),
         "format": format,
@@ -69,10 +71,11 @@ def export(
     return result
 
 
-def _safetensors(student: Backbone, path: Path, images: torch.Tensor) -> dict[str, Any]:
+def _safetensors(student: Network, path: Path, images: torch.Tensor) -> dict[str, Any]:
     """Write, then load again the way a user will: with timm alone."""
     import timm
 
+    from vitdistill.models.backbone import with_tokens
     from vitdistill.models.build import build
     from vitdistill.models.record import record_of
     from vitdistill.models.surgery.attention_heads import set_heads
@@ -83,7 +86,8 @@ def _safetensors(student: Backbone, path: Path, images: torch.Tensor) -> dict[st
         raise UserError("Only architectures of timm can be exported for timm")
     export_weights(student.net.state_dict(), path, record)
     net = timm.create_model(record.architecture, checkpoint_path=str(path), **record.args).eval()
-    set_heads(build(net), record.heads)
+    if record.heads:
+        set_heads(with_tokens(build(net)), record.heads)
     with torch.inference_mode():
         return {"logits": net(images), "load": loading_code(record, path)}
 
@@ -104,7 +108,7 @@ def loading_code(record: ModelRecord, path: Path) -> str:
     return lines[0] if len(lines) == 1 else "\n".join([f"model = {lines[0]}", *lines[1:]])
 
 
-def _onnx(student: Backbone, path: Path, images: torch.Tensor, dynamic_batch: bool) -> dict[str, Any]:
+def _onnx(student: Network, path: Path, images: torch.Tensor, dynamic_batch: bool) -> dict[str, Any]:
     try:
         import onnxruntime
     except ImportError:

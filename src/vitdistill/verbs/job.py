@@ -22,10 +22,11 @@ from vitdistill.verbs.signatures import documentation, options_of, signature_of
 if TYPE_CHECKING:
     from vitdistill.data.source import DataSource
     from vitdistill.methods.method import Method
-    from vitdistill.models.backbone import Backbone
     from vitdistill.models.families.video_vit import VideoViT
+    from vitdistill.models.network import Network
     from vitdistill.models.teacher import Teacher
     from vitdistill.runs.read import Run
+    from vitdistill.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ def trains(
     labels: bool = True,
     needs: Iterable[Needs] = (),
     resolve: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    finish: "Callable[[Job, RunDirectory, dict[str, Any]], dict[str, Any]] | None" = None,
     **defaults: Any,
 ) -> Callable[[Callable[..., Any]], Callable[..., dict[str, Any]]]:
     """Make a training verb of a function that takes a `Job` and returns the method to train.
@@ -44,6 +46,7 @@ def trains(
         labels: False where training ignores labels: any folder of images will do, and what needs labels is refused.
         needs: which options have an effect only beside others.
         resolve: checks the values further and returns those that it fills in, before they are recorded.
+        finish: what the first process does after training, before the report; returns the content of run.json.
         defaults: of shared options, where they differ from those in `arguments.py`.
 
     Example:
@@ -63,7 +66,7 @@ def trains(
             check(verb, values, needs, labels=labels)
             if resolve is not None:
                 values |= resolve(values)
-            return _train(verb, function, values, labels=labels)
+            return _train(verb, function, values, labels=labels, finish=finish)
 
         def rebuild(run: "Run") -> "Method":
             """The method of a run, with its student as the run left it and all else as it began."""
@@ -86,25 +89,40 @@ def _recorded(verb: str, run: "Run") -> dict[str, Any]:
     return parse_config(verb, required | {name: run.config[name] for name in options if name in run.config})
 
 
-def _train(verb: str, function: Callable[..., Any], values: dict[str, Any], *, labels: bool) -> dict[str, Any]:
+def _train(
+    verb: str, function: Callable[..., Any], values: dict[str, Any], *, labels: bool, finish: Callable[..., Any] | None
+) -> dict[str, Any]:
     resume, overwrite = values["resume"], values["overwrite"]
     config = {name: plain(_named(value)) for name, value in values.items() if name not in ("resume", "overwrite")}
     run = RunDirectory.prepare(values["out"], verb, config, resume=resume, overwrite=overwrite)
 
-    from vitdistill.data.open import open_source
     from vitdistill.data.order import seed_everything_at
 
-    source = open_source(values["data"], labels=labels)
+    source, task = _opened(values, labels=labels)
     seed_everything_at(values["seed"], "initialisation")
-    method = _call(function, Job(verb, values, source))
+    job = Job(verb, values, source, task)
+    method = _call(function, job)
 
     from vitdistill.training.train import train
     from vitdistill.verbs.common import settings_of
 
-    info = train(method, source, run, settings_of(values, method.student, source), resume=resume)
+    settings = settings_of(values, options_of(verb)["optim"].default)
+    info = train(method, source, run, settings, resume=resume)
     if is_first_process():
+        info = info if finish is None else finish(job, run, info)
         write_report(run)
     return info
+
+
+def _opened(values: dict[str, Any], *, labels: bool) -> "tuple[DataSource, Task | None]":
+    """The data, and where there are labels the task on it. A task's own group of options has its name."""
+    from vitdistill.data.open import open_source
+    from vitdistill.tasks import task_class
+
+    if not labels:
+        return open_source(values["data"], labels=False), None
+    name = values.get("task", "classification")
+    return task_class(name).open(values["data"], augment=values["augment"], files=values.get(name))
 
 
 def _named(value: Any) -> Any:
@@ -149,12 +167,14 @@ class Job:
         verb: its name.
         values: of all options, by name.
         source: the data; None where a finished run's method is built again.
+        labelled: what its labels mean; None where they are ignored.
         rebuilding: the run whose method is built again: its student is then the run's, and nothing is trained.
     """
 
     verb: str
     values: dict[str, Any]
     source: "DataSource | None" = None
+    labelled: "Task | None" = None
     rebuilding: "Run | None" = None
 
     @property
@@ -163,11 +183,23 @@ class Job:
         return self.source
 
     @property
+    def task(self) -> "Task":
+        """What labels mean."""
+        assert self.labelled is not None, "training without labels has no task, and a run that is rebuilt no data"
+        return self.labelled
+
+    def task_of(self, network: "Network") -> "Task":
+        """The task; for a run that is rebuilt, classification into the network's classes."""
+        from vitdistill.tasks.classification import Classification
+
+        return self.labelled or Classification(network.num_classes, smoothing=self.smoothing)
+
+    @property
     def smoothing(self) -> float:
         """Label smoothing of the augmentation recipe."""
         return self.values["augment"].resolved().smoothing
 
-    def student(self, student: Student, **changes: Any) -> "Backbone":
+    def student(self, student: Student, **changes: Any) -> "Network":
         """The network to train, with a classifier for the data's classes."""
         from vitdistill.verbs.common import make_student
 
@@ -175,7 +207,7 @@ class Job:
             return self.rebuilding.student()
         return make_student(student.student, self.data, **{**_options(student), **changes})
 
-    def pretraining_student(self, student: Student, **changes: Any) -> "Backbone":
+    def pretraining_student(self, student: Student, **changes: Any) -> "Network":
         """A network over images to train without labels; no classifier, and drop path only as the verb sets it."""
         from vitdistill.verbs.pretraining import make_pretraining_student
 
@@ -193,25 +225,23 @@ class Job:
             return check_video(self.rebuilding.student(), "student")
         return make_video_student(student.student, self.data, **{**_options(student), **changes})
 
-    def clip_or_image_student(self, student: Student, *, images: bool) -> "Backbone":
+    def clip_or_image_student(self, student: Student, *, images: bool) -> "Network":
         """A network over clips with positions of space and time; over images where those are the data.
 
         Args:
             student: the options.
             images: whether data of images will do; videos are seen as clips all the same.
         """
-        from vitdistill.data.transforms import is_video
-
         if self.rebuilding is not None:
             return self.rebuilding.student()
-        if not images or is_video(self.data):
+        if not images or self.data.train.has_frames:
             return self.video_student(student, positions="sincos_3d")
         self.refuse("frames", why="on images")
         drop_path = {"drop_path_rate": self.values["drop_path"]}
         return self.pretraining_student(student, args={**drop_path, **(student.student_args or {})})
 
     def teacher(
-        self, spec: Any, student: "Backbone", *, args: Any = None, text: str | None = None, classes: bool = False
+        self, spec: Any, student: "Network", *, args: Any = None, text: str | None = None, classes: bool = False
     ) -> "Teacher":
         """A frozen network that takes the student's inputs, in the number format that `--teacher_dtype` names.
 

@@ -42,6 +42,6 @@ def mae(
     method = MAE(encoder, **options)
     if init is not None and job.rebuilding is None:
         method.load_full(full_file(init))
-        heads = head_count(encoder, 0)  # the weights' own, whatever was asked for
+        heads = head_count(method.student, 0)  # the weights' own, whatever was asked for
         check_heads(init, "student_args.num_heads", (student.student_args or {}).get("num_heads", heads), heads)
     return method

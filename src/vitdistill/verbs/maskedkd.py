@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
+from vitdistill.methods.terms.options import LOGITS, parse_terms
 from vitdistill.verbs.arguments import Model, Published, TeacherOptions
 from vitdistill.verbs.job import Job, trains
-from vitdistill.verbs.needs import ABOVE_0, GIVEN, needs
+from vitdistill.verbs.needs import ABOVE_0, GIVEN, Names, needs
 
 if TYPE_CHECKING:
     from vitdistill.methods.method import Method
@@ -13,9 +14,10 @@ if TYPE_CHECKING:
 @trains(
     needs=(
         needs("network", criterion=("network", "network+random")),
-        needs("random_share", criterion=("network+random", "student+random")),
+        needs("random_share", criterion=("network+random", "student+random", "teacher+random")),
         needs("teacher_text teacher_args", teacher=GIVEN),
-        needs("teacher_text teacher_args", alpha=ABOVE_0),
+        needs("teacher_text", alpha=ABOVE_0),
+        needs("alpha tau distillation teacher_text", distill=Names(LOGITS)),
     )
 )
 def maskedkd(
@@ -44,8 +46,13 @@ def maskedkd(
 
     network_to_train = job.student(student)
     guide = third = None
-    if teacher is not None and options["alpha"] > 0:
-        guide = job.teacher(teacher, network_to_train, args=teachers.teacher_args, text=teacher_text, classes=True)
+    # Class scores of no weight need no teacher; other terms need one, whatever its classes.
+    terms = [name for name in parse_terms(options["distill"]) if name != LOGITS or options["alpha"] > 0]
+    if not terms:
+        job.refuse("teacher_args", why="unless --alpha is above 0")
+    elif teacher is not None:
+        classes = LOGITS in terms
+        guide = job.teacher(teacher, network_to_train, args=teachers.teacher_args, text=teacher_text, classes=classes)
     if network is not None:
         third = job.teacher(network, network_to_train)
     return MaskedKD(network_to_train, guide, network=third, smoothing=job.smoothing, **options)

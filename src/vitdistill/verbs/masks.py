@@ -57,6 +57,7 @@ def masks(
         some_images,
     )
     from vitdistill.reporting.pictures import picture_path
+    from vitdistill.runs.directory import list_in_run
     from vitdistill.tokens.keep import KeepSchedule
 
     models, images = _split(list(models), images)
@@ -91,10 +92,12 @@ def masks(
 
     shown = [Column(c.title, c.kept[:count], c.grid) for c in columns]
     mask_grid_figure(batch[:count], shown).savefig(path, dpi=150)
+    list_in_run(path)
     result: dict[str, Any] = {"masks": str(path), "images": len(batch), "models": []}
     if heatmap:
         beside = path.with_name(f"{path.stem}-heatmap{path.suffix}")
         heatmap_figure(columns).savefig(beside, dpi=150)
+        list_in_run(beside)
         result["heatmap"] = str(beside)
     for (title, _), column in zip(students, columns, strict=True):
         shares = keep_heatmap(column.kept, column.grid)

@@ -43,9 +43,7 @@ def mvd(
     Returns:
         The content of the run's run.json.
     """
-    from vitdistill.methods.mvd import MVD
-    from vitdistill.methods.per_token import PerToken
-    from vitdistill.methods.targets.features import feature_targets
+    from vitdistill.methods.mvd import MVD, per_token_distillation
 
     body = job.clip_or_image_student(student, images=teachers.video_teacher is None and bool(teachers.image_teacher))
     image, video = (
@@ -57,5 +55,5 @@ def mvd(
     )
     if per_token:
         shared = {name: options[name] for name in ("image_weight", "video_weight", "normalise", "loss")}
-        return PerToken(body, feature_targets(body, image_teacher=image, video_teacher=video, **shared))
+        return per_token_distillation(body, image_teacher=image, video_teacher=video, **shared)
     return MVD(body, image_teacher=image, video_teacher=video, **options)

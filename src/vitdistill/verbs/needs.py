@@ -9,12 +9,19 @@ ABOVE_0 = "is above 0"
 
 
 @dataclass(frozen=True)
+class Names:
+    """A condition on an option that joins names by +: that it names this one."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class Needs:
     """Options, and what they need to have an effect.
 
     Attributes:
         options: their names.
-        conditions: per other option `GIVEN`, `ABOVE_0`, or the values of which it must have one; one condition is
+        conditions: per other option `GIVEN`, `ABOVE_0`, `Names`, or the values of which it must have one; one is
             enough.
     """
 
@@ -49,11 +56,15 @@ def _holds(value: Any, wanted: Any) -> bool:
         return value is not None and value is not False
     if wanted is ABOVE_0:
         return value > 0
+    if isinstance(wanted, Names):
+        return wanted.name in str(value).split("+")
     return value in (wanted if isinstance(wanted, tuple) else (wanted,))
 
 
 def _words(wanted: Any) -> str:
     if wanted in (GIVEN, ABOVE_0):
         return str(wanted)
+    if isinstance(wanted, Names):
+        return f"names {wanted.name}"
     values = wanted if isinstance(wanted, tuple) else (wanted,)
     return f"is {' or '.join(str(value).lower() if isinstance(value, bool) else str(value) for value in values)}"

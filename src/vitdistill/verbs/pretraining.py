@@ -6,11 +6,11 @@ from typing import Any
 from torch import nn
 
 from vitdistill.data.source import DataSource
-from vitdistill.data.transforms import clip_sampling
 from vitdistill.errors import UserError, refuse_without_effect
-from vitdistill.models.backbone import Backbone
+from vitdistill.models.backbone import with_tokens
 from vitdistill.models.decoder import xavier
 from vitdistill.models.families.video_vit import VideoPositions, VideoViT, check_video
+from vitdistill.models.network import Network
 from vitdistill.models.surgery.positions import fix_positions
 from vitdistill.verbs.arguments import Model, Positions, is_fresh
 from vitdistill.verbs.common import make_student
@@ -24,7 +24,7 @@ def make_pretraining_student(
     image_size: int | None,
     pretrained: bool = False,
     positions: Positions = "sincos",
-) -> Backbone:
+) -> Network:
     """A student without a classifier; a fresh one with MAE's initialisation and, by default, fixed positions.
 
     A fresh one that mean-pools has its final norm in front of the pooling, where a decoder sees it.
@@ -40,14 +40,13 @@ def make_pretraining_student(
     if fresh and norm_behind_pooling(student) and "fc_norm" not in (args or {}):
         student = make(args={**(args or {}), "fc_norm": False})
     if isinstance(student, VideoViT):
-        clip_sampling(student, source, None, "dense")  # refuses images for it
         raise UserError("The student must see images", student.name, "Pre-train video ViTs with `videomae` or `mvd`")
     if fresh:
         xavier(student.net)
         if getattr(student.net, "cls_token", None) is not None:
             nn.init.normal_(student.net.cls_token, std=0.02)
         if positions == "sincos":
-            fix_positions(student)
+            fix_positions(with_tokens(student))
     return student
 
 

@@ -28,10 +28,11 @@ def resume(run: str) -> dict[str, Any]:
     if found.status == "finished":
         raise UserError("Only an unfinished run can be resumed", f"{found.path}, which is finished")
     name = found.verb
+    function = verb(name)
     if objects := found.objects:
         raise UserError(
             "A run that was given Python objects must be resumed in Python",
             f"{', '.join(objects)} in {found.path / 'config.yaml'}",
             f"Call vitdistill.{name}(..., resume=True) as before",
         )
-    return verb(name)(**parse_config(name, {**found.config, "out": str(found.path), "resume": True}))
+    return function(**parse_config(name, {**found.config, "out": str(found.path), "resume": True}))

@@ -159,7 +159,7 @@ def _option(name: str, hint: Any, default: Any, text: str, positional: bool = Fa
 
 
 def _followed(source: Source, function: ast.FunctionDef, keywords: str) -> Iterator[Option]:
-    """The options of the class to which a function hands its `**keywords`."""
+    """The options of the class to which a function hands its `**keywords`, and of those to which that one hands its."""
     imported = dict(names_of(function.body))
     for node in ast.walk(function):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
@@ -173,10 +173,10 @@ def _followed(source: Source, function: ast.FunctionDef, keywords: str) -> Itera
         assert isinstance(cls, ast.ClassDef)
         init = next(each for each in cls.body if isinstance(each, ast.FunctionDef) and each.name == "__init__")
         given = {each.arg for each in node.keywords}
-        keyword_only = {each.arg for each in init.args.kwonlyargs} - given
-        yield from (
-            option for option in _parameters(home, init, skip=len(init.args.args)) if option.name in keyword_only
-        )
+        keyword_only = {each.arg for each in init.args.kwonlyargs}
+        own = [option for option in _parameters(home, init, skip=len(init.args.args)) if option.name in keyword_only]
+        handed_on = () if init.args.kwarg is None else _followed(home, init, init.args.kwarg.arg)
+        yield from (option for option in (*own, *handed_on) if option.name not in given)
         return
     raise AssertionError(f"{source.module} hands its **{keywords} on to no class")
 

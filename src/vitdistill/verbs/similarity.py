@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from vitdistill.errors import UserError, refuse_without_effect
+from vitdistill.errors import UserError
 from vitdistill.runs.read import Run, find_run
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vitdistill.data.source import DataSource
-    from vitdistill.evaluation.similarity import Comparison, Network, Wanted
+    from vitdistill.evaluation.similarity import Compared, Comparison, Wanted
 
 
 def similarity(
@@ -57,6 +57,7 @@ def similarity(
     from vitdistill.evaluation.similarity import Wanted, compare, distinct, teachers_of
     from vitdistill.reporting.galleries.similarity import save, similarity_figure
     from vitdistill.reporting.pictures import picture_path
+    from vitdistill.runs.directory import list_in_run
 
     if not models:
         raise UserError("similarity needs at least one run or model")
@@ -67,19 +68,18 @@ def similarity(
     for model, run in zip(models, runs, strict=True):
         wanted += [*(teachers_of(run.config) if teachers and run is not None else []), Wanted(model)]
     kind = sampling or settings.get("sampling") or "dense"
-    if kind == "uniform":
-        refuse_without_effect({"stride": stride}, {}, ["stride"], "unless --sampling is dense")
     found = compare(
         _opened(distinct(wanted), layer),
         source,
         clips=clips,
-        stride=settings.get("stride") if stride is None else stride,
+        stride=settings.get("stride") if stride is None and kind == "dense" else stride,
         sampling=kind,
         batch_size=batch_size,
         device=device,
         workers=workers,
     )
     save(similarity_figure(found.centred if centre else found.plain, found.steps), path)
+    list_in_run(path)
     result = {"figure": str(path), "data": source.name, "centred": centre, **_as_dict(found, centre)}
     _show(result, json)
     return result
@@ -92,7 +92,6 @@ def _source(data: str | None, runs: list[Run | None]) -> tuple["DataSource", dic
         UserError: when none are named, or there is no such data.
     """
     from vitdistill.data.open import open_source
-    from vitdistill.data.transforms import is_video
 
     known = [run for run in runs if run is not None]
     if data is not None:
@@ -101,7 +100,7 @@ def _source(data: str | None, runs: list[Run | None]) -> tuple["DataSource", dic
     for run in known:
         if run.config.get("data"):
             source = run.source(labels=False)
-            if is_video(source):
+            if source.val.has_frames:
                 return source, run.config
     if source is None:
         raise UserError("Videos must be named where no run says which it was trained on", remedy="Give --data")
@@ -112,20 +111,21 @@ def _source(data: str | None, runs: list[Run | None]) -> tuple["DataSource", dic
     )
 
 
-def _opened(wanted: list["Wanted"], layer: str | int) -> list["Network"]:
+def _opened(wanted: list["Wanted"], layer: str | int) -> list["Compared"]:
     """The networks; those of one name by all that the user called them.
 
     Raises:
         UserError: when one cannot be had.
     """
-    from vitdistill.evaluation.similarity import Network
+    from vitdistill.evaluation.similarity import Compared
+    from vitdistill.models.backbone import with_tokens
     from vitdistill.models.build import build
 
     names = [one.name for one in wanted]
     networks = []
     for one in wanted:
         try:
-            backbone = build(one.spec, args=one.args, pretrained=True)
+            backbone = with_tokens(build(one.spec, args=one.args, pretrained=True))
         except UserError as error:
             if one.role == "model":
                 raise
@@ -133,7 +133,7 @@ def _opened(wanted: list["Wanted"], layer: str | int) -> list["Network"]:
                 f"The {one.role} of a run cannot be had: {error}", remedy="Or give --teachers false"
             ) from error
         name = one.name if names.count(one.name) == 1 else one.spec
-        networks.append(Network(name, backbone, one.role, backbone.block_index(layer)))
+        networks.append(Compared(name, backbone, one.role, backbone.block_index(layer)))
     return networks
 
 

@@ -18,4 +18,5 @@ def supervised(job: Job, *, student: Published) -> "Method":
     """
     from vitdistill.methods.supervised import Supervised
 
-    return Supervised(job.student(student), smoothing=job.smoothing)
+    network = job.student(student)
+    return Supervised(network, task=job.task_of(network))

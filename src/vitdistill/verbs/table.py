@@ -7,6 +7,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NamedTuple
 
+from vitdistill.errors import UserError
+
 
 class Verb(NamedTuple):
     """A verb of the command line.
@@ -27,14 +29,12 @@ VERBS: dict[str, Verb] = {
     "mae": Verb("Pre-train a teacher, without labels, by predicting masked pixels.", trains=True),
     "videomae": Verb("Pre-train a video teacher, without labels, by predicting masked pixels.", trains=True),
     "mvd": Verb("Distil image and video teachers into a video student that sees a tenth of each clip.", trains=True),
-    "finetune": Verb("Fine-tune a pre-trained network on labels.", trains=True),
-    "detect": Verb("Fine-tune a pre-trained video network on who does what, where and when (AVA).", trains=True),
-    "frame_map": Verb("Frame mAP of a run of detect, in all and per action."),
+    "finetune": Verb("Fine-tune a pre-trained network on labels: classes, or actions of people (AVA).", trains=True),
     "probe": Verb("Linear probe: how well a linear classifier does on frozen features."),
     "knn": Verb("k-nearest-neighbour accuracy of frozen features."),
     "chain": Verb("Several runs that build on each other, from one recipe; resumes in the middle."),
     "resume": Verb("Continue an interrupted run, exactly where it was."),
-    "evaluate": Verb("Top-1 and top-5 accuracy of a run or a model."),
+    "evaluate": Verb("Accuracy of a run or a model; frame mAP of a run that tells actions (AVA)."),
     "export": Verb("A run's student as safetensors for timm, or as ONNX, checked."),
     "cost": Verb("What a distillation will cost, before spending anything."),
     "bench": Verb("Measured speed and memory of teacher and student on this machine."),
@@ -42,6 +42,12 @@ VERBS: dict[str, Verb] = {
     "similarity": Verb("How alike the frames of a clip are to teachers and students."),
     "report": Verb("One self-contained HTML page over one or more runs."),
     "demo": Verb("A complete small study on real handwritten digits, offline, in a few minutes."),
+}
+
+# Earlier verbs, and what does their work now.
+MOVED = {
+    "detect": "`vitdistill finetune --task actions`, with --data for --videos and --actions.val for --val",
+    "frame_map": "`vitdistill evaluate`, with --data for --videos and --actions.val for --val",
 }
 TRAINING = tuple(name for name, verb in VERBS.items() if verb.trains)
 
@@ -52,5 +58,11 @@ def module_of(name: str) -> str:
 
 
 def verb(name: str) -> Callable[..., Any]:
-    """The function behind a verb; imports its module."""
+    """The function behind a verb; imports its module.
+
+    Raises:
+        UserError: for an earlier verb, naming what does its work now.
+    """
+    if name in MOVED:
+        raise UserError(f"`{name}` is no verb any more", remedy=f"Use {MOVED[name]}")
     return getattr(import_module(module_of(name)), name)

@@ -47,9 +47,9 @@ def tinymim(
         The content of the run's run.json.
     """
     from vitdistill.methods.tinymim import TinyMIM
-    from vitdistill.models.surgery.drop_path import constant_but_last, set_drop_path
+    from vitdistill.models.surgery.drop_path import constant_but_last, drop_path_rates, set_drop_path
 
     body = job.pretraining_student(student, positions=positions)
     frozen = job.teacher(teacher, body, args=teachers.teacher_args)
-    set_drop_path(body, constant_but_last(student.drop_path, body.depth))
+    set_drop_path(body, constant_but_last(student.drop_path, len(drop_path_rates(body))))
     return TinyMIM(body, frozen, **options)

@@ -1,14 +1,18 @@
-"""Fine-tuning: what is taken over from the run before, and the network with its classifier."""
+"""Fine-tuning: what is taken over from the run before, the network with its head, and the final test of actions."""
 
 from typing import TYPE_CHECKING, Any
 
+from vitdistill.data.images.augment import Augment
 from vitdistill.models.presets import PRESETS
 from vitdistill.runs.read import find_run
 from vitdistill.verbs.checks import refuse_argument
 from vitdistill.verbs.job import Job
 
+DROP_PATH = 0.1
+
 if TYPE_CHECKING:
-    from vitdistill.models.backbone import Backbone
+    from vitdistill.models.network import Network
+    from vitdistill.runs.directory import RunDirectory
 
 
 def resolve(values: dict[str, Any]) -> dict[str, Any]:
@@ -18,7 +22,11 @@ def resolve(values: dict[str, Any]) -> dict[str, Any]:
         UserError: when the drop path rate is given as an argument of the architecture.
     """
     refuse_argument(values, "model_args", "drop_path_rate", "--drop_path")
-    return inherited_sampling(values)
+    if values["task"] == "classification":
+        return inherited_sampling(values)
+    # Boxes move with no augmentation but a flip, which is what the task takes where nothing else is said.
+    plain = values["augment"] == Augment(recipe="finetune")
+    return {"augment": Augment(recipe="none", hflip=0.5)} if plain else {}
 
 
 def inherited_sampling(values: dict[str, Any]) -> dict[str, Any]:
@@ -30,34 +38,65 @@ def inherited_sampling(values: dict[str, Any]) -> dict[str, Any]:
     return {"stride": stride, "sampling": sampling}
 
 
-def tuned_network(job: Job) -> "Backbone":
-    """The network that `finetune` trains: its body as pre-trained, its classifier kept or fresh.
+def tuned_network(job: Job) -> "Network":
+    """The network that `finetune` trains: its body as pre-trained, its head kept or fresh.
 
     Raises:
-        UserError: when an option has no effect on this network, or its classifier does not fit the data.
+        UserError: when an option has no effect on this network, or its head does not fit the data.
     """
     from vitdistill.models.build import build
-    from vitdistill.models.surgery.classifier import finetunable
+    from vitdistill.models.surgery.drop_path import drop_path_rates
 
     if job.rebuilding is not None:
         return job.rebuilding.student()
     values, model = job.values, job.values["model"]
     if not isinstance(model, str):
         job.refuse("image_size", "model_args", why="on a module object, which brings its own")
-    # A preset has no published weights: fine-tuning it is training from scratch under the same recipe.
+    # A preset has no published weights: fine-tuning it is training from scratch under the same recipe. Nor has any
+    # video network, all that can learn actions.
     from_scratch = isinstance(model, str) and model in PRESETS
-    pretrained = isinstance(model, str) and not from_scratch
+    pretrained = isinstance(model, str) and not from_scratch and values["task"] == "classification"
     size = values["image_size"] or job.data.image_size
     body = build(model, args=values["model_args"], image_size=size, pretrained=pretrained)
-    fresh_head = values["new_head"] or not body.num_classes or from_scratch
+    fresh_head = values["new_head"] or job.task.always_fresh or not body.num_classes or from_scratch
     if not fresh_head:
         job.refuse("head_init", why="on a classifier that is kept: --new_head replaces it")
     head_init = values["head_init"]
-    return finetunable(
+    return job.task.with_head(
         body,
-        len(job.data.classes),
         pool=values["pool"],
-        head_init=(0.001 if pretrained or not isinstance(model, str) else 1.0) if head_init is None else head_init,
+        head_init=(1.0 if from_scratch else 0.001) if head_init is None else head_init,
         new_head=fresh_head,
-        drop_path=values["drop_path"],
+        dropout=values["dropout"],
+        # The default is for networks that have drop path; any other rate is asked for, and refused without.
+        drop_path=0.0 if values["drop_path"] == DROP_PATH and not drop_path_rates(body) else values["drop_path"],
     )
+
+
+def final_test(job: Job, run: "RunDirectory", info: dict[str, Any]) -> dict[str, Any]:
+    """Of the task actions, test the exported network in float32; of others nothing.
+
+    Returns:
+        The content of the run's run.json.
+    """
+    from vitdistill.tasks.actions import Actions
+
+    if not isinstance(job.task, Actions) or job.task.data is None:
+        return info
+    from vitdistill.evaluation.actions import score_actions
+    from vitdistill.evaluation.loading import place_of
+    from vitdistill.models.build import build
+    from vitdistill.models.families.video_vit import check_video
+
+    loader, data = job.values["loader"], job.data
+    result = score_actions(
+        check_video(build(str(run.path)), "exported network"),
+        job.task.data,
+        stride=job.values["stride"],
+        batch_size=loader.eval_batch or job.values["batch_size"],
+        place=place_of("auto"),
+        workers=loader.workers,
+        out=run.path,
+        total=len(data.train) + len(data.val),  # of which as many may be unreadable as in training
+    )
+    return run.update(detection={name: value for name, value in result.items() if name != "actions"})

@@ -3,13 +3,14 @@
 import math
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from vitdistill.data.actions.annotations import Annotations, open_annotations
+from vitdistill.data.actions.annotations import open_actions
 from vitdistill.data.actions.ava import (
     Numbers,
     Rows,
@@ -19,6 +20,7 @@ from vitdistill.data.actions.ava import (
     read_truth,
     write_predictions,
 )
+from vitdistill.data.actions.files import ActionFiles
 from vitdistill.data.actions.key_frames import KeyFrames, KeyFrameTransform, Movies, around
 from vitdistill.data.clips.sampling import Sampling
 from vitdistill.data.loader import make_loader
@@ -34,6 +36,7 @@ b,0904,0.0,0.0,1.0,1.0,3,4
 """
 HEAD = "video_id,middle_frame_timestamp,x1,y1,x2,y2,action_id,person_id\n"
 IDS = [3, 12, 17]
+TIMES: Any = {"start": 900.0, "frame_rate": 4.0}
 
 
 @pytest.fixture
@@ -197,7 +200,7 @@ def test_a_box_with_several_actions_is_one_box(write, movies: Movies) -> None:
         [False, True, False],
         [True, False, False],
     ]
-    assert frames.path(0).endswith("a at 902 s") and frames.labels == [0, 0]
+    assert frames.path(0).endswith("a at 902 s") and frames.labels is None
     assert pickle.loads(pickle.dumps(frames)).path(1) == frames.path(1)
 
 
@@ -213,14 +216,14 @@ def test_a_second_is_the_nearest_frame(tmp_path: Path, write) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"frame_rate": 0.0}, "--frame_rate must be above 0; got 0.0"),
-        ({"frame_rate": math.inf}, "--frame_rate must be above 0; got inf"),
-        ({"start": math.nan}, "--start must be a second of the movie; got nan"),
+        ({"frame_rate": 0.0}, "--actions.frame_rate must be above 0; got 0.0"),
+        ({"frame_rate": math.inf}, "--actions.frame_rate must be above 0; got inf"),
+        ({"start": math.nan}, "--actions.start must be a second of the movie; got nan"),
     ],
 )
 def test_times_that_cannot_be(options: dict[str, float], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        Movies(Path("anywhere"), **options)
+        ActionFiles(**options)
 
 
 def test_the_clip_is_centred_on_the_key_frame() -> None:
@@ -289,7 +292,7 @@ def test_video_files_are_found_by_their_id_and_tell_their_rate(tmp_path: Path, w
 def test_detections_are_tested_where_the_annotated_videos_are(write, movies: Movies) -> None:
     val = write(TRUTH, "val.csv")
     found = write("a,902,0,0,1,1,,0.9\na,902,0,0,1,1,,0.95\na,901,0,0,1,1,,0.9\nelsewhere,902,0,0,1,1,,0.9\n", "d.csv")
-    data = open_annotations(Annotations(val=str(val), detections=str(found)), movies)
+    data = open_actions(movies.folder, ActionFiles(val=str(val), detections=str(found), **TIMES))
     assert [data.names[frame] for frame in data.val.frame.tolist()] == [("a", 902), ("a", 901)]
     assert data.val.actions is None and len(data.val.boxes) == 2  # the same box twice is one
     assert len(data.truth) == 4 and data.evaluated == list(range(1, 18)) == list(data.labels)
@@ -297,18 +300,17 @@ def test_detections_are_tested_where_the_annotated_videos_are(write, movies: Mov
 
 def test_excluded_key_frames_count_nowhere(write, movies: Movies) -> None:
     val, excluded = write(TRUTH, "val.csv"), write("a,0902\n", "excluded.csv")
-    data = open_annotations(Annotations(val=str(val), train=str(val), excluded=str(excluded)), movies)
+    data = open_actions(movies.folder, ActionFiles(val=str(val), train=str(val), excluded=str(excluded), **TIMES))
     assert data.train is not None and len(data.train) == len(data.val) == len(data.truth) == 1
     with pytest.raises(UserError, match=r"val.csv must have at least one box in a key frame that counts; got none"):
-        open_annotations(
-            Annotations(val=str(val), excluded=str(write("a,902\nb,904\n", "all.csv"))),
-            movies,
+        open_actions(
+            movies.folder, ActionFiles(val=str(val), excluded=str(write("a,902\nb,904\n", "all.csv")), **TIMES)
         )
 
 
 def test_actions_that_count_must_be_known(write, movies: Movies) -> None:
     labels, evaluated = write("3,x\n12,y\n17,z", "l.csv"), write("3,x\n18,w", "e.csv")
-    files = {"val": str(write(TRUTH, "val.csv")), "labels": str(labels)}
-    assert open_annotations(Annotations(**files), movies).labels == {3: "x", 12: "y", 17: "z"}
+    files: Any = {"val": str(write(TRUTH, "val.csv")), "labels": str(labels), **TIMES}
+    assert open_actions(movies.folder, ActionFiles(**files)).labels == {3: "x", 12: "y", 17: "z"}
     with pytest.raises(UserError, match=r"must be among those of the label map; got id 18 of .*e.csv"):
-        open_annotations(Annotations(**files, evaluated=str(evaluated)), movies)
+        open_actions(movies.folder, ActionFiles(**files, evaluated=str(evaluated)))

@@ -1,6 +1,7 @@
 import pickle
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 import torch
 from torchvision.transforms import functional as tvf
 
-from vitdistill.data.clips.sampling import Sampling, Views, check_length
+from vitdistill.data.clips.samples import VideoSamples
+from vitdistill.data.clips.sampling import Sampling, Views
 from vitdistill.data.clips.transforms import (
     cut_views,
     eval_transform,
@@ -18,15 +20,17 @@ from vitdistill.data.clips.transforms import (
     views_of,
     views_transform,
 )
-from vitdistill.data.clips.video import Video, VideoSet
-from vitdistill.data.images.recipes import Augment
+from vitdistill.data.clips.video import Video
+from vitdistill.data.images.augment import Augment
 from vitdistill.data.order import seed_cpu_at
-from vitdistill.data.source import DataSource
-from vitdistill.data.transforms import training_transform
+from vitdistill.data.samples import ViewOptions
 from vitdistill.errors import UserError
+from vitdistill.types import InputSpec
 
 FINETUNE = Augment(recipe="finetune", auto_augment="rand-m7-n4-mstd0.5-inc1")
 PLAIN = Augment(recipe="none")
+STATISTICS = ((0.5,) * 3, (0.5,) * 3)
+SPEC, OPTIONS = InputSpec((3, 16, 32, 32), *STATISTICS), ViewOptions(augment=PLAIN)
 
 
 class Made(Video):
@@ -61,9 +65,9 @@ class Sized(Made):
         return min(self.size)
 
 
-class MadeSet(VideoSet):
-    def __init__(self, lengths: list[int | None]) -> None:
-        self.lengths, self.loaded = lengths, 0
+class MadeSet(VideoSamples):
+    def __init__(self, lengths: list[int | None], clip_frames: int | None = None) -> None:
+        self.lengths, self.loaded, self.clip_frames = lengths, 0, clip_frames
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -132,18 +136,19 @@ def test_bad_sampling_is_refused():
 
 def test_a_clip_longer_than_every_video_is_refused():
     with pytest.raises(UserError, match="span 61 frames, and the longest video has 60"):
-        check_length(MadeSet([10, None, 60, 59]), Sampling())
-    check_length(MadeSet([10, None, 61]), Sampling())
-    check_length(MadeSet([10]), Sampling(kind="uniform"))
-    check_length(MadeSet([None]), Sampling())  # the loader says what is wrong with it
+        MadeSet([10, None, 60, 59]).check(SPEC, OPTIONS)
+    MadeSet([10, None, 61]).check(SPEC, OPTIONS)
+    MadeSet([10]).check(SPEC, replace(OPTIONS, sampling="uniform"))
+    MadeSet([10]).check(InputSpec((3, 32, 32), *STATISTICS), OPTIONS)  # single frames
+    MadeSet([None]).check(SPEC, OPTIONS)  # the loader says what is wrong with it
 
 
 def test_the_length_check_opens_few_videos():
     videos = MadeSet([100] * 1000)
-    check_length(videos, Sampling())
+    videos.check(SPEC, OPTIONS)
     assert videos.loaded == 1
     with pytest.raises(UserError, match="longest"):
-        check_length(short := MadeSet([9] * 1000), Sampling())
+        (short := MadeSet([9] * 1000)).check(SPEC, OPTIONS)
     assert short.loaded == 64
 
 
@@ -258,9 +263,9 @@ def test_options_out_of_range_are_refused():
 
 
 def chosen(augment: Augment, *, labels: bool, bundled: int | None = None):
-    videos = MadeSet([100, 100])
-    source = DataSource("made", videos, videos, ["a"], frames=bundled)
-    return training_transform(source, augment, (32, 32), Sampling(frames=4, stride=2), labels=labels)
+    spec = InputSpec((3, 4, 32, 32), *STATISTICS)
+    options = ViewOptions(augment=augment, stride=2, labels=labels)
+    return MadeSet([100, 100], bundled).transform(spec, options, train=True)
 
 
 def test_pretraining_without_a_random_crop_takes_the_centre_of_random_clips():
@@ -280,7 +285,7 @@ def test_pretraining_without_a_random_crop_takes_the_centre_of_random_clips():
 )
 @pytest.mark.parametrize("bundled", [None, 16])
 def test_pretraining_on_clips_refuses_what_it_leaves_out(options, bundled):
-    with pytest.raises(UserError, match=rf"--augment\.{next(iter(options))} \(images, or clips with labels"):
+    with pytest.raises(UserError, match=rf"--augment\.{next(iter(options))} has no effect on clips without labels"):
         chosen(Augment(recipe="pretrain", **options), labels=False, bundled=bundled)
     chosen(Augment(recipe="pretrain", hflip=0.0, auto_augment="none"), labels=False)  # says what happens anyway
 
@@ -299,13 +304,13 @@ def test_bundled_clips_longer_than_the_networks_are_cut_anywhere(labels):
 
 
 def test_a_centre_crop_has_no_interpolation_to_choose():
-    with pytest.raises(UserError, match=r"--augment\.interpolation \(random crops, which scale 1 turns off"):
+    with pytest.raises(UserError, match=r"--augment\.interpolation has no effect with scale 1"):
         chosen(Augment(recipe="none", interpolation="bicubic"), labels=True)
 
 
 @pytest.mark.parametrize("labels", [False, True])
 def test_clips_have_no_share_of_the_centre_crop(labels):
-    with pytest.raises(UserError, match=r"--augment\.crop_pct \(single images"):
+    with pytest.raises(UserError, match=r"--augment\.crop_pct has no effect on clips"):
         chosen(Augment(recipe="none", crop_pct=0.9), labels=labels)
 
 

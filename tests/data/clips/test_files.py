@@ -198,7 +198,7 @@ def test_a_list_to_validate_on_is_needed_with_labels_only(lists):
     with pytest.raises(UserError, match="a list to validate on"):
         video_files(lists)
     source = video_files(lists, labels=False)
-    assert source.classes == ["video"] and (len(source.train), len(source.val)) == (1, 1)
+    assert source.classes == [] and (len(source.train), len(source.val)) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_without_labels_any_folder_will_do(tmp_path):
     again = video_files(tmp_path, labels=False)
     train, val = ([part.path(n) for n in range(len(part))] for part in (source.train, source.val))
     assert (len(train), len(val)) == (248, 2) and len({*train, *val}) == 250
-    assert val == [again.val.path(n) for n in range(2)] and set(source.train.labels) == {0}
+    assert val == [again.val.path(n) for n in range(2)] and source.train.labels is None
     with pytest.raises(UserError, match="'train'"):
         video_files(tmp_path)
 
@@ -241,7 +241,7 @@ def test_without_labels_class_folders_keep_their_classes_and_splits_are_kept_apa
     assert video_files(folders, labels=False).classes == ["bow", "swim"]
     touch(folders / "train/loose.mp4")
     source = video_files(folders, labels=False)
-    assert source.classes == ["video"] and (len(source.train), len(source.val)) == (7, 2)
+    assert source.classes == [] and (len(source.train), len(source.val)) == (7, 2)
     (folders / "train").rename(folders / "other")
     assert len(video_files(folders, labels=False).train) == 7
 
@@ -250,7 +250,7 @@ def test_without_labels_lists_may_lack_labels_or_have_those_of_pretraining(lists
     for text in ("videos/a clip 1.mp4\nvideos/b.mp4\n", "videos/a clip 1.mp4 0 -1\nvideos/b.mp4 0 -1\n"):
         (lists / "train.csv").write_text(text)
         source = video_files(lists, labels=False)
-        assert source.classes == ["video"] and len(source.train) == 2 and len(source.val) == 1
+        assert source.classes == [] and len(source.train) == 2 and len(source.val) == 1
     (lists / "train.csv").write_text("videos/b.mp4\nmissing.mp4\n")
     with pytest.raises(UserError, match="1 of 2 missing: 'missing.mp4'"):
         video_files(lists, labels=False)

@@ -1,5 +1,6 @@
 """Real video files, good and bad, through sets, transforms and batches."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,15 @@ import torch
 
 from generated_videos import numbers, turn, write_sound, write_video
 from vitdistill.data.clips.files import video_files
-from vitdistill.data.clips.sampling import Sampling, Views, check_length
+from vitdistill.data.clips.sampling import Sampling, Views
 from vitdistill.data.clips.transforms import eval_transform, pretrain_transform, views_transform
+from vitdistill.data.images.recipes import Augment
 from vitdistill.data.loader import CorruptLog, make_loader
 from vitdistill.data.order import EpochBatchSampler, EvalBatchSampler
+from vitdistill.data.samples import ViewOptions
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
+from vitdistill.types import InputSpec
 
 SIZE, SAMPLING = 32, Sampling(frames=4, stride=2)
 GOOD = ["a_plain.mp4", "b_single.mp4", "c_short.avi", "d_turned.mp4", "e_odd.mkv", "f_variable.mkv", "g_cut.mkv"]
@@ -92,11 +96,11 @@ def test_videos_are_called_videos_where_they_are_counted(source, caplog):
 
 
 def test_short_videos_among_long_ones_repeat_their_last_frame(source):
-    check_length(source.val, SAMPLING)
+    spec, options = InputSpec((3, 4, SIZE, SIZE), (0.5,) * 3, (0.5,) * 3), ViewOptions(augment=Augment(), stride=2)
+    source.val.check(spec, options)
     video, _ = source.val.load(GOOD.index("c_short.avi"))
     assert numbers(video.read(SAMPLING.test(video.length))) == [0, 2, 2, 2]
     single, _ = source.val.load(GOOD.index("b_single.mp4"))
     assert np.ptp(single.read(SAMPLING.test(single.length)), axis=0).max() == 0
     with pytest.raises(UserError, match="span 121 frames, and the longest video has"):
-        check_length(source.val, Sampling(frames=4, stride=40))
-    check_length(source.val, None)
+        source.val.check(spec, replace(options, stride=40))

@@ -178,8 +178,9 @@ def test_class_folders_that_do_not_fit_are_only_folders(photos, change, train, v
     (photos / change).parent.mkdir(exist_ok=True)
     (photos / change).touch()
     source = image_folder(photos, labels=False)
-    assert source.classes == ["image"]
-    assert source.train.labels == [0] * train and source.val.labels == [0] * val
+    assert source.classes == []
+    assert (len(source.train), len(source.val)) == (train, val)
+    assert source.train.labels is None and source.val.labels is None and source.val.load(0)[1] is None
 
 
 def test_without_labels_a_flat_folder_will_do(make_folder):
@@ -189,11 +190,11 @@ def test_without_labels_a_flat_folder_will_do(make_folder):
     (root / "train/one").rmdir()
     (root / "train").rmdir()
     source = open_source(root, labels=False)
-    assert (source.name, source.classes, source.image_size) == ("photos", ["image"], None)
+    assert (source.name, source.classes, source.image_size) == ("photos", [], None)
     assert len(source.train) == 5 and len(source.val) == 1
     train = pickle.loads(pickle.dumps(source.train))
     image, label = train.load(4)
-    assert (image.size, image.mode, label) == ((40, 32), "RGB", 0)
+    assert (image.size, image.mode, label) == ((40, 32), "RGB", None)
 
 
 def test_images_at_any_depth_in_sorted_order_and_hidden_ones_left_out(touch):

@@ -11,7 +11,8 @@ from timm.data import create_transform
 from torchvision.transforms import InterpolationMode
 
 from vitdistill.data import Augment, open_source
-from vitdistill.data.images.recipes import RECIPES, RecipeName, ResolvedAugment, eval_transform, train_transform
+from vitdistill.data.images.augment import RECIPES, RecipeName, ResolvedAugment
+from vitdistill.data.images.recipes import eval_transform, train_transform
 from vitdistill.errors import UserError
 
 

@@ -36,7 +36,7 @@ def randomised(backbone: VideoViT, seed: int = 0) -> VideoViT:
 def test_the_sizes_are_the_papers() -> None:
     for size, params in (("small", 22e6), ("base", 86e6), ("large", 304e6), ("huge", 632e6)):
         backbone = build(f"video_vit_{size}_patch16_224", args={"num_classes": 0}, meta=True)
-        assert isinstance(backbone, VideoViT) and backbone.grid == TokenGrid(8, 14, 14) and backbone.frames == 16
+        assert isinstance(backbone, VideoViT) and backbone.grid == TokenGrid(8, 14, 14) and backbone.input.frames == 16
         trained = sum(p.numel() for n, p in backbone.net.named_parameters() if n != "pos_embed")
         assert trained == pytest.approx(params, rel=0.02)
 
@@ -58,7 +58,7 @@ def test_tokens_are_cubes_frame_by_frame(clips: torch.Tensor) -> None:
 
 def test_keys_have_no_bias_and_never_learn_one(clips: torch.Tensor) -> None:
     backbone = randomised(build(NAME, args={**SMALL, "num_classes": 5}))
-    expected = backbone(clips).logits
+    expected = backbone(clips).prediction
     for block in backbone.blocks:
         assert block.attn.qkv.bias.shape == (144,)
     expected.sum().backward()
@@ -67,7 +67,7 @@ def test_keys_have_no_bias_and_never_learn_one(clips: torch.Tensor) -> None:
         assert not gradient[48:96].any() and gradient[:48].any() and gradient[96:].any()
         with torch.no_grad():
             block.attn.qkv.bias[48:96] = 7.0
-    assert torch.equal(backbone(clips).logits, expected)
+    assert torch.equal(backbone(clips).prediction, expected)
 
 
 def test_position_tables() -> None:
@@ -123,7 +123,7 @@ def test_videomae_s_files_bring_their_own_positions(prefix: str, clips: torch.Te
     }
     torch.save({"model": {**official, **(extra if prefix else {})}}, tmp_path / "videomae.pth")
     loaded = build(f"{NAME}@{tmp_path / 'videomae.pth'}", args=SMALL)
-    assert loaded.num_classes == 0 and torch.equal(loaded(clips).tokens, original(clips).tokens)
+    assert loaded.num_classes == 0 and torch.equal(loaded(clips).final.all, original(clips).final.all)
     with pytest.raises(UserError, match="trained with the positions sinusoid_1d; got sincos_3d"):
         build(f"{NAME}@{tmp_path / 'videomae.pth'}", args={**SMALL, "positions": "sincos_3d"})
 
@@ -138,7 +138,7 @@ def test_fine_tuned_files_must_be_told_apart(positions: str, clips: torch.Tensor
     with pytest.raises(UserError, match="does not say which positions.*sincos_3d for MVD's"):
         build(file, args=SMALL)
     loaded = build(file, args={**SMALL, "positions": positions})
-    assert torch.equal(loaded(clips).logits, original(clips).logits)
+    assert torch.equal(loaded(clips).prediction, original(clips).prediction)
 
 
 def test_mvd_s_files_hold_their_table(clips: torch.Tensor, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_mvd_s_files_hold_their_table(clips: torch.Tensor, tmp_path: Path) -> No
     }
     save_file(official, tmp_path / "mvd.safetensors")
     loaded = build(f"{NAME}@{tmp_path / 'mvd.safetensors'}", args=SMALL)
-    assert torch.equal(loaded(clips).tokens, original(clips).tokens)
+    assert torch.equal(loaded(clips).final.all, original(clips).final.all)
 
 
 @pytest.mark.parametrize("kind", ["pretraining", "classification", "encoder"])
@@ -194,9 +194,9 @@ def test_hugging_face_s_weights_give_hugging_face_s_features(kind: str, clips: t
     frames = clips.transpose(1, 2)
     with torch.no_grad():
         if classifies:
-            torch.testing.assert_close(ours(clips).logits, theirs(frames).logits, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(ours(clips).prediction, theirs(frames).logits, rtol=1e-4, atol=1e-4)
         else:
             body = theirs.videomae if kind == "pretraining" else theirs
-            hidden = ours(clips, capture=Capture(hidden=(-1,))).hidden[1]
+            hidden = ours(clips, capture=Capture.at(-1, "output")).tokens(-1).all
             expected = body(frames, output_hidden_states=True).hidden_states[-1]
             torch.testing.assert_close(hidden, expected, rtol=1e-4, atol=1e-4)

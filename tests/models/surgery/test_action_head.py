@@ -8,10 +8,11 @@ from torchvision.ops import roi_align
 
 from tiny import tiny
 from vitdistill.errors import UserError
-from vitdistill.methods.detection import Detection
+from vitdistill.methods.supervised import Supervised
 from vitdistill.models.build import build
 from vitdistill.models.surgery.action_head import box_logits, detector, pool_boxes
 from vitdistill.models.surgery.classifier import finetunable
+from vitdistill.tasks.actions import Actions
 
 NET: dict[str, Any] = {"img_size": 32, "patch_size": 8, "frames": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -39,13 +40,15 @@ def test_a_box_is_pooled_from_the_mean_over_time_of_a_grid_that_is_no_square() -
     network = detector(video_net(img_size=(16, 48)), 5, head_init=1.0, dropout=0.5).eval()
     clips = torch.randn(2, 3, 4, 16, 48)
     boxes = torch.tensor([[[0.1, 0.2, 0.9, 0.7], [0.0, 0.0, 0.4, 1.0]], [[0.5, 0.1, 0.6, 0.9], [0.2, 0.5, 1.0, 1.0]]])
-    maps = network(clips).tokens[:, network.prefix :].reshape(2, 2, 2, 6, 32).mean(dim=1).permute(0, 3, 1, 2)
+    maps = network(clips).tokens[:, network.specials :].reshape(2, 2, 2, 6, 32).mean(dim=1).permute(0, 3, 1, 2)
     pixels = boxes * torch.tensor([48.0, 16.0, 48.0, 16.0])
     cut = roi_align(maps, list(pixels), 7, spatial_scale=1 / 8, aligned=True).amax(dim=(2, 3))
     expected = network.net.head(cut).view(2, 2, 5)
-    logits = box_logits(network, clips, boxes)
+    logits = box_logits(network, network(clips).final.patches, boxes)
     assert torch.allclose(logits, expected, atol=1e-5)
-    assert not torch.allclose(box_logits(network.train(), clips, boxes), logits, atol=1e-3)  # dropout
+    assert not torch.allclose(
+        box_logits(network, network.train()(clips).final.patches, boxes), logits, atol=1e-3
+    )  # dropout
 
 
 def test_what_lies_beyond_the_frame_is_cut_off() -> None:
@@ -55,10 +58,10 @@ def test_what_lies_beyond_the_frame_is_cut_off() -> None:
 
 
 def test_validation_loss_is_summed_over_key_frames() -> None:
-    method = Detection(detector(video_net(), 3))
+    task = Actions()
     target, scores = torch.rand(5, 2, 7).round(), torch.randn(5, 2, 3)
-    whole = method.validation_loss(scores, target)
-    assert whole is not None and whole == pytest.approx(5 * float(method._loss(scores, target)), rel=1e-6)
+    whole = task.validation_loss(scores, target)
+    assert whole is not None and whole == pytest.approx(5 * float(task.loss(scores, target)["bce"]), rel=1e-6)
 
 
 def test_pooling_flips_with_features_and_boxes() -> None:
@@ -72,10 +75,11 @@ def test_pooling_flips_with_features_and_boxes() -> None:
 def test_logits_of_a_box_do_not_depend_on_the_others_or_on_padding() -> None:
     network = detector(video_net(), 5, head_init=1.0).eval()
     clips, boxes = torch.randn(2, 3, 4, 32, 32), torch.rand(2, 3, 2, 2).sort(dim=2).values.flatten(2)
-    logits = box_logits(network, clips, boxes)
+    logits = box_logits(network, network(clips).final.patches, boxes)
     assert logits.shape == (2, 3, 5)
-    assert torch.allclose(box_logits(network, clips, boxes[:, 1:2]), logits[:, 1:2], atol=1e-6)
-    method, target = Detection(network), torch.cat((boxes, (torch.rand(2, 3, 5) > 0.5).float()), dim=-1)
+    assert torch.allclose(box_logits(network, network(clips).final.patches, boxes[:, 1:2]), logits[:, 1:2], atol=1e-6)
+    method = Supervised(network, task=Actions())
+    target = torch.cat((boxes, (torch.rand(2, 3, 5) > 0.5).float()), dim=-1)
     padded = torch.cat((target, torch.full((2, 2, 9), torch.nan)), dim=1)
     assert torch.allclose(method(clips, padded).loss, method(clips, target).loss, atol=1e-6)
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, target[..., 4:])
@@ -86,7 +90,7 @@ def test_gradients_reach_every_weight_and_padding_brings_no_nan() -> None:
     network = detector(video_net(), 3, head_init=1.0)
     target = torch.full((2, 2, 7), torch.nan)
     target[:, 0] = torch.tensor([0.1, 0.1, 0.8, 0.9, 1, 0, 1])
-    Detection(network)(torch.randn(2, 3, 4, 32, 32), target).loss.backward()
+    Supervised(network, task=Actions())(torch.randn(2, 3, 4, 32, 32), target).loss.backward()
     learnt = [parameter for parameter in network.parameters() if parameter.requires_grad]
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in learnt)
     assert not network.net.pos_embed.requires_grad
@@ -108,4 +112,4 @@ def test_a_detector_keeps_the_weights_of_its_body() -> None:
 
 def test_networks_over_images_are_refused() -> None:
     with pytest.raises(UserError, match="network that detects actions must be a video ViT"):
-        Detection(tiny("vit"))
+        Supervised(tiny("vit"), task=Actions())

@@ -30,7 +30,7 @@ def test_mean_pooling_comes_with_a_fresh_norm_and_a_small_head(images):
     assert all(torch.equal(state[name], value) for name, value in old.items() if not name.startswith("norm."))
     assert float(state["head.weight"].abs().max()) < 1e-3 and head_count(network, -1) == 4
     assert record_of(network.net).args["global_pool"] == "avg"
-    assert network(images).logits.shape == (3, 7)
+    assert network(images).prediction.shape == (3, 7)
 
 
 def test_the_class_token_keeps_the_final_norm():
@@ -43,9 +43,9 @@ def test_the_class_token_keeps_the_final_norm():
 
 def test_a_network_with_a_classifier_for_the_data_stays_as_it_is(images):
     before = body(10)
-    expected = before(images).logits
+    expected = before(images).prediction
     network = finetunable(before, 10)
-    assert network is before and torch.equal(network(images).logits, expected)
+    assert network is before and torch.equal(network(images).prediction, expected)
 
 
 def test_frozen_parameters_are_trained_again():
@@ -100,13 +100,13 @@ def test_a_headless_module_gets_its_head_in_place(images, pool):
         name: value.shape for name, value in expected.net.state_dict().items()
     }
     assert all(torch.equal(state[name], value) for name, value in old.items() if name in state)
-    assert network.net.global_pool == expected.net.global_pool and network(images).logits.shape == (3, 5)
+    assert network.net.global_pool == expected.net.global_pool and network(images).prediction.shape == (3, 5)
     assert 0 < float(state["head.weight"].abs().max()) < 1e-3 and not state["head.bias"].any()
 
 
 def test_a_module_with_another_head_gets_a_new_one(images):
     network = finetunable(build(tiny("mae_mean_pool")), 7, pool="cls", new_head=True)
-    assert "fc_norm.weight" not in network.net.state_dict() and network(images).logits.shape == (3, 7)
+    assert "fc_norm.weight" not in network.net.state_dict() and network(images).prediction.shape == (3, 7)
     assert finetunable(build(tiny("deit_distilled")), 7, new_head=True).num_classes == 7
 
 

@@ -64,7 +64,7 @@ def make_mae(tmp_path: Path) -> Make:
         settings = {"mask_ratio": 0.5, "norm_pix": False, **DECODER, **config}
         method = MAE(student, **settings)
         path = write_run(tmp_path / "runs" / name, "mae", student, settings)
-        for file, weights in method.exports(method.state_dict()).items():
+        for file, weights in method.artifacts(method.state_dict()).items():
             export_weights(weights, path / file)
         return path
 
@@ -90,7 +90,7 @@ def test_maps_are_those_of_the_networks_that_the_run_had(make_tinymim: Make) -> 
     for backbone, block, maps in ((student, 1, "student"), (teacher, 1, "teacher")):
         images = normalised(found.images, backbone)  # each with its own statistics
         with torch.no_grad():
-            q, k, _ = backbone.eval()(images, capture=Capture(qkv=(block,), logits=False)).qkv[block]
+            q, k, _ = backbone.eval()(images, capture=Capture.at(block, "qkv", head=False)).qkv(block)
             scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
         expected = scores.softmax(-1).mean(1) * 37
         torch.testing.assert_close(getattr(found.maps[0], maps), expected, rtol=1e-4, atol=1e-5)

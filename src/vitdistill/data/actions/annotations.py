@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -14,38 +15,10 @@ from vitdistill.data.actions.ava import (
     read_labels,
     read_truth,
 )
+from vitdistill.data.actions.files import ANNOTATED, FRAME_RATE, THRESHOLD, ActionFiles
 from vitdistill.data.actions.key_frames import KeyFrames, Movies
 from vitdistill.data.source import DataSource
-from vitdistill.errors import UserError, refuse_unused
-
-
-@dataclass(frozen=True, kw_only=True)
-class Annotations:
-    """The files of one data set, and how its boxes are chosen.
-
-    Args:
-        val: annotations to validate on.
-        train: annotations to train on; None where nothing is trained.
-        labels: label map of all actions; None numbers them from 1 to the highest annotated.
-        evaluated: label map of the actions that count in the score (60 of AVA's 80); None means all.
-        detections: boxes to validate on; None means the annotated ones.
-        excluded: key frames that count neither in training nor in validation.
-        threshold: lowest score of a detection.
-        classes: of a trained network, where there is no label map; None counts what is annotated.
-    """
-
-    val: str
-    train: str | None = None
-    labels: str | None = None
-    evaluated: str | None = None
-    detections: str | None = None
-    excluded: str | None = None
-    threshold: float = 0.8
-    classes: int | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise UserError("The threshold of detections must lie in [0, 1]", self.threshold)
+from vitdistill.errors import UserError, refuse_given
 
 
 @dataclass(frozen=True)
@@ -69,37 +42,48 @@ class ActionData:
     names: list[KeyFrameName]
 
     def source(self, name: str) -> DataSource:
-        """As the training engine sees it."""
-        assert self.train is not None
-        return DataSource(name, self.train, self.val, list(self.labels.values()))
+        """As the training engine sees it; what is only validated on stands in for training data."""
+        return DataSource(name, self.train or self.val, self.val, list(self.labels.values()))
 
 
-def open_annotations(files: Annotations, movies: Movies) -> ActionData:
+def open_actions(folder: str | Path, files: ActionFiles, *, classes: int | None = None) -> ActionData:
     """Read the files and find the videos.
 
     Args:
+        folder: of the videos: `<video id>.mp4` (or .mkv, .webm, .avi, .mov), or folders `<video id>/` of frames.
         files: in AVA's formats.
-        movies: where the videos are.
+        classes: of a trained network, where there is no label map; None counts what is annotated.
 
     Raises:
-        UserError: naming file and line of a malformed row or an unknown action; when nothing is left to train or
-            validate on; when videos are missing, or their times do not fit.
+        UserError: naming file and line of a malformed row or an unknown action; when there is nothing to validate on,
+            or nothing is left to train or validate on; when videos are missing, or their times do not fit.
+
+    Example:
+        >>> data = open_actions("/data/ava/videos_15min", ActionFiles(val="ava_val_v2.2.csv", start=900))
+        >>> data.val.load(0)[0].boxes  # x1, y1, x2, y2 as shares of width and height
     """
-    goes_with = "--detections"
-    refuse_unused(threshold=(files.detections is None and files.threshold != Annotations.threshold, goes_with))
+    if files.val is None:
+        raise UserError("--actions.val is required", remedy="Give the annotations to validate on, in AVA's csv format")
+    detections = None if files.detections == ANNOTATED else files.detections
+    if detections is None:
+        refuse_given({"actions.threshold": files.threshold is not None}, "without --actions.detections")
+    movies = Movies(Path(folder), files.start or 0.0, FRAME_RATE if files.frame_rate is None else files.frame_rate)
     labels = None if files.labels is None else read_labels(files.labels)
-    if labels is None and files.classes is not None:
-        labels = {number: str(number) for number in range(1, files.classes + 1)}
+    if labels is None and classes is not None:
+        labels = {number: str(number) for number in range(1, classes + 1)}
     numbers: Numbers = {}
     excluded = read_excluded(files.excluded) if files.excluded else set()
     truth = read_truth(files.val, numbers, labels)
     train = read_truth(files.train, numbers, labels) if files.train else None
-    boxes = _boxes_to_test(files, numbers, truth)
+    boxes = truth
+    if detections is not None:
+        threshold = THRESHOLD if files.threshold is None else files.threshold
+        boxes = _detected(read_detections(detections, numbers, threshold), numbers, truth)
     names = list(numbers)
     left_out = [number for number, name in enumerate(names) if name in excluded]
     truth, boxes = truth.without(left_out), boxes.without(left_out)
     train = None if train is None else train.without(left_out)
-    for path, rows in ((files.train, train), (files.val, truth), (files.detections or files.val, boxes)):
+    for path, rows in ((files.train, train), (files.val, truth), (detections or files.val, boxes)):
         if rows is not None and not len(rows):
             raise UserError(f"{path} must have at least one box in a key frame that counts", "none")
     if labels is None:
@@ -108,10 +92,10 @@ def open_annotations(files: Annotations, movies: Movies) -> ActionData:
     ids = list(labels)
     evaluated = _evaluated(files.evaluated, ids)
     if not np.isin(truth.action, evaluated).any():
-        raise UserError(f"{files.val} must have a box of an action that counts", "none", "Check --evaluated")
+        raise UserError(f"{files.val} must have a box of an action that counts", "none", "Check --actions.evaluated")
     return ActionData(
         None if train is None else KeyFrames(train, names, movies, ids, annotated=True),
-        KeyFrames(boxes, names, movies, ids, annotated=files.detections is None),
+        KeyFrames(boxes, names, movies, ids, annotated=detections is None),
         truth,
         labels,
         evaluated,
@@ -119,13 +103,10 @@ def open_annotations(files: Annotations, movies: Movies) -> ActionData:
     )
 
 
-def _boxes_to_test(files: Annotations, numbers: Numbers, truth: Rows) -> Rows:
-    """The annotated boxes, or the detected ones in the videos that are annotated."""
-    if files.detections is None:
-        return truth
+def _detected(found: Rows, numbers: Numbers, truth: Rows) -> Rows:
+    """The detected boxes in the videos that are annotated."""
     names = list(numbers)
     videos = {names[number][0] for number in np.unique(truth.frame).tolist()}
-    found = read_detections(files.detections, numbers, files.threshold)
     others = [number for (video, _), number in numbers.items() if video not in videos]
     return found.without(others)
 
@@ -136,6 +117,8 @@ def _evaluated(path: str | None, ids: Sequence[int]) -> list[int]:
     evaluated = list(read_labels(path))
     if unknown := sorted(set(evaluated) - set(ids)):
         raise UserError(
-            "Actions that count must be among those of the label map", f"id {unknown[0]} of {path}", "Check --labels"
+            "Actions that count must be among those of the label map",
+            f"id {unknown[0]} of {path}",
+            "Check --actions.labels",
         )
     return evaluated

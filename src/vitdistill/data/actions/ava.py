@@ -218,7 +218,7 @@ def _truth(fields: list[str], actions: Collection[int] | None) -> Row | None:
         raise UserError(
             "Annotated actions must be in the label map",
             f"action id {action}",
-            "Give the map of all of them, and --evaluated for those that count",
+            "Give the map of all of them, and --actions.evaluated for those that count",
         )
     return _box(fields), action, 1.0
 

@@ -1,33 +1,39 @@
-"""Key frames with boxes as a set of videos: one sample is a clip around one second of one video.
+"""Key frames with boxes: one sample is a clip around one second of one video.
 
 Whole frames are resized to the network's square, so that boxes, which are shares of width and height, stay where they
 are. Most codes for AVA resize the shorter edge to 256 in place of that and keep the aspect ratio; a ViT with fixed
 positions would see other positions than it was trained with.
 """
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, UInt8
 from torch import Tensor
+from torchvision import tv_tensors
 from torchvision.transforms import functional as tvf
+from torchvision.transforms import v2
 
 from vitdistill.data.actions.ava import KeyFrameName, Rows
+from vitdistill.data.actions.files import FRAME_RATE
 from vitdistill.data.clips.decode import VideoFile
 from vitdistill.data.clips.files import EXTENSIONS
 from vitdistill.data.clips.frame_folder import FrameFolder
+from vitdistill.data.clips.samples import STRIDE
 from vitdistill.data.clips.sampling import Sampling
 from vitdistill.data.clips.stream import require_av
-from vitdistill.data.clips.video import Video, VideoSet
+from vitdistill.data.clips.video import Video
 from vitdistill.data.folders import as_bytes, some
-from vitdistill.errors import UserError, refuse_unused
+from vitdistill.data.images.recipes import Augment
+from vitdistill.data.samples import Samples, ViewOptions
+from vitdistill.errors import UserError, refuse_given
+from vitdistill.types import InputSpec
 
-FRAME_RATE = 30.0  # of folders of frames, by default
 LOOKED_AT = 8  # videos whose length is compared with the last second asked of them
 
 
@@ -45,12 +51,6 @@ class Movies:
     start: float = 0.0
     frame_rate: float = FRAME_RATE
 
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.start):
-            raise UserError("--start must be a second of the movie", self.start)
-        if not (math.isfinite(self.frame_rate) and self.frame_rate > 0):
-            raise UserError("--frame_rate must be above 0", self.frame_rate)
-
     def find(self, videos: Sequence[str]) -> list[str]:
         """The path of every video.
 
@@ -58,7 +58,7 @@ class Movies:
             UserError: when the folder or a video is missing, or PyAV for one that is a file.
         """
         if not self.folder.is_dir():
-            raise UserError("--videos must be an existing folder", f"'{self.folder}'")
+            raise UserError("--data must be an existing folder of videos", f"'{self.folder}'")
         there = {_lower_ending(entry.name): entry.name for entry in os.scandir(self.folder)}
         names = [
             next((there[n] for n in (v, *(f"{v}{end}" for end in EXTENSIONS)) if n in there), None) for v in videos
@@ -74,8 +74,8 @@ class Movies:
         folders = [os.path.isdir(path) for path in paths]
         if not all(folders):
             require_av()  # here, as the loader would take its absence for unreadable files
-        own = "folders of frames; video files say their rate"
-        refuse_unused(frame_rate=(not any(folders) and self.frame_rate != FRAME_RATE, own))
+        given = not any(folders) and self.frame_rate != FRAME_RATE
+        refuse_given({"actions.frame_rate": given}, "on video files, which say their own")
         return paths
 
 
@@ -126,8 +126,10 @@ class KeyFrame(Video):
         return self._video.read(frames, short_side)
 
 
-class KeyFrames(VideoSet):
-    """Key frames of one split. Everything is held in arrays, whose memory workers share after a fork.
+class KeyFrames(Samples):
+    """Key frames of one split, each a `KeyFrame` with its boxes.
+
+    Everything is held in arrays, whose memory workers share after a fork.
 
     Attributes:
         frame: number of every key frame.
@@ -136,6 +138,9 @@ class KeyFrames(VideoSet):
         actions: which of the classes each box shows; None for boxes of a detector.
         classes: how many there are.
     """
+
+    word: ClassVar[str] = "key frame"
+    has_frames: ClassVar[bool] = True
 
     def __init__(
         self, rows: Rows, names: Sequence[KeyFrameName], movies: Movies, ids: Sequence[int], *, annotated: bool
@@ -173,7 +178,7 @@ class KeyFrames(VideoSet):
         """Compare times with the start, and with the length of some videos."""
         if early := sorted(self._second[self._second < self.movies.start].tolist()):
             rule = f"No key frame may come before the start of the videos, {self.movies.start:g} s"
-            raise UserError(rule, f"{early[0]} s", "Set --start to the second at which they begin")
+            raise UserError(rule, f"{early[0]} s", "Set --actions.start to the second at which they begin")
         for video in range(min(LOOKED_AT, len(self._paths))):
             of_video = np.flatnonzero(self._video == video)
             last = int(of_video[self._second[of_video].argmax()])
@@ -189,30 +194,67 @@ class KeyFrames(VideoSet):
                     "Videos must last to their last key frame",
                     f"second {frame.second} of {frame.path}, which has {length} frames from second "
                     f"{self.movies.start:g} on",
-                    "Set --start to the second of the movie at which the files begin (and --frame_rate of frames)",
+                    "Set --actions.start to the second of the movie at which the files begin "
+                    "(and --actions.frame_rate of frames)",
                 ) from error
 
     def __len__(self) -> int:
         return len(self.frame)
 
-    def load(self, index: int) -> tuple[KeyFrame, int]:  # type: ignore[override]
+    def load(self, index: int) -> tuple[KeyFrame, None]:
         rows = slice(*self.offsets[index : index + 2])
         actions = None if self.actions is None else self.actions[rows]
         path = os.fsdecode(bytes(self._paths[self._video[index]]))
-        return KeyFrame(path, int(self._second[index]), self.movies, self.boxes[rows], actions), 0
+        return KeyFrame(path, int(self._second[index]), self.movies, self.boxes[rows], actions), None
 
     def path(self, index: int) -> str:
         return f"{os.fsdecode(bytes(self._paths[self._video[index]]))} at {self._second[index]} s"
 
     @property
-    def labels(self) -> list[int]:
-        """0 for all: what key frames show is with their boxes."""
-        return [0] * len(self)
+    def labels(self) -> None:
+        """What key frames show is with their boxes."""
+        return None
 
     @property
     def most_boxes(self) -> int:
         """Boxes of the key frame that has most."""
         return int(np.diff(self.offsets).max())
+
+    def transform(self, spec: InputSpec, options: ViewOptions, *, train: bool) -> "KeyFrameTransform":
+        """Whole frames, resized to the network's size; in training flipped with their boxes."""
+        if spec.frames is None:
+            raise UserError("Key frames need a network over clips", "one over single images")
+        if train:
+            _check_augment(options.augment)
+        given = {
+            "clips": (options.clips, options.crops) != (1, 1),
+            "sampling": options.sampling not in (None, "dense"),
+            "crop_pct": not train and options.augment.crop_pct is not None,
+        }
+        refuse_given(given, "on key frames")
+        sampling = Sampling(frames=spec.frames, stride=STRIDE if options.stride is None else options.stride)
+        hflip = options.augment.resolved().hflip if train else 0.0
+        return KeyFrameTransform(spec.size, sampling, self.most_boxes, hflip)
+
+
+def _check_augment(augment: Augment) -> None:
+    """Refuse what would move pixels without their boxes, or mix the actions of two clips."""
+    options = augment.resolved()
+    unknown = {
+        "scale": options.scale != 1,
+        "auto_augment": options.auto_augment != "none",
+        "color_jitter": options.color_jitter > 0,
+        "mixup or cutmix": options.mixes or augment.mixup_prob is not None,
+        "smoothing": options.smoothing > 0,
+        "crop_pct": augment.crop_pct is not None,
+        "interpolation": augment.interpolation is not None,
+    }
+    if refused := [name for name, is_given in unknown.items() if is_given]:
+        raise UserError(
+            "Clips with boxes take the augmentations hflip, erasing and repeats only",
+            ", ".join(refused),
+            "Choose --augment.recipe none and what you want of these",
+        )
 
 
 @dataclass(frozen=True)
@@ -251,9 +293,12 @@ class KeyFrameTransform:
         if clip.shape[-2:] != self.size:
             clip = tvf.resize(clip.transpose(0, 1), list(self.size), antialias=True).transpose(0, 1)
         target = self._target(frame)
-        if self.random and torch.rand(()) < self.hflip:
-            clip = clip.flip(-1)
-            target[:, [0, 2]] = 1 - target[:, [2, 0]]
+        if self.random:
+            # Boxes are shares of width and height, so for them the frame is one by one.
+            boxes = tv_tensors.BoundingBoxes(target[:, :4], format="XYXY", canvas_size=(1, 1))
+            flip = v2.RandomHorizontalFlip(self.hflip)
+            video, boxes = flip(tv_tensors.Video(clip.transpose(0, 1)), boxes)
+            clip, target[:, :4] = video.as_subclass(Tensor).transpose(0, 1), boxes.as_subclass(Tensor)
         return clip.contiguous(), target
 
     def _target(self, frame: KeyFrame) -> Float32[Tensor, "boxes values"]:

@@ -9,7 +9,8 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from vitdistill.data.source import DataSource, ImageSet
+from vitdistill.data.images.samples import ImageSamples
+from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
 
 CANVAS = 12  # height and width of an image, in pixels
@@ -19,7 +20,7 @@ VAL_EVERY = 5  # one image in five is for validation: 360 of 1797
 MAX_INK = 16  # the scans' darkest ink; they hold 0..16
 
 
-class DigitImages(ImageSet):
+class DigitImages(ImageSamples):
     """Some of the scans, rendered once and kept in memory."""
 
     in_memory = True

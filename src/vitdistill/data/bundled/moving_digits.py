@@ -21,9 +21,11 @@ from PIL import Image
 
 from vitdistill.data.bundled.digits import DIGIT
 from vitdistill.data.bundled.digits import digits as still_digits
+from vitdistill.data.clips.samples import VideoSamples
 from vitdistill.data.clips.stream import require_av
-from vitdistill.data.clips.video import Video, VideoSet
-from vitdistill.data.source import DataSource, ImageSet
+from vitdistill.data.clips.video import Video
+from vitdistill.data.samples import Samples
+from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, near
 
 FRAMES = 16
@@ -130,7 +132,7 @@ def _averaged(grey: np.ndarray, side: int) -> np.ndarray:
     return np.array(resized, dtype=np.uint8).reshape(-1, side, side)  # also when there are none
 
 
-class MovingDigits(VideoSet):
+class MovingDigits(VideoSamples):
     """Every scan of a set in motion: clip i shows scan i modulo their number.
 
     The motions are dealt out in turn to the scans of each digit, so every digit comes with every motion, equally
@@ -138,9 +140,10 @@ class MovingDigits(VideoSet):
     The same index is the same clip, whatever the task and the number of clips per scan.
     """
 
+    clip_frames = FRAMES
     in_memory = True  # nothing is read from disk, and a clip is the same whenever it is rendered
 
-    def __init__(self, scans: ImageSet, task: Task, *, clips_per_scan: int, seed: tuple[int, ...]) -> None:
+    def __init__(self, scans: Samples, task: Task, *, clips_per_scan: int, seed: tuple[int, ...]) -> None:
         """
         Args:
             scans: one part of the source `digits`.
@@ -150,6 +153,7 @@ class MovingDigits(VideoSet):
         """
         self._scans = np.stack([_scan(scans, number) for number in range(len(scans))])
         self._names = [scans.path(number) for number in range(len(scans))]
+        assert scans.labels is not None
         self._digits = scans.labels
         self._turns = ranks(self._digits)
         self._task = task
@@ -160,7 +164,7 @@ class MovingDigits(VideoSet):
     def __len__(self) -> int:
         return len(self._places)
 
-    def load(self, index: int) -> tuple[Video, int]:  # type: ignore[override]
+    def load(self, index: int) -> tuple[Video, int]:
         return MovingDigit(self._scans[index % len(self._scans)], self._places[index]), self._label(index)
 
     def path(self, index: int) -> str:
@@ -182,7 +186,7 @@ class MovingDigits(VideoSet):
         return self._motion(index) if self._task == "motion" else self._digits[index % len(self._digits)]
 
 
-def _scan(scans: ImageSet, number: int) -> np.ndarray:
+def _scan(scans: Samples, number: int) -> np.ndarray:
     """The scan itself (8, 8), cut out of the middle of its image."""
     image = scans.load(number)[0].getchannel("R")
     margin = (image.width - DIGIT) // 2
@@ -277,20 +281,21 @@ def write_mp4(
     return root
 
 
-def _in_turn(part: str, clips: ImageSet, count: int | None) -> list[int]:
+def _in_turn(part: str, clips: Samples, count: int | None) -> list[int]:
     """The first clips when classes take turns."""
     count = len(clips) if count is None else count
     if not 1 <= count <= len(clips):
         raise UserError(f"There are 1 to {len(clips)} clips to write for {part}", count)
     labels = clips.labels
+    assert labels is not None
     turns = ranks(labels)
     return sorted(range(len(clips)), key=lambda index: (turns[index], labels[index]))[:count]
 
 
-def _write_clip(av: Any, root: Path, part: str, clips: ImageSet, index: int, classes: list[str], size: int) -> str:
+def _write_clip(av: Any, root: Path, part: str, clips: Samples, index: int, classes: list[str], size: int) -> str:
     """Write one clip; returns its line in the list."""
     video, label = clips.load(index)
-    assert isinstance(video, Video)
+    assert isinstance(video, Video) and label is not None
     file = Path(part, classes[label], f"{index:05d}.mp4")
     (root / file).parent.mkdir(parents=True, exist_ok=True)
     _encode(av, root / file, video.read(range(video.length), size))

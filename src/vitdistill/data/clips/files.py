@@ -12,11 +12,12 @@ from pathlib import Path
 from vitdistill.data.clips.decode import VideoFile
 from vitdistill.data.clips.frame_folder import FrameFolder
 from vitdistill.data.clips.lists import LIST_SUFFIXES, find_lists, labelled_lists, names_any, unlabelled_lists
+from vitdistill.data.clips.samples import VideoSamples
 from vitdistill.data.clips.stream import require_av
-from vitdistill.data.clips.video import Video, VideoSet
+from vitdistill.data.clips.video import Video
 from vitdistill.data.folders import (
     TRAIN_NAMES,
-    FileSet,
+    FileSamples,
     Kind,
     first_folder,
     is_image,
@@ -25,7 +26,8 @@ from vitdistill.data.folders import (
     unlabelled,
     walk,
 )
-from vitdistill.data.source import DataSource, ImageSet
+from vitdistill.data.samples import Samples
+from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
 
 EXTENSIONS = (".mp4", ".avi", ".mkv", ".webm", ".mov")
@@ -34,12 +36,12 @@ LOOKED_AT = 1000  # files that `has_videos` looks at
 FRAME_NAME = re.compile(r"(img|image|frame)s?[_-]?\d+\.\w+", re.IGNORECASE)
 
 
-class FileVideos(FileSet, VideoSet):
+class FileVideos(FileSamples, VideoSamples):
     """The videos of one split: files, folders of frames, or both."""
 
-    def load(self, index: int) -> tuple[Video, int]:  # type: ignore[override]
+    def load(self, index: int) -> tuple[Video, int | None]:
         path = self.path(index)
-        return (FrameFolder if os.path.isdir(path) else VideoFile)(path), int(self._labels[index])
+        return (FrameFolder if os.path.isdir(path) else VideoFile)(path), self.label(index)
 
 
 def video_files(path: str | Path, *, labels: bool = True, root: str | Path | None = None) -> DataSource:
@@ -53,9 +55,8 @@ def video_files(path: str | Path, *, labels: bool = True, root: str | Path | Non
       folders of frames at any depth in it. Images directly in a class folder are not taken for a video.
 
     Without labels, all of the above are opened as ever, and so are lists without labels and any other folder with at
-    least two videos. All videos then have label 0 of the one class `video`; where there is no list or folder to
-    validate on, 1% of the videos (at least 1, at most 5000) are held out: random, but always the same for the same
-    files.
+    least two videos. Those have no labels, and the source no classes; where there is no list or folder to validate on,
+    1% of the videos (at least 1, at most 5000) are held out: random, but always the same for the same files.
 
     Args:
         path: the folder, or a list.
@@ -114,7 +115,7 @@ def is_video(path: str) -> bool:
     return path.lower().endswith(EXTENSIONS) and not os.path.basename(path).startswith(".")
 
 
-def _holds_a_file(videos: ImageSet) -> bool:
+def _holds_a_file(videos: Samples) -> bool:
     paths = (videos.path(index) for index in range(len(videos)))
     return not os.path.isdir(videos.path(0)) or any(map(is_video, paths))
 

@@ -51,7 +51,7 @@ class FrameFolder(Video):
             short_side: resize to this shorter edge in pixels; None keeps the size.
 
         Raises:
-            OSError, SyntaxError, ValueError: when an image is unreadable; `loading.UNREADABLE` has the full list.
+            OSError, SyntaxError, ValueError: when an image is unreadable; `samples.UNREADABLE` has the full list.
             IndexError: when a number is out of range, or there is none.
         """
         names = self._list()

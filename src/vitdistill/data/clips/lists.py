@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vitdistill.data.folders import NAMED, TRAIN_NAMES, VAL_NAMES, FileSet, Kind, as_bytes, hold_out, some
+from vitdistill.data.folders import NAMED, TRAIN_NAMES, VAL_NAMES, FileSamples, Kind, as_bytes, hold_out, some
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
 
@@ -62,13 +62,13 @@ def labelled_lists(lists: Lists, root: Path | None, kind: Kind) -> DataSource:
     if val_file is None:
         raise UserError(f"Next to {train_file} there must be a list to validate on", "none", kind.layout)
     train, val = _labelled_list(train_file, root, kind), _labelled_list(val_file, root, kind)
-    classes = sorted(set(train.labels))
+    classes = sorted(set(train.labels or ()))
     if classes != list(range(len(classes))):
         problem = f"the label {classes[0]}" if classes[0] < 0 else f"no label {_gaps(classes)} below {classes[-1]}"
         raise UserError(f"Labels in {train_file} must run from 0 without gaps", problem, "Number the classes anew")
     if len(classes) < 2:
         raise UserError("Training needs at least two classes", f"only label 0 in {train_file}")
-    if unknown := sorted(set(val.labels) - set(classes)):
+    if unknown := sorted(set(val.labels or ()) - set(classes)):
         raise UserError(
             f"Labels in {val_file} must be among the 0 to {classes[-1]} of {train_file.name}",
             some(unknown),
@@ -95,7 +95,7 @@ def unlabelled_lists(lists: Lists, root: Path | None, kind: Kind) -> DataSource:
     else:
         val = _names_in(val_file, root or val_file.parent, kind)
     roots = (root or train_file.parent, root or (val_file or train_file).parent)
-    return DataSource(_name(train_file), kind.make(roots[0], train, None), kind.make(roots[1], val, None), [kind.word])
+    return DataSource(_name(train_file), kind.make(roots[0], train, None), kind.make(roots[1], val, None), [])
 
 
 def names_any(file: Path, wanted: Callable[[str], bool], *, folders: bool = False) -> bool:
@@ -138,7 +138,7 @@ def _name(file: Path) -> str:
     return file.parent.resolve().name
 
 
-def _labelled_list(file: Path, root: Path | None, kind: Kind) -> FileSet:
+def _labelled_list(file: Path, root: Path | None, kind: Kind) -> FileSamples:
     base = root or file.parent
     names, labels = [], []
     for number, line in _lines(file):

@@ -9,14 +9,9 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from vitdistill.data.clips.video import VideoSet
-from vitdistill.data.loader import UNREADABLE
-from vitdistill.data.source import ImageSet
 from vitdistill.errors import UserError, near
 
 Kind = Literal["dense", "uniform"]
-
-LOOKED_AT = 64  # videos that `check_length` opens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,33 +112,3 @@ class Views:
     def count(self) -> int:
         """Views of each video."""
         return self.clips * self.crops
-
-
-def check_length(videos: ImageSet, sampling: Sampling | None) -> None:
-    """Refuse clips that are longer than every video; opens up to 64 videos, mostly only one.
-
-    Args:
-        videos: the set; 64 evenly spaced ones are looked at, unreadable ones among them passed over.
-        sampling: of the clips. Uniform sampling fits every video, and None takes no clips.
-
-    Raises:
-        UserError: when all videos looked at are shorter than a clip.
-    """
-    if sampling is None or sampling.kind == "uniform":
-        return
-    assert isinstance(videos, VideoSet)
-    longest = 0
-    for index in np.unique(np.linspace(0, len(videos) - 1, min(LOOKED_AT, len(videos))).astype(int)).tolist():
-        try:
-            longest = max(longest, videos.load(index)[0].length)
-        except UNREADABLE:
-            continue
-        if longest >= sampling.needed:
-            return
-    if longest:
-        raise UserError(
-            "A clip must not be longer than every video",
-            f"{sampling.frames} frames with stride {sampling.stride} span {sampling.needed} frames, "
-            f"and the longest video has {longest}",
-            "Choose fewer frames, a smaller stride or uniform sampling",
-        )

@@ -22,7 +22,8 @@ from torchvision.transforms import functional as tvf
 
 from vitdistill.data.clips.sampling import Sampling, Views
 from vitdistill.data.clips.video import Video
-from vitdistill.data.images.recipes import Augment, ResolvedAugment, mend_posterize
+from vitdistill.data.images.augment import Augment, ResolvedAugment
+from vitdistill.data.images.recipes import mend_posterize
 from vitdistill.errors import UserError
 
 Clip = UInt8[Tensor, "3 t height width"]

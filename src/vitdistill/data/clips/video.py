@@ -1,6 +1,6 @@
-"""The interface of videos as data: a set hands out videos by number, and a video reads the frames that are asked of it.
+"""The interface of a video: it reads the frames that are asked of it.
 
-Which frames are asked for is a matter of sampling and augmentation (`clips.py`), so a set never decodes on its own.
+Which frames are asked for is a matter of sampling and augmentation (`sampling.py`, `transforms.py`).
 """
 
 from abc import ABC, abstractmethod
@@ -9,13 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import UInt8
 
-from vitdistill.data.source import ImageSet
-
 Picture = UInt8[np.ndarray, "height width 3"]
 
 
 class Video(ABC):
-    """One video. Reading may raise what `loading.UNREADABLE` lists; the loader then skips and counts it."""
+    """One video. Reading may raise what `samples.UNREADABLE` lists; the loader then skips and counts it."""
 
     @property
     @abstractmethod
@@ -30,14 +28,6 @@ class Video(ABC):
             frames: numbers from 0 to `length` - 1; repeats are allowed.
             short_side: resize to this shorter edge in pixels while decoding; None keeps the size.
         """
-
-
-class VideoSet(ImageSet):
-    """Labelled videos. `load` opens a video and decodes nothing; `labels` and `path` are as in every set."""
-
-    @abstractmethod
-    def load(self, index: int) -> tuple[Video, int]:  # type: ignore[override]
-        """A video and its class number."""
 
 
 def distinct(frames: Sequence[int], length: int, path: str) -> tuple[list[int], list[int]]:

@@ -9,19 +9,20 @@ from pathlib import Path
 from PIL import Image
 from torchvision.datasets.folder import pil_loader
 
-from vitdistill.data.folders import FileSet, Kind, is_image, labelled, labelled_if_possible, unlabelled, walk
+from vitdistill.data.folders import FileSamples, Kind, is_image, labelled, labelled_if_possible, unlabelled, walk
+from vitdistill.data.images.samples import ImageSamples
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
 
 FORMATS = "JPEG, PNG, WebP, TIFF, BMP and PPM files are read"
 
 
-class FolderImages(FileSet):
+class FolderImages(FileSamples, ImageSamples):
     """The images of one split."""
 
-    def load(self, index: int) -> tuple[Image.Image, int]:
+    def load(self, index: int) -> tuple[Image.Image, int | None]:
         # Converting decodes the whole file, so a truncated one fails here.
-        return pil_loader(self.path(index)), int(self._labels[index])
+        return pil_loader(self.path(index)), self.label(index)
 
 
 def image_folder(path: str | Path, *, labels: bool = True) -> DataSource:
@@ -30,7 +31,7 @@ def image_folder(path: str | Path, *, labels: bool = True) -> DataSource:
     Files and folders whose names start with a dot are ignored; images may lie deeper inside a class folder.
 
     Without labels, a folder as above is opened as ever, and any other folder with at least two images is good as
-    well. All images then have label 0 of the one class `image`:
+    well. Its images have no labels, and the source no classes:
 
     - Those anywhere below `train/` are for training; without a `train/`, all below the folder except the other splits.
     - Those anywhere below `val/` (or `validation/`, `test/`) are for validation. Without such a folder, a share of

@@ -1,6 +1,6 @@
 """Augmentation recipes, all through timm: what happens to an image between the file and the device.
 
-What runs on the device afterwards (normalisation, erasing, mixup) is in `on_device.py`.
+What runs on the device afterwards (normalisation, erasing, mixup) is in `device.py`.
 """
 
 from collections.abc import Callable
@@ -28,10 +28,12 @@ class ImageTransform:
     Attributes:
         steps: what runs, in order.
         random: whether the outcome depends on the state of the random number generators.
+        shape: of every image: (3, height, width).
     """
 
     steps: Callable[[Image.Image], Any]
     random: bool
+    shape: tuple[int, int, int]
 
     def __call__(self, image: Image.Image) -> UInt8[Tensor, "3 height width"]:
         pixels = self.steps(image)
@@ -74,7 +76,7 @@ def train_transform(augment: Augment, image_size: ImageSize) -> ImageTransform:
     if not options.color_jitter and policy is None:
         distortions.clear()  # timm adds a jitter of strength 0, which only costs time
     random = options.scale < 1 or options.hflip > 0 or options.color_jitter > 0 or policy is not None
-    return ImageTransform(Compose([*steps, *distortions, *to_tensor.transforms]), random)
+    return ImageTransform(Compose([*steps, *distortions, *to_tensor.transforms]), random, _shape(image_size))
 
 
 def mend_posterize(policy: Any) -> None:
@@ -98,7 +100,7 @@ def eval_transform(augment: Augment, image_size: ImageSize) -> ImageTransform:
     Raises:
         UserError: when an option is out of range.
     """
-    return ImageTransform(_eval_steps(augment.resolved(), image_size), random=False)
+    return ImageTransform(_eval_steps(augment.resolved(), image_size), random=False, shape=_shape(image_size))
 
 
 def _eval_steps(options: ResolvedAugment, image_size: ImageSize) -> Any:
@@ -111,6 +113,10 @@ def _eval_steps(options: ResolvedAugment, image_size: ImageSize) -> Any:
         crop_pct=options.crop_pct,
         interpolation=options.interpolation,
     )
+
+
+def _shape(image_size: ImageSize) -> tuple[int, int, int]:
+    return (3, *image_size) if isinstance(image_size, tuple) else (3, image_size, image_size)
 
 
 def _square(image_size: ImageSize) -> ImageSize:

@@ -1,1 +1,29 @@
-"""Adapters: one family of networks a file."""
+"""Adapters: one family of networks a file.
+
+To add a family: write a file with a subclass of `Backbone`, and add a line to `ADAPTERS`.
+"""
+
+from timm.models.cait import Cait
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from vitdistill.models.families.cait import CaiT
+from vitdistill.models.families.swin import Swin
+from vitdistill.models.families.video_vit import TubeletEmbed, VideoViT
+from vitdistill.models.families.vit import ViT
+from vitdistill.models.network import Network, Opaque
+
+ADAPTERS: dict[type[nn.Module], type[Network]] = {VisionTransformer: ViT, Cait: CaiT, SwinTransformer: Swin}
+
+
+def as_network(net: nn.Module) -> Network:
+    """A network behind its adapter; `Opaque` where only its prediction can be used."""
+    if isinstance(net, Network):
+        return net
+    if isinstance(net, VisionTransformer) and isinstance(net.patch_embed, TubeletEmbed):
+        return VideoViT(net)
+    for family, adapter in ADAPTERS.items():
+        if isinstance(net, family):
+            return adapter(net)
+    return Opaque(net)

@@ -14,11 +14,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitdistill.errors import UserError, near
-from vitdistill.models.backbone import Backbone
 from vitdistill.models.families.vit import ViT
 from vitdistill.models.names import VIDEO
+from vitdistill.models.network import Network
 from vitdistill.tokens.positions import TABLES
-from vitdistill.types import TokenGrid
+from vitdistill.types import InputSpec, TokenGrid
 
 VideoPositions = Literal["sincos_3d", "sinusoid_1d"]
 
@@ -146,33 +146,25 @@ class VideoViT(ViT):
         return TokenGrid(embed.frames // embed.tubelet, *embed.grid_size)
 
     @property
-    def frames(self) -> int:
-        """Frames of a clip."""
-        return int(self.net.patch_embed.frames)
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return (3, self.frames, *self.image_size)
-
-    @property
-    def tubelet(self) -> int:
-        """Frames that make one token."""
-        return int(self.net.patch_embed.tubelet)
+    def input(self) -> InputSpec:
+        embed = self.net.patch_embed
+        patch = (int(embed.tubelet), *embed.patch_size)
+        return InputSpec((3, int(embed.frames), *embed.img_size), *self._statistics, patch)
 
 
-def check_video(backbone: Backbone, role: str) -> VideoViT:
-    """The backbone, if it takes clips.
+def check_video(network: Network, role: str) -> VideoViT:
+    """The network, if it takes clips.
 
     Raises:
         UserError: when it takes images.
     """
-    if not isinstance(backbone, VideoViT):
+    if not isinstance(network, VideoViT):
         raise UserError(
             f"The {role} must be a video ViT",
-            backbone.name,
+            network.name,
             "Choose one of video_vit_{small,base,large,huge}_patch16_224",
         )
-    return backbone
+    return network
 
 
 SIZES = {

@@ -3,15 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from jaxtyping import Float
+from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from vitdistill.errors import UserError
-from vitdistill.models.backbone import Backbone, FusedQKVReader, QKVReader, SaliencyKind
+from vitdistill.models.backbone import Backbone, Captured, FusedQKVReader, QKVReader, SaliencyKind
+from vitdistill.models.macs import Macs, check_kept, head_macs, is_countable, linears, norm_macs, self_attention_macs
 from vitdistill.tokens.saliency import attention_received, cls_attention
-from vitdistill.types import BackboneOutput, Capture, Part, TokenGrid
+from vitdistill.types import NOTHING, Capture, Output, Point, TokenGrid, Tokens
 
 
 def is_plain(block: Any) -> bool:
@@ -22,7 +24,7 @@ def is_plain(block: Any) -> bool:
 class ViT(Backbone):
     """Adapter over `timm.models.vision_transformer.VisionTransformer` and its subclasses.
 
-    What differs within the family is decided by the network itself: whether prefix tokens have positions (DeiT3:
+    What differs within the family is decided by the network itself: whether special tokens have positions (DeiT3:
     no), a norm before the blocks (CLIP), mean pooling over the kept patches with `fc_norm` (MAE fine-tuned),
     LayerScale, register tokens, two heads (distilled DeiT).
     """
@@ -41,25 +43,24 @@ class ViT(Backbone):
         return TokenGrid(1, int(height), int(width))
 
     @property
-    def prefix(self) -> int:
+    def specials(self) -> int:
         return int(self.net.num_prefix_tokens)
 
     @property
     def blocks(self) -> Sequence[Any]:
         return list(self.net.blocks)
 
-    def embed(self, images: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b m d"]:
-        return self.net._pos_embed(self.net.patch_embed(images))
+    def embed(self, inputs: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b m d"]:
+        return self.net._pos_embed(self.net.patch_embed(inputs))
 
-    def run_blocks(self, tokens: Float[Tensor, "b m d"], capture: Capture, hidden: dict[int, Tensor]) -> Tensor:
-        wanted = {self.block_index(block) for block in capture.hidden}
+    def run_blocks(self, tokens: Float[Tensor, "b m d"], capture: Capture, captured: Captured) -> Tensor:
         whole, only_qkv = self.blocks_run(capture)
 
         tokens = self.net.norm_pre(self.net.patch_drop(tokens))
         for index in range(whole):
             tokens = self.run_block(index, tokens, capture=capture)
-            if index in wanted:
-                hidden[index] = tokens
+            if (index, "output") in capture.points:
+                captured[index, "output"] = Tokens(tokens, self.specials)
         if only_qkv:
             block = self.blocks[whole]
             block.attn.qkv(block.norm1(tokens))  # read by a hook; nothing behind it is wanted
@@ -67,44 +68,101 @@ class ViT(Backbone):
 
     def blocks_run(self, capture: Capture) -> tuple[int, bool]:
         """How many blocks a pass runs whole, and whether it then runs the next one up to its q, k and v."""
-        if capture.logits:
+        if capture.head:
             return self.depth, False
-        whole = {self.block_index(block) for block in (*capture.hidden, *(block for block, _ in capture.parts))}
-        qkv = {self.block_index(block) for block in capture.qkv}
-        last = max(whole | qkv, default=-1)
+        whole = {self.block_index(block) for block, point in capture.points if point != "qkv"}
+        last = max((self.block_index(block) for block, _ in capture.points), default=-1)
         stops_inside = last >= 0 and last not in whole and is_plain(self.blocks[last])
         return (last, True) if stops_inside else (last + 1, False)
 
-    def head(self, tokens: Tensor) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
+    def head(self, tokens: Tensor) -> tuple[Tokens, Tensor | tuple[Tensor, Tensor]]:
         tokens = self.net.norm(tokens)
-        return tokens, self.net.forward_head(tokens)
+        return Tokens(tokens, self.specials), self.net.forward_head(tokens)
 
     def read_qkv(self, block: int) -> QKVReader:
-        return FusedQKVReader(getattr(self.blocks[block], "attn", self.blocks[block]))
+        return FusedQKVReader(getattr(self.blocks[block], "attn", self.blocks[block]), self.specials)
 
-    def read_part(
-        self, block: int, part: Part, found: dict[tuple[int, Part], Tensor]
-    ) -> torch.utils.hooks.RemovableHandle:
+    def read_branch(self, block: int, point: Point, captured: Captured) -> RemovableHandle:
         module = self.blocks[block]
         if not is_plain(module):
-            return super().read_part(block, part, found)
+            return super().read_branch(block, point, captured)
 
         def keep_output(_module: nn.Module, _inputs: object, tokens: Tensor) -> None:
-            found[block, part] = tokens
+            captured[block, point] = Tokens(tokens, self.specials)
 
         def keep_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            found[block, part] = inputs[0]
+            captured[block, point] = Tokens(inputs[0], self.specials)
 
-        if part == "attention_residual":
+        if point == "attention_residual":
             return module.norm2.register_forward_pre_hook(keep_input)
         # After LayerScale and before drop path: what the branch adds when it is not dropped.
-        return (module.ls1 if part == "attention" else module.ls2).register_forward_hook(keep_output)
+        return (module.ls1 if point == "attention" else module.ls2).register_forward_hook(keep_output)
 
-    def saliency(self, output: BackboneOutput, block: int = -1, kind: SaliencyKind = "cls") -> Float[Tensor, "b n"]:
-        q, k, _ = output.qkv[self.block_index(block)]
+    def reached(
+        self,
+        capture: Capture,
+        roles: frozenset[str] = frozenset("qkv"),
+        *,
+        prediction: bool = True,
+        special: bool = True,
+    ) -> set[nn.Parameter]:
+        if capture.head:
+            return super().reached(capture, roles, prediction=prediction, special=special)
+        whole, only_qkv = self.blocks_run(capture)
+        last = whole if only_qkv else whole - 1
+        unreached = self.head_parameters | set(self.net.norm.parameters())
+        for index, block in enumerate(self.blocks):
+            points = {point for asked, point in capture.points if self.block_index(asked) == index}
+            if index < last or (index == last and (points & {"output", "ffn"} or not is_plain(block))):
+                continue
+            unreached |= set(block.parameters()) - _reached_within(block, points, roles)
+        return set(self.net.parameters()) - unreached
+
+    def saliency(self, output: Output, block: int = -1, kind: SaliencyKind = "cls") -> Float[Tensor, "b n"]:
+        q, k, _, specials = output.qkv(block)
         # Where the head does not read the class token (mean pooling), nothing trains its attention.
         reads_cls = self.net.cls_token is not None and self.net.global_pool in ("token", "")
-        # The class token is the first prefix token in every member of the family.
+        # The class token is the first special token in every member of the family.
         if kind == "cls" and reads_cls:
-            return cls_attention(q[:, :, 0], k, prefix=self.prefix)
-        return attention_received(q, k, prefix=self.prefix)
+            return cls_attention(q[:, :, 0], k, prefix=specials)
+        return attention_received(q, k, prefix=specials)
+
+    def macs(
+        self,
+        kept: int | None = None,
+        capture: Capture = NOTHING,
+        *,
+        layernorm: bool = True,
+        size: tuple[int, int] | None = None,
+    ) -> Macs:
+        if not is_countable(self.net, self.blocks):
+            return super().macs(kept, capture, layernorm=layernorm, size=size)
+        check_kept(self, kept)
+        net, tokens = self.net, self.specials + (self.grid.count if kept is None else kept)
+        total = Macs(patch_embed=net.patch_embed.proj.weight.numel() * self.grid.count)
+        if isinstance(net.patch_embed, PatchEmbed):
+            total += norm_macs(net.patch_embed.norm, self.grid.count, layernorm)
+        total += norm_macs(net.norm_pre, tokens, layernorm)
+        whole, only_qkv = self.blocks_run(capture)
+        for block in self.blocks[:whole]:
+            total += self_attention_macs(block, tokens, layernorm)
+        if only_qkv:
+            stopped = self.blocks[whole]
+            total += norm_macs(stopped.norm1, tokens, layernorm)
+            total += Macs(projections=linears(stopped.attn.qkv) * tokens)
+        if not capture.head:
+            return total
+        total += norm_macs(net.norm, tokens, layernorm) + norm_macs(net.fc_norm, 1, layernorm)
+        return total + head_macs(net)
+
+
+def _reached_within(block: Any, points: set[Point], roles: frozenset[str]) -> set[nn.Parameter]:
+    """The parameters of a plain block on which its queries, keys, values or attention branch depend."""
+    modules: list[nn.Module] = []
+    if "qkv" in points:
+        modules += [block.norm1, block.attn.qkv]
+        modules += [block.attn.q_norm] if "q" in roles else []
+        modules += [block.attn.k_norm] if "k" in roles else []
+    if points & {"attention", "attention_residual"}:
+        modules += [block.norm1, block.attn, block.ls1]
+    return {parameter for module in modules for parameter in module.parameters()}

@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from vitdistill.errors import UserError
-from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import rebuild
 from vitdistill.models.families.video_vit import VideoViT, check_video
+from vitdistill.models.network import Network
 from vitdistill.models.record import record_of
-from vitdistill.models.surgery.drop_path import rising, set_drop_path
+from vitdistill.models.surgery.drop_path import set_drop_path
 from vitdistill.models.weights.read import head_names
 
 ALIGNED = 7  # features along each side of a box
 
 
 def detector(
-    body: Backbone, classes: int, *, head_init: float = 0.001, dropout: float = 0.0, drop_path: float = 0.0
+    body: Network, classes: int, *, head_init: float = 0.001, dropout: float = 0.0, drop_path: float = 0.0
 ) -> VideoViT:
     """The network with a fresh classifier of boxes, everything else as it is in `body`.
 
@@ -54,24 +54,24 @@ def detector(
             parameter.mul_(head_init)
     network.requires_grad_(True)
     network.net.pos_embed.requires_grad_(False)
-    set_drop_path(network, rising(drop_path, network.depth))
+    set_drop_path(network, drop_path)
     assert isinstance(network, VideoViT)
     return network
 
 
 def box_logits(
-    backbone: VideoViT, clips: Float[Tensor, "b ch *pixels"], boxes: Float[Tensor, "b boxes 4"]
+    backbone: VideoViT, patches: Float[Tensor, "b n d"], boxes: Float[Tensor, "b boxes 4"]
 ) -> Float[Tensor, "b boxes c"]:
     """Class scores of every box, before the sigmoid.
 
     Args:
         backbone: a network that `detector` made.
-        clips: normalised.
+        patches: that it gave for clips, after the final norm.
         boxes: x1, y1, x2, y2 as shares of width and height, the same in all frames; finite.
     """
-    tokens, grid = backbone(clips).tokens, backbone.grid
-    features = tokens[:, backbone.prefix :].transpose(1, 2).unflatten(2, (grid.t, grid.h, grid.w)).mean(dim=2)
-    pooled = pool_boxes(features, boxes).to(tokens.dtype)
+    grid = backbone.grid
+    features = patches.transpose(1, 2).unflatten(2, (grid.t, grid.h, grid.w)).mean(dim=2)
+    pooled = pool_boxes(features, boxes).to(patches.dtype)
     return backbone.net.head(backbone.net.head_drop(pooled))
 
 

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from vitdistill.errors import UserError
-from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import rebuild
 from vitdistill.models.families.video_vit import VideoViT
 from vitdistill.models.families.vit import ViT
+from vitdistill.models.network import Network
 from vitdistill.models.record import record_of
-from vitdistill.models.surgery.drop_path import rising, set_drop_path
+from vitdistill.models.surgery.drop_path import set_drop_path
 from vitdistill.models.weights.read import head_names
 
 Pool = Literal["auto", "avg", "cls"]
@@ -19,14 +19,14 @@ _TIMM_POOL = {"avg": "avg", "cls": "token"}
 
 
 def finetunable(
-    body: Backbone,
+    body: Network,
     classes: int,
     *,
     pool: Pool = "auto",
     head_init: float = 0.001,
     new_head: bool = False,
     drop_path: float = 0.0,
-) -> Backbone:
+) -> Network:
     """The network with a classifier for `classes`, everything else as it is in `body`.
 
     Args:
@@ -36,11 +36,11 @@ def finetunable(
             the class token; auto keeps the pooling of a network with a classifier, and is avg for a ViT without one.
         head_init: factor on the initial weights of a fresh classifier.
         new_head: replace a classifier that the network has.
-        drop_path: stochastic depth rate of the last block, falling to 0 in the first; 0 turns off what it has.
+        drop_path: stochastic depth rate, as `set_drop_path` spreads it over the blocks; 0 turns off what it has.
 
     Raises:
         UserError: when the network has a classifier for other classes or another pooling, and `new_head` is not set; or
-            when a fresh classifier cannot be given to it.
+            when a fresh classifier cannot be given to it, or drop path is asked for and it has none.
     """
     if pool != "auto" and not isinstance(body, ViT):
         raise UserError(f"Only a ViT's pooling can be chosen, and {body.name} is none", pool, "Leave --pool out")
@@ -58,11 +58,11 @@ def finetunable(
     network.requires_grad_(True)
     if isinstance(network, VideoViT):
         network.net.pos_embed.requires_grad_(False)  # fixed in VideoMAE's and MVD's fine-tuning, too
-    set_drop_path(network, rising(drop_path, network.depth))
+    set_drop_path(network, drop_path)
     return network
 
 
-def _check_head(body: Backbone, classes: int, own_pool: str | None, wanted: str | None) -> None:
+def _check_head(body: Network, classes: int, own_pool: str | None, wanted: str | None) -> None:
     if body.num_classes != classes:
         raise UserError(
             f"The stored classifier must have the classes of the data; {body.name} has {body.num_classes} and the data "
@@ -77,7 +77,7 @@ def _check_head(body: Backbone, classes: int, own_pool: str | None, wanted: str 
         )
 
 
-def _with_new_head(body: Backbone, classes: int, pool: str | None, head_init: float) -> Backbone:
+def _with_new_head(body: Network, classes: int, pool: str | None, head_init: float) -> Network:
     if record_of(body.net).architecture is None:
         _reset(body, classes, pool)
         _shrink(body.net, head_init)
@@ -100,7 +100,7 @@ def _with_new_head(body: Backbone, classes: int, pool: str | None, head_init: fl
     return network
 
 
-def _reset(body: Backbone, classes: int, pool: str | None) -> None:
+def _reset(body: Network, classes: int, pool: str | None) -> None:
     """A fresh classifier, and the norm where the pooling needs it, for a module that cannot be built again: in place.
 
     Raises:

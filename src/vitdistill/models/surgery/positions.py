@@ -14,7 +14,7 @@ def fix_positions(backbone: Backbone) -> None:
         UserError: for networks without an absolute position embedding over their patches.
     """
     embedding = getattr(backbone.net, "pos_embed", None)
-    if embedding is None or embedding.shape[1] not in (backbone.grid.count, backbone.grid.count + backbone.prefix):
+    if embedding is None or embedding.shape[1] not in (backbone.grid.count, backbone.grid.count + backbone.specials):
         raise UserError(f"{backbone.name} has no position embedding that could be fixed", remedy="Choose a ViT or DeiT")
     prefix = embedding.shape[1] - backbone.grid.count
     with torch.no_grad():

@@ -11,9 +11,9 @@ from vitdistill.reporting.galleries.masks import dim_dropped
 from vitdistill.reporting.galleries.reconstructions import SEED, Reconstructions, to_pixels
 
 if TYPE_CHECKING:
-    from vitdistill.data.clips.sampling import Sampling
     from vitdistill.data.source import DataSource
     from vitdistill.runs.read import Run
+    from vitdistill.types import InputSpec
 
 CLIPS, FRAMES = 2, 8  # in a picture
 
@@ -31,22 +31,19 @@ def clip_reconstructions(run: "Run", count: int = CLIPS) -> list[Reconstructions
     """
     from vitdistill.data.device import OnDevice
     from vitdistill.data.images.augment import Augment
-    from vitdistill.data.transforms import clip_sampling
     from vitdistill.methods.videomae import VideoMAE
 
     method = run.method()
     assert isinstance(method, VideoMAE)
     student = method.student
     source = run.source(labels=False)
-    sampling = clip_sampling(student, source, run.config.get("stride"), run.config.get("sampling") or "dense")
-    assert sampling is not None
-    clips = some_clips(source, student.image_size[0], sampling, count)
+    clips = some_clips(source, student.input, run.config.get("stride"), run.config.get("sampling"), count)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         kept, masked = method.masking.draw(len(clips), student.grid)
-    seen = OnDevice(Augment(recipe="none"), student.mean, student.std, 1).eval(clips)
+    seen = OnDevice(Augment(recipe="none"), student.input.mean, student.input.std, 1).eval(clips)
     predicted = method.reconstruct(seen, kept, masked)
-    first = slice(None, None, sampling.frames // student.grid.t)  # of each time step
+    first = slice(None, None, student.tubelet)  # of each time step
     some = slice(None, None, math.ceil(student.grid.t / FRAMES))
     found = []
     for clip, own, prediction in zip(clips, kept, predicted, strict=True):
@@ -57,12 +54,14 @@ def clip_reconstructions(run: "Run", count: int = CLIPS) -> list[Reconstructions
 
 
 def some_clips(
-    source: "DataSource", size: int, sampling: "Sampling", count: int, seed: int = 0
+    source: "DataSource", spec: "InputSpec", stride: int | None, sampling: str | None, count: int, seed: int = 0
 ) -> UInt8[Tensor, "b 3 t size size"]:
     """Up to `count` clips, drawn from a source's validation videos, as a model would see them."""
-    from vitdistill.data.clips.transforms import eval_transform
+    from vitdistill.data.images.recipes import Augment
+    from vitdistill.data.samples import ViewOptions
 
-    transform = eval_transform(size, sampling)
+    options = ViewOptions(augment=Augment(recipe="none"), stride=stride, sampling=sampling)
+    transform = source.val.transform(spec, options, train=False)
     order = torch.randperm(len(source.val), generator=torch.Generator().manual_seed(seed))[:count]
     videos: list[Any] = [source.val.load(int(index))[0] for index in order]
-    return torch.stack([transform(video) for video in videos])
+    return torch.stack([clip for video in videos if isinstance(clip := transform(video), Tensor)])

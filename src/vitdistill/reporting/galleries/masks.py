@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
-from vitdistill.models.backbone import Backbone, SaliencyKind
+from vitdistill.models.backbone import Backbone, SaliencyKind, with_tokens
 from vitdistill.tokens.grids import transfer
 from vitdistill.tokens.keep import keep_count
 from vitdistill.tokens.select import bottom_k, top_k
@@ -88,8 +88,8 @@ def masks_of(
         order: keep the highest ranked patches, or the lowest.
     """
     backbone.eval()
-    layer = backbone.block_index(layer) if backbone.depth else -1  # what has no blocks says so below
-    capture = replace(backbone.saliency_capture(layer, kind), logits=False)
+    layer = backbone.block_index(layer)
+    capture = replace(backbone.saliency_capture(layer, kind), head=False)
     grid = grid or backbone.grid
     scores = torch.cat(
         [backbone.saliency(backbone(part, capture=capture), layer, kind) for part in images.split(BATCH)]
@@ -149,18 +149,22 @@ def some_images(
     Raises:
         UserError: when there is none, or a file cannot be read.
     """
-    from vitdistill.data.images.recipes import Augment, eval_transform
-    from vitdistill.data.transforms import validation_transform
+    from vitdistill.data.images.augment import Augment
+    from vitdistill.data.images.recipes import eval_transform
+    from vitdistill.data.samples import ViewOptions
+    from vitdistill.types import InputSpec
 
     plain = Augment(recipe="none")
     if source is None:
-        transform = eval_transform(plain, image_size)
-        chosen = [transform(_image(path)) for path in paths[:count]]
+        of_files = eval_transform(plain, image_size)
+        chosen = [of_files(_image(path)) for path in paths[:count]]
     else:
-        transform = validation_transform(source, plain, image_size, sampling=None)
+        spec = InputSpec((3, *image_size), (0.0,) * 3, (1.0,) * 3)  # single frames of videos; nothing is normalised
+        transform = source.val.transform(spec, ViewOptions(augment=plain), train=False)
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(source.val), generator=generator)[:count]
-        chosen = [transform(source.val.load(int(index))[0]) for index in order]
+        made = (transform(source.val.load(int(index))[0]) for index in order)
+        chosen = [image for image in made if isinstance(image, Tensor)]
     if not chosen:
         raise UserError("There must be at least one image to mask")
     return torch.stack(chosen)
@@ -180,9 +184,9 @@ def _image(path: Path) -> "Image":
 def normalised(images: UInt8[Tensor, "b 3 height width"], backbone: Backbone) -> Float[Tensor, "b 3 height2 width2"]:
     """The images at a backbone's size, with its statistics."""
     floats = images.float() / 255
-    if tuple(images.shape[-2:]) != backbone.image_size:
-        floats = torch.nn.functional.interpolate(floats, backbone.image_size, mode="bilinear", antialias=True)
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (backbone.mean, backbone.std))
+    if tuple(images.shape[-2:]) != backbone.input.size:
+        floats = torch.nn.functional.interpolate(floats, backbone.input.size, mode="bilinear", antialias=True)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (backbone.input.mean, backbone.input.std))
     return (floats - mean) / std
 
 
@@ -212,7 +216,7 @@ def run_columns(run: "Run", images: UInt8[Tensor, "b 3 height width"]) -> list[C
 
     if unmasked_because(run) is not None:
         return []
-    student = run.student()
+    student = with_tokens(run.student())
     if student.grid.t > 1:
         raise UserError("Masks are drawn over images", f"{student.name}, which sees clips")
     grid = student.grid if run.setting("mask") == "student" else _teacher_grid(run) or student.grid

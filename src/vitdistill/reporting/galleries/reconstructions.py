@@ -47,7 +47,7 @@ def reconstructions(run: "Run", count: int = IMAGES) -> Reconstructions:
     assert isinstance(method, MAE)
     method.load_full(run.path / FULL)
     student = method.student
-    images = some_images(run.source(labels=False), [], student.image_size, count)
+    images = some_images(run.source(labels=False), [], student.input.size, count)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         kept, masked = random_mask(len(images), student.grid.count, method.visible)
@@ -63,7 +63,7 @@ def reconstructions(run: "Run", count: int = IMAGES) -> Reconstructions:
 
 def to_pixels(images: Float[Tensor, "b 3 height width"], backbone: "Backbone") -> UInt8[Tensor, "b 3 height width"]:
     """Images normalised with a backbone's statistics as pixels again; what lies beyond black and white is cut."""
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (backbone.mean, backbone.std))
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (backbone.input.mean, backbone.input.std))
     return ((images.float() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
 
 

@@ -81,17 +81,17 @@ def token_relations(run: "Run", count: int = IMAGES) -> TokenRelations:
     method = run.method(heads=False)
     assert isinstance(method, TinyMIM)
     student, teacher = method.student, method.teacher
-    blocks = method.teacher_block, method.student_block
-    images = some_images(run.source(labels=False), [], student.image_size, count)
+    own_block, other_block = method.blocks
+    images = some_images(run.source(labels=False), [], student.input.size, count)
     seen = normalised(images, student)
-    theirs = teacher(seen, capture=Capture(qkv=(blocks[0],), logits=False)).qkv[blocks[0]]
-    own = student(seen, capture=Capture(qkv=(blocks[1],), logits=False)).qkv[blocks[1]]
+    theirs = teacher(seen, capture=Capture.at(other_block, "qkv", head=False)).qkv(other_block)
+    own = student(seen, capture=Capture.at(own_block, "qkv", head=False)).qkv(own_block)
     return TokenRelations(
         images=images,
         maps=[Maps(name, head_average(theirs, name), head_average(own, name)) for name in names_of(run)],
         grid=student.grid,
-        prefix=student.prefix,
-        blocks=(blocks[0] + 1, blocks[1] + 1),
+        prefix=student.specials,
+        blocks=(other_block + 1, own_block + 1),
         heads=(theirs.v.shape[1], own.v.shape[1]),
     )
 

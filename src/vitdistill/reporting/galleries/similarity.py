@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vitdistill.errors import error_words
 from vitdistill.evaluation.similarity import (
+    Compared,
     Comparison,
-    Network,
     Similarity,
     Steps,
     Wanted,
@@ -16,6 +16,7 @@ from vitdistill.evaluation.similarity import (
     distinct,
     teachers_of,
 )
+from vitdistill.models.backbone import with_tokens
 from vitdistill.models.build import build
 from vitdistill.models.families.video_vit import VideoViT, check_video
 from vitdistill.reporting.figures import INK, MUTED
@@ -142,7 +143,7 @@ class Group(NamedTuple):
     """
 
     run: "Run"
-    networks: dict[str, Network]
+    networks: dict[str, Compared]
 
 
 class Found(NamedTuple):
@@ -174,11 +175,11 @@ def similarities_of(runs: Sequence["Run"], clips: int = CLIPS) -> Found:
         for teacher in distinct(teachers_of(run.config)):
             try:
                 if teacher.identity not in group.networks:
-                    body = build(teacher.spec, args=teacher.args, pretrained=True)
-                    group.networks[teacher.identity] = Network(teacher.name, body, teacher.role)
+                    body = with_tokens(build(teacher.spec, args=teacher.args, pretrained=True))
+                    group.networks[teacher.identity] = Compared(teacher.name, body, teacher.role)
             except Exception as error:  # the student can be looked at alone
                 notes.append(f"{run.name}: its {teacher.role} is not shown, since {error_words(error)}")
-        group.networks.setdefault(wanted.identity, Network(run.name, student))
+        group.networks.setdefault(wanted.identity, Compared(run.name, student))
     comparisons = []
     for group in groups.values():
         try:
@@ -191,7 +192,7 @@ def similarities_of(runs: Sequence["Run"], clips: int = CLIPS) -> Found:
 def _clips_of(run: "Run", student: VideoViT) -> tuple[object, ...]:
     """Equal for runs whose networks can be compared on the same clips."""
     taken = (run.config.get("data"), run.config.get("stride"), run.config.get("sampling"))
-    return *map(str, taken), student.frames, student.grid.t
+    return *map(str, taken), student.input.frames, student.grid.t
 
 
 def _compare(group: Group, clips: int) -> Comparison:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
-from vitdistill.data.images.recipes import Augment
+from vitdistill.cli import main
+from vitdistill.data.actions.files import ActionFiles
+from vitdistill.data.images.augment import Augment
 from vitdistill.errors import UserError
+from vitdistill.runs.read import read_run
 from vitdistill.training.settings import Loader, Optim
-from vitdistill.verbs.detect import detect
-from vitdistill.verbs.frame_map import frame_map
+from vitdistill.verbs.evaluate import evaluate
+from vitdistill.verbs.finetune import finetune
 from vitdistill.verbs.resume import resume
 
 av = pytest.importorskip("av")
@@ -27,7 +32,7 @@ LABELS = 'item {\n  name: "red"\n  id: 1\n}\nitem {\n  name: "green"\n  id: 2\n}
 NET = {"img_size": 16, "patch_size": 4, "frames": 4, "embed_dim": 48, "depth": 1, "num_heads": 2}
 TRAINING: dict[str, Any] = {
     "model_args": NET,
-    "start": START,
+    "task": "actions",
     "stride": 1,
     "epochs": 4,
     "batch_size": 8,
@@ -77,13 +82,19 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         (folder / f"{split}.csv").write_text("\n".join(rows) + "\n")
     (folder / "labels.pbtxt").write_text(LABELS)
     names = ("train.csv", "val.csv", "labels.pbtxt")
-    return {name.split(".")[0]: str(folder / name) for name in names} | {"videos": str(folder / "videos")}
+    return {name.split(".")[0]: str(folder / name) for name in names} | {"data": str(folder / "videos")}
+
+
+def of(files: dict[str, str], **changed: Any) -> dict[str, Any]:
+    """The options of the data: the folder of videos, and the annotations as a group."""
+    group: dict[str, Any] = {"start": START, **files, **changed}
+    return {"data": group.pop("data"), "actions": ActionFiles(**group)}
 
 
 @pytest.fixture(scope="module")
 def trained(files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("runs") / "run"
-    return out, detect("video_vit_small_patch16_224", out=str(out), **files, **TRAINING)
+    return out, finetune("video_vit_small_patch16_224", out=str(out), **of(files), **TRAINING)
 
 
 def test_detection_is_learnt_and_recorded(trained: tuple[Path, dict[str, Any]]) -> None:
@@ -95,7 +106,8 @@ def test_detection_is_learnt_and_recorded(trained: tuple[Path, dict[str, Any]]) 
     assert info["accuracy"]["best_map"] >= info["accuracy"]["map"]
     assert {"best.ckpt", "last.ckpt"} == {path.name for path in (out / "checkpoints").iterdir()}
     assert json.loads((out / "student.json").read_text())["classes"] == ["red", "green", "there"]
-    assert (out / "report.html").is_file()
+    assert info["metrics"] == {"map": "frame mAP %"} and (info["score"], info["score_per_sample"]) == ("map", False)
+    assert "frame mAP %" in (out / "report.html").read_text()
 
 
 def test_the_final_test_is_that_of_the_exported_network(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -107,10 +119,10 @@ def test_the_final_test_is_that_of_the_exported_network(trained: tuple[Path, dic
         (2, "green", 16),
         (4, "there", 32),
     ]
-    again = frame_map(str(out), workers=0, out=str(tmp_path / "test"), json=True)
+    again = evaluate(str(out), workers=0, out=str(tmp_path / "test"), json=True)
     assert again["map"] == result["map"] and again["actions"] == result["actions"]
     assert (tmp_path / "test" / "predictions.csv").read_bytes() == (out / "predictions.csv").read_bytes()
-    best = frame_map(str(out), workers=0, checkpoint="best", json=True)
+    best = evaluate(str(out), workers=0, checkpoint="best", json=True)
     assert best["map"] == pytest.approx(info["accuracy"]["best_map"], abs=1e-3)
 
 
@@ -132,12 +144,12 @@ def test_boxes_of_a_detector_exclusions_and_a_subset_of_actions(
     boxes.write_text("\n".join(lines) + "\n")
     excluded.write_text("-m13,0905\n-m13,0906\n")
     two.write_text("label_id,label_name\n1,red\n2,green\n")
-    options = {"detections": str(boxes), "excluded": str(excluded), "evaluated": str(two)}
-    result = frame_map(str(trained[0]), **options, workers=0, json=True)
+    options: Any = {"detections": str(boxes), "excluded": str(excluded), "evaluated": str(two)}
+    result = evaluate(str(trained[0]), actions=ActionFiles(**options), workers=0, json=True)
     assert (result["key_frames"], result["boxes"]) == (14, 14)  # of the four movies to validate on
     assert [action["id"] for action in result["actions"]] == [1, 2]
     assert 30 < result["map"] < 70  # half of the boxes cannot be found
-    unsure = frame_map(str(trained[0]), **options, threshold=0.4, workers=0, json=True)
+    unsure = evaluate(str(trained[0]), actions=ActionFiles(**options, threshold=0.4), workers=0, json=True)
     assert unsure["boxes"] == 15 and unsure["map"] > result["map"]
 
 
@@ -149,9 +161,10 @@ def test_an_interrupted_run_is_resumed_and_ends_alike(
     optim = Optim(lr=5e-3, lr_batch=0, warmup_epochs=0, ema=0.5)
     boxes = tmp_path / "boxes.csv"
     boxes.write_text("\n".join(row(f"-m{video}", 901, LEFT, "", 0.9) for video in range(10, 14)))
-    options = {**TRAINING, "epochs": 2, "detections": str(boxes), "optim": optim, "dropout": 0.1, "drop_path": 0.1}
+    options = {**TRAINING, "epochs": 2, "optim": optim, "dropout": 0.1, "drop_path": 0.1}
+    options |= of(files, detections=str(boxes))
     name, whole, pieced = "video_vit_small_patch16_224", tmp_path / "whole", tmp_path / "pieced"
-    detect(name, out=str(whole), **files, **options)
+    finetune(name, out=str(whole), **options)
     step = TrainingModule.training_step
 
     def stop_in_the_second_epoch(self: Any, batch: Any, batch_idx: int) -> Any:
@@ -162,7 +175,7 @@ def test_an_interrupted_run_is_resumed_and_ends_alike(
     with monkeypatch.context() as patch:
         patch.setattr(TrainingModule, "training_step", stop_in_the_second_epoch)
         with pytest.raises(RuntimeError, match="pulled plug"):
-            detect(name, out=str(pieced), **files, **options)
+            finetune(name, out=str(pieced), **options)
     resume(str(pieced))
     same = ("student.safetensors", "student_ema.safetensors", "metrics.csv", "predictions.csv", "detection.json")
     for file in same:
@@ -175,21 +188,39 @@ def test_an_interrupted_run_is_resumed_and_ends_alike(
     ("changed", "words"),
     [
         ({"model": "vit_tiny_patch16_224", "model_args": None}, "must be a video ViT"),
-        ({"start": 0.0}, r"second 906 of .*, which has 64 frames from second 0 on.*Set --start"),
-        ({"start": 903.0}, "before the start of the videos, 903 s; got 901 s"),
-        ({"videos": "nowhere"}, "--videos must be an existing folder; got 'nowhere'"),
-        ({"train": "nowhere.csv"}, r"must be readable; got 'nowhere.csv' \(No such file"),
-        ({"threshold": 0.5}, "threshold.*--detections"),
-        ({"augment": Augment(recipe="finetune")}, "hflip, erasing and repeats only; got scale, auto_augment"),
+        ({"task": "classification", "data": "digits"}, "--actions has no effect unless --task is actions"),
+        ({"pool": "cls"}, "--pool has no effect with --task actions"),
+        ({"sampling": "uniform"}, "--sampling has no effect on key frames"),
+        ({"augment": Augment(recipe="deit")}, "hflip, erasing and repeats only; got scale, auto_augment"),
         ({"augment": Augment(recipe="none", mixup_prob=0.3)}, "hflip, erasing and repeats only; got mixup or cutmix"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
-        ({"frame_rate": 25.0}, r"--frame_rate \(folders of frames"),
+        ({"data": "digits"}, "All annotated videos|must be an existing folder of videos; got 'digits'"),
     ],
 )
 def test_bad_input_is_one_line(files: dict[str, str], tmp_path: Path, changed: dict[str, Any], words: str) -> None:
-    options = {"model": "video_vit_small_patch16_224", **files, **TRAINING, **changed}
+    options = {"model": "video_vit_small_patch16_224", **of(files), **TRAINING, **changed}
     with pytest.raises(UserError, match=words) as error:
-        detect(out=str(tmp_path / "run"), **options)
+        finetune(out=str(tmp_path / "run"), **options)
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"start": 0.0}, r"second 906 of .*, which has 64 frames from second 0 on.*Set --actions.start"),
+        ({"start": 903.0}, "before the start of the videos, 903 s; got 901 s"),
+        ({"data": "nowhere"}, "--data must be an existing folder of videos; got 'nowhere'"),
+        ({"train": "nowhere.csv"}, r"must be readable; got 'nowhere.csv' \(No such file"),
+        ({"train": None}, "--actions.train is required"),
+        ({"val": None}, "--actions.val is required"),
+        ({"threshold": 0.5}, "--actions.threshold has no effect without --actions.detections"),
+        ({"threshold": 1.5}, r"--actions.threshold must lie in \[0, 1\]; got 1.5"),
+        ({"frame_rate": 25.0}, "--actions.frame_rate has no effect on video files"),
+    ],
+)
+def test_bad_files_are_one_line(files: dict[str, str], tmp_path: Path, changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        finetune("video_vit_small_patch16_224", out=str(tmp_path / "run"), **of(files, **changed), **TRAINING)
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
 
@@ -206,21 +237,76 @@ def test_bad_annotations_are_named(files: dict[str, str], tmp_path: Path, line: 
     train = tmp_path / "train.csv"
     train.write_text(Path(files["train"]).read_text() + line + "\n")
     with pytest.raises(UserError, match=words) as error:
-        detect("video_vit_small_patch16_224", out=str(tmp_path / "run"), **{**files, "train": str(train)}, **TRAINING)
+        finetune("video_vit_small_patch16_224", out=str(tmp_path / "run"), **of(files, train=str(train)), **TRAINING)
     assert "\n" not in str(error.value)
 
 
-def test_frame_map_wants_a_run_of_detect(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="frame_map tests a run of detect; got 'video_vit_small"):
-        frame_map("video_vit_small_patch16_224")
+def test_what_goes_with_another_task_is_refused(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Of a run with actions what asks for a label each, and of other models what asks for actions."""
+    for options in ({"keep": 0.5}, {"clips": 2}, {"crop_pct": 0.9}, {"image_size": 16}):
+        with pytest.raises(UserError, match=rf"--{next(iter(options))} has no effect on a run of finetune --task"):
+            evaluate(str(trained[0]), workers=0, **options)
+    for options in ({"out": str(tmp_path)}, {"actions": ActionFiles(start=900)}):
+        with pytest.raises(UserError, match=rf"--{next(iter(options))} has no effect unless the model is a run of"):
+            evaluate("digits-teacher", **options)
+
+
+def test_a_run_of_the_former_verb_is_read_as_of_today(
+    trained: tuple[Path, dict[str, Any]], files: dict[str, str], tmp_path: Path
+) -> None:
+    """As `detect` wrote them: files on the top level, and no word on metrics in run.json."""
+    former = tmp_path / "former"
+    shutil.copytree(trained[0], former)
+    config = yaml.safe_load((former / "config.yaml").read_text())
+    flat = {**config.pop("actions"), "videos": config.pop("data"), "threshold": 0.8, "frame_rate": 30.0}
+    config = {name: value for name, value in config.items() if name not in ("task", "pool", "new_head", "sampling")}
+    (former / "config.yaml").write_text(yaml.safe_dump({**config, **flat}))
+    info = json.loads((former / "run.json").read_text())
+    for name in ("metrics", "score", "score_per_sample"):
+        del info[name]
+    (former / "run.json").write_text(json.dumps({**info, "verb": "detect", "status": "interrupted"}))
+    assert evaluate(str(former), workers=0, json=True)["map"] == pytest.approx(info["detection"]["map"], abs=1e-3)
+    run = read_run(former)
+    assert (run.score, run.columns, run.per_sample) == ("map", {"map": "frame mAP %"}, False)
+    assert (run.config["data"], run.config["actions"]["val"]) == (files["data"], files["val"])
+    with pytest.raises(UserError, match="`detect` is no verb any more. Use `vitdistill finetune --task actions`"):
+        resume(str(former))
+
+
+@pytest.mark.parametrize("former", ["detect", "frame_map"])
+def test_former_verbs_name_the_new_ones(former: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([former, "anything", "--val", "x.csv"]) == 2
+    line = capsys.readouterr().err
+    new = {"detect": "vitdistill finetune --task actions", "frame_map": "vitdistill evaluate"}[former]
+    assert line.startswith(f"error: `{former}` is no verb any more. Use `{new}`") and line.count("\n") == 1
+
+
+def test_the_annotations_are_options_of_the_command_line(
+    trained: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["evaluate", str(trained[0]), "--actions.detections=none", "--workers=0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["map"] == pytest.approx(trained[1]["detection"]["map"], abs=1e-3)
+    assert main(["evaluate", str(trained[0]), "--workers=0"]) == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("red", "green", "there", "mAP at IoU 0.5"))
 
 
 @pytest.mark.slow
 def test_two_processes_score_like_one(files: dict[str, str], tmp_path: Path) -> None:
     """Every key frame here has two boxes, so that a mean of means is the mean."""
-    common = ["detect", "video_vit_small_patch16_224", *(f"--{name}={value}" for name, value in files.items())]
+    places = ((name if name == "data" else f"actions.{name}", value) for name, value in files.items())
+    common = ["finetune", "video_vit_small_patch16_224", "--task=actions", *(f"--{n}={value}" for n, value in places)]
     common += [f"--model_args.{name}={value}" for name, value in NET.items()]
-    common += ["--start=900", "--stride=1", "--epochs=2", "--drop_path=0", "--head_init=1", "--loader.workers=0"]
+    common += [
+        "--actions.start=900",
+        "--stride=1",
+        "--epochs=2",
+        "--drop_path=0",
+        "--head_init=1",
+        "--loader.workers=0",
+        "--augment.recipe=none",
+    ]
     common += ["--augment.hflip=0", "--optim.lr=1e-3", "--optim.lr_batch=0", "--optim.warmup_epochs=0"]
     common += ["--trainer.accelerator=cpu", "--precision=32-true"]
     found = {}

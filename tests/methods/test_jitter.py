@@ -3,8 +3,8 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from vitdistill.data.images.jitter import Jitter, apply_jitter, color_jitter, draw_jitter
 from vitdistill.errors import UserError
+from vitdistill.methods.jitter import Jitter, apply_jitter, color_jitter, draw_jitter
 
 TORCHVISION = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)
 ORDERS = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]

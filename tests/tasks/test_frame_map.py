@@ -10,7 +10,7 @@ from PIL import Image
 from vitdistill.data.actions.annotations import ActionData
 from vitdistill.data.actions.ava import Rows
 from vitdistill.data.actions.key_frames import KeyFrames, Movies
-from vitdistill.evaluation.frame_map import (
+from vitdistill.tasks.frame_map import (
     FrameMeanAP,
     average_precision,
     average_precisions,

@@ -1,0 +1,36 @@
+"""Sets of images, and how images become inputs of networks."""
+
+from typing import ClassVar
+
+from vitdistill.data.images.recipes import ImageTransform, eval_transform, train_transform
+from vitdistill.data.samples import Samples, ViewOptions
+from vitdistill.errors import UserError, refuse_given
+from vitdistill.types import InputSpec
+
+
+class ImageSamples(Samples):
+    """Images. `load` gives a whole one as RGB, a `PIL.Image.Image`, with its class number."""
+
+    word: ClassVar[str] = "image"
+
+    def transform(self, spec: InputSpec, options: ViewOptions, *, train: bool) -> ImageTransform:
+        if spec.frames is not None:
+            raise UserError(
+                "A network over clips needs videos", "single images", "Give a folder of videos, or moving_digits"
+            )
+        return image_transform(spec, options, train=train)
+
+
+def image_transform(spec: InputSpec, options: ViewOptions, *, train: bool) -> ImageTransform:
+    """The transform of a recipe, for single images and single frames of videos.
+
+    Raises:
+        UserError: when options of clips are given, or an option of the recipe is out of range.
+    """
+    given = {
+        "clips": (options.clips, options.crops) != (1, 1),
+        "stride": options.stride is not None,
+        "sampling": options.sampling is not None,
+    }
+    refuse_given(given, "with a network over single images")
+    return (train_transform if train else eval_transform)(options.augment, spec.size)

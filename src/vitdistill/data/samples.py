@@ -1,0 +1,146 @@
+"""The interface of a set of samples: what one sample is, and how it becomes what a network sees.
+
+To add a kind of data: subclass `Samples` in a folder of its own, and name it in a source that `open.py` opens. Nothing
+else in the package asks whether samples are images, clips or anything else.
+"""
+
+import struct
+import zlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+from PIL import Image
+
+if TYPE_CHECKING:  # torch takes seconds to load, and the command line refuses missing data without it
+    from torch import Tensor
+
+    from vitdistill.data.images.recipes import Augment
+    from vitdistill.types import InputSpec
+
+# What decoders raise on missing, truncated, mislabelled or oversized files.
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewOptions:
+    """What users choose of how samples are made ready. A set refuses what would do nothing to its samples.
+
+    Attributes:
+        augment: the recipe.
+        stride: of clips, frames from one to the next in dense sampling; None chooses by the data.
+        sampling: of clips, dense or uniform; None is dense.
+        clips: of videos in testing, clips spread over each.
+        crops: of videos in testing, crops of each clip: 1 or 3.
+        labels: False where training uses no labels; clips are then cropped as in VideoMAE's pre-training.
+    """
+
+    augment: "Augment"
+    stride: int | None = None
+    sampling: str | None = None
+    clips: int = 1
+    crops: int = 1
+    labels: bool = True
+
+
+@dataclass(frozen=True)
+class SeveralViews:
+    """What a transform makes of one sample where a method wants more than one view of it.
+
+    Attributes:
+        views: uint8 images (3, height, width) or clips (3, t, height, width), each of a size of its own.
+        target: what the transform made of the label; None leaves it as it is.
+    """
+
+    views: "tuple[Tensor, ...]"
+    target: "Tensor | None" = None
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """From a sample to what the device gets: uint8, not normalised."""
+
+    @property
+    def random(self) -> bool:
+        """Whether the outcome depends on the state of the random number generators."""
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """Of what comes out: (3, height, width) or (3, t, height, width); of several views, a tuple of such shapes."""
+
+    def __call__(self, sample: Any, /) -> "Tensor | tuple[Tensor, Tensor] | SeveralViews":
+        """One view; one view with the target that goes with it, e.g. boxes that were flipped alike; or several."""
+
+
+class Samples(ABC):
+    """Samples that are read one at a time. Must be picklable: loader workers receive a copy.
+
+    Attributes:
+        word: what one sample is called in messages.
+        has_frames: whether a sample is a video, from which clips can be cut.
+        in_memory: whether `load` is a memory read; such sets are loaded without workers, and what a
+            transform without randomness makes of them is kept.
+    """
+
+    word: ClassVar[str]
+    has_frames: ClassVar[bool] = False
+    in_memory = False
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    @abstractmethod
+    def load(self, index: int) -> tuple[Any, int | None]:
+        """Read one sample, or open it where reading can wait until the transform says what it needs (videos).
+
+        Returns:
+            The sample, which the set's own transforms take, and its class number; None where there are no labels.
+
+        Raises:
+            OSError, SyntaxError, ValueError: when the sample is unreadable; `UNREADABLE` has the full list.
+        """
+
+    @abstractmethod
+    def path(self, index: int) -> str:
+        """What to call the sample in messages: its file, where it has one."""
+
+    @property
+    @abstractmethod
+    def labels(self) -> list[int] | None:
+        """Class number of every sample, without loading any; None where samples have no class."""
+
+    @abstractmethod
+    def transform(self, spec: "InputSpec", options: ViewOptions, *, train: bool) -> Transform:
+        """How samples become inputs of a network.
+
+        Args:
+            spec: what the network takes.
+            options: what the user chose.
+            train: with the recipe's randomness; otherwise as in validation.
+
+        Raises:
+            UserError: when the network takes something else than these samples can give, or an option would change
+                nothing or is out of range.
+
+        Example:
+            >>> transform = source.train.transform(student.input, ViewOptions(augment=Augment()), train=True)
+            >>> image, label = source.train.load(0)
+            >>> transform(image).shape
+            torch.Size([3, 224, 224])
+        """
+
+    def check(self, spec: "InputSpec", options: ViewOptions) -> None:  # noqa: B027  # most sets have nothing to look at
+        """Look at some samples before training; the set is given the arguments of `transform`.
+
+        Raises:
+            UserError: when no sample gives what the network needs, e.g. videos that are all shorter than a clip.
+        """

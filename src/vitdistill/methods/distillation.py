@@ -1,0 +1,181 @@
+"""The one supervised step: a student, its teachers, what it learns from each, and what the labels add."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitdistill.errors import UserError
+from vitdistill.methods.method import Method, Pass, freeze_unreached
+from vitdistill.methods.selection.selector import Selector
+from vitdistill.methods.terms.term import Term
+from vitdistill.models.backbone import Backbone
+from vitdistill.models.families import as_network
+from vitdistill.models.network import Network
+from vitdistill.models.teacher import FrameTeacher, Teacher
+from vitdistill.tasks.task import Task
+from vitdistill.types import Capture, Output, Step
+
+
+class Lesson(NamedTuple):
+    """A teacher, and what the student learns from its pass."""
+
+    teacher: Teacher
+    terms: Sequence[Term]
+
+    @property
+    def capture(self) -> Capture:
+        """What the teacher's pass hands out, which decides where it stops."""
+        return Capture.union(term.captures()[1] for term in self.terms)
+
+
+class Distillation(Method):
+    """Weighted sum of what the teachers say and, where there is a task, of what the labels say.
+
+    MaskedKD is this with class scores as the term, TinyMIM with token relations and no task.
+
+    Example:
+        >>> method = Distillation(student, [Lesson(teacher, [Logits(tau=4.0)])], task=Classification(1000))
+        >>> method(images, labels).loss.backward()
+    """
+
+    def __init__(
+        self,
+        student: Network | nn.Module,
+        lessons: Iterable[Lesson] = (),
+        *,
+        task: Task | None = None,
+        task_weight: float = 1.0,
+        selector: Selector | None = None,
+    ) -> None:
+        """
+        Args:
+            student: the network to train. Parameters that no loss reaches are frozen.
+            lessons: teachers with their terms.
+            task: what the labels mean; None trains without labels.
+            task_weight: of the labels' loss.
+            selector: which patches the teachers see; None shows them all.
+
+        Raises:
+            UserError: when patches shall be left out where they cannot be, or a teacher cannot see the student's
+                inputs.
+        """
+        super().__init__(as_network(student), task)
+        self.lessons = list(lessons)
+        self.terms = nn.ModuleList(term for lesson in self.lessons for term in lesson.terms)
+        self.selector = selector or Selector()
+        self.weights = {name: weight for term in self.terms for name, weight in term.weights.items()}  # type: ignore[union-attr,operator]
+        self.task_weight = task_weight
+        for teacher, _ in self.lessons:
+            check_inputs(self.student, teacher)
+            self.selector.check(self.student, teacher)
+
+    # --- one step --------------------
+
+    def forward(
+        self, inputs: Float[Tensor, "b ch *pixels"], targets: Tensor | None = None, progress: float = 0.0
+    ) -> Step:
+        # The student sees everything, unless the selector masks it, and hands out what selector and terms ask for.
+        kept = None
+        if self.lessons:
+            kept = self.selector.for_student(inputs, self.student, self.lessons[0].teacher, progress)
+        student = self.student(self.view(inputs), keep=kept, capture=self.student_capture(progress))
+
+        # Each teacher sees what the selector keeps, up to the last point that its terms ask for.
+        losses: dict[str, Tensor] = {}
+        scores = None
+        for lesson in self.lessons:
+            teacher = lesson.teacher
+            with self.clock("teacher"):
+                keep = self.selector.for_teacher(inputs, student, self.student, teacher, progress)
+                output = teacher(inputs, keep=keep, capture=lesson.capture)
+            for term in lesson.terms:
+                learned = term(student, output)
+                if twice := losses.keys() & learned.keys():
+                    raise ValueError(f"two losses are both named {', '.join(twice)}, of which one would be lost")
+                losses |= learned
+                scores = output.prediction if term.compares_predictions else scores
+            kept = kept if keep is None else keep
+
+        # Labels, or whatever else the method learns without a teacher.
+        own = self.own_losses(inputs, student, targets)
+        losses |= own
+        weights = self.weights if self.task is None else {**self.weights, **dict.fromkeys(own, self.task_weight)}
+        loss = torch.stack([weights.get(name, 1.0) * value for name, value in losses.items()]).sum()
+        parts = {name: value.detach() for name, value in losses.items()}
+        prediction = None if self.task is None else student.prediction  # without labels its head learns nothing
+        return Step(loss, parts, prediction, kept, scores)
+
+    def view(self, inputs: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b ch *pixels"]:
+        """The student's view of the inputs; by default as they are."""
+        return inputs
+
+    def own_losses(
+        self, inputs: Float[Tensor, "b ch *pixels"], student: Output, targets: Tensor | None
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Losses that need no teacher, by name; by default the task's."""
+        if self.task is None:
+            return {}
+        assert targets is not None, "a method with a task needs targets"
+        return self.task.loss(self.task.read(self.student, student, targets), targets)
+
+    # --- what it runs --------------------
+
+    def student_capture(self, progress: float) -> Capture:
+        """What the student's pass hands out; it stops early where neither a term nor labels need its head."""
+        asked = [term.captures()[0] for term in self.terms]  # type: ignore[operator]
+        selected = [self.selector.capture(self.student, teacher, progress) for teacher, _ in self.lessons]
+        return Capture.union([*asked, *selected, Capture(head=self.task is not None)])
+
+    @property
+    def teachers(self) -> list[Teacher]:
+        return [teacher for teacher, _ in self.lessons]
+
+    @property
+    def masked(self) -> Backbone | None:
+        return self.selector.masked(self.student, self.lessons[0].teacher) if self.lessons else None
+
+    def kept_patches(self, progress: float) -> int | None:
+        if not self.lessons:
+            return None
+        of_student, of_teacher = self.selector.counts(self.student, self.lessons[0].teacher, progress)
+        return of_student if of_teacher is None else of_teacher
+
+    def passes(self, progress: float) -> list[Pass]:
+        passes: list[Pass] = []
+        of_student = None  # chosen once, for the first teacher
+        for number, lesson in enumerate(self.lessons):
+            teacher = lesson.teacher
+            shown, of_teacher = self.selector.counts(self.student, teacher, progress)
+            of_student = shown if number == 0 else of_student
+            if number == 0 or of_student is None:
+                passes += self.selector.ranking_passes(self.student, teacher, progress)
+            passes.append(Pass("teacher", teacher.network, of_teacher, lesson.capture, teacher.passes))
+        return [Pass("student", self.student, of_student, self.student_capture(progress)), *passes]
+
+    def freeze_unreached(self) -> None:
+        """Keep from training what no term reaches; with labels, all is reached. For subclasses, once complete."""
+        if self.task is None:
+            freeze_unreached(self.student, self.reached())
+
+    def reached(self) -> set[nn.Parameter]:
+        """The student's parameters on which the loss depends, where there are no labels."""
+        return set().union(*(term.reached(self.student) for term in self.terms))  # type: ignore[operator]
+
+
+def check_inputs(student: Network, teacher: Teacher) -> None:
+    """
+    Raises:
+        UserError: when a teacher cannot see the student's inputs: images, or clips of so many frames.
+    """
+    own, other = student.input.frames, teacher.network.input.frames
+    if own == other or isinstance(teacher, FrameTeacher) or not teacher.network.sized:
+        return
+    kinds = ["images" if frames is None else f"clips of {frames} frames" for frames in (own, other)]
+    raise UserError(
+        f"Student and teacher must see the same kind of inputs; {student.name} sees {kinds[0]} and {teacher.name} "
+        f"{kinds[1]}",
+        remedy="Choose two networks over images, or two over clips with the same frames",
+    )

@@ -1,0 +1,109 @@
+"""The interface of a criterion: who ranks the patches (MaskedKD, Sec. 5.1, Table 6).
+
+To add one: subclass `Criterion` in a file of its own and write `scores`; any method with a `Selector` takes an
+instance. For a name on the command line, add a line to `CRITERIA` in `selection/__init__.py`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vitdistill.models.backbone import SaliencyKind
+from vitdistill.models.network import Network
+from vitdistill.models.teacher import Teacher
+from vitdistill.tokens.select import top_k, top_then_random
+from vitdistill.types import Capture, Output, TokenGrid
+
+
+@dataclass
+class Scene:
+    """What a criterion may look at.
+
+    Attributes:
+        inputs: the batch as the student sees it.
+        student: the student's adapter.
+        output: the student's pass over all patches, with what `Criterion.capture` asked for.
+        teacher: the teacher.
+        grid: the grid in which patches are selected.
+    """
+
+    inputs: Float[Tensor, "b ch *pixels"]
+    student: Network
+    output: Output
+    teacher: Teacher | None
+    grid: TokenGrid
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Whose attention ranks patches, where a criterion looks at attention.
+
+    Attributes:
+        layer: block, a number from 0 (negative from the end), or first, middle or last.
+        kind: attention of the class token ("cls"), or received from all patches ("patch").
+        network: the frozen network of the criteria that ask a third one.
+    """
+
+    layer: int | str = "last"
+    kind: SaliencyKind = "cls"
+    network: Teacher | None = None
+
+
+class Criterion:
+    """Scores patches; the highest are kept."""
+
+    @classmethod
+    def of(cls, attention: Attention) -> "Criterion":
+        """The criterion for a selector's options; those that look at no attention ignore them."""
+        return cls()
+
+    def capture(self, student: Network) -> Capture:
+        """What the student's own pass must capture for `scores`, its prediction not included; nothing by default.
+
+        Raises:
+            UserError: when the student cannot hand it out.
+        """
+        return Capture(head=False)
+
+    def ranking(self, teacher: Teacher | None) -> list[tuple[Teacher, Capture]]:
+        """Frozen networks that `scores` asks, and where their passes stop, for the cost report; none by default."""
+        return []
+
+    def scores(self, scene: Scene) -> Float[Tensor, "b n"]:
+        """Scores in the patch coordinates of `scene.grid`."""
+        raise NotImplementedError
+
+    def select(self, scene: Scene, k: int, *, order: Literal["top", "bottom"] = "top") -> Int[Tensor, "b k"]:
+        """The `k` patches of highest (or lowest) score, ascending."""
+        scores = self.scores(scene)
+        return top_k(scores if order == "top" else -scores, k)
+
+
+class MixedWithRandom(Criterion):
+    """The best patches by another criterion, the rest of the budget at random (the paper's DINO + Random)."""
+
+    def __init__(self, base: Criterion, random_share: float = 0.5) -> None:
+        """
+        Args:
+            base: scores the patches.
+            random_share: share of the kept patches that is drawn at random, in [0, 1]. The paper does not state
+                its share; a half is our choice.
+        """
+        self.base, self.random_share = base, random_share
+
+    def capture(self, student: Network) -> Capture:
+        return self.base.capture(student)
+
+    def ranking(self, teacher: Teacher | None) -> list[tuple[Teacher, Capture]]:
+        return self.base.ranking(teacher)
+
+    def scores(self, scene: Scene) -> Float[Tensor, "b n"]:
+        return self.base.scores(scene)
+
+    def select(self, scene: Scene, k: int, *, order: Literal["top", "bottom"] = "top") -> Int[Tensor, "b k"]:
+        scores = self.scores(scene)
+        noise = torch.rand_like(scores)
+        return top_then_random(scores if order == "top" else -scores, noise, k, self.random_share)

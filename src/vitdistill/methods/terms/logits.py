@@ -1,0 +1,53 @@
+"""Class scores of a teacher (MaskedKD, Eq. 1; Hinton et al., 2015; DeiT, Eq. 3)."""
+
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from vitdistill.errors import UserError, near
+from vitdistill.losses.logits import hard_distillation, soft_distillation
+from vitdistill.methods.terms.term import Term
+from vitdistill.types import NOTHING, Capture, Output
+
+KINDS = ("soft", "hard")
+
+
+class Logits(Term):
+    """tau^2 * KL(teacher || student) over classes, or cross-entropy with the teacher's decision as the label.
+
+    Of a distilled DeiT student it trains the distillation head, as in DeiT.
+
+    Example:
+        >>> Distillation(student, teacher, [Logits(tau=4.0)], task=Classification(1000))
+    """
+
+    compares_predictions: ClassVar[bool] = True
+
+    def __init__(self, *, tau: float = 1.0, distillation: str = "soft") -> None:
+        """
+        Args:
+            tau: temperature of the soft distillation.
+            distillation: soft matches distributions, hard takes the teacher's decision as a label.
+
+        Raises:
+            UserError: when tau is not positive, or the kind is unknown.
+        """
+        super().__init__()
+        if not tau > 0:
+            raise UserError("tau must be positive", tau)
+        if distillation not in KINDS:
+            raise UserError(
+                f"distillation must be {' or '.join(KINDS)}", repr(distillation), near(str(distillation), KINDS)
+            )
+        self.tau, self.hard = tau, distillation == "hard"
+
+    def captures(self) -> tuple[Capture, Capture]:
+        return NOTHING, NOTHING
+
+    def forward(self, student: Output, teacher: Output) -> dict[str, Float[Tensor, ""]]:
+        own = student.prediction if student.distilled is None else student.distilled
+        assert own is not None and teacher.prediction is not None
+        if self.hard:
+            return {"kd": hard_distillation(own, teacher.prediction)}
+        return {"kd": soft_distillation(own, teacher.prediction, self.tau)}

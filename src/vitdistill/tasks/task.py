@@ -1,0 +1,139 @@
+"""What labels mean: the head that predicts them, its loss, how predictions are scored, and what the scores are called.
+
+To add a task: subclass `Task` in a file of its own, and name it in `TASKS` (`tasks/__init__.py`). Methods, training and
+reports know no task by name.
+"""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from vitdistill.data.images.augment import Augment
+from vitdistill.data.source import DataSource
+from vitdistill.models.network import Network
+from vitdistill.types import Output
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+
+class Task(ABC):
+    """What a student is trained for where there are labels.
+
+    Attributes:
+        score: which of the metrics says what the best checkpoint is.
+        columns: headings of the metrics in tables, by name, in percent.
+        augment: the augmentation of fine-tuning by default; None takes the verb's.
+        always_fresh: whether `with_head` always makes a fresh head.
+        per_sample: whether the score is the share of samples that are right, which has a binomial error.
+    """
+
+    score: ClassVar[str]
+    columns: ClassVar[dict[str, str]]
+    augment: ClassVar[Augment | None] = None
+    always_fresh: ClassVar[bool] = False
+    per_sample: ClassVar[bool] = True
+
+    @classmethod
+    @abstractmethod
+    def open(cls, data: str | Path | DataSource, *, augment: Augment, files: Any = None) -> "tuple[DataSource, Task]":
+        """The data that a command names, and the task on it.
+
+        Args:
+            data: what `--data` names, or an open source.
+            augment: the recipe, which may smooth labels.
+            files: the task's own group of options, where it has one.
+
+        Raises:
+            UserError: when there is no such data, or its labels are of no use to the task.
+        """
+
+    @abstractmethod
+    def with_head(
+        self,
+        body: Network,
+        *,
+        pool: Any = "auto",
+        head_init: float = 0.001,
+        new_head: bool = False,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+    ) -> Network:
+        """A pre-trained network with a head for the task, everything else as it is in `body`.
+
+        Args:
+            body: the network.
+            pool: how patches become one feature: auto, avg or cls.
+            head_init: factor on the initial weights of a fresh head.
+            new_head: replace a head that the network has.
+            dropout: probability of leaving out a channel in front of the head.
+            drop_path: stochastic depth rate of the last block, falling to 0 in the first.
+
+        Raises:
+            UserError: when the network is of no use to the task, or an option would change nothing.
+        """
+
+    @abstractmethod
+    def check(self, network: Network) -> None:
+        """Refuse a network that cannot be trained for the task.
+
+        Raises:
+            UserError: saying why.
+        """
+
+    @abstractmethod
+    def read(self, network: Network, output: Output, targets: Tensor) -> Tensor:
+        """The prediction in a pass that was already made, up to the head.
+
+        Args:
+            network: that made the pass.
+            output: of the pass.
+            targets: as the loader has them, for tasks whose targets say where to look.
+        """
+
+    def predict(self, network: Network, inputs: Float[Tensor, "b ch *pixels"], targets: Tensor) -> Tensor:
+        """The prediction for a batch.
+
+        Args:
+            network: the student, or its average.
+            inputs: normalised.
+            targets: as the loader has them.
+        """
+        return self.read(network, network(inputs), targets)
+
+    @abstractmethod
+    def loss(self, prediction: Tensor, targets: Tensor) -> dict[str, Float[Tensor, ""]]:
+        """The named parts of the training loss, which is their sum.
+
+        Args:
+            prediction: what `predict` gave.
+            targets: as the loader has them, or mixed.
+        """
+
+    @abstractmethod
+    def validation_loss(self, prediction: Tensor, targets: Tensor) -> Float[Tensor, ""] | None:
+        """The loss of a batch, summed over its samples; None where the targets do not tell."""
+
+    @abstractmethod
+    def metrics(self) -> "dict[str, Metric]":
+        """What validation measures, by name, as shares of one, higher being better: the names of `columns`.
+
+        They are updated with keywords of which each takes what it knows: `preds` (the prediction), `target`, and
+        `index` (which samples of the validation set these are).
+        """
+
+    def hits(self, prediction: Tensor, targets: Tensor) -> dict[str, Float[Tensor, ""]]:
+        """What of the metrics a training batch tells by itself, as shares of one; nothing by default.
+
+        Args:
+            prediction: of a teacher.
+            targets: as the loader has them, or mixed.
+        """
+        return {}
+
+    def headings(self) -> dict[str, str]:
+        """The columns that are worth showing: by default all."""
+        return self.columns
