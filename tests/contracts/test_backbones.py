@@ -42,7 +42,7 @@ def test_blocks_by_word_and_number(backbone: Backbone) -> None:
     words = [backbone.block_index(word) for word in ("first", "middle", "last")]
     assert words == [0, (backbone.depth - 1) // 2, backbone.depth - 1]
     assert backbone.block_index("1") == 1 and backbone.block_index("-1") == backbone.block_index(-1) == words[2]
-    with pytest.raises(UserError, match="first, middle, last, or a number from 0; got 'lst'. .*'last'"):
+    with pytest.raises(UserError, match="first, middle, last, or a block number from 0; got 'lst'. .*'last'"):
         backbone.block_index("lst")
     with pytest.raises(UserError, match=f"has blocks 0 to {words[2]}; got {backbone.depth}"):
         backbone.block_index(backbone.depth)

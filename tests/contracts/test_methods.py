@@ -20,8 +20,9 @@ from vitdistill.methods.maskedkd import MaskedKD
 from vitdistill.methods.method import Method
 from vitdistill.methods.mvd import MVD, FeatureDecoder, per_token_distillation
 from vitdistill.methods.selection.criterion import Criterion
-from vitdistill.methods.selection.selector import Ranked
+from vitdistill.methods.selection.selector import Ranked, SameMask
 from vitdistill.methods.supervised import Supervised
+from vitdistill.methods.terms.features import Features
 from vitdistill.methods.terms.logits import Logits
 from vitdistill.methods.terms.manifold import ManifoldTerm
 from vitdistill.methods.terms.options import Attention, Manifold, Terms
@@ -34,6 +35,7 @@ from vitdistill.models.families.video_vit import VideoViT, video_vit
 from vitdistill.models.network import Network
 from vitdistill.models.teacher import Teacher
 from vitdistill.tasks.classification import Classification
+from vitdistill.tokens.masking import Masking
 from vitdistill.types import Capture, Step
 
 TARGETS = torch.tensor([1, 0, 9])
@@ -96,6 +98,27 @@ def two_teachers() -> Distillation:
     return Distillation(student, lessons, task=Classification(10), selector=Ranked(keep=5))
 
 
+def without_labels() -> Distillation:
+    """Two terms in the first blocks, beneath the block that ranks the patches."""
+    student = with_tokens(as_network(tiny("deit", seed=1)))
+    teacher = Teacher.of(tiny("deit3", seed=2), student)
+    blocks = {"student_blocks": [0], "teacher_blocks": [1]}
+    terms = [ManifoldTerm(student, teacher.backbone, **blocks), Features(student, teacher.backbone, 1, 0)]
+    method = Distillation(student, [Lesson(teacher, terms)], selector=SameMask(Masking(0.5)))
+    method.freeze_unreached()
+    return method
+
+
+def without_labels_ranked() -> Distillation:
+    """The student runs to the block that ranks the patches, and trains the blocks that are compared."""
+    student = with_tokens(as_network(tiny("deit", seed=1)))
+    teacher = Teacher.of(tiny("deit3", seed=2), student)
+    term = ManifoldTerm(student, teacher.backbone, student_blocks=[0], teacher_blocks=[1])
+    method = Distillation(student, [Lesson(teacher, [term])], selector=Ranked(keep=5))
+    method.freeze_unreached()
+    return method
+
+
 PIXELS = PixelDecoder(width=16, depth=1, heads=2)
 METHODS: dict[str, Callable[[], Method]] = {
     "supervised": lambda: Supervised(tiny("deit", seed=1), task=Classification(10, smoothing=0.1)),
@@ -152,6 +175,8 @@ METHODS: dict[str, Callable[[], Method]] = {
     "attention, manifold and logits": lambda: maskedkd(distill="attention+logits+manifold"),
     "attention, qk norm": lambda: maskedkd("qk_norm", "registers", distill="attention"),
     "two teachers": lambda: two_teachers(),
+    "no labels, the same mask": lambda: without_labels(),
+    "no labels, ranked": lambda: without_labels_ranked(),
     "clips": lambda: MaskedKD(clip_net(1), clip_net(3, embed_dim=48), saliency="patch"),
     "clips, manifold": lambda: MaskedKD(clip_net(1), clip_net(3, depth=3), distill="manifold", keep=0.25),
     "tinymim": tinymim,

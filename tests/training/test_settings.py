@@ -7,11 +7,10 @@ import pytest
 
 from vitdistill.errors import UserError
 from vitdistill.training.settings import Optim, Settings, check_trainer_arguments
-from vitdistill.training.train import warn_about_rates
 
 
 def settings(optim: Optim, **options: object) -> Settings:
-    return Settings(epochs=10, batch_size=1, image_size=(16, 16), optim=optim, **options)  # type: ignore[arg-type]
+    return Settings(epochs=10, batch_size=1, optim=optim, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +78,7 @@ print(*[name for name in ("torch", "timm", "torchvision", "numpy", "lightning") 
 
 
 def test_settings_report_every_broken_rule_together() -> None:
-    settings = Settings(epochs=0, batch_size=0, image_size=(16, 16), optim=Optim(lr=-1.0, ema=2.0))
+    settings = Settings(epochs=0, batch_size=0, optim=Optim(lr=-1.0, ema=2.0))
     with pytest.raises(UserError) as error:
         settings.check()
     for word in ("epochs", "batch_size", "optim.lr", "optim.ema"):
@@ -92,14 +91,3 @@ def test_trainer_arguments_are_checked_against_lightning() -> None:
         check_trainer_arguments({"stratgy": "ddp"})
     with pytest.raises(UserError, match="--epochs"):
         check_trainer_arguments({"max_epochs": 3})
-
-
-def test_a_rate_above_the_peak_is_said_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    """The peak takes its place (see `test_the_rate_never_rises_above_its_peak`)."""
-    warn_about_rates(settings(Optim(lr=5e-4, lr_batch=512, min_lr=1e-5)), global_batch=8)
-    warn_about_rates(settings(Optim(lr=5e-4, lr_batch=512, min_lr=1e-5, schedule="constant")), global_batch=8)
-    warn_about_rates(settings(Optim(lr=5e-4, lr_batch=512, min_lr=1e-5)), global_batch=512)
-    assert [record.getMessage() for record in caplog.records] == [
-        "--optim.min_lr 1e-05 is above the peak learning rate of 7.8125e-06 (for a global batch of 8), which replaces "
-        "it; lower --optim.min_lr, or raise --optim.lr"
-    ]

@@ -52,7 +52,7 @@ class Distillation(Method):
     ) -> None:
         """
         Args:
-            student: the network to train. Parameters that no loss reaches are frozen.
+            student: the network to train. Without labels, `freeze_unreached` keeps from training what no term reaches.
             lessons: teachers with their terms.
             task: what the labels mean; None trains without labels.
             task_weight: of the labels' loss.

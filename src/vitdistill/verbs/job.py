@@ -127,7 +127,9 @@ def _opened(values: dict[str, Any], *, labels: bool) -> "tuple[DataSource, Task 
 
 def _named(value: Any) -> Any:
     """Objects given in Python appear in the configuration by their class, data by its name."""
-    if type(value).__module__.startswith("vitdistill.data") and hasattr(value, "train"):
+    from vitdistill.data.source import DataSource
+
+    if isinstance(value, DataSource):
         return value.name
     return f"<{type(value).__name__}>" if hasattr(value, "state_dict") else value
 

@@ -74,7 +74,7 @@ def masks(
     is_source = named in bundled() or (Path(named) / "train").is_dir()
     source = open_source(named) if is_source else None
     paths = [] if source else list_images(named)
-    batch = some_images(source, paths, students[0][1].image_size, max(count, 256 if heatmap else 0), seed)
+    batch = some_images(source, paths, students[0][1].input.size, max(count, 256 if heatmap else 0), seed)
     columns = []
     for spec, (title, student) in zip(models, students, strict=True):
         run = find_run(spec)  # what its teacher saw, as far as the student's attention decided it
