@@ -127,10 +127,11 @@ def _title(spec: str) -> str:
 
 
 def _load(spec: str, args: dict[str, Any] | None) -> Any:
+    from vitdistill.models.backbone import with_tokens
     from vitdistill.models.build import build
     from vitdistill.training.checkpoints import load_student
 
-    return load_student(spec) if spec.endswith(".ckpt") else build(spec, args=args)
+    return with_tokens(load_student(spec) if spec.endswith(".ckpt") else build(spec, args=args))
 
 
 def _data_of(models: list[str]) -> str:
