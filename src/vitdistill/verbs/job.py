@@ -111,6 +111,7 @@ def _train(
     if is_first_process():
         info = info if finish is None else finish(job, run, info)
         write_report(run)
+        info = run.read_info()  # with the report among its files
     return info
 
 
