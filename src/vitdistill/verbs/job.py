@@ -109,8 +109,10 @@ def _train(
     settings = settings_of(values, options_of(verb)["optim"].default)
     info = train(method, source, run, settings, resume=resume)
     if is_first_process():
-        info = info if finish is None else finish(job, run, info)
+        if finish is not None:
+            finish(job, run, info)
         write_report(run)
+        info = run.read_info()  # with the report among its files
     return info
 
 
