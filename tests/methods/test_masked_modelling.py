@@ -130,7 +130,7 @@ def refused(**options: Any) -> str:
 
 def test_teachers_that_hand_out_no_block_outputs_are_refused_before_the_first_step():
     resnet = timm.create_model("test_resnet", num_classes=10)
-    assert "hands out logits only" in refused(image_teacher=resnet)
+    assert "image teacher must hand out the outputs of its blocks; got test_resnet" in refused(image_teacher=resnet)
     assert "image teacher must hand out the outputs of its blocks; got swin" in refused(image_teacher=tiny("swin"))
     for teacher in (resnet, tiny("swin")):
         with pytest.raises(UserError, match="hands out logits only|must hand out the outputs"):

@@ -115,11 +115,11 @@ def test_official_files_load_as_encoders_with_and_without_their_decoder(teacher:
     full = load_file(teacher / "mae.safetensors")
     torch.save({"model": full}, tmp_path / "full.pth")
     torch.save({"model": load_file(teacher / "student.safetensors")}, tmp_path / "encoder.pth")
-    expected = build(str(teacher))(torch.ones(1, 3, 12, 12)).tokens
+    expected = build(str(teacher))(torch.ones(1, 3, 12, 12)).final.all
     for name in ("full", "encoder"):
         backbone = build(f"digits_vit_small@{tmp_path / name}.pth", args=TEACHER)
         assert backbone.num_classes == 0
-        assert torch.equal(backbone(torch.ones(1, 3, 12, 12)).tokens, expected)
+        assert torch.equal(backbone(torch.ones(1, 3, 12, 12)).final.all, expected)
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["record in the file", "record beside the file"])
@@ -133,7 +133,7 @@ def test_beginning_from_a_run_takes_its_heads_and_statistics(teacher: Path, tmp_
     pretrain(tmp_path / "next", init=str(source), student_args=sizes)
     after = ModelRecord.read(tmp_path / "next")
     assert after.args["num_heads"] == 4 and (after.mean, after.std) == ([0.4] * 3, [0.2] * 3)
-    assert build(str(tmp_path / "next")).mean == (0.4,) * 3
+    assert build(str(tmp_path / "next")).input.mean == (0.4,) * 3
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_the_weights_file_alone_knows_the_heads(student: Path, tuned: Path, tmp_
         images = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
         backbone = build(f"digits_vit_small@{run / 'student.safetensors'}", args=STUDENT).eval()
         assert [head_count(backbone, block) for block in range(2)] == [2, 6]
-        assert torch.equal(backbone(images).tokens, build(str(run)).eval()(images).tokens)
+        assert torch.equal(backbone(images).final.all, build(str(run)).eval()(images).final.all)
     exported = export(str(tuned), out=str(tmp_path / "exported.safetensors"))["path"]
     assert head_count(build(f"digits_vit_small@{exported}"), 1) == 6
 
@@ -418,7 +418,7 @@ def test_the_method_of_a_run_is_rebuilt_as_training_left_it(name: str, request: 
     for key, value in method.state_dict().items():
         assert torch.equal(value, trained[f"method.{key}"]), key
     if name == "tinymim":
-        assert (method.teacher_block, method.student_block) == (1, 1)
+        assert tuple(method.blocks) == (1, 1)
         assert [head_count(method.student, block) for block in range(2)] == [2, 6]
 
 

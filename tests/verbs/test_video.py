@@ -183,11 +183,12 @@ def test_a_students_own_frames_win_over_the_data_s(student: Path) -> None:
     options: dict[str, Any] = {"image_size": None, "positions": "sincos_3d", "drop_path": 0.0}
     make = partial(make_video_student, source=source, **options)
     eight = build(str(student), args={"frames": 8})
-    assert make(eight, args=None, frames=None).frames == 8
+    assert make(eight, args=None, frames=None).input.frames == 8
     fresh = "moving_digits_vit_small"
-    assert make(fresh, args=None, frames=None).frames == 16
-    assert make(fresh, args={"frames": 8}, frames=None).frames == make(fresh, args={"frames": 8}, frames=8).frames == 8
-    assert make(str(student), args=None, frames=8).frames == 8
+    assert make(fresh, args=None, frames=None).input.frames == 16
+    for frames in (None, 8):
+        assert make(fresh, args={"frames": 8}, frames=frames).input.frames == 8
+    assert make(str(student), args=None, frames=8).input.frames == 8
     with pytest.raises(UserError, match=r"--frames and --student_args\.frames must agree; got 4 and 8"):
         make(fresh, args={"frames": 8}, frames=4)
     with pytest.raises(UserError, match="--frames has no effect on a module object, which brings its own"):

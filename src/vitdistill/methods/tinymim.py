@@ -31,7 +31,7 @@ from vitdistill.models.surgery.drop_path import drop_path_rates, set_drop_path
 from vitdistill.models.teacher import Teacher
 from vitdistill.tokens.gather import complement, take
 from vitdistill.tokens.masking import Masking
-from vitdistill.types import NOTHING, Capture, Output
+from vitdistill.types import NOTHING, Capture, Output, Step
 
 TargetName = Literal["relations", "features", "cls"]
 AlignHeads = Literal["last", "all", "none"]
@@ -130,9 +130,11 @@ class TinyMIM(Distillation):
         """The student's and the teacher's block that are compared, from 0."""
         return self._blocks
 
-    def train(self, mode: bool = True) -> "TinyMIM":
-        self.teacher.drops_paths = mode
-        return super().train(mode)
+    def forward(
+        self, inputs: Float[Tensor, "b ch *pixels"], targets: Tensor | None = None, progress: float = 0.0
+    ) -> Step:
+        self.teacher.drops_paths = self.training  # here: whoever restores modes need not call `train`
+        return super().forward(inputs, targets, progress)
 
     def student_capture(self, progress: float) -> Capture:
         """The student stops where the term looks, unless its tokens go on to a decoder."""

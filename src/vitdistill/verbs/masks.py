@@ -67,7 +67,7 @@ def masks(
     seed_everything_at(seed, "initialisation")
     students = [(_title(spec), _load(spec, student_args)) for spec in models]
     for title, student in students:
-        if getattr(student, "frames", None) is not None:
+        if student.input.frames is not None:
             remedy = "The report page of a run on videos has its pictures, and `similarity` compares frames"
             raise UserError(f"masks shows images; {title} sees clips", remedy=remedy)
     named = images or _data_of(models)

@@ -43,7 +43,7 @@ def clip_reconstructions(run: "Run", count: int = CLIPS) -> list[Reconstructions
         kept, masked = method.masking.draw(len(clips), student.grid)
     seen = OnDevice(Augment(recipe="none"), student.input.mean, student.input.std, 1).eval(clips)
     predicted = method.reconstruct(seen, kept, masked)
-    first = slice(None, None, student.tubelet)  # of each time step
+    first = slice(None, None, clips.shape[2] // student.grid.t)  # of each time step
     some = slice(None, None, math.ceil(student.grid.t / FRAMES))
     found = []
     for clip, own, prediction in zip(clips, kept, predicted, strict=True):
