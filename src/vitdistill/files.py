@@ -1,6 +1,7 @@
 """Files: written whole or not at all, and by the first process of a distributed run alone."""
 
 import os
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,9 @@ from vitdistill.errors import UserError
 WEIGHTS, RECORD = "student.safetensors", "student.json"
 AVERAGED = "student_ema.safetensors"
 FULL = "mae.safetensors"  # encoder and decoder of a run of `mae`
+
+# Names of files that a killed process may leave behind.
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 
 def write_atomically(path: Path, write: Any) -> None:

@@ -20,8 +20,9 @@ from vitdistill.methods.maskedkd import MaskedKD
 from vitdistill.methods.method import Method
 from vitdistill.methods.mvd import MVD, FeatureDecoder, per_token_distillation
 from vitdistill.methods.selection.criterion import Criterion
-from vitdistill.methods.selection.selector import Ranked
+from vitdistill.methods.selection.selector import Ranked, SameMask
 from vitdistill.methods.supervised import Supervised
+from vitdistill.methods.terms.features import Features
 from vitdistill.methods.terms.logits import Logits
 from vitdistill.methods.terms.manifold import ManifoldTerm
 from vitdistill.methods.terms.options import Attention, Manifold, Terms
@@ -34,6 +35,7 @@ from vitdistill.models.families.video_vit import VideoViT, video_vit
 from vitdistill.models.network import Network
 from vitdistill.models.teacher import Teacher
 from vitdistill.tasks.classification import Classification
+from vitdistill.tokens.masking import Masking
 from vitdistill.types import Capture, Step
 
 TARGETS = torch.tensor([1, 0, 9])
@@ -96,6 +98,27 @@ def two_teachers() -> Distillation:
     return Distillation(student, lessons, task=Classification(10), selector=Ranked(keep=5))
 
 
+def without_labels() -> Distillation:
+    """Two terms in the first blocks, beneath the block that ranks the patches."""
+    student = with_tokens(as_network(tiny("deit", seed=1)))
+    teacher = Teacher.of(tiny("deit3", seed=2), student)
+    blocks = {"student_blocks": [0], "teacher_blocks": [1]}
+    terms = [ManifoldTerm(student, teacher.backbone, **blocks), Features(student, teacher.backbone, 1, 0)]
+    method = Distillation(student, [Lesson(teacher, terms)], selector=SameMask(Masking(0.5)))
+    method.freeze_unreached()
+    return method
+
+
+def without_labels_ranked() -> Distillation:
+    """The student runs to the block that ranks the patches, and trains the blocks that are compared."""
+    student = with_tokens(as_network(tiny("deit", seed=1)))
+    teacher = Teacher.of(tiny("deit3", seed=2), student)
+    term = ManifoldTerm(student, teacher.backbone, student_blocks=[0], teacher_blocks=[1])
+    method = Distillation(student, [Lesson(teacher, [term])], selector=Ranked(keep=5))
+    method.freeze_unreached()
+    return method
+
+
 PIXELS = PixelDecoder(width=16, depth=1, heads=2)
 METHODS: dict[str, Callable[[], Method]] = {
     "supervised": lambda: Supervised(tiny("deit", seed=1), task=Classification(10, smoothing=0.1)),
@@ -152,6 +175,10 @@ METHODS: dict[str, Callable[[], Method]] = {
     "attention, manifold and logits": lambda: maskedkd(distill="attention+logits+manifold"),
     "attention, qk norm": lambda: maskedkd("qk_norm", "registers", distill="attention"),
     "two teachers": lambda: two_teachers(),
+    "no labels, the same mask": lambda: without_labels(),
+    "no labels, ranked": lambda: without_labels_ranked(),
+    "clips": lambda: MaskedKD(clip_net(1), clip_net(3, embed_dim=48), saliency="patch"),
+    "clips, manifold": lambda: MaskedKD(clip_net(1), clip_net(3, depth=3), distill="manifold", keep=0.25),
     "tinymim": tinymim,
     "tinymim, all relations": lambda: tinymim(relations="qk+vv+qq+kk", align_heads="all"),
     "tinymim, no softmax": lambda: tinymim(softmax=False, teacher_block=2),
@@ -165,6 +192,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "tinymim, masked, pixels": lambda: tinymim(mask_ratio=0.75, pixels=True, pixel_decoder=PIXELS),
     "tinymim, noisy teacher": lambda: tinymim(teacher_drop_path=0.1),
     "tinymim, two heads": lambda: tinymim("deit3", "vit"),
+    "tinymim, clips": lambda: TinyMIM(clip_net(1), clip_net(3, embed_dim=48)),
     "tinymim, qk norm": lambda: tinymim_qk_norm(),
     "tinymim, qk norm, values": lambda: tinymim_qk_norm(relations=("vv",)),
     "tinymim, qk norm, queries": lambda: tinymim_qk_norm(relations=("qq", "vv")),
@@ -414,9 +442,10 @@ def test_terms_are_weighted_and_added_to_the_labels_loss(images):
     options = Terms(manifold=Manifold(weight=2.0, intra=3.0, inter=0.5, random=0.25), attention=Attention(0.3, 0.7))
     method = maskedkd(distill="logits+manifold+attention", alpha=0.4, terms=options)
     step = method(images, TARGETS)
-    weights = {"ce": 0.6, "kd": 0.4, "attention": 0.3, "attention_cls": 0.7}
+    weights = {"kd": 0.4, "attention": 0.3, "attention_cls": 0.7}
     weights |= {"manifold_intra": 6.0, "manifold_inter": 1.0, "manifold_random": 0.5}
-    assert method.weights == weights == {name: weights[name] for name in step.terms}
+    assert method.weights == weights and method.task_weight == 0.6 and set(step.terms) == {"ce", *weights}
+    weights["ce"] = 0.6
     torch.testing.assert_close(step.loss, sum(weights[name] * value for name, value in step.terms.items()))
 
 
@@ -425,7 +454,7 @@ def test_without_class_scores_labels_have_weight_1_and_the_teacher_has_no_head_t
     ran = []
     teacher_of(method).network.net.head.register_forward_hook(lambda *_: ran.append(1))
     step = method(images, TARGETS)
-    assert method.weights["ce"] == 1.0 and set(step.terms) == LOSSES & {"ce", *(n for n in LOSSES if "manifold" in n)}
+    assert method.task_weight == 1.0 and set(step.terms) == LOSSES & {"ce", *(n for n in LOSSES if "manifold" in n)}
     assert not ran and step.teacher_prediction is None and step.prediction.shape == (3, 10)
     torch.testing.assert_close(step.terms["ce"], F.cross_entropy(step.prediction, TARGETS).detach())
     assert MaskedKD(tiny("deit"), tiny("deit3", num_classes=7), distill="manifold").student.num_classes == 10
@@ -434,7 +463,7 @@ def test_without_class_scores_labels_have_weight_1_and_the_teacher_has_no_head_t
 def test_class_scores_of_no_weight_leave_the_other_terms(images):
     method = maskedkd("deit_distilled", distill="logits+manifold", alpha=0.0)
     assert set(method(images, TARGETS).terms) == {"ce", "manifold_intra", "manifold_inter", "manifold_random"}
-    assert method.weights["ce"] == 1.0 and not method.lessons[0].capture.head
+    assert method.task_weight == 1.0 and not method.lessons[0].capture.head
     assert not method.student.net.distilled_training  # both heads learn from the labels
 
 
@@ -675,6 +704,28 @@ def test_a_network_cannot_teach_itself():
     net = tiny("deit")
     with pytest.raises(UserError, match="another network than the student"):
         MaskedKD(net, net)
+
+
+def test_networks_over_images_and_over_clips_do_not_teach_each_other():
+    image, clip = tiny("no_class_token", seed=2), clip_net(2)
+    kinds = (
+        (clip_net(1), image, r"deit|VisionTransformer sees clips of 4 frames and .* images"),
+        (tiny("deit", seed=1), clip, r"deit.* sees images and VisionTransformer clips of 4 frames"),
+        (clip_net(1), clip_net(2, frames=8), r"clips of 4 frames and VisionTransformer clips of 8 frames"),
+    )
+    for student, teacher, words in kinds:
+        for options in ({"keep": 1.0}, {"criterion": "random"}):
+            with pytest.raises(UserError, match=f"must see the same kind of inputs.*{words}"):
+                MaskedKD(student, teacher, **options)
+    with pytest.raises(UserError, match="must see the same kind of inputs"):
+        MaskedKD(clip_net(1), clip, network=image, criterion="network")
+
+
+def test_two_losses_of_one_name_are_refused(images):
+    student = as_network(tiny("deit", seed=1))
+    lessons = [Lesson(Teacher.of(tiny("deit3", seed=seed), student), [Logits()]) for seed in (2, 3)]
+    with pytest.raises(ValueError, match="both named kd"):
+        Distillation(student, lessons)(images)
 
 
 def test_a_decoder_behind_a_mean_pooled_student_is_refused():

@@ -102,7 +102,7 @@ def test_manifold(drawn):
     drawn += list(case.inputs["permutations"])
     images = torch.zeros(3, 3, 32, 32)  # which the recorded networks do not look at
     step = method(images, case.inputs["labels"])
-    case.check("loss_base", method.weights["ce"] * step.terms["ce"])
+    case.check("loss_base", method.task_weight * step.terms["ce"])
     case.check("loss_dist", method.weights["kd"] * step.terms["kd"])
     names = {"patch": "manifold_intra", "sample": "manifold_inter", "rand": "manifold_random"}
     for theirs, ours in names.items():

@@ -15,6 +15,7 @@ from vitdistill.losses.relations import relation
 from vitdistill.methods.jitter import color_jitter
 from vitdistill.methods.tinymim import PixelDecoder, TinyMIM, default_teacher_block
 from vitdistill.models.build import build
+from vitdistill.models.families.video_vit import video_vit
 from vitdistill.models.record import record_of
 from vitdistill.models.surgery.attention_heads import head_count, set_heads
 from vitdistill.models.surgery.drop_path import constant_but_last, set_drop_path
@@ -215,6 +216,15 @@ def test_only_the_students_view_is_jittered_and_only_in_training(images):
     torch.testing.assert_close(seen["student"], (color_jitter(pixels, 0.4) - 0.5) / 0.5)
     method.eval()(images)
     assert torch.equal(seen["student"], images)
+
+
+def test_all_frames_of_a_clip_are_jittered_alike():
+    sizes = {"img_size": 32, "patch_size": 8, "frames": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    method = TinyMIM(video_vit(**sizes), video_vit(**sizes), color_jitter=0.8).train()
+    still = torch.rand(3, 3, 1, 32, 32).expand(-1, -1, 4, -1, -1)
+    view = method.view(still)
+    assert view.shape == still.shape and not torch.allclose(view, still, atol=0.01)
+    torch.testing.assert_close(view, view[:, :, :1].expand_as(view))
 
 
 def test_drop_path_of_the_teacher_is_active_in_training_only(images):

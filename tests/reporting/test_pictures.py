@@ -98,7 +98,7 @@ def test_the_verb_repeats_itself(tmp_path: Path) -> None:
         ({"layer": "lst"}, "last"),
         ({"layer": 9}, "blocks 0 to"),
         ({"images": "nowhere"}, "nowhere"),
-        ({"models": ["resnet10t"], "images": "digits"}, "no attention"),
+        ({"models": ["resnet10t"], "images": "digits"}, "resnet10t hands out logits only"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

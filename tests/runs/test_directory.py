@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from vitdistill.errors import UserError
-from vitdistill.runs.directory import RunDirectory
+from vitdistill.runs.directory import RunDirectory, list_in_run
 from vitdistill.training import checkpoints
 from vitdistill.training.module import TrainingModule
+from vitdistill.verbs.export import export
 from vitdistill.verbs.maskedkd import maskedkd
+from vitdistill.verbs.masks import masks
+from vitdistill.verbs.report import report
 
 
 @pytest.fixture
@@ -119,3 +122,65 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         checkpoints.read_checkpoint(path)
     with pytest.raises(UserError, match="There must be a checkpoint"):
         checkpoints.read_checkpoint(tmp_path / "none.ckpt")
+
+
+# --- what a run wrote --------------------
+
+
+def begun(path: Path, **options: bool) -> RunDirectory:
+    run = RunDirectory.prepare(path, "maskedkd", {"keep": 0.5}, **{"resume": False, "overwrite": False, **options})
+    run.begin()
+    return run
+
+
+def test_whatever_our_verbs_write_into_a_run_may_be_replaced(short: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    maskedkd(**{**short, "epochs": 1}, out=str(out))
+    report([str(out)], out=str(out / "page.html"))
+    masks([str(out)], out=str(out / "pictures.png"), count=1)
+    export(str(out))
+    listed = set(json.loads((out / "run.json").read_text())["files"])
+    assert {entry.name for entry in out.iterdir()} == listed
+    assert {"student_ema.safetensors", "page.html", "pictures.png", "pictures-heatmap.png", "export"} <= listed
+    begun(out, overwrite=True)
+    assert {entry.name for entry in out.iterdir()} == {"config.yaml", "run.json", "checkpoints"}
+
+
+def test_files_that_no_run_wrote_are_named(tmp_path: Path) -> None:
+    (begun(tmp_path / "run").checkpoints / "last.ckpt").write_bytes(b"weights")
+    for name in ("a.txt", "b.txt", "c.txt", "d.txt", ".report.html.12.tmp"):  # the last is of a killed process
+        (tmp_path / "run" / name).touch()
+    with pytest.raises(UserError) as error:
+        begun(tmp_path / "run", overwrite=True)
+    assert str(error.value) == (
+        f"{tmp_path / 'run'} contains files that no run wrote (a.txt, b.txt, c.txt and 1 more); refusing to "
+        "--overwrite it. Choose another --out, or move them elsewhere"
+    )
+
+
+def test_a_folder_that_is_no_run_is_not_replaced(tmp_path: Path) -> None:
+    """Whatever its files are called: the names of a run's files are no proof."""
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "report.html").touch()
+    with pytest.raises(UserError, match=r"study contains files that no run wrote \(report.html\)"):
+        begun(tmp_path / "study", overwrite=True)
+    with pytest.raises(UserError, match=r"report.html is a file; refusing to --overwrite it"):
+        begun(tmp_path / "study" / "report.html", overwrite=True)
+
+
+def test_a_run_of_before_files_were_listed_may_be_replaced(tmp_path: Path) -> None:
+    run = begun(tmp_path / "run")
+    run.info.write_text(json.dumps({"verb": "detect", "status": "finished"}))
+    for name in ("student.safetensors", "predictions.csv", "detection.json"):
+        (run.path / name).touch()
+    begun(run.path, overwrite=True)
+    assert not (run.path / "predictions.csv").exists()
+
+
+def test_files_outside_of_runs_are_listed_nowhere(tmp_path: Path) -> None:
+    run = begun(tmp_path / "run")
+    before = run.read_info()
+    list_in_run(tmp_path / "picture.png", tmp_path / "other" / "student.onnx")
+    assert run.read_info() == before
+    list_in_run(run.path / "export" / "student.onnx", run.path / "export" / "student.safetensors")
+    assert run.read_info()["files"] == [*before["files"], "export"]

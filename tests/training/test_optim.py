@@ -75,7 +75,7 @@ def test_layer_decay_slows_the_early_blocks(method: Supervised) -> None:
 )
 def test_betas_reach_every_optimizer_that_has_them(method: Supervised, name: str, betas, expected) -> None:
     optim = Optim(name=name, betas=betas)
-    Settings(epochs=10, batch_size=1, image_size=(16, 16), optim=optim).check()
+    Settings(epochs=10, batch_size=1, optim=optim).check()
     assert {tuple(group["betas"]) for group in optimizer_for(method, optim, 1).param_groups} == {expected}
 
 

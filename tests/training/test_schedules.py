@@ -10,7 +10,7 @@ import timm
 import torch
 
 from vitdistill.methods.supervised import Supervised
-from vitdistill.training.optim import make_optimizer, make_schedules, plan_groups
+from vitdistill.training.optim import make_optimizer, make_schedules, plan_groups, warn_about_rates
 from vitdistill.training.settings import Optim
 
 # Learning rates before every step and after the last, as this package's own schedule gave them before timm's factory.
@@ -132,3 +132,17 @@ def test_constant_schedule_stays(method: Supervised) -> None:
     (schedule,) = make_schedules(optimizer, optim, epochs=5, steps_per_epoch=4)
     schedule.step_update(17)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.3)
+
+
+def test_rates_that_cannot_be_as_asked_are_said_in_one_line_each(caplog: pytest.LogCaptureFixture) -> None:
+    """The peak takes its place (see `test_the_rate_never_rises_above_its_peak`)."""
+    warn_about_rates(Optim(lr=5e-4, lr_batch=512, min_lr=1e-5), 10, global_batch=8)
+    warn_about_rates(Optim(lr=5e-4, lr_batch=512, min_lr=1e-5, schedule="constant"), 10, global_batch=8)
+    warn_about_rates(Optim(lr=5e-4, lr_batch=512, min_lr=1e-5), 10, global_batch=512)
+    warn_about_rates(Optim(warmup_epochs=10), 10, global_batch=512)
+    assert [record.getMessage() for record in caplog.records] == [
+        "--optim.min_lr 1e-05 is above the peak learning rate of 7.8125e-06 (for a global batch of 8), which replaces "
+        "it; lower --optim.min_lr, or raise --optim.lr",
+        "The warm-up of 10 epochs takes all of the 10, so the learning rate never gets to its peak; set "
+        "--optim.warmup_epochs",
+    ]

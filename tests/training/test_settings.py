@@ -10,7 +10,7 @@ from vitdistill.training.settings import Optim, Settings, check_trainer_argument
 
 
 def settings(optim: Optim, **options: object) -> Settings:
-    return Settings(epochs=10, batch_size=1, image_size=(16, 16), optim=optim, **options)  # type: ignore[arg-type]
+    return Settings(epochs=10, batch_size=1, optim=optim, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ print(*[name for name in ("torch", "timm", "torchvision", "numpy", "lightning") 
 
 
 def test_settings_report_every_broken_rule_together() -> None:
-    settings = Settings(epochs=0, batch_size=0, image_size=(16, 16), optim=Optim(lr=-1.0, ema=2.0))
+    settings = Settings(epochs=0, batch_size=0, optim=Optim(lr=-1.0, ema=2.0))
     with pytest.raises(UserError) as error:
         settings.check()
     for word in ("epochs", "batch_size", "optim.lr", "optim.ema"):

@@ -129,7 +129,7 @@ def test_a_chain_runs_on_two_processes(recipe: Path, tmp_path: Path) -> None:
         ({"a": {"verb": "mea"}}, "Step a must name a verb.*Did you mean 'mae'"),
         ({"a": {"verb": "evaluate"}}, "Step a must name a verb"),
         ({"a": "mae"}, "Step a must name a verb"),
-        ({"a": {"verb": "detect", "model": "x"}}, "Step a: --videos, --train and --val are required"),
+        ({"a": {"verb": "finetune"}}, "Step a: --model is required"),
         ({"a/b": {"verb": "mae"}}, "becomes a folder"),
         ({"small": {**STEPS["small"], "config": "none.yaml"}}, "configuration file must be readable"),
         ({"small": {"verb": "tinymim", "teacher": "{big}"}}, r"can only build on an earlier step; got \{big\}"),

@@ -230,7 +230,7 @@ def test_an_image_network_sees_single_frames_of_videos(runs: Path, tmp_path: Pat
     info = mae(data="moving_digits", out=str(tmp_path / "image"), **small)
     assert info["data"]["train_images"] == 1437
     assert knn(str(tmp_path / "image"), data="moving_digits", k=[5])["images"] == 360
-    with pytest.raises(UserError, match="--clips has no effect on a network over images"):
+    with pytest.raises(UserError, match="--clips has no effect with a network over single images"):
         evaluate("digits-teacher", data="moving_digits", clips=2)
     for given in ({"stride": 2}, {"sampling": "uniform"}):
         with pytest.raises(UserError, match=rf"--{next(iter(given))} has no effect with a network over single images"):
@@ -283,7 +283,7 @@ PER_TOKEN = {"video_teacher": "video", "per_token": True, "decoder": FeatureDeco
         ({"video_teacher": "video", "per_token": True}, "--decoder has no effect unless --per_token is false"),
         (
             {**PER_TOKEN, "masks_per_clip": 2, "mask": "random", "mask_ratio": 0.5},
-            "--mask_ratio, --mask, --masks_per_clip and --decoder have no effect",
+            "--mask_ratio, --mask and --masks_per_clip have no effect unless --per_token is false",
         ),
     ],
 )

@@ -1,4 +1,8 @@
-"""Top-1 and top-5 hits."""
+"""Top-1 and top-5 hits.
+
+By hand, unlike in training and `evaluate`: torchmetrics' `multiclass_accuracy` takes one classifier at a time, counts
+classes that no neighbour voted for (score -inf) among the five best, and takes scores of nan for class 0.
+"""
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -23,6 +27,10 @@ def hits(scores: Float[Tensor, "*heads b c"], targets: Int64[Tensor, "b"]) -> Bo
     Args:
         scores: of each class; any number of classifiers at once.
         targets: class numbers.
+
+    Example:
+        >>> hits(torch.tensor([[0.1, 0.7, 0.2]]), torch.tensor([2]))
+        tensor([[False,  True]])
     """
     best = scores.topk(min(TOP[-1], scores.shape[-1]), dim=-1)
     found = (best.indices == targets[:, None]) & (best.values > -torch.inf)

@@ -19,6 +19,7 @@ from vitdistill.evaluation.loading import place_of
 from vitdistill.evaluation.progress import track
 from vitdistill.files import write_atomically
 from vitdistill.models.families.video_vit import VideoViT, check_video
+from vitdistill.runs.directory import list_in_run
 from vitdistill.runs.read import Checkpoint, Run
 from vitdistill.tasks.actions import Actions
 from vitdistill.tasks.frame_map import IOU, FrameMeanAP, mean_average_precision
@@ -144,4 +145,5 @@ def score_actions(
         write_predictions(Path(out) / PREDICTIONS, metric.predictions(), dict(enumerate(data.names)))
         text = json.dumps(result, indent=2) + "\n"
         write_atomically(Path(out) / RESULT, lambda file: file.write(text.encode()))
+        list_in_run(Path(out) / PREDICTIONS, Path(out) / RESULT)
     return result

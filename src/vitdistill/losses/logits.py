@@ -25,7 +25,7 @@ def soft_distillation(
 ) -> Float[Tensor, ""]:
     """tau^2 * KL(softmax(teacher / tau) || softmax(student / tau)), mean over the batch (Hinton et al., 2015)."""
     log_s = F.log_softmax(student.float() / tau, dim=-1)
-    log_t = F.log_softmax(teacher.float() / tau, dim=-1)
+    log_t = F.log_softmax(teacher.detach().float() / tau, dim=-1)
     return F.kl_div(log_s, log_t, reduction="batchmean", log_target=True) * tau**2
 
 

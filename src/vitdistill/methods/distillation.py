@@ -7,13 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitdistill.errors import UserError
 from vitdistill.methods.method import Method, Pass, freeze_unreached
 from vitdistill.methods.selection.selector import Selector
 from vitdistill.methods.terms.term import Term
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.families import as_network
 from vitdistill.models.network import Network
-from vitdistill.models.teacher import Teacher
+from vitdistill.models.teacher import FrameTeacher, Teacher
 from vitdistill.tasks.task import Task
 from vitdistill.types import Capture, Output, Step
 
@@ -51,14 +52,15 @@ class Distillation(Method):
     ) -> None:
         """
         Args:
-            student: the network to train. Parameters that no loss reaches are frozen.
+            student: the network to train. Without labels, `freeze_unreached` keeps from training what no term reaches.
             lessons: teachers with their terms.
             task: what the labels mean; None trains without labels.
             task_weight: of the labels' loss.
             selector: which patches the teachers see; None shows them all.
 
         Raises:
-            UserError: when patches shall be left out where they cannot be.
+            UserError: when patches shall be left out where they cannot be, or a teacher cannot see the student's
+                inputs.
         """
         super().__init__(as_network(student), task)
         self.lessons = list(lessons)
@@ -67,6 +69,7 @@ class Distillation(Method):
         self.weights = {name: weight for term in self.terms for name, weight in term.weights.items()}  # type: ignore[union-attr,operator]
         self.task_weight = task_weight
         for teacher, _ in self.lessons:
+            check_inputs(self.student, teacher)
             self.selector.check(self.student, teacher)
 
     # --- one step --------------------
@@ -89,7 +92,10 @@ class Distillation(Method):
                 keep = self.selector.for_teacher(inputs, student, self.student, teacher, progress)
                 output = teacher(inputs, keep=keep, capture=lesson.capture)
             for term in lesson.terms:
-                losses |= term(student, output)
+                learned = term(student, output)
+                if twice := losses.keys() & learned.keys():
+                    raise ValueError(f"two losses are both named {', '.join(twice)}, of which one would be lost")
+                losses |= learned
                 scores = output.prediction if term.compares_predictions else scores
             kept = kept if keep is None else keep
 
@@ -157,3 +163,19 @@ class Distillation(Method):
     def reached(self) -> set[nn.Parameter]:
         """The student's parameters on which the loss depends, where there are no labels."""
         return set().union(*(term.reached(self.student) for term in self.terms))  # type: ignore[operator]
+
+
+def check_inputs(student: Network, teacher: Teacher) -> None:
+    """
+    Raises:
+        UserError: when a teacher cannot see the student's inputs: images, or clips of so many frames.
+    """
+    own, other = student.input.frames, teacher.network.input.frames
+    if own == other or isinstance(teacher, FrameTeacher) or not teacher.network.sized:
+        return
+    kinds = ["images" if frames is None else f"clips of {frames} frames" for frames in (own, other)]
+    raise UserError(
+        f"Student and teacher must see the same kind of inputs; {student.name} sees {kinds[0]} and {teacher.name} "
+        f"{kinds[1]}",
+        remedy="Choose two networks over images, or two over clips with the same frames",
+    )

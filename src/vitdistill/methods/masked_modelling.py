@@ -65,7 +65,7 @@ class MaskedModelling(Method):
         """
         network = as_network(student)
         if not network.maskable:
-            raise UserError(f"{network.name} cannot leave out patches", remedy="Choose a ViT or DeiT")
+            raise UserError(f"{network.name} cannot leave out patches", remedy="Choose a ViT, DeiT or CaiT")
         super().__init__(with_tokens(network))
         if not goals:
             raise UserError("At least one target is needed")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from vitdistill.errors import UserError
-from vitdistill.methods.distillation import Distillation, Lesson
+from vitdistill.methods.distillation import Distillation, Lesson, check_inputs
 from vitdistill.methods.selection.selector import Ranked
 from vitdistill.methods.terms.logits import Logits
 from vitdistill.methods.terms.options import TermNames, Terms
@@ -84,12 +84,15 @@ class MaskedKD(Distillation):
                     "Distillation needs a teacher", remedy="Name one, or set alpha to 0 to train on labels alone"
                 )
             guide = Teacher.of(teacher, student)
+            check_inputs(student, guide)
             _check_classes(student, guide, names)
             built: list[Term] = [
                 scores if name == "logits" else getattr(terms, name).build(student, guide) for name in names
             ]
             lessons.append(Lesson(guide, built))
         third = None if network is None else Teacher.of(network, student)
+        if third is not None:
+            check_inputs(student, third)
         super().__init__(
             student,
             lessons,

@@ -143,8 +143,8 @@ class TinyMIM(Distillation):
         behind = set() if self.decoder is None else self.student.reached(NOTHING, prediction=False)
         return super().reached() | behind
 
-    def view(self, inputs: Float[Tensor, "b ch height width"]) -> Float[Tensor, "b ch height width"]:
-        """The student's view: the same crop with its colours jittered."""
+    def view(self, inputs: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b ch *pixels"]:
+        """The student's view: the same crop with its colours jittered, all frames of a clip alike."""
         if not self.training or not self.color_jitter:
             return inputs
         spec = self.student.input
@@ -152,10 +152,12 @@ class TinyMIM(Distillation):
             torch.tensor(values, dtype=inputs.dtype).to(inputs.device, non_blocking=True).view(-1, 1, 1)
             for values in (spec.mean, spec.std)
         )
-        return (jittered((inputs * std + mean).clamp(0, 1), self.color_jitter) - mean) / std
+        # Frames below one another are one tall image.
+        colours = (inputs.flatten(2, -2) * std + mean).clamp(0, 1)
+        return ((jittered(colours, self.color_jitter) - mean) / std).reshape(inputs.shape)
 
     def own_losses(
-        self, inputs: Float[Tensor, "b ch height width"], student: Output, targets: Tensor | None
+        self, inputs: Float[Tensor, "b ch *pixels"], student: Output, targets: Tensor | None
     ) -> dict[str, Float[Tensor, ""]]:
         """The hidden patches' pixels, where they are predicted."""
         if self.decoder is None:

@@ -156,4 +156,4 @@ def refuse_opaque(network: Network) -> NoReturn:
     Raises:
         UserError: since what is asked for needs tokens.
     """
-    raise UserError(f"{network.name} hands out logits only", remedy="Choose a ViT, DeiT, CaiT or Swin")
+    raise UserError(f"{network.name} hands out logits only", remedy="Choose a ViT, DeiT or CaiT")

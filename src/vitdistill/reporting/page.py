@@ -10,6 +10,7 @@ import yaml
 
 from vitdistill.reporting import figures
 from vitdistill.reporting.pictures import Picture, galleries
+from vitdistill.runs.directory import list_in_run
 from vitdistill.runs.read import MISSING, Run, differing_settings, group_by_seed, read_runs, spread
 
 DASH = "–"
@@ -117,6 +118,7 @@ def write_report(run_dirs: Sequence[Path], out: Path, *, masks: bool = True) -> 
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
+    list_in_run(out)
     return out
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from vitdistill.errors import UserError
-from vitdistill.files import AVERAGED, FULL, RECORD, WEIGHTS, is_first_process, write_atomically
+from vitdistill.files import AVERAGED, FULL, RECORD, TEMPORARY, WEIGHTS, is_first_process, write_atomically
 
 # Keys that may differ between a run and its continuation: they do not change what is computed. A continuation on
 # other devices must come to the same global batch, which the checkpoint knows.
@@ -22,10 +22,11 @@ FREE = re.compile(
     r"out$|resume$|overwrite$|loader(\.|$)|trainer\.(enable_\w+|profiler|devices|num_nodes|accelerator|strategy)$"
 )
 
-# What runs write, or verbs into them; what only some methods write is listed in run.json.
-WRITTEN = frozenset(
-    {"config.yaml", "run.json", "metrics.csv", "checkpoints", "tensorboard", "report.html", "export", "masks.png"}
-    | {WEIGHTS, RECORD, AVERAGED, FULL, "predictions.csv", "detection.json"}
+# What every training writes, and what runs wrote before they listed it in run.json.
+TRAINING = ("config.yaml", "run.json", "metrics.csv", RECORD, "checkpoints", "tensorboard")
+EARLIER = (
+    *(*TRAINING, WEIGHTS, AVERAGED, FULL),
+    *("report.html", "masks.png", "predictions.csv", "detection.json", "export"),
 )
 
 
@@ -33,7 +34,8 @@ class RunDirectory:
     """Paths and files of one run. Only the first process writes.
 
     Layout: config.yaml, run.json, metrics.csv, student.safetensors, student.json, report.html,
-    checkpoints/{last,best}.ckpt, tensorboard/.
+    checkpoints/{last,best}.ckpt, tensorboard/. What else is written into it is listed in run.json ("files"), so that
+    --overwrite knows it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -94,6 +96,7 @@ class RunDirectory:
             header = f"# vitdistill {verb} --config {self.config.name}\n"
             _write(self.config, header + yaml.safe_dump(config, sort_keys=False))
         self.update(verb=verb, status="running", command=command_line())
+        self.wrote(*TRAINING)
 
     def _is_blank(self) -> bool:
         """Whether there is nothing to lose: an empty folder, or a run that failed before its first checkpoint."""
@@ -128,18 +131,20 @@ class RunDirectory:
     def _check_only_ours(self) -> None:
         """Refuse to replace what no run of ours wrote."""
         if not self.path.is_dir():
-            raise UserError("The run directory must be a directory", self.path, "Choose another --out")
-        ours = {*WRITTEN, *self.read_info().get("files", [])}
-        others = [entry.name for entry in self.path.iterdir() if entry.name not in ours]
+            raise UserError(f"{self.path} is a file; refusing to --overwrite it", remedy="Choose another --out")
+        ours = set(self.read_info().get("files", EARLIER)) if self.info.is_file() else set()
+        others = [
+            entry.name
+            for entry in sorted(self.path.iterdir())
+            if entry.name not in ours and not TEMPORARY.fullmatch(entry.name)
+        ]
         if others:
+            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
             raise UserError(
-                f"{self.path} contains files that no run wrote ({', '.join(others[:3])}); refusing to --overwrite it",
-                remedy="Choose another --out, or remove them yourself",
+                f"{self.path} contains files that no run wrote ({', '.join(others[:3])}{more}); refusing to "
+                "--overwrite it",
+                remedy="Choose another --out, or move them elsewhere",
             )
-
-    def wrote(self, name: str) -> None:
-        """Take note of a file that is none of every run's, so that the run can be replaced with it."""
-        self.update(files=sorted({*self.read_info().get("files", []), name}))
 
     def _clear(self) -> None:
         """Remove an earlier run."""
@@ -156,6 +161,12 @@ class RunDirectory:
         if is_first_process():
             _write(self.info, json.dumps(info, indent=2) + "\n")
         return info
+
+    def wrote(self, *names: str) -> None:
+        """List files and folders of this directory in run.json, as written by a run."""
+        listed = self.read_info().get("files", [])
+        if new := [name for name in dict.fromkeys(names) if name not in listed]:
+            self.update(files=[*listed, *new])
 
     def add_row(self, row: dict[str, float]) -> None:
         """Append one epoch to metrics.csv, adding columns as they appear."""
@@ -180,6 +191,17 @@ class RunDirectory:
         writer.writeheader()
         writer.writerows(rows)
         _write(self.metrics, text.getvalue() if rows else "")
+
+
+def list_in_run(*paths: Path) -> None:
+    """List written files in the run.json of the run directory that they are in; those outside of runs are left alone.
+
+    To be called by whatever writes where a run may be: reports, pictures, exported networks, predictions.
+    """
+    for path in paths:
+        folder = next((folder for folder in path.absolute().parents if (folder / "run.json").is_file()), None)
+        if folder is not None:
+            RunDirectory(folder).wrote(path.absolute().relative_to(folder).parts[0])
 
 
 def _write(path: Path, text: str) -> None:

@@ -96,7 +96,11 @@ def hits(truth: Rows, found: Rows, iou: float) -> Bool[np.ndarray, "n"]:
 
 
 def overlaps(a: Float[np.ndarray, "n 4"], b: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n"]:
-    """Intersection over union of boxes x1, y1, x2, y2, pair by pair; 0 for two empty boxes."""
+    """Intersection over union of boxes x1, y1, x2, y2, pair by pair; 0 for two empty boxes.
+
+    By hand, as `torchvision.ops.box_iou` compares all boxes of one list with all of the other: over a whole set that is
+    a matrix of predictions by annotations, or else a call for each key frame. And it gives NaN for two empty boxes.
+    """
     sides = (np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])).clip(min=0)
     shared = sides.prod(axis=1)
     union = (a[:, 2:] - a[:, :2]).prod(axis=1) + (b[:, 2:] - b[:, :2]).prod(axis=1) - shared

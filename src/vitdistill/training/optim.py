@@ -1,5 +1,6 @@
 """Optimizer and schedules, both timm's."""
 
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,9 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from vitdistill.methods.method import Method
-from vitdistill.training.settings import Optim
+from vitdistill.training.settings import SCHEDULE_OPTIONS, Optim
+
+log = logging.getLogger(__name__)
 
 
 def scaled_lr(optim: Optim, global_batch: int) -> float:
@@ -132,3 +135,26 @@ class WeightDecaySchedule(Scheduler):
         assert isinstance(values, list)
         for group, value in zip(self.optimizer.param_groups, values, strict=True):
             group["weight_decay"] = value
+
+
+def warn_about_rates(optim: Optim, epochs: int, global_batch: int) -> None:
+    """Warn where the learning rate cannot be as asked.
+
+    `warmup_lr` and `min_lr`, which the batch does not scale, may be above the peak, which it does; and the warm-up may
+    take the whole training.
+    """
+    peak = scaled_lr(optim, global_batch)
+    for name in ("warmup_lr", "min_lr"):
+        looked_at = optim.warmup_epochs > 0 if name == "warmup_lr" else optim.schedule in SCHEDULE_OPTIONS[name]
+        if looked_at and getattr(optim, name) > peak:
+            log.warning(
+                "--optim.%s %g is above the peak learning rate of %g (for a global batch of %d), which replaces it; "
+                "lower --optim.%s, or raise --optim.lr",
+                *(name, getattr(optim, name), peak, global_batch, name),
+            )
+    if optim.warmup_epochs >= epochs > 1:
+        log.warning(
+            "The warm-up of %g epochs takes all of the %d, so the learning rate never gets to its peak; "
+            "set --optim.warmup_epochs",
+            *(optim.warmup_epochs, epochs),
+        )

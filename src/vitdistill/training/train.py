@@ -36,10 +36,10 @@ from vitdistill.training.checkpoints import (
 )
 from vitdistill.training.interrupt import Interrupted, StopBetweenSteps
 from vitdistill.training.module import TrainingModule
-from vitdistill.training.optim import scaled_lr
+from vitdistill.training.optim import warn_about_rates
 from vitdistill.training.precision import training_precision
 from vitdistill.training.progress import ProgressBar
-from vitdistill.training.settings import SCHEDULE_OPTIONS, Settings
+from vitdistill.training.settings import Settings
 from vitdistill.training.summary import cost_of, describe, speed_of, versions
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,6 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
             or a full disk. What was computed up to the last checkpoint is kept.
     """
     settings.check()
-    _warn_about_warmup(settings)
     parts = _assemble(method, source, run, settings)  # whatever refuses does so before an earlier run is replaced
     run.begin()
     checkpoint = run.last if resume and run.last.is_file() else None
@@ -123,28 +122,6 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
     return _finish(parts, method, run)
 
 
-def _warn_about_rates(settings: Settings, global_batch: int) -> None:
-    optim = settings.optim
-    peak = scaled_lr(optim, global_batch)
-    for name in ("warmup_lr", "min_lr"):
-        looked_at = optim.warmup_epochs > 0 if name == "warmup_lr" else optim.schedule in SCHEDULE_OPTIONS[name]
-        if looked_at and getattr(optim, name) > peak:
-            log.warning(
-                "--optim.%s %g is above the peak learning rate of %g (for a global batch of %d), which replaces it; "
-                "lower --optim.%s, or raise --optim.lr",
-                *(name, getattr(optim, name), peak, global_batch, name),
-            )
-
-
-def _warn_about_warmup(settings: Settings) -> None:
-    if settings.optim.warmup_epochs >= settings.epochs > 1:
-        log.warning(
-            "The warm-up of %g epochs takes all of the %d, so the learning rate never gets to its peak; "
-            "set --optim.warmup_epochs",
-            *(settings.optim.warmup_epochs, settings.epochs),
-        )
-
-
 def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: Settings) -> _Parts:
     spec = method.student.input
     views = ViewOptions(
@@ -156,7 +133,7 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
     trainer = _trainer(run, settings)
     world, rank = trainer.world_size, trainer.global_rank
     global_batch = settings.batch_size * world * settings.optim.accumulate
-    _warn_about_rates(settings, global_batch)
+    warn_about_rates(settings.optim, settings.epochs, global_batch)
     augment = settings.augment.resolved()
     on_device = OnDevice(augment, method.student.input.mean, method.student.input.std, len(source.classes))
     on_device.check_batch_size(settings.batch_size)
@@ -338,13 +315,14 @@ def _finish(parts: _Parts, method: Method, run: RunDirectory) -> dict[str, Any]:
 def _export(method: Method, run: RunDirectory) -> None:
     # From the checkpoint, which is whole under every strategy; the module may be in shards.
     content, record = read_checkpoint(run.last), ModelRecord.read(run.path)
-    export_weights(student_weights(content["state_dict"]), run.path / WEIGHTS, record)
+    weights = {WEIGHTS: student_weights(content["state_dict"])}
     state = {name.removeprefix("method."): value for name, value in content["state_dict"].items()}
-    for name, weights in method.artifacts(state).items():
-        export_weights(weights, run.path / name, record)
-        run.wrote(name)
+    weights |= method.artifacts(state)
     if content["vitdistill"]["ema"] is not None:
-        export_weights(content["vitdistill"]["ema"], run.path / AVERAGED, record)
+        weights[AVERAGED] = content["vitdistill"]["ema"]
+    for name, tensors in weights.items():
+        export_weights(tensors, run.path / name, record)
+    run.wrote(*weights)
     run.update(status="finished")
 
 

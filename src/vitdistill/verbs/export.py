@@ -12,6 +12,7 @@ import torch
 from vitdistill.errors import UserError
 from vitdistill.models.network import Network
 from vitdistill.models.record import ModelRecord
+from vitdistill.runs.directory import list_in_run
 from vitdistill.runs.read import Checkpoint, read_run
 
 
@@ -59,6 +60,7 @@ def export(
         raise UserError(
             f"The exported {format} file must give the student's logits", f"a difference of {difference:.2e}"
         )
+    list_in_run(path)
     result |= {
         "path": str(path),
         "format": format,

@@ -109,8 +109,10 @@ def _train(
     settings = settings_of(values, options_of(verb)["optim"].default)
     info = train(method, source, run, settings, resume=resume)
     if is_first_process():
-        info = info if finish is None else finish(job, run, info)
+        if finish is not None:
+            finish(job, run, info)
         write_report(run)
+        info = run.read_info()  # with the report among its files
     return info
 
 
@@ -127,7 +129,9 @@ def _opened(values: dict[str, Any], *, labels: bool) -> "tuple[DataSource, Task 
 
 def _named(value: Any) -> Any:
     """Objects given in Python appear in the configuration by their class, data by its name."""
-    if type(value).__module__.startswith("vitdistill.data") and hasattr(value, "train"):
+    from vitdistill.data.source import DataSource
+
+    if isinstance(value, DataSource):
         return value.name
     return f"<{type(value).__name__}>" if hasattr(value, "state_dict") else value
 

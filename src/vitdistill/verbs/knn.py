@@ -104,8 +104,10 @@ def _show(result: dict[str, Any], as_json: bool, classes: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    tops = ("top1",) if classes <= 5 else ("top1", "top5")  # of five classes, all are among the five best
-    table = Table("model", "data", "images", "pool", "k", *(f"top-{name[3:]} %" for name in tops))
+    from vitdistill.tasks.classification import Classification
+
+    tops = Classification(classes).headings()
+    table = Table("model", "data", "images", "pool", "k", *tops.values())
     for score in result["scores"]:
         table.add_row(
             result["model"],

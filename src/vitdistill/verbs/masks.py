@@ -57,6 +57,7 @@ def masks(
         some_images,
     )
     from vitdistill.reporting.pictures import picture_path
+    from vitdistill.runs.directory import list_in_run
     from vitdistill.tokens.keep import KeepSchedule
 
     models, images = _split(list(models), images)
@@ -73,7 +74,7 @@ def masks(
     is_source = named in bundled() or (Path(named) / "train").is_dir()
     source = open_source(named) if is_source else None
     paths = [] if source else list_images(named)
-    batch = some_images(source, paths, students[0][1].image_size, max(count, 256 if heatmap else 0), seed)
+    batch = some_images(source, paths, students[0][1].input.size, max(count, 256 if heatmap else 0), seed)
     columns = []
     for spec, (title, student) in zip(models, students, strict=True):
         run = find_run(spec)  # what its teacher saw, as far as the student's attention decided it
@@ -91,10 +92,12 @@ def masks(
 
     shown = [Column(c.title, c.kept[:count], c.grid) for c in columns]
     mask_grid_figure(batch[:count], shown).savefig(path, dpi=150)
+    list_in_run(path)
     result: dict[str, Any] = {"masks": str(path), "images": len(batch), "models": []}
     if heatmap:
         beside = path.with_name(f"{path.stem}-heatmap{path.suffix}")
         heatmap_figure(columns).savefig(beside, dpi=150)
+        list_in_run(beside)
         result["heatmap"] = str(beside)
     for (title, _), column in zip(students, columns, strict=True):
         shares = keep_heatmap(column.kept, column.grid)
@@ -124,10 +127,11 @@ def _title(spec: str) -> str:
 
 
 def _load(spec: str, args: dict[str, Any] | None) -> Any:
+    from vitdistill.models.backbone import with_tokens
     from vitdistill.models.build import build
     from vitdistill.training.checkpoints import load_student
 
-    return load_student(spec) if spec.endswith(".ckpt") else build(spec, args=args)
+    return with_tokens(load_student(spec) if spec.endswith(".ckpt") else build(spec, args=args))
 
 
 def _data_of(models: list[str]) -> str:

@@ -116,6 +116,8 @@ def _show(result: dict[str, Any], as_json: bool, classes: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from vitdistill.tasks.classification import Classification
+
     held_out = result["held_out_top1"]
     columns = {
         "model": result["model"],
@@ -124,11 +126,8 @@ def _show(result: dict[str, Any], as_json: bool, classes: int) -> None:
         "pool": result["pool"],
         "lr": f"{result['lr']:g}",
         "held-out %": "-" if held_out is None else f"{held_out:.2f}",
-        "top-1 %": f"{result['scores']['top1']:.2f}",
-        "top-5 %": f"{result['scores']['top5']:.2f}",
+        **{heading: f"{result['scores'][name]:.2f}" for name, heading in Classification(classes).headings().items()},
     }
-    if classes <= 5:  # always 100
-        del columns["top-5 %"]
     table = Table(*columns)
     table.add_row(*columns.values())
     Console().print(table)

@@ -57,6 +57,7 @@ def similarity(
     from vitdistill.evaluation.similarity import Wanted, compare, distinct, teachers_of
     from vitdistill.reporting.galleries.similarity import save, similarity_figure
     from vitdistill.reporting.pictures import picture_path
+    from vitdistill.runs.directory import list_in_run
 
     if not models:
         raise UserError("similarity needs at least one run or model")
@@ -78,6 +79,7 @@ def similarity(
         workers=workers,
     )
     save(similarity_figure(found.centred if centre else found.plain, found.steps), path)
+    list_in_run(path)
     result = {"figure": str(path), "data": source.name, "centred": centre, **_as_dict(found, centre)}
     _show(result, json)
     return result

@@ -90,7 +90,8 @@ def test_maps_are_those_of_the_networks_that_the_run_had(make_tinymim: Make) -> 
     for backbone, block, maps in ((student, 1, "student"), (teacher, 1, "teacher")):
         images = normalised(found.images, backbone)  # each with its own statistics
         with torch.no_grad():
-            q, k, _ = backbone.eval()(images, capture=Capture.at(block, "qkv", head=False)).qkv(block)
+            output = backbone.eval()(images, capture=Capture.at(block, "qkv", head=False))
+            q, k = output.qkv(block).q, output.qkv(block).k
             scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
         expected = scores.softmax(-1).mean(1) * 37
         torch.testing.assert_close(getattr(found.maps[0], maps), expected, rtol=1e-4, atol=1e-5)
@@ -99,7 +100,7 @@ def test_maps_are_those_of_the_networks_that_the_run_had(make_tinymim: Make) -> 
 
 def test_an_even_relation_is_one_everywhere() -> None:
     zeros = torch.zeros(2, 3, 5, 4)
-    assert torch.equal(head_average(QKV(zeros, zeros, zeros), "qq"), torch.ones(2, 5, 5))
+    assert torch.equal(head_average(QKV(zeros, zeros, zeros, 1), "qq"), torch.ones(2, 5, 5))
 
 
 @pytest.mark.parametrize(

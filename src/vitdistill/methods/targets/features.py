@@ -62,11 +62,13 @@ def matched_teacher(role: str, teacher: Teacher | Network | nn.Module, student: 
     """
     guide = Teacher.of(teacher, student)
     check_kind(role, guide.network)
-    backbone = guide.backbone
-    if not backbone.maskable:
+    if not guide.network.maskable:
         raise UserError(
-            f"The {role} teacher must hand out the outputs of its blocks", backbone.name, "Choose a ViT, DeiT or CaiT"
+            f"The {role} teacher must hand out the outputs of its blocks",
+            guide.network.name,
+            "Choose a ViT, DeiT or CaiT",
         )
+    backbone = guide.backbone
     frames = role == "image" and student.input.frames is not None
     wanted = TokenGrid(1, student.grid.h, student.grid.w) if frames else student.grid
     if backbone.grid != wanted:

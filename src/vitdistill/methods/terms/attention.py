@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vitdistill.errors import UserError
 from vitdistill.losses.attention import aggregate, attention_kl, class_log_attention, restrict, to_grid
-from vitdistill.methods.terms.term import Term
+from vitdistill.methods.terms.term import Term, check_class_token
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.network import Network
 from vitdistill.types import QKV, Capture, Output
@@ -72,7 +72,7 @@ class AttentionTerm(Term):
             for own, other in zip(student_blocks, teacher_blocks, strict=True)
         ]
         for network, blocks in ((student, student_blocks), (teacher, teacher_blocks)):
-            _check_class_token(network, blocks)
+            check_class_token("attention compares what class tokens look at", network, blocks)
         self.temperature, self.reduce = temperature, reduce
         self.weights = {"attention": weight}
         self.project: nn.Module | None = None
@@ -135,13 +135,3 @@ def projector(width: int, wanted: int) -> nn.Sequential:
 
 def _rows(qkv: QKV) -> Float[Tensor, "b h m"]:
     return class_log_attention(qkv.q[:, :, 0], qkv.k)
-
-
-def _check_class_token(network: Backbone, blocks: Sequence[int]) -> None:
-    first = network.final_specials if network.specials == 0 else network.specials
-    if first == 0 or getattr(network.net, "cls_token", None) is None:
-        raise UserError(
-            f"attention compares what class tokens look at, and {network.name} has none", remedy="Choose a ViT or DeiT"
-        )
-    for block in blocks:
-        network.saliency_capture(block)  # refuses CaiT's trunk, where there is no class token

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vitdistill.errors import UserError, near
 from vitdistill.losses.features import smooth_l1
-from vitdistill.methods.terms.term import Term
+from vitdistill.methods.terms.term import Term, check_class_token
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.network import Network
 from vitdistill.types import Capture, Output, Point
@@ -91,6 +91,8 @@ class ClassToken(Features):
     """The class token of the block's output alone."""
 
     def __init__(self, student: Backbone, teacher: Backbone, student_block: int, teacher_block: int) -> None:
+        for network, block in ((student, student_block), (teacher, teacher_block)):
+            check_class_token("cls compares class tokens", network, [block])
         super().__init__(student, teacher, student_block, teacher_block)
 
     def _read(self, output: Output, block: int) -> dict[str, Tensor]:

@@ -6,11 +6,13 @@ line, write a frozen dataclass of its options with a method `build(student, teac
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitdistill.errors import UserError
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.network import Network
 from vitdistill.tokens.gather import take
@@ -52,6 +54,17 @@ class Term(nn.Module, ABC):
         """The student's parameters on which the losses depend; by default all that its pass uses."""
         capture, _ = self.captures()
         return student.reached(capture) if isinstance(student, Backbone) else set(student.net.parameters())
+
+
+def check_class_token(what: str, network: Backbone, blocks: Sequence[int]) -> None:
+    """
+    Raises:
+        UserError: when a network has no class token in the blocks.
+    """
+    if getattr(network.net, "cls_token", None) is None:
+        raise UserError(f"{what}, and {network.name} has none", remedy="Choose a ViT or DeiT")
+    for block in blocks:
+        network.saliency_capture(block)  # refuses CaiT's trunk, where there is no class token
 
 
 def common_patches(
