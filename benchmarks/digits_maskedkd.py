@@ -143,7 +143,7 @@ def markdown(table: dict[str, dict[str, Any]], verdicts: list[dict[str, Any]], m
         )
     lines += [
         "",
-        "`teacher's attention` costs a full teacher pass on top of the masked one, which the last column leaves out.",
+        "`teacher's attention` costs a second pass, up to the last queries and keys, which the last column counts.",
         "",
     ]
     lines += findings_table(verdicts)

@@ -123,9 +123,9 @@ def measure_masks(epochs: int = 1) -> list[float]:
     seconds: dict[int, list[float]] = {1: [], **{masks: [] for masks in MASKS}}
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(2):
-            for masks, taken in seconds.items():
+            for masks, times in seconds.items():
                 out = Path(folder) / f"{masks}-{turn}"
-                taken.append(pretrain("mvd", {**BOTH, "masks_per_clip": masks}, out, 0, epochs)["seconds"])
+                times.append(pretrain("mvd", {**BOTH, "masks_per_clip": masks}, out, 0, epochs)["seconds"])
     return [min(seconds[1]) / min(seconds[masks]) for masks in MASKS]
 
 
@@ -149,9 +149,13 @@ def constant_shares(clips: int = 128) -> dict[str, float]:
     transform = eval_transform(student.input.size[0], Sampling(frames=student.input.frames, stride=1))
     seen = torch.stack([transform(videos.load(index)[0]) for index in range(clips)]).float() / 255
     mean, std = (torch.tensor(values).view(-1, 1, 1, 1) for values in (student.input.mean, student.input.std))
+    shares = {}
     with torch.inference_mode():
-        values = {name: method.values(target, (seen - mean) / std) for name, target in method.targets.items()}
-    return {name: (found.mean((0, 1)).square().mean() / found.square().mean()).item() for name, found in values.items()}
+        kept, masked = method.masking.draw(clips, student.grid)  # teachers see whole clips, so any mask will do
+        for name, target in method.targets.items():
+            values = target.values((seen - mean) / std, kept, masked)
+            shares[name] = (values.mean((0, 1)).square().mean() / values.square().mean()).item()
+    return shares
 
 
 def summarise(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -144,13 +144,15 @@ def speedups(setting: Setting, timings: Comparison) -> dict[str, dict[str, float
     """How many times as long the others' steps take as ours, by the dtypes of the teachers: first in equal ones."""
     fast = setting.default_teacher_dtype()
     gains: dict[str, dict[str, float]] = {AUTHORS: {}, PLAIN: {}}
-    for name, found in gains.items():
+    for name, by_dtype in gains.items():
         for dtype in dict.fromkeys((fast, torch.float32)):
             if with_dtype(OURS, dtype) in timings:
-                found[f"{dtype_name(dtype)} in both"] = timings.ratio(with_dtype(name, dtype), with_dtype(OURS, dtype))
+                by_dtype[f"{dtype_name(dtype)} in both"] = timings.ratio(
+                    with_dtype(name, dtype), with_dtype(OURS, dtype)
+                )
         if fast != torch.float32:
             float32, mine = with_dtype(name, torch.float32), with_dtype(OURS, fast)
-            found[f"float32, ours {dtype_name(fast)}"] = timings.ratio(float32, mine)
+            by_dtype[f"float32, ours {dtype_name(fast)}"] = timings.ratio(float32, mine)
     return gains
 
 
