@@ -9,7 +9,8 @@ import yaml
 
 from vitdistill.errors import UserError
 from vitdistill.reporting.page import rows_of, write_report
-from vitdistill.runs.read import differing_settings, group_by_seed, read_run, read_runs
+from vitdistill.runs.compare import differing_settings, group_by_seed
+from vitdistill.runs.read import read_run, read_runs
 from vitdistill.verbs.report import report
 
 INFO: dict[str, Any] = {

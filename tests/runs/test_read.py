@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from vitdistill.errors import UserError
-from vitdistill.runs.read import MISSING, Spread, differing_settings, group_by_seed, read_run, read_runs, spread
+from vitdistill.runs.compare import MISSING, Spread, differing_settings, group_by_seed, spread
+from vitdistill.runs.read import read_run, read_runs
 
 Make = Callable[..., Path]
 

@@ -9,7 +9,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from vitdistill.runs.read import Run, group_by_seed
+from vitdistill.runs.compare import group_by_seed
+from vitdistill.runs.read import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,8 +10,9 @@ import yaml
 
 from vitdistill.reporting import figures
 from vitdistill.reporting.pictures import Picture, galleries
+from vitdistill.runs.compare import MISSING, differing_settings, group_by_seed, spread
 from vitdistill.runs.directory import list_in_run
-from vitdistill.runs.read import MISSING, Run, differing_settings, group_by_seed, read_runs, spread
+from vitdistill.runs.read import Run, read_runs
 
 DASH = "–"
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vitdistill.errors import UserError, error_words
-from vitdistill.runs.read import Run, group_by_seed
+from vitdistill.runs.compare import group_by_seed
+from vitdistill.runs.read import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,17 +4,16 @@ import csv
 import json
 import math
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
 from vitdistill.errors import UserError
 from vitdistill.files import AVERAGED
+from vitdistill.runs.earlier import columns_of, current, per_sample_of, score_of
 
 if TYPE_CHECKING:
     from vitdistill.data.source import DataSource
@@ -22,13 +21,6 @@ if TYPE_CHECKING:
     from vitdistill.models.network import Network
 
 Checkpoint = Literal["exported", "last", "best", "ema"]
-
-# Arguments that say where a run is written, not what it does.
-BOOKKEEPING = frozenset({"out", "resume", "overwrite", "config", "json"})
-# Metrics of runs that were written before run.json said what they are called: score, headings.
-_BEFORE = (("top1", {"top1": "top-1 %", "top5": "top-5 %"}), ("map", {"map": "frame mAP %"}))
-MISSING = object()
-_SEED_SUFFIX = re.compile(r"(?P<stem>.+?)[-_./ ]*(seed|s)?[-_ ]*\d+")
 
 
 @dataclass(frozen=True)
@@ -106,7 +98,7 @@ class Run:
     @property
     def per_sample(self) -> bool:
         """Whether the score is the share of validation samples that are right."""
-        return bool(self.info.get("score_per_sample", self.score == _BEFORE[0][0]))
+        return per_sample_of(self.info, self.score)
 
     @property
     def columns(self) -> dict[str, str]:
@@ -193,28 +185,6 @@ class Run:
     def has_no_teacher(self) -> bool:
         """Whether the run says that it had no teacher (as opposed to saying nothing)."""
         return "teacher" in self.info and self.info["teacher"] is None
-
-
-class Setting(NamedTuple):
-    """One flattened setting and its value in each run; `MISSING` where a run does not have it."""
-
-    key: str
-    values: list[Any]
-
-
-class Spread(NamedTuple):
-    """A figure over the seeds of one setting: mean and sample standard deviation of `n` runs."""
-
-    mean: float
-    std: float
-    n: int
-
-
-class Group(NamedTuple):
-    """Runs that differ by seed only, by their position in the list of runs."""
-
-    name: str
-    members: list[int]
 
 
 # --- reading ---------------------------------------------------------------------------------------------
@@ -324,44 +294,6 @@ def _finite(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def score_of(info: Mapping[str, Any], metrics: Iterable[str] = ()) -> str | None:
-    """Which metric says how good a run's student is; None for runs without labels.
-
-    Args:
-        info: contents of run.json.
-        metrics: columns of metrics.csv, for runs that were written before run.json said it.
-    """
-    if "score" in info:
-        return info["score"]
-    before = _before(info, metrics)
-    return None if before is None else before[0]
-
-
-def columns_of(info: Mapping[str, Any], metrics: Iterable[str] = ()) -> dict[str, str]:
-    """What a run's metrics are called, by name; arguments as of `score_of`."""
-    if isinstance(info.get("metrics"), Mapping):
-        return dict(info["metrics"])
-    before = _before(info, metrics)
-    return {} if before is None else dict(before[1])
-
-
-def _before(info: Mapping[str, Any], metrics: Iterable[str]) -> tuple[str, dict[str, str]] | None:
-    known = {*(info.get("accuracy") or {}), *(name.removeprefix("val/") for name in metrics)}
-    return next((named for named in _BEFORE if named[0] in known), None)
-
-
-def current(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration as it would be written today: runs of `detect` are those of `finetune --task actions`."""
-    if not {"videos", "threshold", "val"} <= set(config):
-        return config
-    names = ("train", "val", "labels", "evaluated", "detections", "excluded", "threshold", "start", "frame_rate")
-    actions = {name: config.get(name) for name in names}
-    if actions["detections"] is None:
-        actions["threshold"] = None  # which is that of detections
-    rest = {name: value for name, value in config.items() if name not in (*names, "videos")}
-    return {**rest, "data": config["videos"], "task": "actions", "actions": actions}
-
-
 # --- settings --------------------------------------------------------------------------------------------
 
 
@@ -386,38 +318,3 @@ def _flat_items(mapping: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, 
             yield from _flat_items(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def differing_settings(runs: Sequence[Run]) -> list[Setting]:
-    """Settings whose values are not the same in all runs, in the order in which they first appear.
-
-    Where a run was written to is not a setting.
-    """
-    flat = [flatten(run.config) for run in runs]
-    keys = dict.fromkeys(key for settings in flat for key in settings if key not in BOOKKEEPING)
-    rows = [Setting(key, [settings.get(key, MISSING) for settings in flat]) for key in keys]
-    return [row for row in rows if any(value != row.values[0] for value in row.values[1:])]
-
-
-def group_by_seed(runs: Sequence[Run]) -> list[Group]:
-    """Runs of the same verb and settings but for the seed; a run without a configuration stands alone."""
-    groups: dict[str, list[int]] = {}
-    for index, run in enumerate(runs):
-        settings = {k: v for k, v in flatten(run.config).items() if k not in BOOKKEEPING | {"seed"}}
-        identity = [run.get("verb"), settings] if settings else f"run {index}"
-        key = json.dumps(identity, sort_keys=True, default=str)
-        groups.setdefault(key, []).append(index)
-    return [Group(_group_name([runs[i].name for i in members]), members) for members in groups.values()]
-
-
-def _group_name(names: list[str]) -> str:
-    """What the names of a group begin with, without the mark of the seed; else the first name."""
-    matches = [_SEED_SUFFIX.fullmatch(name) for name in names]
-    stems = {match["stem"] for match in matches if match}
-    return stems.pop() if len(names) > 1 and all(matches) and len(stems) == 1 else names[0]
-
-
-def spread(values: Sequence[float | None]) -> Spread | None:
-    """Mean and sample standard deviation of the known values; None when fewer than two are known."""
-    known = [value for value in values if value is not None]
-    return Spread(mean(known), stdev(known), len(known)) if len(known) > 1 else None

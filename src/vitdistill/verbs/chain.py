@@ -166,7 +166,7 @@ def _show(results: dict[str, dict[str, Any]], as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from vitdistill.runs.read import columns_of, score_of
+    from vitdistill.runs.earlier import columns_of, score_of
 
     scores = {score: columns_of(info)[score] for info in results.values() if (score := score_of(info)) is not None}
     table = Table("step", "verb", *scores.values(), "validation loss", "minutes")
