@@ -183,7 +183,8 @@ class Step:
         loss: scalar to call `backward()` on.
         terms: the named, unweighted parts of the loss, detached scalars.
         prediction: the student's prediction, where it makes one.
-        kept: patches that the teacher saw, in the teacher's patch coordinates; None when it saw all or there is none.
+        kept: patches that the masked network saw, in its own coordinates: the teacher's, or the student's where that is
+            masked. None when it saw all.
         teacher_prediction: the (masked) teacher's prediction, where it makes one.
     """
 

@@ -238,6 +238,15 @@ def test_drop_path_of_the_teacher_is_active_in_training_only(images):
     assert not method.teacher.network.blocks[0].attn.training
 
 
+def test_drop_path_that_a_teacher_brings_is_off_unless_asked_for(images):
+    """A teacher that was itself trained with drop path gives the same values in every step, and in pictures."""
+    method = tinymim(teacher_args={**TEACHER, "drop_path_rate": 0.9}, color_jitter=0.0)
+    assert method(images).loss == method(images).loss
+    noisy = tinymim(teacher_drop_path=0.5, color_jitter=0.0).eval()
+    capture = Capture.at(-1, "output")
+    assert torch.equal(*(noisy.teacher(images, capture=capture).tokens(-1).patches for _ in range(2)))
+
+
 def test_the_students_drop_path_is_constant_but_for_the_last_block():
     student = build(tiny("vit"))
     set_drop_path(student, constant_but_last(0.1, 3))

@@ -42,6 +42,7 @@ def test_unfinished_seeds_are_not_averaged(make_run: Make, tmp_path: Path) -> No
         ({}, {}, None),
         ({}, {"teacher": None}, "no teacher"),
         ({"alpha": 0.0}, {}, "no teacher"),
+        ({"alpha": 0.0, "distill": "logits+manifold"}, {}, None),
         ({"criterion": "random"}, {}, "random"),
         ({"criterion": "student+random"}, {}, "student\\+random"),
         ({}, {"tokens": {"kept": 64, "of": 64}}, "every patch"),

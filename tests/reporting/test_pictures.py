@@ -8,6 +8,7 @@ import torch
 from tiny import tiny
 from vitdistill.errors import UserError
 from vitdistill.models.build import build
+from vitdistill.models.families import as_network
 from vitdistill.reporting.galleries.masks import (
     Column,
     dim_dropped,
@@ -16,7 +17,10 @@ from vitdistill.reporting.galleries.masks import (
     masks_of,
     normalised,
 )
+from vitdistill.reporting.pictures import _image_size
+from vitdistill.runs.read import Run
 from vitdistill.tokens.select import top_k
+from vitdistill.training.summary import describe
 from vitdistill.types import TokenGrid
 from vitdistill.verbs.masks import masks
 
@@ -76,6 +80,14 @@ def test_figures_have_a_panel_per_image_and_column() -> None:
     columns = [Column(f"student {i}", torch.tensor([[0, 1], [2, 3]]), GRID) for i in range(3)]
     assert len(mask_grid_figure(pictures(), columns).axes) == 2 * 4
     assert len(heatmap_figure(columns).axes) == 3 + 1  # and the colour bar
+
+
+def test_a_reports_pictures_have_the_size_of_the_largest_student() -> None:
+    """As `describe` writes it into run.json; without a word 224 x 224."""
+    student = as_network(tiny("vit"))
+    run = Run(Path("run"), "run", info={"student": describe(student)})
+    assert _image_size([run]) == student.input.size == (32, 32)
+    assert _image_size([Run(Path("old"), "old")]) == (224, 224)
 
 
 def test_the_verb_repeats_itself(tmp_path: Path) -> None:

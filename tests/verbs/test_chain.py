@@ -100,6 +100,9 @@ def test_a_chain_interrupted_in_the_middle_goes_on_exactly(
             got, expected = (tmp_path / run / name / file for run in ("pieced", "whole"))
             assert got.read_bytes() == expected.read_bytes(), (name, file)
 
+    chain(str(recipe), out=str(tmp_path / "pieced"), data="digits")
+    assert "tuned: finished before" in capsys.readouterr().out  # though it filled in how clips are taken
+
     changed = {**STEPS, "big": {**STEPS["big"], "mask_ratio": 0.5}}
     with pytest.raises(UserError, match=r"big is finished, but with other options.*changed mask_ratio.*--overwrite"):
         chain(str(write(tmp_path, changed)), out=str(tmp_path / "pieced"), data="digits")

@@ -14,7 +14,7 @@ from vitdistill.data.images.augment import Augment
 from vitdistill.data.loader import CorruptLog, default_workers, make_loader
 from vitdistill.data.order import EvalBatchSampler
 from vitdistill.data.samples import ViewOptions
-from vitdistill.errors import UserError
+from vitdistill.errors import UserError, refuse_given
 from vitdistill.evaluation.loading import place_of
 from vitdistill.evaluation.progress import track
 from vitdistill.files import write_atomically
@@ -57,6 +57,7 @@ def evaluate_actions(
     """
     network, config = check_video(run.student(checkpoint), "network that detects actions"), run.config
     recorded = {name: value for name, value in (config.get("actions") or {}).items() if name != "train"}
+    refuse_given({"actions.train": files.train is not None}, "on a test")
     merged = files.over(recorded)
     found = open_actions(data or config["data"], merged, classes=network.num_classes)
     stride = config.get("stride") if stride is None else stride

@@ -110,9 +110,8 @@ class TinyMIM(Distillation):
         if selector is not None:
             selector.masking.visible(own.grid)  # refuses impossible ratios
         super().__init__(own, [Lesson(guide, [term])], selector=selector)
-        guide.drops_paths = True
         self._blocks = blocks
-        self.color_jitter = color_jitter
+        self.color_jitter, self.teacher_drop_path = color_jitter, teacher_drop_path
         self.decoder: nn.Module | None = None
         if pixels:
             check_final_norm(own)
@@ -133,7 +132,8 @@ class TinyMIM(Distillation):
     def forward(
         self, inputs: Float[Tensor, "b ch *pixels"], targets: Tensor | None = None, progress: float = 0.0
     ) -> Step:
-        self.teacher.drops_paths = self.training  # here: whoever restores modes need not call `train`
+        # Here, and not in `train`: whoever restores modes need not call it.
+        self.teacher.drops_paths = self.training and self.teacher_drop_path > 0
         return super().forward(inputs, targets, progress)
 
     def student_capture(self, progress: float) -> Capture:

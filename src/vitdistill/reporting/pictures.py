@@ -239,7 +239,7 @@ def _mask_pictures(runs: Sequence[Run]) -> list[Picture]:
 
 def _image_size(runs: Sequence[Run]) -> tuple[int, int]:
     """The largest input among the students: what the pictures are drawn at, and scaled from for the others."""
-    sizes = [size for run in runs if isinstance(size := run.get("student.input.size"), list) and len(size) == 2]
+    sizes = [size for run in runs if isinstance(size := run.get("student.image_size"), list) and len(size) == 2]
     return max(((int(height), int(width)) for height, width in sizes), default=(224, 224))
 
 

@@ -6,6 +6,8 @@ Read `task.py`, then `classification.py`.
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal
 
+from vitdistill.errors import UserError, near
+
 if TYPE_CHECKING:
     from vitdistill.tasks.task import Task
 
@@ -18,6 +20,12 @@ TASKS: dict[str, str] = {
 
 
 def task_class(name: str) -> "type[Task]":
-    """The class of a task by its name."""
+    """The class of a task by its name.
+
+    Raises:
+        UserError: when there is no such task.
+    """
+    if name not in TASKS:
+        raise UserError(f"task must be one of {', '.join(TASKS)}", repr(name), near(name, TASKS))
     module, _, attribute = TASKS[name].partition(":")
     return getattr(import_module(module), attribute)

@@ -84,11 +84,6 @@ class KeepSchedule:
         """Whether the count stays the same throughout."""
         return len(self.points) == 1
 
-    @property
-    def keeps_all(self) -> bool:
-        """Whether every patch is kept throughout, whatever the grid."""
-        return all("." in str(keep) and float(keep) == 1.0 for _, keep in self.points)
-
     def count(self, progress: float, patches: int) -> int:
         """Patches kept at a training progress in [0, 1], out of `patches`.
 

@@ -123,7 +123,7 @@ def _resolved(value: Any, folder: Path) -> Any:
     return _REFERENCE.sub(lambda match: str(folder / match[1]), value) if isinstance(value, str) else value
 
 
-def _state(folder: Path, verb: str, options: dict[str, Any]) -> str:
+def _state(folder: Path, kind: str, options: dict[str, Any]) -> str:
     """new, again (from the beginning), resume or finished.
 
     Raises:
@@ -135,9 +135,10 @@ def _state(folder: Path, verb: str, options: dict[str, Any]) -> str:
     finished = run.status == "finished"
     if not finished and not run.last_checkpoint.is_file():
         return "again"  # there is nothing to lose, and the recipe may have been mended since
-    now = {key: value for key, value in plain(options).items() if key not in ("resume", "overwrite")}
+    filled = {**options, **verb(kind).resolve(options)}  # type: ignore[attr-defined]
+    now = {key: value for key, value in plain(filled).items() if key not in ("resume", "overwrite")}
     changed = [key for key, _, _ in differences(run.config, now) if not FREE.match(key)]
-    if run.verb != verb or changed:
+    if run.verb != kind or changed:
         raise UserError(
             f"{folder} is {'finished' if finished else 'begun'}, but with other options than the recipe has now",
             f"changed {', '.join(changed) or 'verb'}",

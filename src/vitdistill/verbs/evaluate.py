@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -73,7 +74,7 @@ def evaluate(
     """
     values = dict(locals())
     defaults = {name: option.default for name, option in options_of("evaluate").items()}
-    run = find_run(model)
+    run = find_run(model) if Path(model).is_dir() else None
     if run is not None and run.config.get("task") == "actions":
         unused = ("keep", "clips", "crops", "sampling", "image_size", "crop_pct", "model_args")
         refuse_without_effect(values, defaults, unused, "on a run of finetune --task actions")

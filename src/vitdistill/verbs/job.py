@@ -64,9 +64,12 @@ def trains(
             bound.apply_defaults()
             values = dict(bound.arguments)
             check(verb, values, needs, labels=labels)
-            if resolve is not None:
-                values |= resolve(values)
+            values |= filled_in(values)
             return _train(verb, function, values, labels=labels, finish=finish)
+
+        def filled_in(values: dict[str, Any]) -> dict[str, Any]:
+            """What the verb fills in before the values are recorded."""
+            return {} if resolve is None else resolve(values)
 
         def rebuild(run: "Run") -> "Method":
             """The method of a run, with its student as the run left it and all else as it began."""
@@ -75,6 +78,7 @@ def trains(
         run.__signature__ = signature_of(verb)  # type: ignore[attr-defined]
         run.__doc__ = documentation(verb)
         run.rebuild = rebuild  # type: ignore[attr-defined]
+        run.resolve = filled_in  # type: ignore[attr-defined]
         return run
 
     return decorate
@@ -241,8 +245,9 @@ class Job:
         if not images or self.data.train.has_frames:
             return self.video_student(student, positions="sincos_3d")
         self.refuse("frames", why="on images")
-        drop_path = {"drop_path_rate": self.values["drop_path"]}
-        return self.pretraining_student(student, args={**drop_path, **(student.student_args or {})})
+        by_name = isinstance(student.student, str)  # a module object brings its own drop path
+        drop_path = {"drop_path_rate": self.values["drop_path"]} if by_name else {}
+        return self.pretraining_student(student, args={**drop_path, **(student.student_args or {})} or None)
 
     def teacher(
         self, spec: Any, student: "Network", *, args: Any = None, text: str | None = None, classes: bool = False

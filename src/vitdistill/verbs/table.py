@@ -46,7 +46,10 @@ VERBS: dict[str, Verb] = {
 
 # Earlier verbs, and what does their work now.
 MOVED = {
-    "detect": "`vitdistill finetune --task actions`, with --data for --videos and --actions.val for --val",
+    "detect": (
+        "`vitdistill finetune --task actions`, with --data for --videos and --actions.val for --val; the former "
+        "defaults of --epochs, --batch_size, --drop_path and --optim are in recipes/mvd/ava_vit_b.yaml"
+    ),
     "frame_map": "`vitdistill evaluate`, with --data for --videos and --actions.val for --val",
 }
 TRAINING = tuple(name for name, verb in VERBS.items() if verb.trains)

@@ -24,9 +24,10 @@ def resolve(values: dict[str, Any]) -> dict[str, Any]:
     refuse_argument(values, "model_args", "drop_path_rate", "--drop_path")
     if values["task"] == "classification":
         return inherited_sampling(values)
-    # Boxes move with no augmentation but a flip, which is what the task takes where nothing else is said.
-    plain = values["augment"] == Augment(recipe="finetune")
-    return {"augment": Augment(recipe="none", hflip=0.5)} if plain else {}
+    from vitdistill.tasks import task_class
+
+    augment = task_class(values["task"]).augment  # what the task takes where nothing else is said
+    return {"augment": augment} if augment is not None and values["augment"] == Augment(recipe="finetune") else {}
 
 
 def inherited_sampling(values: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,8 @@ class Features(Term):
     Student and teacher must see the same tokens.
 
     Example:
-        >>> Distillation(student, teacher, [Features(student, teacher.backbone, 11, 11, feature="ffn")])
+        >>> term = Features(student, teacher.backbone, 11, 11, feature="ffn")
+        >>> Distillation(student, [Lesson(teacher, [term])])
     """
 
     def __init__(

@@ -19,7 +19,7 @@ class Logits(Term):
     Of a distilled DeiT student it trains the distillation head, as in DeiT.
 
     Example:
-        >>> Distillation(student, teacher, [Logits(tau=4.0)], task=Classification(1000))
+        >>> Distillation(student, [Lesson(teacher, [Logits(tau=4.0)])], task=Classification(1000))
     """
 
     compares_predictions: ClassVar[bool] = True

@@ -19,7 +19,7 @@ class Relations(Term):
     Student and teacher must see the same tokens and have as many heads in these blocks.
 
     Example:
-        >>> Distillation(student, teacher, [Relations(11, 17, relations="qk+vv")])
+        >>> Distillation(student, [Lesson(teacher, [Relations(11, 17, relations="qk+vv")])])
     """
 
     def __init__(

@@ -199,7 +199,8 @@ def unmasked_because(run: "Run") -> str | None:
     verb = run.text("verb")
     if verb not in (None, "maskedkd"):  # a damaged run that does not say its verb may have masks still
         return f"it is a run of {verb}, which drops no patches by attention"
-    if run.has_no_teacher or run.setting("alpha") == 0:
+    scores_alone = run.setting("distill") in (None, "logits")
+    if run.has_no_teacher or (scores_alone and run.setting("alpha") == 0):
         return "it has no teacher"
     criterion = run.setting("criterion")
     if criterion is None or run.setting("keep") is None:
