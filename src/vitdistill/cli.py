@@ -15,6 +15,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its warnings itself; once is enough
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(usage())
@@ -27,7 +28,11 @@ def main(arguments: list[str] | None = None) -> int:
         if arguments[0] in MOVED:
             verb(arguments[0])
         if arguments[0] not in VERBS:
-            raise UserError("The first word must be a verb", repr(arguments[0]), near(arguments[0], VERBS) or usage())
+            raise UserError(
+                "The first word must be a verb",
+                repr(arguments[0]),
+                near(arguments[0], VERBS) or "`vitdistill --help` lists them",
+            )
         return run_verb(arguments[0], arguments[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

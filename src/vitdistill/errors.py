@@ -22,8 +22,13 @@ class UserError(ValueError):
 
 
 def near(name: str, known: Iterable[str], count: int = 3) -> str:
-    """A remedy naming the closest known names, e.g. "Did you mean 'keep' or 'seed'?"; empty when none is near."""
-    matches = get_close_matches(name, list(known), n=count, cutoff=0.5)
+    """A remedy naming the closest known names, e.g. "Did you mean 'keep' or 'seed'?"; empty when none is near.
+
+    Names that begin with it are closer than all others.
+    """
+    known = list(known)
+    begun = sorted((one for one in known if len(name) > 3 and one.startswith(name)), key=len)
+    matches = begun[:count] or get_close_matches(name, known, n=count, cutoff=0.5)
     return f"Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""
 
 

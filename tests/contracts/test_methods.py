@@ -619,6 +619,7 @@ def test_text_of_another_width_is_refused():
         ({"distill": "logit"}, "distill must be some of logits, manifold, attention.*Did you mean 'logits'"),
         ({"distill": "manifold+manifold"}, "each once"),
         ({"distill": ""}, "at least one of logits, manifold, attention"),
+        ({"distill": "logits+"}, r"some of logits, manifold, attention, joined by \+; got 'logits\+'"),
         (
             {"terms": Terms(manifold=Manifold(rows=9))},
             "--terms.manifold has no effect unless --distill names manifold; got logits",

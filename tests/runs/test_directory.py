@@ -164,7 +164,7 @@ def test_a_folder_that_is_no_run_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "study" / "report.html").touch()
     with pytest.raises(UserError, match=r"study contains files that no run wrote \(report.html\)"):
         begun(tmp_path / "study", overwrite=True)
-    with pytest.raises(UserError, match=r"report.html is a file; refusing to --overwrite it"):
+    with pytest.raises(UserError, match=r"must be a directory; got the file .*report.html"):
         begun(tmp_path / "study" / "report.html", overwrite=True)
 
 
@@ -175,6 +175,28 @@ def test_a_run_of_before_files_were_listed_may_be_replaced(tmp_path: Path) -> No
         (run.path / name).touch()
     begun(run.path, overwrite=True)
     assert not (run.path / "predictions.csv").exists()
+
+
+@pytest.mark.parametrize(("text", "words"), [('{"a":', "must be whole.*Expecting value"), ("[]", "must be a mapping")])
+def test_a_damaged_record_is_one_line(tmp_path: Path, text: str, words: str) -> None:
+    run = begun(tmp_path / "run")
+    (run.checkpoints / "last.ckpt").write_bytes(b"weights")
+    run.info.write_text(text)
+    with pytest.raises(UserError, match=rf"run.json {words}"):
+        begun(run.path, overwrite=True)
+    list_in_run(run.path / "page.html")  # a report of a damaged run is written all the same
+    assert run.info.read_text() == text
+
+
+def test_a_run_needs_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out, words in (
+        ("", "--out must name a folder"),
+        (str(tmp_path / "file"), "must be a directory.*Choose another"),
+    ):
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match=words):
+                RunDirectory.prepare(out, "maskedkd", {}, resume=False, overwrite=overwrite)
 
 
 def test_files_outside_of_runs_are_listed_nowhere(tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ def open_subject(
     if folder.is_dir():
         ModelRecord.read(folder)  # a folder that is no run is refused as such, before its data is missed
     config = {} if run is None else run.config
+    if run is not None and run.problems and not config:
+        raise UserError("The files of a run must be readable", f"{folder}: {'; '.join(run.problems)}")
     try:
         source = open_source(data or data_of(model, config))
     except UserError as error:
@@ -95,6 +97,8 @@ def data_of(model: str, config: dict[str, Any]) -> str:
     for source in ("digits", "moving_digits"):
         if model.startswith((source, source.replace("_", "-"))):
             return source
+    if "/" in model and "@" not in model and not model.startswith("hf-hub:") and not Path(model).exists():
+        raise UserError("A model must be a run directory, a name or name@weights-file", f"{model} (nothing there)")
     raise UserError("Data must be named for a model that is no run directory", remedy="Give --data")
 
 

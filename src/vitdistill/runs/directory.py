@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ EARLIER = (
     *(*TRAINING, WEIGHTS, AVERAGED, FULL),
     *("report.html", "masks.png", "predictions.csv", "detection.json", "export"),
 )
+
+
+MEND = "Repair it, or choose another --out"
 
 
 class RunDirectory:
@@ -57,7 +61,11 @@ class RunDirectory:
         """
         if resume and overwrite:
             raise UserError("--resume and --overwrite exclude each other", remedy="Give one of them")
+        if not str(out):
+            raise UserError("--out must name a folder", "''")
         run = cls(Path(out))
+        if run.path.exists() and not run.path.is_dir():
+            raise UserError("The run directory must be a directory", f"the file {run.path}", "Choose another --out")
         run._plan = (verb, config, resume)
         if not is_first_process():
             return run
@@ -152,8 +160,20 @@ class RunDirectory:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def read_info(self) -> dict[str, Any]:
-        """run.json, or an empty mapping when there is none."""
-        return json.loads(self.info.read_text()) if self.info.is_file() else {}
+        """run.json, or an empty mapping when there is none.
+
+        Raises:
+            UserError: when it is damaged.
+        """
+        if not self.info.is_file():
+            return {}
+        try:
+            found = json.loads(self.info.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError("run.json must be whole", f"{self.info} ({' '.join(str(error).split())})", MEND) from error
+        if not isinstance(found, dict):
+            raise UserError("run.json must be a mapping", self.info, MEND)
+        return found
 
     def update(self, **values: Any) -> dict[str, Any]:
         """Set keys of run.json."""
@@ -201,7 +221,8 @@ def list_in_run(*paths: Path) -> None:
     for path in paths:
         folder = next((folder for folder in path.absolute().parents if (folder / "run.json").is_file()), None)
         if folder is not None:
-            RunDirectory(folder).wrote(path.absolute().relative_to(folder).parts[0])
+            with suppress(UserError):  # of a damaged run.json whoever reads the run tells
+                RunDirectory(folder).wrote(path.absolute().relative_to(folder).parts[0])
 
 
 def _write(path: Path, text: str) -> None:

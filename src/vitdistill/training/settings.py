@@ -131,20 +131,20 @@ def out_of_range(epochs: int, batch_size: int, optim: Optim, loader: Loader) -> 
     rules = {
         f"epochs must be at least 1, not {epochs}": epochs >= 1,
         f"batch_size must be at least 1, not {batch_size}": batch_size >= 1,
-        f"optim.accumulate must be at least 1, not {optim.accumulate}": optim.accumulate >= 1,
-        f"optim.lr must be positive, not {optim.lr}": optim.lr > 0,
-        f"optim.ema must lie in (0, 1), not {optim.ema}": optim.ema is None or 0 < optim.ema < 1,
-        f"optim.layer_decay must lie in (0, 1], not {optim.layer_decay}": (
+        f"--optim.accumulate must be at least 1, not {optim.accumulate}": optim.accumulate >= 1,
+        f"--optim.lr must be positive, not {optim.lr}": optim.lr > 0,
+        f"--optim.ema must lie in (0, 1), not {optim.ema}": optim.ema is None or 0 < optim.ema < 1,
+        f"--optim.layer_decay must lie in (0, 1], not {optim.layer_decay}": (
             optim.layer_decay is None or 0 < optim.layer_decay <= 1
         ),
-        f"optim.weight_decay must be 0 or more, not {optim.weight_decay}": optim.weight_decay >= 0,
-        f"optim.weight_decay_end must be 0 or more, not {optim.weight_decay_end}": (optim.weight_decay_end or 0) >= 0,
-        f"optim.warmup_epochs must be 0 or more, not {optim.warmup_epochs}": optim.warmup_epochs >= 0,
-        f"optim.warmup_lr must be 0 or more, not {optim.warmup_lr}": optim.warmup_lr >= 0,
-        f"optim.min_lr must be 0 or more, not {optim.min_lr}": optim.min_lr >= 0,
-        f"optim.decay_rate must lie in (0, 1], not {optim.decay_rate}": 0 < optim.decay_rate <= 1,
-        f"optim.power must be positive, not {optim.power}": optim.power > 0,
-        f"optim.schedule must be one of {', '.join(get_args(Schedule))}, not {optim.schedule!r}": (
+        f"--optim.weight_decay must be 0 or more, not {optim.weight_decay}": optim.weight_decay >= 0,
+        f"--optim.weight_decay_end must be 0 or more, not {optim.weight_decay_end}": (optim.weight_decay_end or 0) >= 0,
+        f"--optim.warmup_epochs must be 0 or more, not {optim.warmup_epochs}": optim.warmup_epochs >= 0,
+        f"--optim.warmup_lr must be 0 or more, not {optim.warmup_lr}": optim.warmup_lr >= 0,
+        f"--optim.min_lr must be 0 or more, not {optim.min_lr}": optim.min_lr >= 0,
+        f"--optim.decay_rate must lie in (0, 1], not {optim.decay_rate}": 0 < optim.decay_rate <= 1,
+        f"--optim.power must be positive, not {optim.power}": optim.power > 0,
+        f"--optim.schedule must be one of {', '.join(get_args(Schedule))}, not {optim.schedule!r}": (
             optim.schedule in get_args(Schedule)
         ),
         f"loader.workers must be 0 or more, not {loader.workers}": (loader.workers or 0) >= 0,
@@ -167,7 +167,7 @@ def _decay_epochs_errors(optim: Optim, epochs: int) -> list[str]:
         needs, fits = f"at most the {left:g} epochs behind the warm-up", fits and len(given) == 1 and given[0] <= left
     else:
         return []
-    return [] if fits else [f"optim.decay_epochs of the schedule {kind} must be {needs}, not {optim.decay_epochs}"]
+    return [] if fits else [f"--optim.decay_epochs of the schedule {kind} must be {needs}, not {optim.decay_epochs}"]
 
 
 def _ascending(numbers: tuple[float, ...]) -> tuple[float, ...]:
@@ -199,7 +199,7 @@ def _optimizer_errors(optim: Optim, default: Optim) -> list[str]:
 
     known = [str(name) for name in list_optimizers()]
     if optim.name not in known:
-        return [f"optim.name must be one of timm's optimizers, not {optim.name!r}. {near(optim.name, known)}"]
+        return [f"--optim.name must be one of timm's optimizers, not {optim.name!r}. {near(optim.name, known)}"]
     if optim.betas is None:
         return []
     info, betas = get_optimizer_info(optim.name), list(optim.betas)
@@ -207,7 +207,7 @@ def _optimizer_errors(optim: Optim, default: Optim) -> list[str]:
         given = default.betas is None or betas != list(default.betas)
         return [f"--optim.betas has no effect on {optim.name}, which has none; leave it out"] if given else []
     if len(betas) != info.num_betas or not all(0 <= beta < 1 for beta in betas):
-        return [f"optim.betas of {optim.name} must be {info.num_betas} numbers in [0, 1) or null, not {betas}"]
+        return [f"--optim.betas of {optim.name} must be {info.num_betas} numbers in [0, 1) or null, not {betas}"]
     return []
 
 

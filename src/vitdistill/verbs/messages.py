@@ -53,9 +53,14 @@ def refusal(message: str, verb: str) -> UserError:
 def _types(verb: str) -> Iterator[tuple[str, Any]]:
     """All options of a verb with their types, those in groups under their dotted names."""
     for name, option in options_of(verb).items():
-        yield name, option.type
-        if is_dataclass(option.type):
-            yield from ((f"{name}.{field.name}", field.type) for field in fields(option.type))
+        yield from _nested(name, option.type)
+
+
+def _nested(name: str, hint: Any) -> Iterator[tuple[str, Any]]:
+    yield name, hint
+    if is_dataclass(hint):
+        for field in fields(hint):
+            yield from _nested(f"{name}.{field.name}", field.type)
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

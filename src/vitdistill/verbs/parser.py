@@ -62,7 +62,7 @@ def make_parser(verb: str) -> ArgumentParser:
     function.__signature__ = signature  # type: ignore[attr-defined]
     function.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
     function.__doc__ = documentation(verb)
-    parser = Parser(prog=f"vitdistill {verb}", description=VERBS[verb].summary, exit_on_error=True)
+    parser = Parser(prog=f"vitdistill {verb}", description=VERBS[verb].summary, exit_on_error=True, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the options below")
     parser.add_function_arguments(function, fail_untyped=False, sub_configs=False)
     return parser

@@ -5,6 +5,7 @@ line in `Terms`. This file is imported to print help texts, so it imports no tor
 """
 
 from dataclasses import dataclass, fields
+from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from vitdistill.errors import UserError, near
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
     from vitdistill.models.teacher import Teacher
 
 LOGITS = "logits"
+
+
+def _check_weights(term: str, options: Any, names: str) -> None:
+    """Refuse weights that would drive the student away from its teacher."""
+    for name in names.split():
+        if not (isfinite(value := getattr(options, name)) and value >= 0):
+            raise UserError(f"--terms.{term}.{name} must be 0 or more", value)
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,9 @@ class Manifold:
     rows: int = 192
     student_blocks: list[int] | None = None
     teacher_blocks: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        _check_weights("manifold", self, "weight intra inter random")
 
     def build(self, student: "Network", teacher: "Teacher") -> "Term":
         """
@@ -81,6 +92,9 @@ class Attention:
     blocks: Literal["all", "last"] = "all"
     reduce: Literal["sum", "mean"] = "sum"
     temperature: float = 10.0
+
+    def __post_init__(self) -> None:
+        _check_weights("attention", self, "weight cls_weight")
 
     def build(self, student: "Network", teacher: "Teacher") -> "Term":
         """
@@ -129,7 +143,9 @@ class Terms:
         names = parse_terms(text)
         for field in fields(self):
             if field.name not in names and getattr(self, field.name) != field.default:
-                raise UserError(f"--terms.{field.name} has no effect unless --distill names {field.name}", text)
+                raise UserError(
+                    f"--terms.{field.name} has no effect unless --distill names {field.name}", text, "Leave it out"
+                )
         return names
 
 
@@ -144,11 +160,13 @@ def parse_terms(text: str) -> tuple[str, ...]:
         ('logits', 'manifold')
     """
     known = (LOGITS, *(field.name for field in fields(Terms)))
-    names = tuple(name.strip().lower() for name in str(text).split("+") if name.strip())
-    for name in names:
+    names = tuple(name.strip().lower() for name in str(text).split("+"))
+    for name in names if any(names) else ():
         if name not in known:
-            raise UserError(f"distill must be some of {', '.join(known)}, joined by +", repr(name), near(name, known))
-    if not names or len(set(names)) < len(names):
+            raise UserError(
+                f"distill must be some of {', '.join(known)}, joined by +", repr(name or text), near(name, known)
+            )
+    if not any(names) or len(set(names)) < len(names):
         raise UserError(f"distill must name at least one of {', '.join(known)}, each once", repr(text))
     return names
 
