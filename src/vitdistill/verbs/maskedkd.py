@@ -11,14 +11,21 @@ if TYPE_CHECKING:
     from vitdistill.methods.method import Method
 
 
+def check_terms(values: dict[str, Any]) -> dict[str, Any]:
+    """Refuse options of terms that `--distill` does not name, before torch is imported; fills in nothing."""
+    values["terms"].named(values["distill"])
+    return {}
+
+
 @trains(
+    resolve=check_terms,
     needs=(
         needs("network", criterion=("network", "network+random")),
         needs("random_share", criterion=("network+random", "student+random", "teacher+random")),
         needs("teacher_text teacher_args", teacher=GIVEN),
         needs("teacher_text", alpha=ABOVE_0),
         needs("alpha tau distillation teacher_text", distill=Names(LOGITS)),
-    )
+    ),
 )
 def maskedkd(
     job: Job,
