@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 
 from PIL import Image
-from torchvision.datasets.folder import pil_loader
 
 from vitdistill.data.folders import FileSamples, Kind, is_image, labelled, labelled_if_possible, unlabelled, walk
+from vitdistill.data.images.decode import read_image
 from vitdistill.data.images.samples import ImageSamples
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
@@ -21,8 +21,7 @@ class FolderImages(FileSamples, ImageSamples):
     """The images of one split."""
 
     def load(self, index: int) -> tuple[Image.Image, int | None]:
-        # Converting decodes the whole file, so a truncated one fails here.
-        return pil_loader(self.path(index)), self.label(index)
+        return read_image(self.path(index)), self.label(index)
 
 
 def image_folder(path: str | Path, *, labels: bool = True) -> DataSource:
