@@ -170,7 +170,7 @@ def test_without_labels_a_labelled_folder_is_opened_as_ever(photos):
     [
         ("train/loose.jpg", 11, 4),  # beside the class folders: has no class
         ("val/loose.jpg", 10, 5),
-        ("train/bird/x.jpg", 11, 4),  # classes differ
+        ("val/zebra/x.jpg", 10, 5),  # a class that is not in train
         ("train/bird/x.txt", 10, 4),  # a class without images
     ],
 )

@@ -24,7 +24,7 @@ MAX_TEXT, MAX_TEXTS = 2**28, 2**29
 
 BACKGROUND = (255, 255, 255)  # what shows behind transparent pixels
 
-HEIF_SUFFIXES = (".heic", ".heics", ".heif", ".heifs", ".hif")
+HEIF_SUFFIXES = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 HEIF_EXTRA = "pip install 'vitdistill[heif]'"
 # What Pillow has a suffix for and recognises, but cannot decode without other programs; documents; film.
@@ -49,7 +49,7 @@ def image_suffixes() -> frozenset[str]:
     """Endings of the files that are read, in lower case: those for which Pillow has a decoder, and HEIC's."""
     _prepare()
     decoded = set(Image.OPEN) - NOT_DECODED
-    return frozenset(end for end, kind in Image.registered_extensions().items() if kind in decoded) | {*HEIF_SUFFIXES}
+    return frozenset(end for end, kind in Image.registered_extensions().items() if kind in decoded) | HEIF_SUFFIXES
 
 
 def read_image(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:

@@ -4,17 +4,19 @@ What trains without labels takes any folder of images.
 """
 
 import os
+from collections import Counter
 from pathlib import Path
 
 from PIL import Image
 
 from vitdistill.data.folders import FileSamples, Kind, is_image, labelled, labelled_if_possible, unlabelled, walk
-from vitdistill.data.images.decode import read_image
+from vitdistill.data.images.decode import HEIF_EXTRA, HEIF_SUFFIXES, has_heif, image_suffixes, read_image
 from vitdistill.data.images.samples import ImageSamples
+from vitdistill.data.left_out import say_left_out, suffix
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
 
-FORMATS = "JPEG, PNG, WebP, TIFF, BMP and PPM files are read"
+FORMATS = "JPEG, PNG, WebP, TIFF, GIF, AVIF, HEIC and all else that Pillow reads"
 
 
 class FolderImages(FileSamples, ImageSamples):
@@ -62,17 +64,29 @@ def list_images(path: str | Path) -> list[Path]:
     root = Path(path).expanduser()
     if not root.exists():
         raise UserError("An image or a folder of images must exist", f"'{path}'")
-    candidates = sorted(root.rglob("*")) if root.is_dir() else [root]
-    images = [file for file in candidates if file.is_file() and is_image(str(file))]
+    left: Counter[str] = Counter()
+    if root.is_dir():
+        images = sorted(root / name for name in _images_below(root, (), left))
+        say_left_out(root, "image", left)
+    else:
+        images = [root] if is_image(str(root)) else []
     if not images:
         raise UserError("At least one image is needed", f"none in '{path}'", FORMATS)
     return images
 
 
-def _images_below(root: Path, leave_out: tuple[str, ...]) -> list[str]:
-    """Paths of all images below a folder, relative to it, folder by folder."""
-    found = (os.path.join(below, name) for below, _, files in walk(root, leave_out) for name in files if is_image(name))
-    return sorted(found, key=os.path.split)
+def _images_below(root: Path, leave_out: tuple[str, ...], left: Counter[str]) -> list[str]:
+    """Paths of all images below a folder, relative to it, folder by folder; counts the other files."""
+    suffixes, found = image_suffixes(), []
+    for below, _, files in walk(root, leave_out):
+        endings = [suffix(name) for name in files]
+        images = [name for name, ending in zip(files, endings, strict=True) if ending in suffixes]
+        if len(images) < len(files):
+            left.update(ending for ending in endings if ending not in suffixes)
+        if not HEIF_SUFFIXES.isdisjoint(endings) and not has_heif():
+            raise UserError(f"{root} holds HEIC pictures, which need pillow-heif", remedy=HEIF_EXTRA)
+        found.append((below, images))
+    return [os.path.join(below, name) for below, images in sorted(found) for name in images]
 
 
 IMAGES = Kind(
