@@ -19,8 +19,8 @@ from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
 
 # Upper or lower case. Of several, the first is taken.
-TRAIN_NAMES = ("train", "training")
-VAL_NAMES = ("val", "validation", "valid", "test")
+TRAIN_NAMES: tuple[str, ...] = ("train", "training")
+VAL_NAMES: tuple[str, ...] = ("val", "validation", "valid", "test")
 HOLD_OUT_EVERY = 100  # one sample in so many is held out for validation where there is no folder for it
 HOLD_OUT_MOST = 5000
 THREADS = 16  # that list class folders

@@ -8,7 +8,7 @@ import os
 import struct
 import zlib
 from functools import cache
-from typing import BinaryIO
+from io import BufferedIOBase
 
 import numpy as np
 from jaxtyping import UInt8
@@ -52,7 +52,7 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(end for end, kind in Image.registered_extensions().items() if kind in decoded) | HEIF_SUFFIXES
 
 
-def read_image(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
+def read_image(file: str | os.PathLike[str] | BufferedIOBase) -> Image.Image:
     """Decode an image file to upright RGB.
 
     Args:
@@ -70,7 +70,7 @@ def read_image(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
         return as_rgb(image)
 
 
-def open_image(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
+def open_image(file: str | os.PathLike[str] | BufferedIOBase) -> Image.Image:
     """Read the header of an image file.
 
     Raises:
@@ -78,7 +78,7 @@ def open_image(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
     """
     _prepare()
     try:
-        image = Image.open(file)
+        image = Image.open(file)  # type: ignore[arg-type]  # typing knows files as IO[bytes], which they are not
     except Image.UnidentifiedImageError as error:
         raise OSError(_why_unidentified(file)) from error
     except Image.DecompressionBombError as error:
@@ -108,6 +108,17 @@ def as_rgb(image: Image.Image) -> Image.Image:
     else:
         rgb = image.convert("RGB")
     return rgb if turn is None else rgb.transpose(turn)
+
+
+def highest_of_16_bit(path: str) -> int | None:
+    """The highest number in a file of 16-bit grey, of which 65535 is white; None for all other images.
+
+    Raises:
+        OSError, SyntaxError, ValueError: as `read_image`.
+    """
+    with open_image(path) as image:
+        is_16_bit = image.mode.startswith("I;16") and _integer_range(image)[1] == 65535
+        return int(np.asarray(image).max()) if is_16_bit else None
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -171,7 +182,7 @@ def _tiff_tag(image: Image.Image, name: str) -> object:
     return value[0] if isinstance(value, tuple) and value else value
 
 
-def _why_unidentified(file: str | os.PathLike[str] | BinaryIO) -> str:
+def _why_unidentified(file: str | os.PathLike[str] | BufferedIOBase) -> str:
     head = b""
     if isinstance(file, str | os.PathLike):
         with open(file, "rb") as opened:

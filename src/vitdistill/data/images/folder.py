@@ -7,15 +7,38 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from vitdistill.data.folders import FileSamples, Kind, is_image, labelled, labelled_if_possible, unlabelled, walk
-from vitdistill.data.images.decode import HEIF_EXTRA, HEIF_SUFFIXES, has_heif, image_suffixes, read_image
+from vitdistill.data.folders import (
+    TRAIN_NAMES,
+    FileSamples,
+    Kind,
+    first_folder,
+    is_image,
+    labelled,
+    labelled_if_possible,
+    unlabelled,
+    walk,
+)
+from vitdistill.data.images.decode import (
+    HEIF_EXTRA,
+    HEIF_SUFFIXES,
+    has_heif,
+    highest_of_16_bit,
+    image_suffixes,
+    read_image,
+)
 from vitdistill.data.images.samples import ImageSamples
-from vitdistill.data.left_out import say_left_out, suffix
+from vitdistill.data.labels_csv import find_table, labelled_by_table, say_unnamed
+from vitdistill.data.left_out import of_other_program, say_left_out, say_once, suffix
+from vitdistill.data.samples import UNREADABLE, ViewOptions, reason_of
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
+from vitdistill.types import InputSpec
 
+LOOKED_AT = 8  # images that `check` opens
+DARK = 2**13  # an eighth of the range of 16 bits
 FORMATS = "JPEG, PNG, WebP, TIFF, GIF, AVIF, HEIC and all else that Pillow reads"
 
 
@@ -25,11 +48,29 @@ class FolderImages(FileSamples, ImageSamples):
     def load(self, index: int) -> tuple[Image.Image, int | None]:
         return read_image(self.path(index)), self.label(index)
 
+    def check(self, spec: InputSpec, options: ViewOptions) -> None:
+        """Warn of 16-bit images that hardly use their range, such as 12-bit numbers of a camera: they come out dark."""
+        highest: list[int] = []
+        for index in np.unique(np.linspace(0, len(self) - 1, min(LOOKED_AT, len(self))).astype(int)).tolist():
+            try:
+                found = highest_of_16_bit(self.path(index))
+            except UNREADABLE as error:
+                reason_of(error, self.path(index))  # raises what is no fault of the file
+                continue
+            highest += [] if found is None else [found]
+        if highest and max(highest) < DARK:
+            say_once(
+                f"The 16-bit images of {self.root} are nearly black: the highest number in {len(highest)} of them is "
+                f"{max(highest)}, and 65535 is white. Stretch them to their range, all alike"
+            )
+
 
 def image_folder(path: str | Path, *, labels: bool = True) -> DataSource:
-    """Open a folder with `train/` and `val/` (or `validation/`, `test/`), one folder per class in each.
+    """Open a folder with `train/` and `val/` (or `validation/`, `valid/`, `test/`), one folder per class in each.
 
-    Files and folders whose names start with a dot are ignored; images may lie deeper inside a class folder.
+    Other programs' files and folders (names that start with a dot, `@eaDir`, `__MACOSX`) are ignored; images may lie
+    deeper inside a class folder. Without class folders, a table of labels such as `labels.csv` names images and their
+    classes, see `labels_csv.labelled_by_table`. What is not read is counted and named once.
 
     Without labels, a folder as above is opened as ever, and any other folder with at least two images is good as
     well. Its images have no labels, and the source no classes:
@@ -45,14 +86,27 @@ def image_folder(path: str | Path, *, labels: bool = True) -> DataSource:
 
     Raises:
         UserError: when the folder is missing. With labels, when a split is missing, a class is empty, there are
-            fewer than two classes, or the classes of the two splits differ. Without, when there are fewer than two
-            images, or none in a split.
+            fewer than two classes, or validation has classes that training lacks. Without, when there are fewer than
+            two images, or none in a split. When there are HEIC pictures and pillow-heif is not installed.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
         layout = IMAGES.layout if labels else "Any folder with at least two images in it will do"
         raise UserError("The data folder must exist and be a folder", f"'{path}'", layout)
-    return labelled(root, IMAGES) if labels else labelled_if_possible(root, IMAGES) or unlabelled(root, IMAGES)
+    if not labels:
+        return labelled_if_possible(root, IMAGES) or unlabelled(root, IMAGES)
+    table = None if _has_classes(root) else find_table(root)
+    if table is None:
+        return labelled(root, IMAGES)
+    source = labelled_by_table(table, IMAGES)
+    say_unnamed(root, table, IMAGES, source)
+    return source
+
+
+def _has_classes(root: Path) -> bool:
+    """Whether there is a folder to train on with folders in it."""
+    train = first_folder(root, TRAIN_NAMES)
+    return train is not None and any(entry.is_dir() and not of_other_program(entry.name) for entry in os.scandir(train))
 
 
 def list_images(path: str | Path) -> list[Path]:
