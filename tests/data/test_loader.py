@@ -1,4 +1,6 @@
+import errno
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -281,3 +283,57 @@ def test_several_views_may_bring_a_target_of_their_own():
 def test_default_workers(photos):
     assert default_workers(open_source("digits")) == 0
     assert 1 <= default_workers(open_source(photos)) <= 8
+
+
+# --- reasons, and the machine's own failures -------------------------------------------------------------------------
+
+
+class Failing(TwoViews):
+    """Six images, of which the fifth cannot be read for a given reason."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def load(self, index: int) -> tuple[Image.Image, int]:
+        if index == 4:
+            raise self.error
+        return super().load(index)
+
+
+def read_all(error: Exception, workers: int) -> list[Batch]:
+    return list(make_loader(Failing(error), Crops(), EvalBatchSampler(6, 2), seed=0, num_workers=workers))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.ENOSPC, errno.EIO, errno.ENFILE])
+def test_failures_of_the_machine_are_raised_as_themselves_in_one_line(workers, number):
+    with pytest.raises(OSError, match=f"image 4 .*{os.strerror(number)}") as error:
+        read_all(OSError(number, os.strerror(number), "image 4"), workers)
+    assert error.value.errno == number and isinstance(error.value, UserError)
+    assert "\n" not in str(error.value) and "Traceback" not in str(error.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_out_of_memory_is_raised_as_itself(workers):
+    with pytest.raises(MemoryError, match="enough memory to decode a sample; got image 4"):
+        read_all(MemoryError(), workers)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "image 4"), "No such file or directory"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "image 4"), "Is a directory"),
+        (ValueError("image 4: no pictures\nin it"), "no pictures in it"),
+        (OSError("cannot identify image file 'image 4'"), "cannot identify image file"),
+        (EOFError(), "EOFError"),
+    ],
+)
+def test_damage_keeps_its_reason_without_the_path(error, reason):
+    assert read_all(error, 0)[2].skipped == [("image 4", reason)]
+
+
+def test_a_users_mistake_found_by_a_worker_is_one_line():
+    with pytest.raises(UserError) as error:
+        read_all(UserError("Pictures must be square", "4x3"), 1)
+    assert str(error.value) == "Pictures must be square; got 4x3"
