@@ -21,6 +21,25 @@ class UserError(ValueError):
         super().__init__(". ".join(" ".join(part.split()) for part in parts))
 
 
+class MachineError(UserError, OSError):
+    """The machine failed, not the data: too many open files, no permission, a full or broken disk.
+
+    Attributes:
+        errno: the system's number of it.
+    """
+
+    def __init__(self, rule: str, got: object = None, remedy: str = "", errno: int | None = None) -> None:
+        super().__init__(rule, got, remedy)
+        self.errno = errno
+
+    def __reduce__(self) -> tuple[Any, ...]:  # that of OSError leaves the number out
+        return type(self), (str(self), None, "", self.errno)
+
+
+class OutOfMemoryError(UserError, MemoryError):
+    """The machine's memory did not suffice."""
+
+
 def near(name: str, known: Iterable[str], count: int = 3) -> str:
     """A remedy naming the closest known names, e.g. "Did you mean 'keep' or 'seed'?"; empty when none is near.
 

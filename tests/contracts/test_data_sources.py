@@ -226,6 +226,6 @@ def test_every_validation_sample_is_loaded_once(source: DataSource) -> None:
 
 
 def test_unreadable_samples_are_called_what_they_are(source: DataSource, caplog: pytest.LogCaptureFixture) -> None:
-    CorruptLog.of(source.val).add([source.val.path(0)])
-    assert f"Unreadable {source.val.word}, skipped: {source.val.path(0)}" in caplog.text
+    CorruptLog.of(source.val).add([(source.val.path(0), "empty")])
+    assert f"Unreadable {source.val.word}, skipped: {source.val.path(0)} (empty)" in caplog.text
     assert (default_workers(source) == 0) == source.train.in_memory

@@ -1,4 +1,6 @@
+import errno
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -40,6 +42,10 @@ def assert_same(batches: list[Batch], others: list[Batch]) -> None:
     for batch, other in zip(batches, others, strict=True):
         assert torch.equal(batch.images, other.images) and torch.equal(batch.targets, other.targets)
         assert torch.equal(batch.index, other.index) and batch.skipped == other.skipped
+
+
+def paths(batch: Batch) -> list[str]:
+    return [path for path, _ in batch.skipped]
 
 
 def truncate(path: Path) -> None:
@@ -107,16 +113,18 @@ def test_unreadable_training_images_are_replaced_by_the_next(photos):
     assert batch.index.tolist() == [0, 1, 2, 5, 5, 5, 6, 7, 8, 9]
     assert batch.targets.tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1, 1]
     bad = [str(photos / "train/cat/003.jpg"), str(photos / "train/cat/004.jpg")]
-    assert sorted(set(batch.skipped)) == bad
+    assert sorted({path for path, _ in batch.skipped}) == bad
+    reasons = dict(batch.skipped)
+    assert "truncated" in reasons[bad[0]].lower() and "cannot identify" in reasons[bad[1]]
 
 
 def test_unreadable_validation_images_are_left_out(photos):
     truncate(photos / "val/cat/001.jpg")
     (photos / "val/dog/001.jpg").write_bytes(b"")
     first, second = val_batches(photos)
-    assert first.index.tolist() == [0, 2] and first.skipped == [str(photos / "val/cat/001.jpg")]
+    assert first.index.tolist() == [0, 2] and paths(first) == [str(photos / "val/cat/001.jpg")]
     assert second.images.shape == (0, 3, SIZE, SIZE) and second.targets.shape == (0,)
-    assert second.images.dtype == torch.uint8 and second.skipped == [str(photos / "val/dog/001.jpg")]
+    assert second.images.dtype == torch.uint8 and paths(second) == [str(photos / "val/dog/001.jpg")]
 
 
 @pytest.mark.parametrize("name", ["bad.png", "bad.webp", "bad.tiff", "bad.bmp", "bad.ppm"])
@@ -129,7 +137,7 @@ def test_broken_files_of_every_format_are_noticed(photos, name, keep):
     data = bad.read_bytes()
     bad.write_bytes(data[: keep if isinstance(keep, int) else int(len(data) * keep)])
     batches = val_batches(photos)
-    assert [path for batch in batches for path in batch.skipped] == [str(bad)]
+    assert [path for batch in batches for path in paths(batch)] == [str(bad)]
 
 
 def test_a_whole_unreadable_set_ends_in_the_log_and_not_in_a_hang(photos):
@@ -144,22 +152,38 @@ def test_a_whole_unreadable_set_ends_in_the_log_and_not_in_a_hang(photos):
 
 
 def test_the_log_warns_once_per_path(caplog):
-    log = CorruptLog(["known.jpg"])
+    log = CorruptLog([("known.jpg", "old")])
     with caplog.at_level(logging.WARNING):
-        log.add(["b.jpg", "a.jpg", "known.jpg"])
-        log.add(["a.jpg"])
+        log.add([("b.jpg", "no image"), ("a.jpg", "empty"), ("known.jpg", "new")])
+        log.add([("a.jpg", "empty")])
     assert [record.getMessage() for record in caplog.records] == [
-        "Unreadable image, skipped: b.jpg",
-        "Unreadable image, skipped: a.jpg",
+        "Unreadable image, skipped: b.jpg (no image)",
+        "Unreadable image, skipped: a.jpg (empty)",
     ]
-    assert log.as_dict() == {"unreadable_images": 3, "unreadable_paths": ["known.jpg", "b.jpg", "a.jpg"]}
+    reasons = {"known.jpg": "old", "b.jpg": "no image", "a.jpg": "empty"}
+    assert log.as_dict() == {
+        "unreadable_images": 3,
+        "unreadable_paths": ["known.jpg", "b.jpg", "a.jpg"],
+        "unreadable_reasons": reasons,
+    }
 
 
 def test_more_than_one_percent_stops_the_run():
-    log = CorruptLog(f"{number}.jpg" for number in range(4))
+    log = CorruptLog((f"{number}.jpg", "empty") for number in range(4))
     log.check(400)
-    with pytest.raises(UserError, match=r"At most 1%.*got 4 of 399: 0.jpg, 1.jpg, 2.jpg, \.\.\.\. Repair"):
+    with pytest.raises(UserError, match=r"At most 1%.*got 4 of 399: 0.jpg \(empty\), 1.jpg .*, \.\.\.\. Repair"):
         log.check(399)
+
+
+@pytest.mark.parametrize(
+    ("share", "total", "most"),
+    [(0.01, 50, 3), (0.01, 8, 2), (0.01, 3, 0), (0.0, 50, 0), (0.5, 50, 25), (1.0, 50, 49), (0.01, 1000, 10)],
+)
+def test_how_many_a_run_bears(share, total, most):
+    borne, one_more = (CorruptLog(((str(n), "") for n in range(count)), share=share) for count in (most, most + 1))
+    borne.check(total)
+    with pytest.raises(UserError, match=f"got {most + 1} of {total}"):
+        one_more.check(total)
 
 
 def test_an_epoch_of_digits_is_quick():
@@ -236,7 +260,7 @@ def test_several_views_are_stacked_view_by_view(workers):
     first, second = make_loader(samples, transform, sampler, seed=3, num_workers=workers)
     assert [view.shape for view in first.images] == [(3, 3, 4, 6), (3, 3, 16, 16)]
     assert second.index.tolist() == [3, 5, 5] and second.targets.tolist() == [1, 1, 1]
-    assert second.skipped == ["image 4"]
+    assert second.skipped == [("image 4", "broken")]
     small, large = second.images
     assert torch.equal(large[1], large[2]) and small.dtype == large.dtype == torch.uint8
     again = next(iter(make_loader(samples, transform, sampler, seed=3)))
@@ -248,7 +272,7 @@ def test_several_views_without_a_readable_sample_are_empty():
     sampler = EvalBatchSampler(6, 1)
     batches = list(make_loader(TwoViews(), Crops(), sampler, seed=0))
     assert [view.shape for view in batches[4].images] == [(0, 3, 4, 6), (0, 3, 16, 16)]
-    assert len(batches[4].index) == 0 and batches[4].skipped == ["image 4"]
+    assert len(batches[4].index) == 0 and paths(batches[4]) == ["image 4"]
 
 
 def test_several_views_may_bring_a_target_of_their_own():
@@ -259,3 +283,57 @@ def test_several_views_may_bring_a_target_of_their_own():
 def test_default_workers(photos):
     assert default_workers(open_source("digits")) == 0
     assert 1 <= default_workers(open_source(photos)) <= 8
+
+
+# --- reasons, and the machine's own failures -------------------------------------------------------------------------
+
+
+class Failing(TwoViews):
+    """Six images, of which the fifth cannot be read for a given reason."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def load(self, index: int) -> tuple[Image.Image, int]:
+        if index == 4:
+            raise self.error
+        return super().load(index)
+
+
+def read_all(error: Exception, workers: int) -> list[Batch]:
+    return list(make_loader(Failing(error), Crops(), EvalBatchSampler(6, 2), seed=0, num_workers=workers))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.ENOSPC, errno.EIO, errno.ENFILE])
+def test_failures_of_the_machine_are_raised_as_themselves_in_one_line(workers, number):
+    with pytest.raises(OSError, match=f"image 4 .*{os.strerror(number)}") as error:
+        read_all(OSError(number, os.strerror(number), "image 4"), workers)
+    assert error.value.errno == number and isinstance(error.value, UserError)
+    assert "\n" not in str(error.value) and "Traceback" not in str(error.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_out_of_memory_is_raised_as_itself(workers):
+    with pytest.raises(MemoryError, match="enough memory to decode a sample; got image 4"):
+        read_all(MemoryError(), workers)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "image 4"), "No such file or directory"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "image 4"), "Is a directory"),
+        (ValueError("image 4: no pictures\nin it"), "no pictures in it"),
+        (OSError("cannot identify image file 'image 4'"), "cannot identify image file"),
+        (EOFError(), "EOFError"),
+    ],
+)
+def test_damage_keeps_its_reason_without_the_path(error, reason):
+    assert read_all(error, 0)[2].skipped == [("image 4", reason)]
+
+
+def test_a_users_mistake_found_by_a_worker_is_one_line():
+    with pytest.raises(UserError) as error:
+        read_all(UserError("Pictures must be square", "4x3"), 1)
+    assert str(error.value) == "Pictures must be square; got 4x3"

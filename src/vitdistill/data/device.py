@@ -67,10 +67,10 @@ class OnDevice:
 
     def train(
         self,
-        images: UInt8[Tensor, "b 3 *pixels"] | ManyViews,
+        images: UInt8[Tensor, "b ch *pixels"] | ManyViews,
         targets: Shaped[Tensor, "b *values"] | None,
     ) -> tuple[
-        Float[Tensor, "b 3 *pixels"] | ManyViews,
+        Float[Tensor, "b ch *pixels"] | ManyViews,
         Float[Tensor, "b *c"] | Int64[Tensor, "b"] | None,
     ]:
         """Normalise, erase and mix a training batch; clips alike in all their frames, several views each by itself.
@@ -95,23 +95,23 @@ class OnDevice:
         return pictures.view(images.shape), targets
 
     @overload
-    def eval(self, images: UInt8[Tensor, "b 3 *pixels"]) -> Float[Tensor, "b 3 *pixels"]: ...
+    def eval(self, images: UInt8[Tensor, "b ch *pixels"]) -> Float[Tensor, "b ch *pixels"]: ...
 
     @overload
     def eval(self, images: ManyViews) -> ManyViews: ...
 
-    def eval(self, images: UInt8[Tensor, "b 3 *pixels"] | ManyViews) -> Float[Tensor, "b 3 *pixels"] | ManyViews:
+    def eval(self, images: UInt8[Tensor, "b ch *pixels"] | ManyViews) -> Float[Tensor, "b ch *pixels"] | ManyViews:
         """Normalise a batch: (x / 255 - mean) / std; several views each by itself."""
         if isinstance(images, tuple):
             return tuple(self._normalised(view) for view in images)
         return self._normalised(images)
 
-    def _normalised(self, images: UInt8[Tensor, "b 3 *pixels"]) -> Float[Tensor, "b 3 *pixels"]:
+    def _normalised(self, images: UInt8[Tensor, "b ch *pixels"]) -> Float[Tensor, "b ch *pixels"]:
         shape = (-1, *[1] * (images.ndim - 2))
         mean, std = (values.view(shape) for values in self._statistics(images.device))
         return images.to(torch.float32).sub_(mean).div_(std)
 
-    def _erased(self, images: UInt8[Tensor, "b 3 *pixels"]) -> Float[Tensor, "b 3 *pixels"]:
+    def _erased(self, images: UInt8[Tensor, "b ch *pixels"]) -> Float[Tensor, "b ch *pixels"]:
         """Normalised, and with random rectangles erased where the recipe says so."""
         normalised = self._normalised(images)
         if self.augment.erasing == 0:

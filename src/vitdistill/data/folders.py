@@ -4,21 +4,26 @@
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torchvision.datasets.folder import is_image_file
 
+from vitdistill.data.images.decode import image_suffixes
+from vitdistill.data.left_out import of_other_program, say_left_out, say_once
 from vitdistill.data.samples import Samples
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
 
-TRAIN_NAMES = ("train",)
-VAL_NAMES = ("val", "validation", "test")
+# Upper or lower case. Of several, the first is taken.
+TRAIN_NAMES: tuple[str, ...] = ("train", "training")
+VAL_NAMES: tuple[str, ...] = ("val", "validation", "valid", "test")
 HOLD_OUT_EVERY = 100  # one sample in so many is held out for validation where there is no folder for it
 HOLD_OUT_MOST = 5000
+THREADS = 16  # that list class folders
 NAMED = 3  # how many of the names that are wrong a message shows
 
 
@@ -62,7 +67,8 @@ class Kind:
     Attributes:
         word: what a sample is called in messages.
         is_sample: whether a file is one, by its name.
-        below: paths of all samples below a folder (without the named folders in it), relative to it and in order.
+        below: paths of all samples below a folder (without the named folders in it), relative to it and in order;
+            counts the suffixes of the other files.
         make: from a folder, names and labels to a set.
         layout: what a labelled folder looks like, for messages.
         formats: which files are read, for messages.
@@ -71,7 +77,7 @@ class Kind:
 
     word: str
     is_sample: Callable[[str], bool]
-    below: Callable[[Path, tuple[str, ...]], list[str]]
+    below: Callable[[Path, tuple[str, ...], Counter[str]], list[str]]
     make: Callable[[Path, np.ndarray, np.ndarray | None], FileSamples]
     layout: str
     formats: str
@@ -79,24 +85,35 @@ class Kind:
 
 
 def labelled(root: Path, kind: Kind) -> DataSource:
-    """A folder with `train/` and `val/` (or `validation/`, `test/`), one folder per class in each.
+    """A folder with `train/` and `val/` (or `validation/`, `valid/`, `test/`), one folder per class in each.
+
+    Validation may lack some of the classes; one line says which, and one what files were left out.
 
     Raises:
-        UserError: when a split is missing, a class is empty, there are fewer than two classes, or the classes of the
-            two splits differ.
+        UserError: when a split is missing, a class is empty in training, there are fewer than two classes, or
+            validation has classes that training lacks.
     """
     train, val = _split_folder(root, TRAIN_NAMES, kind), _split_folder(root, VAL_NAMES, kind)
     classes, val_classes = _class_names(train, kind), _class_names(val, kind)
     if len(classes) < 2:
         raise UserError("Training needs at least two classes", f"only '{classes[0]}' in {train}", kind.layout)
-    if classes != val_classes:
-        only_train, only_val = sorted(set(classes) - set(val_classes)), sorted(set(val_classes) - set(classes))
+    only_train, only_val = in_order(set(classes) - set(val_classes)), in_order(set(val_classes) - set(classes))
+    if only_val:
         raise UserError(
-            f"{train} and {val} must have the same class folders",
+            f"The class folders of {val} must be among those of {train}",
             f"{some(only_train)} only in {train.name}, {some(only_val)} only in {val.name}",
             "Remove or rename the folders that differ",
         )
-    return DataSource(root.resolve().name, _of_classes(train, classes, kind), _of_classes(val, classes, kind), classes)
+    left: Counter[str] = Counter()
+    samples = _of_classes(train, classes, kind, left)
+    scored = _of_classes(val, classes, kind, left, all_of_them=False)
+    counts = np.bincount(np.array(scored.labels), minlength=len(classes))
+    if lacking := [name for name, count in zip(classes, counts, strict=True) if not count]:
+        say_once(f"{val} has no {kind.word} of {some(lacking)}: scored on the other {np.count_nonzero(counts)} classes")
+    if classes != sorted(classes):
+        say_once(f"Classes of {root} are in the order of their numbers: {', '.join(classes[:12])}, not in that of text")
+    say_left_out(root, kind.word, left, (_beside_classes(split, kind) for split in (train, val)))
+    return DataSource(root.resolve().name, samples, scored, classes)
 
 
 def labelled_if_possible(root: Path, kind: Kind) -> DataSource | None:
@@ -119,12 +136,13 @@ def unlabelled(root: Path, kind: Kind) -> DataSource:
     """
     train_root, val_root = first_folder(root, TRAIN_NAMES) or root, first_folder(root, VAL_NAMES)
     # Without train/, the other splits lie among the training samples, and must not be trained on.
-    train = np.sort(as_bytes(kind.below(train_root, VAL_NAMES if train_root == root else ())))
+    left: Counter[str] = Counter()
+    train = np.sort(as_bytes(kind.below(train_root, VAL_NAMES if train_root == root else (), left)))
     if val_root is None:
         val_root = train_root
         train, val = hold_out(train, train_root, kind)
     else:
-        val = np.sort(as_bytes(kind.below(val_root, ())))
+        val = np.sort(as_bytes(kind.below(val_root, (), left)))
         outside = f" outside {val_root.name}/" if train_root == root else ""
         for names, rule in (
             (train, f"{train_root} must hold at least one {kind.word}{outside} to train on"),
@@ -132,6 +150,7 @@ def unlabelled(root: Path, kind: Kind) -> DataSource:
         ):
             if not len(names):
                 raise UserError(rule, "none", kind.formats)
+    say_left_out(root, kind.word, left)
     name = root.resolve().name
     return DataSource(name, kind.make(train_root, train, None), kind.make(val_root, val, None), [])
 
@@ -159,11 +178,11 @@ def hold_out(names: np.ndarray, place: Path, kind: Kind) -> tuple[np.ndarray, np
 
 
 def walk(root: Path, leave_out: tuple[str, ...] = ()) -> Iterator[tuple[str, list[str], list[str]]]:
-    """As os.walk, but relative to `root`, sorted, through links (each folder once), and without hidden folders.
+    """As os.walk, but relative to `root`, sorted, through links (each folder once), and without other programs' files.
 
     Args:
         root: the folder.
-        leave_out: folders directly in it that are not entered.
+        leave_out: folders directly in it that are not entered, in lower case.
     """
     entered: set[tuple[int, int]] = set()
     for folder, folders, files in os.walk(root, followlinks=True):
@@ -175,24 +194,37 @@ def walk(root: Path, leave_out: tuple[str, ...] = ()) -> Iterator[tuple[str, lis
         below = "" if folder == str(root) else os.path.relpath(folder, root)
         not_wanted = () if below else leave_out
         # Sorted, so that of two links to one folder the same is followed each time.
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in not_wanted)
-        yield below, folders, sorted(files)
+        folders[:] = sorted(name for name in folders if not of_other_program(name) and name.lower() not in not_wanted)
+        yield below, folders, sorted(name for name in files if not of_other_program(name))
 
 
 def first_folder(root: Path, names: tuple[str, ...]) -> Path | None:
-    """The first of the names that is a folder in `root`."""
-    return next((root / name for name in names if (root / name).is_dir()), None)
+    """The first of the names that is a folder in `root`, in upper or lower case."""
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+        for found in sorted(os.listdir(root)) if root.is_dir() else ():
+            if found.lower() == name and (root / found).is_dir():
+                return root / found
+    return None
 
 
 def is_image(path: str) -> bool:
     """Whether a file is an image by its name; upper or lower case does not matter."""
-    # Names with a leading dot are other programs' files, such as the "._photo.jpg" that macOS leaves behind.
-    return is_image_file(path) and not os.path.basename(path).startswith(".")
+    return os.path.splitext(path)[1].lower() in image_suffixes() and not of_other_program(os.path.basename(path))
 
 
 def as_bytes(names: Iterable[str]) -> np.ndarray:
     """Paths as the file system has them, in one array."""
     return np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Class names in the order of their numbers: sorted as text, or by value where all are whole numbers (as timm)."""
+    names = list(names)
+    if all(name.isascii() and name.isdecimal() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
 
 
 def some(names: Iterable[object]) -> str:
@@ -206,25 +238,51 @@ def _split_folder(root: Path, names: tuple[str, ...], kind: Kind) -> Path:
     if (folder := first_folder(root, names)) is not None:
         return folder
     found = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+    shown = [name for name in names if name not in ("training", "valid")]  # taken as well, but less usual
     raise UserError(
-        f"The data folder {root} must hold a folder {' or '.join(repr(name) for name in names)}{kind.otherwise}",
+        f"The data folder {root} must hold a folder {' or '.join(map(repr, shown))}{kind.otherwise}",
         f"the folders {some(found)}" if found else "no folder in it",
         kind.layout,
     )
 
 
 def _class_names(split: Path, kind: Kind) -> list[str]:
-    names = sorted(entry.name for entry in split.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = in_order(entry.name for entry in os.scandir(split) if entry.is_dir() and not of_other_program(entry.name))
     if not names:
         raise UserError(f"{split} must hold one folder per class", "no folder in it", kind.layout)
     return names
 
 
-def _of_classes(split: Path, classes: list[str], kind: Kind) -> FileSamples:
-    per_class = [kind.below(split / name, ()) for name in classes]
-    if empty := [name for name, found in zip(classes, per_class, strict=True) if not found]:
+def _beside_classes(split: Path, kind: Kind) -> str:
+    count = sum(kind.is_sample(name) for name in os.listdir(split))
+    return f"{count} {kind.word}{'s' * (count > 1)} in {split.name}/ outside the class folders" if count else ""
+
+
+def _of_classes(
+    split: Path, classes: list[str], kind: Kind, left: Counter[str], *, all_of_them: bool = True
+) -> FileSamples:
+    """The samples of a split; counts the other files by their suffix.
+
+    Raises:
+        UserError: when there is none, or none of some class and `all_of_them` are needed.
+    """
+
+    def below(name: str) -> tuple[list[str], Counter[str]]:
+        others: Counter[str] = Counter()
+        there = (split / name).is_dir()
+        return kind.below(split / name, (), others) if there else [], others
+
+    # Folders of a network drive answer slowly, and no slower together.
+    with ThreadPoolExecutor(THREADS) as threads:
+        per_class = list(threads.map(below, classes))
+    for _, others in per_class:
+        left.update(others)
+    empty = [name for name, (found, _) in zip(classes, per_class, strict=True) if not found]
+    if empty and (all_of_them or len(empty) == len(classes)):
         rule = f"Every class folder in {split} must hold at least one {kind.word}"
         raise UserError(rule, f"none in {some(empty)}", kind.formats)
-    names = as_bytes(os.path.join(name, path) for name, found in zip(classes, per_class, strict=True) for path in found)
-    labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(found) for found in per_class])
+    names = as_bytes(
+        f"{name}{os.sep}{path}" for name, (found, _) in zip(classes, per_class, strict=True) for path in found
+    )
+    labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(found) for found, _ in per_class])
     return kind.make(split, names, labels)

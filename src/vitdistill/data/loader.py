@@ -1,24 +1,29 @@
 """Batches: samples are read, transformed and stacked here; unreadable ones are named and counted."""
 
 import logging
+import math
 import os
 import signal
 from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from vitdistill.data.order import EpochBatchSampler, EvalBatchSampler, SampleKey, seed_cpu_at
-from vitdistill.data.samples import UNREADABLE, Samples, SeveralViews, Transform
+from vitdistill.data.samples import UNREADABLE, Samples, SeveralViews, Transform, Unreadable, reason_of
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 MAX_WORKERS = 8
+BAD_SHARE = 0.01  # of the samples may be unreadable where nothing else is said
+FEW = 3  # so many may be in any set that is not tiny
 
 BatchSampler = EpochBatchSampler | EvalBatchSampler
 
@@ -30,17 +35,17 @@ class Batch(NamedTuple):
         images: uint8, not normalised; a tuple of such tensors where the transform gives several views.
         targets: class numbers, or what the transform made of them, e.g. boxes; None where there are no labels.
         index: which sample of the set each row is (of the replacement, where one was needed).
-        skipped: paths of the samples that could not be read while making this batch.
+        skipped: the samples that could not be read while making this batch, with the reasons.
     """
 
-    images: UInt8[Tensor, "b 3 *pixels"] | tuple[UInt8[Tensor, "b 3 ..."], ...]
+    images: UInt8[Tensor, "b ch *pixels"] | tuple[UInt8[Tensor, "b ch ..."], ...]
     targets: Int64[Tensor, "b"] | Float32[Tensor, "b boxes values"] | None
     index: Int64[Tensor, "b"]  # type: ignore[assignment]  # hides tuple.index, which nobody calls
-    skipped: list[str]
+    skipped: list[Unreadable]
 
 
 class Sample(NamedTuple):
-    pixels: UInt8[Tensor, "3 *pixels"] | tuple[UInt8[Tensor, "3 ..."], ...]
+    pixels: UInt8[Tensor, "ch *pixels"] | tuple[UInt8[Tensor, "ch ..."], ...]
     target: int | Tensor | None
     number: int
 
@@ -72,16 +77,28 @@ class SampleSet(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitems__(self, keys: list[SampleKey]) -> Batch:
-        """One batch: what a torch DataLoader calls with all keys of a batch."""
-        skipped: list[str] = []
+    def __getitems__(self, keys: list[SampleKey]) -> "Batch | _Failed":
+        """One batch: what a torch DataLoader calls with all keys of a batch.
+
+        Raises:
+            MachineError, OutOfMemoryError: when reading failed through no fault of a file.
+        """
+        try:
+            return self._batch(keys)
+        except UserError as error:
+            if get_worker_info() is None:
+                raise
+            return _Failed(error)
+
+    def _batch(self, keys: list[SampleKey]) -> Batch:
+        skipped: list[Unreadable] = []
         samples = [sample for key in keys if (sample := self._sample(key, skipped)) is not None]
         images = _stacked_views([sample.pixels for sample in samples]) if samples else self._no_images()
         targets = _stacked_targets([sample.target for sample in samples])
         index = torch.tensor([sample.number for sample in samples], dtype=torch.int64)
         return Batch(images, targets, index, skipped)
 
-    def _sample(self, key: SampleKey, skipped: list[str]) -> Sample | None:
+    def _sample(self, key: SampleKey, skipped: list[Unreadable]) -> Sample | None:
         """The sample of a key or its replacement; None when there is none. Adds to `skipped` what was unreadable."""
         for attempt in range(self.attempts):
             index = (key.index + attempt) % len(self)
@@ -92,9 +109,8 @@ class SampleSet(Dataset[Batch]):
                 loaded, target = self.samples.load(index)
                 return self._transformed(SampleKey(key.epoch, index, key.repeat), loaded, target)
             except UNREADABLE as error:
-                if isinstance(error, UserError):
-                    raise
-                skipped.append(self.samples.path(index))
+                path = self.samples.path(index)
+                skipped.append(Unreadable(path, reason_of(error, path)))
         return None
 
     def _transformed(self, key: SampleKey, loaded: Any, target: int | None) -> Sample:
@@ -121,50 +137,64 @@ class SampleSet(Dataset[Batch]):
 class CorruptLog:
     """Unreadable samples of one run: warns of each once, and stops the run when there are too many."""
 
-    LIMIT_PERCENT = 1
-
-    def __init__(self, paths: Iterable[str] = (), word: str = "image") -> None:
+    def __init__(self, known: Iterable[tuple[str, str]] = (), word: str = "image", *, share: float = BAD_SHARE) -> None:
         """
         Args:
-            paths: samples that are already known, e.g. from before a resume; there is no warning of these.
-            word: what they are called in messages.
+            known: samples and reasons from before a resume; there is no warning of these.
+            word: what samples are called in messages.
+            share: of the samples may be unreadable; see `borne`.
         """
-        self.paths = dict.fromkeys(paths)  # a set that keeps its order
-        self.word = word
+        self.paths: dict[str, str] = dict(known)
+        self.word, self.share = word, share
 
     @classmethod
-    def of(cls, samples: Samples) -> "CorruptLog":
+    def of(cls, samples: Samples, share: float = BAD_SHARE) -> "CorruptLog":
         """An empty log that calls the samples of a set what they are."""
-        return cls(word=samples.word)
+        return cls(word=samples.word, share=share)
 
-    def add(self, paths: Iterable[str]) -> None:
-        """Take note of a batch's `skipped`; warns of every path that is new."""
-        for path in paths:
+    def add(self, skipped: Iterable[tuple[str, str]]) -> None:
+        """Take note of a batch's `skipped`; warns of every path that is new, with the reason."""
+        for path, reason in skipped:
             if path not in self.paths:
-                self.paths[path] = None
-                logger.warning("Unreadable %s, skipped: %s", self.word, path)
+                self.paths[path] = reason
+                logger.warning("Unreadable %s, skipped: %s (%s)", self.word, path, reason)
 
     def check(self, total: int) -> None:
-        """Stop when more than 1% is unreadable.
+        """Stop when more are unreadable than are borne.
 
         Args:
             total: number of samples in the sets that the paths come from.
 
         Raises:
-            UserError: with count, total and the first three paths.
+            UserError: with count, total and the first three paths with their reasons.
         """
         count = len(self.paths)
-        if count * 100 > total * self.LIMIT_PERCENT:
-            first = ", ".join(list(self.paths)[:3])
+        if count > min(borne(self.share, total), total - 1):
+            first = ", ".join(f"{path} ({reason})" for path, reason in islice(self.paths.items(), 3))
             raise UserError(
-                f"At most {self.LIMIT_PERCENT}% of the {self.word}s may be unreadable",
+                f"At most {100 * self.share:g}% of the {self.word}s may be unreadable",
                 f"{count} of {total}: {first}{', ...' if count > 3 else ''}",
-                "Repair or remove these files",
+                "Repair or remove these files, or allow more with --loader.bad_share (--bad_share in evaluation)",
             )
 
     def as_dict(self) -> dict[str, object]:
-        """For `run.json`: how many there were, and which."""
-        return {"unreadable_images": len(self.paths), "unreadable_paths": list(self.paths)}
+        """How many there were, which, and why."""
+        paths = list(self.paths)
+        return {"unreadable_images": len(paths), "unreadable_paths": paths, "unreadable_reasons": dict(self.paths)}
+
+
+def borne(share: float, total: int) -> int:
+    """How many unreadable samples a run bears: a share of all; in small sets up to 3, but no more than a quarter.
+
+    Args:
+        share: 0 bears none, in small sets either.
+        total: samples of the sets.
+
+    Example:
+        >>> borne(0.01, 100_000), borne(0.01, 50), borne(0.01, 8), borne(0.0, 50)
+        (1000, 3, 2, 0)
+    """
+    return max(math.floor(share * total), min(FEW, total // 4)) if share > 0 else 0
 
 
 def make_loader(
@@ -191,7 +221,7 @@ def make_loader(
     """
     if num_workers < 0:
         raise UserError("workers must be 0 or more", num_workers)
-    return DataLoader(
+    return _Loader(
         SampleSet(samples, transform, seed=seed, substitute=sampler.substitute),
         batch_sampler=sampler,
         num_workers=num_workers,
@@ -232,7 +262,27 @@ def _stacked_targets(targets: list[Any]) -> Tensor | None:
     return torch.tensor(targets, dtype=torch.int64)
 
 
-def _as_is(batch: Any) -> Batch:
+class _Loader(DataLoader[Batch]):
+    """Raises errors of its workers as they were raised; torch makes one of the same type with a traceback as text."""
+
+    def __iter__(self) -> Any:
+        return map(_raised, super().__iter__())
+
+
+@dataclass
+class _Failed:
+    """What a worker sends in place of a batch."""
+
+    error: UserError
+
+
+def _raised(batch: Batch | _Failed) -> Batch:
+    if isinstance(batch, _Failed):
+        raise batch.error
+    return batch
+
+
+def _as_is(batch: Any) -> Any:
     return batch
 
 

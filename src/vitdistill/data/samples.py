@@ -4,13 +4,16 @@ To add a kind of data: subclass `Samples` in a folder of its own, and name it in
 else in the package asks whether samples are images, clips or anything else.
 """
 
+import errno
 import struct
 import zlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from PIL import Image
+
+from vitdistill.errors import MachineError, OutOfMemoryError, UserError, error_words
 
 if TYPE_CHECKING:  # torch takes seconds to load, and the command line refuses missing data without it
     from torch import Tensor
@@ -18,16 +21,61 @@ if TYPE_CHECKING:  # torch takes seconds to load, and the command line refuses m
     from vitdistill.data.images.recipes import Augment
     from vitdistill.types import InputSpec
 
-# What decoders raise on missing, truncated, mislabelled or oversized files.
+# What decoders raise on missing, truncated, mislabelled or oversized files, and what the machine raises by itself:
+# `reason_of` tells one from the other.
 UNREADABLE = (
     OSError,
     SyntaxError,
     ValueError,
     EOFError,
+    MemoryError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
 )
+# No fault of the file: too many open files, no permission, disk full, quota, a stale network file system.
+MACHINE = {errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.ESTALE}
+# The same when the system says so; FFmpeg says it of damaged files.
+MACHINE_BY_ITSELF = {errno.EIO, errno.ENOMEM, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN}
+REMEDIES = {
+    errno.EMFILE: "Allow more with `ulimit -n 65536`, or use fewer --loader.workers",
+    errno.ENFILE: "Close other programs, or use fewer --loader.workers",
+    errno.EACCES: "Give yourself permission to read it",
+    errno.EPERM: "Give yourself permission to read it",
+}
+REASON = 300  # longest reason, in characters
+
+
+class Unreadable(NamedTuple):
+    """A sample that could not be read, and why."""
+
+    path: str
+    reason: str
+
+
+def reason_of(error: Exception, path: str) -> str:
+    """Why a sample is unreadable, in one line without its path.
+
+    Args:
+        error: one of `UNREADABLE`.
+        path: what the sample is called.
+
+    Raises:
+        UserError: when the error is one.
+        MachineError, OutOfMemoryError: when it is no fault of the file.
+    """
+    if isinstance(error, UserError):
+        raise error
+    number = error.errno if isinstance(error, OSError) else None
+    text = (error.strerror if isinstance(error, OSError) and number is not None else None) or error_words(error)
+    if type(error) is MemoryError:
+        remedy = "Use fewer --loader.workers, or make the file smaller"
+        raise OutOfMemoryError("There must be enough memory to decode a sample", path, remedy) from error
+    by_itself = type(error).__module__ == "builtins" and number in MACHINE_BY_ITSELF
+    if number in MACHINE or by_itself:
+        remedy = REMEDIES.get(number or 0, "")
+        raise MachineError(f"{path} could not be opened, for no fault of the file", text, remedy, number) from error
+    return text.removeprefix(f"{path}: ").replace(f" '{path}'", "")[:REASON]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +154,8 @@ class Samples(ABC):
             The sample, which the set's own transforms take, and its class number; None where there are no labels.
 
         Raises:
-            OSError, SyntaxError, ValueError: when the sample is unreadable; `UNREADABLE` has the full list.
+            OSError, SyntaxError, ValueError: when the sample is unreadable, with the reason in words; `UNREADABLE` has
+                the full list.
         """
 
     @abstractmethod

@@ -11,7 +11,7 @@ from vitdistill.data.actions.ava import write_predictions
 from vitdistill.data.actions.files import ActionFiles
 from vitdistill.data.device import OnDevice
 from vitdistill.data.images.augment import Augment
-from vitdistill.data.loader import CorruptLog, default_workers, make_loader
+from vitdistill.data.loader import BAD_SHARE, CorruptLog, default_workers, make_loader
 from vitdistill.data.order import EvalBatchSampler
 from vitdistill.data.samples import ViewOptions
 from vitdistill.errors import UserError, refuse_given
@@ -38,6 +38,7 @@ def evaluate_actions(
     device: str,
     workers: int | None,
     out: str | None,
+    bad_share: float = BAD_SHARE,
 ) -> dict[str, Any]:
     """Test a run that was fine-tuned to tell actions, in float32.
 
@@ -51,6 +52,7 @@ def evaluate_actions(
         device: auto, cpu, cuda, ...
         workers: loader processes; None chooses.
         out: folder for predictions.csv and detection.json; None writes nothing.
+        bad_share: share of the key frames that may be unreadable.
 
     Returns:
         As `score_actions`, with the model and the annotations.
@@ -62,7 +64,14 @@ def evaluate_actions(
     found = open_actions(data or config["data"], merged, classes=network.num_classes)
     stride = config.get("stride") if stride is None else stride
     result = score_actions(
-        network, found, stride=stride, batch_size=batch_size, place=place_of(device), workers=workers, out=out
+        network,
+        found,
+        stride=stride,
+        batch_size=batch_size,
+        place=place_of(device),
+        workers=workers,
+        out=out,
+        bad_share=bad_share,
     )
     return {"model": str(run.path), "val": merged.val, **result}
 
@@ -77,6 +86,7 @@ def score_actions(
     workers: int | None,
     out: str | Path | None,
     total: int | None = None,
+    bad_share: float = BAD_SHARE,
 ) -> dict[str, Any]:
     """Test a network on the key frames to validate on, in this process alone.
 
@@ -88,7 +98,8 @@ def score_actions(
         place: the device.
         workers: loader processes; None chooses.
         out: folder for the predictions and the result, or None.
-        total: key frames of which 1% may be unreadable; None means those to validate on.
+        total: key frames of which a share may be unreadable; None means those to validate on.
+        bad_share: that share.
 
     Returns:
         map in percent; ap in percent (None where nothing is annotated) and the number of boxes of every action; how
@@ -115,7 +126,7 @@ def score_actions(
         num_workers=default_workers(data.source("test")) if workers is None else workers,
         pin_memory=place.type == "cuda",
     )
-    corrupt = CorruptLog.of(data.val)
+    corrupt = CorruptLog.of(data.val, bad_share)
     for batch in track(loader, "testing", len(loader)):
         corrupt.add(batch.skipped)
         corrupt.check(total or len(data.val))

@@ -73,7 +73,7 @@ def _check_encoder(network: Network) -> None:
         )
 
 
-def pooled(network: Network, inputs: Float[Tensor, "b 3 *pixels"], pool: Pool) -> Float[Tensor, "b d"]:
+def pooled(network: Network, inputs: Float[Tensor, "b ch *pixels"], pool: Pool) -> Float[Tensor, "b d"]:
     """Features of one batch, behind the network's final norm and before its classifier.
 
     Args:
@@ -106,12 +106,12 @@ def extract(reader: Reader, images: Samples, pool: Pool = "auto", text: str = "f
         text: shown before the progress bar.
 
     Raises:
-        UserError: as `pooling_of`; when more than 1% of the images are unreadable; when features are not finite.
+        UserError: as `pooling_of`; when more images are unreadable than the reader bears; when features are not finite.
     """
     backbone = reader.subject.backbone
     pooling_of(backbone, pool)  # refuses before any image is read
     backbone.eval().to(reader.place)
-    corrupt, count = CorruptLog.of(images), 0
+    corrupt, count = CorruptLog.of(images, reader.bad_share), 0
     # Filled in place: a list of batches would need twice the memory when it is put together.
     values, labels = torch.empty(0, 0), torch.empty(len(images), dtype=torch.int64)
     for batch, targets in reader.batches(images, corrupt, text):

@@ -11,7 +11,7 @@ from vitdistill.data.clips.sampling import Views
 from vitdistill.data.clips.transforms import cut_views
 from vitdistill.data.device import OnDevice
 from vitdistill.data.images.augment import Augment
-from vitdistill.data.loader import CorruptLog, default_workers, make_loader
+from vitdistill.data.loader import BAD_SHARE, CorruptLog, default_workers, make_loader
 from vitdistill.data.open import open_source
 from vitdistill.data.order import EvalBatchSampler
 from vitdistill.data.samples import Samples, ViewOptions
@@ -153,19 +153,32 @@ class Reader:
 
     Attributes:
         place: the device on which the images arrive.
+        bad_share: share of a set that may be unreadable.
     """
 
-    def __init__(self, subject: Subject, *, batch_size: int, device: str, workers: int | None) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        *,
+        batch_size: int,
+        device: str,
+        workers: int | None,
+        bad_share: float = BAD_SHARE,
+    ) -> None:
         """
         Args:
             subject: whose images to read, and for which network.
             batch_size: images, or views of videos, per step.
             device: auto, cpu, cuda, ...
             workers: loader processes; None chooses by the data and the cores.
+            bad_share: share of a set that may be unreadable; in small sets up to 3 files are borne.
 
         Raises:
-            UserError: when this machine has no such device.
+            UserError: when this machine has no such device, or the share is none.
         """
+        if not 0 <= bad_share <= 1:
+            raise UserError("bad_share must lie in [0, 1]", bad_share)
+        self.bad_share = bad_share
         self.subject, self.batch_size, self.place = subject, batch_size, place_of(device)
         self.workers = default_workers(subject.source) if workers is None else workers
 
@@ -181,7 +194,7 @@ class Reader:
             text: shown before the progress bar.
 
         Raises:
-            UserError: when more than 1% of the set is unreadable.
+            UserError: when more of the set is unreadable than `corrupt` bears.
         """
         backbone, source, options, _ = self.subject
         spec, views = self.subject.spec or backbone.input, Views(options.clips, options.crops)

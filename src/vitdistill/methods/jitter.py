@@ -25,7 +25,7 @@ class Jitter(NamedTuple):
     order: tuple[int, ...]
 
 
-def color_jitter(images: Float[Tensor, "b 3 height width"], strength: float) -> Float[Tensor, "b 3 height width"]:
+def color_jitter(images: Float[Tensor, "b ch height width"], strength: float) -> Float[Tensor, "b ch height width"]:
     """Jitter brightness, contrast and saturation, as torchvision's `ColorJitter(strength, strength, strength)`.
 
     Args:
@@ -39,7 +39,7 @@ def color_jitter(images: Float[Tensor, "b 3 height width"], strength: float) -> 
     return images if strength == 0 else apply_jitter(images, draw_jitter(images, strength))
 
 
-def draw_jitter(images: Float[Tensor, "b 3 height width"], strength: float) -> Jitter:
+def draw_jitter(images: Float[Tensor, "b ch height width"], strength: float) -> Jitter:
     """Draw a factor per image and operation from U[1 - strength, 1 + strength], and one order for the batch.
 
     The factors come from torch's global generator on the device of the images. The order decides what the host
@@ -58,7 +58,7 @@ def draw_jitter(images: Float[Tensor, "b 3 height width"], strength: float) -> J
     return Jitter(factors.uniform_(1 - strength, 1 + strength), tuple(order))
 
 
-def apply_jitter(images: Float[Tensor, "b 3 height width"], jitter: Jitter) -> Float[Tensor, "b 3 height width"]:
+def apply_jitter(images: Float[Tensor, "b ch height width"], jitter: Jitter) -> Float[Tensor, "b ch height width"]:
     """Apply drawn factors; the outcome of every operation is clamped to 0..1 before the next.
 
     Args:
@@ -71,27 +71,29 @@ def apply_jitter(images: Float[Tensor, "b 3 height width"], jitter: Jitter) -> F
 
 
 def _brightness(
-    images: Float[Tensor, "b 3 height width"], factors: Float[Tensor, "b 1 1 1"]
-) -> Float[Tensor, "b 3 height width"]:
+    images: Float[Tensor, "b ch height width"], factors: Float[Tensor, "b 1 1 1"]
+) -> Float[Tensor, "b ch height width"]:
     return images * factors
 
 
 def _contrast(
-    images: Float[Tensor, "b 3 height width"], factors: Float[Tensor, "b 1 1 1"]
-) -> Float[Tensor, "b 3 height width"]:
+    images: Float[Tensor, "b ch height width"], factors: Float[Tensor, "b 1 1 1"]
+) -> Float[Tensor, "b ch height width"]:
     """Away from, or towards, the mean grey of the image."""
     return torch.lerp(_grey(images).mean((2, 3), keepdim=True), images, factors)
 
 
 def _saturation(
-    images: Float[Tensor, "b 3 height width"], factors: Float[Tensor, "b 1 1 1"]
-) -> Float[Tensor, "b 3 height width"]:
+    images: Float[Tensor, "b ch height width"], factors: Float[Tensor, "b 1 1 1"]
+) -> Float[Tensor, "b ch height width"]:
     """Away from, or towards, the grey of each pixel."""
     return torch.lerp(_grey(images), images, factors)
 
 
-def _grey(images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b 1 height width"]:
+def _grey(images: Float[Tensor, "b ch height width"]) -> Float[Tensor, "b 1 height width"]:
     """Luma (ITU-R BT.601), with torchvision's rounding of the weights."""
+    if images.shape[1] == 1:
+        return images
     red, green, blue = images.split(1, dim=1)
     return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
 

@@ -125,7 +125,8 @@ def pixel_goal(
     """Pixels of the student's patches with a decoder of their own."""
     grid = student.grid
     height, width_ = student.input.size
-    target = Pixels(grid, (height // grid.h, width_ // grid.w), normalise=norm_pix)
+    patch, colours = (height // grid.h, width_ // grid.w), student.input.shape[0]
+    target = Pixels(grid, patch, normalise=norm_pix, colours=colours)
     decoder = Decoder(
         grid,
         student.final_specials,

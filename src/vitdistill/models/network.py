@@ -1,6 +1,7 @@
 """The interface of any network, and of one that is known by its prediction alone."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from jaxtyping import Float, Int
@@ -50,9 +51,20 @@ class Network(nn.Module, ABC):
         return getattr(self.net, "pretrained_cfg", None) or {}
 
     @property
+    def channels(self) -> int:
+        """Colour channels of an input: those of the first convolution, as timm's configuration does not say."""
+        convolutions = (module for module in self.net.modules() if isinstance(module, nn.Conv2d | nn.Conv3d))
+        if (first := next(convolutions, None)) is not None:
+            return first.in_channels
+        return int(self._config.get("input_size", (3, 224, 224))[0])
+
+    @property
     def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation per channel that the network expects."""
-        return tuple(self._config.get("mean", DEFAULT_MEAN)), tuple(self._config.get("std", DEFAULT_STD))
+        config, channels = self._config, self.channels
+        return of_channels(config.get("mean", DEFAULT_MEAN), channels), of_channels(
+            config.get("std", DEFAULT_STD), channels
+        )
 
     @abstractmethod
     def forward(
@@ -117,7 +129,8 @@ class Opaque(Network):
 
     @property
     def input(self) -> InputSpec:
-        return InputSpec(tuple(self._config.get("input_size", (3, 224, 224))), *self._statistics)
+        _, height, width = self._config.get("input_size", (3, 224, 224))
+        return InputSpec((self.channels, height, width), *self._statistics)
 
     @property
     def num_classes(self) -> int:
@@ -149,6 +162,14 @@ class Opaque(Network):
         # Two heads: a distilled EfficientFormer, say.
         first, second = prediction if isinstance(prediction, tuple) else (prediction, None)
         return Output(prediction=first, distilled=second)
+
+
+def of_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Statistics for so many channels: of a grey network the mean of those of red, green and blue."""
+    values = tuple(values)
+    if len(values) == channels:
+        return values
+    return (sum(values) / len(values),) * channels
 
 
 def refuse_opaque(network: Network) -> NoReturn:

@@ -16,6 +16,8 @@ from vitdistill.models.families import as_network
 from vitdistill.models.network import Network
 from vitdistill.types import NOTHING, QKV, Capture, Output, TokenGrid, Tokens
 
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey (ITU-R BT.601), as Pillow converts
+
 
 class Teacher:
     """A frozen network that takes the student's inputs and sees them as it was trained to.
@@ -223,27 +225,41 @@ class FrameTeacher(Teacher):
 
 
 class _Renormalise(nn.Module):
-    """From one pair of input statistics to another: x * scale + shift per channel."""
+    """From one pair of input statistics to another: x * scale + shift per channel. Grey becomes RGB, and RGB luma."""
 
-    def __init__(self, scale: Tensor, shift: Tensor) -> None:
+    def __init__(self, scale: Tensor, shift: Tensor, *, luma: bool) -> None:
         super().__init__()
-        self.scale, self.shift = scale, shift
+        self.scale, self.shift, self.luma = scale, shift, luma
 
     @classmethod
     def between(
         cls, mean: Sequence[float], std: Sequence[float], to_mean: Sequence[float], to_std: Sequence[float]
     ) -> nn.Module:
-        """The map between two statistics; the identity when they agree, so that nothing is rounded."""
-        pairs = zip((*mean, *std), (*to_mean, *to_std), strict=True)
-        if all(math.isclose(a, b, abs_tol=1e-6) for a, b in pairs):
+        """The map between two statistics; the identity when they agree, so that nothing is rounded.
+
+        Raises:
+            UserError: when the channels differ, and neither side is grey and the other RGB.
+        """
+        channels = len(mean), len(to_mean)
+        pairs = zip((*mean, *std), (*to_mean, *to_std), strict=False)
+        if channels[0] == channels[1] and all(math.isclose(a, b, abs_tol=1e-6) for a, b in pairs):
             return nn.Identity()
+        if channels[0] != channels[1] and channels not in ((1, 3), (3, 1)):
+            raise UserError(
+                "Student and teacher must take the same channels, or one of them grey (1) and the other RGB (3)",
+                f"{channels[0]} and {channels[1]}",
+            )
         old_mean, old_std, new_mean, new_std = (
             torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std, to_mean, to_std)
         )
-        return cls(old_std / new_std, (old_mean - new_mean) / new_std)
+        luma = channels == (3, 1)
+        weights = torch.tensor(LUMA).view(-1, 1, 1) if luma else torch.ones(1)
+        # Red, green and blue share the teacher's mean in the proportion of their weights, which add up to 1.
+        return cls(old_std * weights / new_std, (old_mean - new_mean) * weights / new_std, luma=luma)
 
-    def forward(self, images: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b ch *pixels"]:
+    def forward(self, images: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b ch2 *pixels"]:
         if self.scale.device != images.device:
             self.scale, self.shift = self.scale.to(images.device), self.shift.to(images.device)
         shape = (-1, *[1] * (images.ndim - 2))
-        return images * self.scale.view(shape) + self.shift.view(shape)
+        seen = images * self.scale.view(shape) + self.shift.view(shape)
+        return seen.sum(dim=1, keepdim=True) if self.luma else seen

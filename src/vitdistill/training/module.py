@@ -252,7 +252,7 @@ class TrainingModule(pl.LightningModule):
             "position": self.position,
             "global_batch": self._global_batch,
             "sums": {name: value.cpu() for name, value in self._summed().items()},
-            "corrupt": list(self._corrupt.paths),
+            "corrupt": dict(self._corrupt.paths),
             "ema": self._ema[0].module.state_dict() if self._ema else None,
             "ema_steps": self._ema_steps,
         }
@@ -275,5 +275,6 @@ class TrainingModule(pl.LightningModule):
         self._sums = {
             name: (value if first else torch.zeros_like(value)).to(self.device) for name, value in sums.items()
         }
-        self._corrupt.paths.update(dict.fromkeys(state["corrupt"]))
+        known = state["corrupt"]  # of earlier versions a list, without the reasons
+        self._corrupt.paths.update(known if isinstance(known, dict) else dict.fromkeys(known, "no reason recorded"))
         self._ema_state, self._ema_steps = state["ema"], state["ema_steps"]

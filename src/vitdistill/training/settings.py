@@ -77,11 +77,14 @@ class Loader:
         workers: loader processes per device; none chooses 0 for bundled data, else one per core up to 8.
         eval_batch: validation batch per device; none takes the training batch.
         pin: copy batches through pinned memory; none does so when training on a GPU.
+        bad_share: share of the files that may be unreadable; more stop the run. In small sets up to 3 files are borne,
+            but no more than a quarter; 0 bears none.
     """
 
     workers: int | None = None
     eval_batch: int | None = None
     pin: bool | None = None
+    bad_share: float = 0.01
 
 
 @dataclass
@@ -151,6 +154,7 @@ def out_of_range(epochs: int, batch_size: int, optim: Optim, loader: Loader) -> 
         f"loader.eval_batch must be at least 1, not {loader.eval_batch}": (
             loader.eval_batch is None or loader.eval_batch >= 1
         ),
+        f"loader.bad_share must lie in [0, 1], not {loader.bad_share}": 0 <= loader.bad_share <= 1,
     }
     return [rule for rule, holds in rules.items() if not holds] + _decay_epochs_errors(optim, epochs)
 

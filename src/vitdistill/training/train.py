@@ -153,7 +153,7 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
         "num_workers": default_workers(source, trainer.num_devices) if loader.workers is None else loader.workers,
         "pin_memory": on_gpu if loader.pin is None else loader.pin,
     }
-    corrupt = CorruptLog.of(source.train)
+    corrupt = CorruptLog.of(source.train, loader.bad_share)
     module = TrainingModule(
         method, settings, on_device, sampler, corrupt, len(source.train) + len(source.val), global_batch
     )
@@ -282,8 +282,8 @@ def _results(parts: _Parts, source: DataSource, run: RunDirectory, seconds: floa
         result["speed"] = speed
         result["peak_memory_gib"] = _peak_memory_gib(parts.trainer.strategy.root_device)
     data = run.read_info().get("data") or {}
-    corrupt = list(parts.module._corrupt.paths)
-    result["data"] = {**data, "corrupt": {"count": len(corrupt), "files": corrupt}}
+    corrupt = dict(parts.module._corrupt.paths)
+    result["data"] = {**data, "corrupt": {"count": len(corrupt), "files": list(corrupt), "reasons": corrupt}}
     return result
 
 

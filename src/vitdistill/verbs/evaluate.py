@@ -37,6 +37,7 @@ def evaluate(
     crop_pct: float | None = None,
     device: str = "auto",
     workers: int | None = None,
+    bad_share: float = 0.01,
     model_args: dict[str, Any] | None = None,
     actions: ActionFiles = ActionFiles(),
     out: str | None = None,
@@ -62,6 +63,7 @@ def evaluate(
             one that the model was published with.
         device: auto, cpu, cuda, ...
         workers: loader processes.
+        bad_share: share of the files that may be unreadable; in small sets up to 3 are borne.
         model_args: further arguments of the architecture.
         actions: of actions: annotations to test on; by default the run's own. `--actions.detections none` tests on the
             annotated boxes.
@@ -87,6 +89,7 @@ def evaluate(
             batch_size=batch_size,
             device=device,
             workers=workers,
+            bad_share=bad_share,
             out=out,
             as_json=json,
         )
@@ -114,7 +117,7 @@ def evaluate(
             f"{source.name} has {len(source.classes)}"
         )
     _check_keep(backbone, keep)
-    reader = Reader(subject, batch_size=batch_size, device=device, workers=workers)
+    reader = Reader(subject, batch_size=batch_size, device=device, workers=workers, bad_share=bad_share)
     result = {"model": model, "data": source.name, **_accuracy(reader, keep)}
     _show(result, json)
     return result
@@ -132,7 +135,7 @@ def _accuracy(reader: Reader, keep: int | float) -> dict[str, Any]:
     backbone, source = reader.subject.backbone, reader.subject.source
     views = reader.subject.options.clips * reader.subject.options.crops
     backbone.eval().to(reader.place)
-    corrupt, scores, targets = CorruptLog.of(source.val), [], []
+    corrupt, scores, targets = CorruptLog.of(source.val, reader.bad_share), [], []
     for images, labels_of_batch in reader.batches(source.val, corrupt, "evaluating"):
         logits = _logits(backbone, images, keep).float().cpu()
         scores.append(logits.log_softmax(dim=1) if views == 1 else averaged(logits, views))

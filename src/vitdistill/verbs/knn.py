@@ -24,6 +24,7 @@ def knn(
     sampling: Literal["dense", "uniform"] | None = None,
     device: str = "auto",
     workers: int | None = None,
+    bad_share: float = 0.01,
     model_args: dict[str, Any] | None = None,
     json: bool = False,
 ) -> dict[str, Any]:
@@ -48,6 +49,7 @@ def knn(
         sampling: of videos: dense or uniform; by default the run's.
         device: auto, cpu, cuda, ...
         workers: loader processes.
+        bad_share: share of the files that may be unreadable; in small sets up to 3 are borne.
         model_args: further arguments of the architecture.
         json: print one JSON object in place of the table.
 
@@ -70,7 +72,7 @@ def knn(
     source = subject.source
     ks = [k] if isinstance(k, int) else list(k)
     check_votes(ks, temperature, len(source.train))
-    reader = Reader(subject, batch_size=batch_size, device=device, workers=workers)
+    reader = Reader(subject, batch_size=batch_size, device=device, workers=workers, bad_share=bad_share)
     train = extract(reader, source.train, pool, "training images")
     val = extract(reader, source.val, pool, "validation images")
     scores = knn_accuracy(

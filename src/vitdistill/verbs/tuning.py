@@ -98,6 +98,7 @@ def final_test(job: Job, run: "RunDirectory", info: dict[str, Any]) -> dict[str,
         place=place_of("auto"),
         workers=loader.workers,
         out=run.path,
+        bad_share=loader.bad_share,
         total=len(data.train) + len(data.val),  # of which as many may be unreadable as in training
     )
     return run.update(detection={name: value for name, value in result.items() if name != "actions"})

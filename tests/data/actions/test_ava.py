@@ -268,7 +268,7 @@ def test_unreadable_key_frames_are_left_out_of_validation(write, movies: Movies)
     transform = KeyFrameTransform((8, 8), Sampling(frames=2, stride=1), 2)
     batches = list(make_loader(frames, transform, EvalBatchSampler(2, 1), seed=0))
     assert [len(batch.images) for batch in batches] == [0, 1]
-    assert batches[0].skipped[0].endswith("a at 902 s") and batches[1].index.tolist() == [1]
+    assert batches[0].skipped[0].path.endswith("a at 902 s") and batches[1].index.tolist() == [1]
 
 
 def test_video_files_are_found_by_their_id_and_tell_their_rate(tmp_path: Path, write) -> None:

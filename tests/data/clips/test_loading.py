@@ -60,7 +60,7 @@ def test_training_batches_are_full_and_what_is_unreadable_is_named(source):
     sampler = EpochBatchSampler(len(source.train), 12, seed=0, shuffle=False)
     batches = list(make_loader(source.train, pretrain_transform(SIZE, SAMPLING), sampler, seed=0))
     assert [batch.images.shape for batch in batches] == [(12, 3, 4, SIZE, SIZE)] * 2
-    assert sorted(set(names([path for batch in batches for path in batch.skipped]))) == BAD
+    assert sorted(set(names([path for batch in batches for path, _ in batch.skipped]))) == BAD
     shown = names([source.train.path(index) for index in batches[0].index.tolist()])
     assert shown[:7] == GOOD and shown[7:] == ["a_plain.mp4"] * 5, "the next readable one takes their place"
     assert batches[0].targets.tolist() == [0] * 7 + [1] * 5
@@ -70,10 +70,10 @@ def test_validation_leaves_out_what_is_unreadable(source):
     transform = eval_transform(SIZE, SAMPLING)
     batches = list(make_loader(source.val, transform, EvalBatchSampler(len(source.val), 12), seed=0))
     assert [names([source.val.path(index) for index in batch.index.tolist()]) for batch in batches] == [GOOD, GOOD]
-    assert [names(batch.skipped) for batch in batches] == [BAD, BAD]
+    assert [names(path for path, _ in batch.skipped) for batch in batches] == [BAD, BAD]
     views = views_transform(SIZE, SAMPLING, Views(2, 3))
     (first, _) = make_loader(source.val, views, EvalBatchSampler(len(source.val), 12), seed=0)
-    assert first.images.shape == (7, 3, 6 * 4, SIZE, SIZE) and names(first.skipped) == BAD
+    assert first.images.shape == (7, 3, 6 * 4, SIZE, SIZE) and names(path for path, _ in first.skipped) == BAD
     (_, empty) = make_loader(source.val, transform, EvalBatchSampler(7 + 5, 7), seed=0)
     assert empty.images.shape == (0, 3, 4, SIZE, SIZE) and len(empty.skipped) == 5
 
@@ -89,9 +89,9 @@ def test_workers_read_the_same(source):
 
 def test_videos_are_called_videos_where_they_are_counted(source, caplog):
     log = CorruptLog.of(source.val)
-    log.add(["x/a.mp4"])
-    assert "Unreadable video, skipped: x/a.mp4" in caplog.text
-    with pytest.raises(UserError, match="At most 1% of the videos may be unreadable; got 1 of 24: x/a.mp4"):
+    log.add((f"x/{name}.mp4", "no pictures") for name in "abcd")
+    assert "Unreadable video, skipped: x/a.mp4 (no pictures)" in caplog.text
+    with pytest.raises(UserError, match="At most 1% of the videos may be unreadable; got 4 of 24: x/a.mp4"):
         log.check(24)
 
 

@@ -1,3 +1,4 @@
+import logging
 import os
 import pickle
 from pathlib import Path
@@ -7,10 +8,12 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from vitdistill.data import open_source
+from vitdistill.data import Augment, ViewOptions, open_source
+from vitdistill.data.clips.files import has_videos, video_files
 from vitdistill.data.folders import hold_out
 from vitdistill.data.images.folder import IMAGES, image_folder, list_images
 from vitdistill.errors import UserError
+from vitdistill.types import InputSpec
 
 
 def test_classes_are_numbered_in_sorted_order_and_images_found_at_any_depth(make_folder):
@@ -170,7 +173,7 @@ def test_without_labels_a_labelled_folder_is_opened_as_ever(photos):
     [
         ("train/loose.jpg", 11, 4),  # beside the class folders: has no class
         ("val/loose.jpg", 10, 5),
-        ("train/bird/x.jpg", 11, 4),  # classes differ
+        ("val/zebra/x.jpg", 10, 5),  # a class that is not in train
         ("train/bird/x.txt", 10, 4),  # a class without images
     ],
 )
@@ -284,3 +287,108 @@ def test_bundled_and_open_sources_keep_their_labels(photos):
     assert open_source("digits", labels=False) is open_source("digits")
     opened = open_source(photos)
     assert open_source(opened, labels=False) is opened
+
+
+# --- what is read, and what is left out ------------------------------------------------------------------------------
+
+
+def labelled_names(touch, *names: str) -> Path:
+    """Files in two classes of both splits."""
+    return touch(*(f"{split}/{label}/{name}" for split in ("train", "val") for label in "ab" for name in names))
+
+
+def test_every_format_that_pillow_reads_is_a_sample(touch):
+    names = ["1.png", "2.jfif", "3.gif", "4.AVIF", "5.jp2", "6.heic", "7.JPE", "8.bmp", "9.qoi"]
+    assert len(image_folder(labelled_names(touch, *names)).train) == 18
+
+
+def test_what_was_left_out_is_said_in_one_line_once(touch, caplog):
+    root = labelled_names(touch, "1.jpg", "notes.txt", "list.json", "film.mp4", "README", "more.TXT")
+    (root / "train/loose.jpg").touch()
+    with caplog.at_level(logging.WARNING):
+        image_folder(root)
+        image_folder(root)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Left out of {root}: 8 .txt, 4 .json, 4 .mp4, 4 without a suffix (not read as images); "
+        "1 image in train/ outside the class folders"
+    ]
+
+
+@pytest.mark.parametrize("name", ["@eaDir", "__MACOSX", ".thumbs", "#recycle"])
+def test_folders_of_other_programs_are_neither_classes_nor_samples(touch, caplog, name):
+    root = labelled_names(touch, "1.jpg", f"{name}/1.jpg", "Thumbs.db", ".DS_Store", "desktop.ini")
+    (root / "train" / name).mkdir(parents=True)
+    (root / "train" / name / "x.jpg").touch()
+    source = image_folder(root)
+    assert source.classes == ["a", "b"] and len(source.train) == 2 and not caplog.records
+    assert len(list_images(root)) == 4
+    assert len(image_folder(root, labels=False).train) == 2
+
+
+@pytest.mark.parametrize(
+    ("train", "val"), [("Train", "VAL"), ("training", "valid"), ("TRAIN", "Validation"), ("train", "Test")]
+)
+def test_usual_names_of_splits_in_any_case(make_folder, train, val):
+    root = make_folder(**{train: {"a": 1, "b": 1}, val: {"a": 1, "b": 2}})
+    assert (len(image_folder(root).train), len(image_folder(root).val)) == (2, 3)
+    unlabelled = image_folder(root, labels=False)
+    assert (len(unlabelled.train), len(unlabelled.val)) == (2, 3)
+
+
+def test_numeric_class_names_are_ordered_by_value_and_it_is_said(make_folder, caplog):
+    numbers = {str(number): 1 for number in range(12)}
+    source = image_folder(make_folder(train=numbers, val=numbers))
+    assert source.classes == [str(number) for number in range(12)]
+    assert os.path.basename(os.path.dirname(source.train.path(2))) == "2" and source.train.labels == list(range(12))
+    assert "in the order of their numbers: 0, 1, 2, 3" in caplog.text
+    caplog.clear()
+    assert image_folder(make_folder("few", train={"1": 1, "2": 1}, val={"1": 1, "2": 1})).classes == ["1", "2"]
+    mixed = dict.fromkeys(("10", "9", "x"), 1)
+    assert image_folder(make_folder("mixed", train=mixed, val=mixed)).classes == ["10", "9", "x"]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("val", [{"a": 1, "c": 2}, {"a": 1, "b": 0, "c": 2}])
+def test_validation_may_lack_classes_and_keeps_the_numbers_of_training(make_folder, caplog, val):
+    source = image_folder(make_folder(train={"a": 1, "b": 1, "c": 1}, val=val))
+    assert source.classes == ["a", "b", "c"] and source.val.labels == [0, 2, 2]
+    assert "val has no image of 'b': scored on the other 2 classes" in caplog.text
+
+
+def test_one_thumbnail_beside_each_video_does_not_make_a_folder_of_images(touch, caplog):
+    root = labelled_names(touch, "1.mp4", "1.jpg", "2.avi", "thumb_2.png", "2_small.png")
+    assert has_videos(root)
+    assert f"{root} is taken for a folder of videos: 8 videos and 12 images, 12 of them stills" in caplog.text
+    videos = video_files(root)
+    assert len(videos.train) == 4 and "12 .png" not in caplog.text
+    assert f"Left out of {root}: 8 .png, 4 .jpg (not read as videos)" in caplog.text
+    assert len(video_files(root, labels=False).train) == 4, "nor a folder of frames"
+
+
+def test_few_videos_among_images_are_left_out(touch, caplog):
+    root = labelled_names(touch, "a.jpg", "b.jpg", "c.jpg", "film.mp4")
+    assert len(open_source(root).train) == 6
+    assert "is taken for a folder of images: 4 videos and 12 images" in caplog.text
+    assert "4 .mp4 (not read as images)" in caplog.text
+
+
+def test_telephone_pictures_with_short_videos_are_images(touch):
+    assert not has_videos(labelled_names(touch, "IMG_1.HEIC", "IMG_1.MOV", "IMG_2.heic", "IMG_3.heic"))
+
+
+def test_links_into_nothing_and_folders_with_names_of_images(photos):
+    (photos / "val/cat/x.jpg").symlink_to("nowhere")
+    (photos / "val/cat/y.jpg").mkdir()
+    assert len(image_folder(photos).val) == 5
+
+
+def test_dark_16_bit_images_are_pointed_out(make_folder, caplog):
+    root = make_folder(train={"a": 1, "b": 1}, val={"a": 1, "b": 1})
+    spec, options = InputSpec((3, 8, 8), (0.5,) * 3, (0.5,) * 3), ViewOptions(augment=Augment())
+    image_folder(root).train.check(spec, options)
+    assert not caplog.records
+    for split in ("train", "val"):
+        for label in "ab":
+            Image.new("I;16", (8, 8), 4000).save(root / split / label / "dark.png")
+    image_folder(root).train.check(spec, options)
+    assert "nearly black: the highest number in 2 of them is 4000, and 65535 is white" in caplog.text

@@ -224,6 +224,8 @@ class KeyFrames(Samples):
         """Whole frames, resized to the network's size; in training flipped with their boxes."""
         if spec.frames is None:
             raise UserError("Key frames need a network over clips", "one over single images")
+        if spec.shape[0] != 3:
+            raise UserError("Clips are read as RGB, for networks with 3 channels", f"in_chans {spec.shape[0]}")
         if train:
             _check_augment(options.augment)
         given = {

@@ -5,7 +5,8 @@ A video is a file, or a folder that holds its frames as images. What trains with
 
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Set
 from itertools import islice
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from vitdistill.data.folders import (
     unlabelled,
     walk,
 )
+from vitdistill.data.images.decode import HEIF_SUFFIXES
+from vitdistill.data.left_out import say_once, suffix
 from vitdistill.data.samples import Samples
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
@@ -88,9 +91,10 @@ def video_files(path: str | Path, *, labels: bool = True, root: str | Path | Non
 def has_videos(path: str | Path) -> bool:
     """Whether a folder or a list looks like videos rather than images.
 
-    It does when its training list names a video, when most of the first 1000 videos and images are videos, or when
-    `train/<class>/<clip>/` holds images with names such as `img_00001.jpg` or `frame_1.png`. Other folders of frames
-    look like images: open them with `video_files`. A list looks like videos unless it names images.
+    It does when its training list names a video, when at least half of the first 1000 videos and images are videos
+    (stills of these videos not counted), or when `train/<class>/<clip>/` holds images with names such as
+    `img_00001.jpg` or `frame_1.png`. Other folders of frames look like images: open them with `video_files`. A list
+    looks like videos unless it names images. Where there are both, one line says what the folder was taken for.
 
     Args:
         path: the folder or list; need not exist.
@@ -103,11 +107,51 @@ def has_videos(path: str | Path) -> bool:
         return True
     if not place.is_dir():
         return False
-    media = (name for _, _, files in walk(place) for name in files if is_video(name) or is_image(name))
-    are_videos = [is_video(name) for name in islice(media, LOOKED_AT)]
-    if not are_videos:
+    files = (name for _, _, files in walk(place) for name in files if is_video(name) or is_image(name))
+    media = list(islice(files, LOOKED_AT))
+    if not media:
         return lists.train is not None  # which is empty, or names only what is missing: to be said by its reader
-    return sum(are_videos) * 2 > len(are_videos) or _has_frame_folders(place)
+    videos = [name for name in media if is_video(name)]
+    images = [name for name in media if not is_video(name)]
+    known = set(map(stem, videos))
+    others = [name for name in images if not shows_one_of(known, name)]
+    if not videos or not images:
+        return bool(videos) or _has_frame_folders(place)
+    taken = len(videos) >= len(others) or _has_frame_folders(place)
+    stills = f", {len(images) - len(others)} of them stills of the videos" if len(others) < len(images) else ""
+    first = f"of the first {LOOKED_AT}, " if len(media) == LOOKED_AT else ""
+    say_once(
+        f"{place} is taken for a folder of {'videos' if taken else 'images'}: {first}{len(videos)} videos and "
+        f"{len(images)} images{stills}. Keep them apart to train on the others"
+    )
+    return taken
+
+
+def stem(name: str) -> str:
+    """A file's name without folder and suffix, in lower case."""
+    return os.path.splitext(os.path.basename(name))[0].lower()
+
+
+def shows_one_of(videos: Set[str], image: str) -> bool:
+    """Whether an image is a still of a video, by its name: that of the video with something before or behind.
+
+    A HEIC picture is none: telephones write these with a short video of the same name.
+
+    Args:
+        videos: their stems.
+        image: its file name.
+
+    Example:
+        >>> shows_one_of({"clip1"}, "clip1.jpg"), shows_one_of({"clip1"}, "thumb_clip1.png")
+        (True, True)
+        >>> shows_one_of({"clip1"}, "clip10.jpg"), shows_one_of({"clip1"}, "clip1.heic")
+        (False, False)
+    """
+    if not videos or os.path.splitext(image)[1].lower() in HEIF_SUFFIXES:
+        return False
+    text = stem(image)
+    bounds = [match.span() for match in re.finditer(r"[\W_]+", text)]
+    return any(part in videos for start, end in bounds for part in (text[:start], text[end:])) or text in videos
 
 
 def is_video(path: str) -> bool:
@@ -120,17 +164,25 @@ def _holds_a_file(videos: Samples) -> bool:
     return not os.path.isdir(videos.path(0)) or any(map(is_video, paths))
 
 
-def _videos_below(root: Path, leave_out: tuple[str, ...]) -> list[str]:
+def _videos_below(root: Path, leave_out: tuple[str, ...], left: Counter[str]) -> list[str]:
     """Video files and folders of frames below a folder, relative to it; images directly in it are no video."""
-    return sorted(_walked(root, leave_out))
+    return sorted(_walked(root, leave_out, left))
 
 
-def _walked(root: Path, leave_out: tuple[str, ...]) -> Iterator[str]:
+def _walked(root: Path, leave_out: tuple[str, ...], left: Counter[str]) -> Iterator[str]:
+    stems: dict[str, set[str]] = {}  # of the videos in each folder
     for below, folders, files in walk(root, leave_out):
-        if below and any(map(is_image, files)):
+        videos = [name for name in files if is_video(name)]
+        stems[below] = set(map(stem, videos))
+        known = stems[below] | stems.get(os.path.dirname(below), set())
+        images = [name for name in files if is_image(name) and not shows_one_of(known, name)]
+        # Images beside videos, or with the names of videos in the folder above, are stills of these and no frames.
+        if below and images and not videos:
             folders.clear()
             yield below
-        yield from (os.path.join(below, name) for name in files if is_video(name))
+        else:
+            left.update(suffix(name) for name in files if not is_video(name))
+        yield from (os.path.join(below, name) for name in videos)
 
 
 def _has_frame_folders(root: Path) -> bool:

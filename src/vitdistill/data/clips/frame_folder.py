@@ -11,6 +11,7 @@ from PIL import Image
 
 from vitdistill.data.clips.video import Picture, Video, distinct, scaled
 from vitdistill.data.folders import is_image
+from vitdistill.data.images.decode import open_image, read_image
 
 
 class FrameFolder(Video):
@@ -40,7 +41,7 @@ class FrameFolder(Video):
         Raises:
             OSError: as `length`, and when that image is unreadable.
         """
-        with Image.open(os.path.join(self.path, self._list()[0])) as image:
+        with open_image(os.path.join(self.path, self._list()[0])) as image:
             return min(image.size)
 
     def read(self, frames: Sequence[int], short_side: int | None = None) -> UInt8[np.ndarray, "t height width 3"]:
@@ -59,8 +60,7 @@ class FrameFolder(Video):
         pictures: list[Picture] = []
         size: tuple[int, int] | None = None
         for number in numbers:
-            with Image.open(os.path.join(self.path, names[number])) as image:
-                rgb = image.convert("RGB")
+            rgb = read_image(os.path.join(self.path, names[number]))
             size = size or scaled(*rgb.size, short_side)
             pictures.append(np.asarray(rgb if rgb.size == size else rgb.resize(size, Image.Resampling.BILINEAR)))
         return np.stack([pictures[place] for place in places])

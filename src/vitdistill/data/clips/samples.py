@@ -14,7 +14,7 @@ from vitdistill.data.clips.sampling import Sampling, Views
 from vitdistill.data.clips.video import Video
 from vitdistill.data.images.recipes import Augment, ImageTransform
 from vitdistill.data.images.samples import image_transform
-from vitdistill.data.samples import UNREADABLE, Samples, Transform, ViewOptions
+from vitdistill.data.samples import UNREADABLE, Samples, Transform, ViewOptions, reason_of
 from vitdistill.errors import UserError, refuse_given
 from vitdistill.types import InputSpec
 
@@ -49,6 +49,8 @@ class VideoSamples(Samples):
     def transform(self, spec: InputSpec, options: ViewOptions, *, train: bool) -> Transform:
         if spec.frames is None:
             return FrameTransform(image_transform(spec, options, train=train), anywhere=train)
+        if spec.shape[0] != 3:
+            raise UserError("Clips are read as RGB, for networks with 3 channels", f"in_chans {spec.shape[0]}")
         sampling, augment = self.sampling(spec, options), options.augment
         # Training takes it with the recipe, evaluation as an option of its own.
         name = "augment.crop_pct" if train else "crop_pct"
@@ -92,7 +94,8 @@ class VideoSamples(Samples):
         for index in np.unique(np.linspace(0, len(self) - 1, min(LOOKED_AT, len(self))).astype(int)).tolist():
             try:
                 longest = max(longest, self.load(index)[0].length)
-            except UNREADABLE:
+            except UNREADABLE as error:
+                reason_of(error, self.path(index))  # raises what is no fault of the file
                 continue
             if longest >= sampling.needed:
                 return

@@ -15,10 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from vitdistill.data.images.augment import RECIPES, Augment, RecipeName, ResolvedAugment
+from vitdistill.errors import UserError
 
 __all__ = ["RECIPES", "Augment", "RecipeName", "ResolvedAugment", "eval_transform", "train_transform"]
 
 ImageSize = int | tuple[int, int]
+LONGEST = 200  # how many times longer than wide a picture may be before the ends are left out in validation
 
 
 @dataclass(frozen=True)
@@ -28,28 +30,29 @@ class ImageTransform:
     Attributes:
         steps: what runs, in order.
         random: whether the outcome depends on the state of the random number generators.
-        shape: of every image: (3, height, width).
+        shape: of every image: (channels, height, width).
     """
 
     steps: Callable[[Image.Image], Any]
     random: bool
     shape: tuple[int, int, int]
 
-    def __call__(self, image: Image.Image) -> UInt8[Tensor, "3 height width"]:
+    def __call__(self, image: Image.Image) -> UInt8[Tensor, "ch height width"]:
         pixels = self.steps(image)
         # timm's prefetcher path ends in a tensor or, in older releases, a numpy array.
         return torch.from_numpy(np.ascontiguousarray(pixels)) if isinstance(pixels, np.ndarray) else pixels
 
 
-def train_transform(augment: Augment, image_size: ImageSize) -> ImageTransform:
+def train_transform(augment: Augment, image_size: ImageSize, channels: int = 3) -> ImageTransform:
     """The training transform of a recipe.
 
     Args:
         augment: the recipe.
         image_size: height and width in pixels, or one number for both.
+        channels: 3 for RGB, 1 for grey. All augmentation runs on RGB.
 
     Raises:
-        UserError: when an option is out of range.
+        UserError: when an option is out of range, or for other channels.
     """
     from timm.data import create_transform
     from torchvision.transforms import Compose
@@ -69,14 +72,15 @@ def train_transform(augment: Augment, image_size: ImageSize) -> ImageTransform:
     )
     steps = list(crop_and_flip.transforms)
     if options.scale == 1:  # the centre crop of validation in place of the random crop
-        steps[:1] = _eval_steps(options, image_size).transforms[:-1]
+        steps[:1] = [_not_too_long, *_eval_steps(options, image_size).transforms[:-1]]
     distortions = list(distort.transforms)
     for transform in distortions:
         mend_posterize(transform)
     if not options.color_jitter and policy is None:
         distortions.clear()  # timm adds a jitter of strength 0, which only costs time
     random = options.scale < 1 or options.hflip > 0 or options.color_jitter > 0 or policy is not None
-    return ImageTransform(Compose([*steps, *distortions, *to_tensor.transforms]), random, _shape(image_size))
+    run = Compose([*steps, *distortions, *_to_channels(channels), *to_tensor.transforms])
+    return ImageTransform(run, random, _shape(image_size, channels))
 
 
 def mend_posterize(policy: Any) -> None:
@@ -90,17 +94,22 @@ def _posterize(posterize: Callable[..., Image.Image], image: Image.Image, bits: 
     return posterize(image, max(1, bits), **options)
 
 
-def eval_transform(augment: Augment, image_size: ImageSize) -> ImageTransform:
+def eval_transform(augment: Augment, image_size: ImageSize, channels: int = 3) -> ImageTransform:
     """The validation transform of a recipe: resize the shorter edge to size / crop_pct, crop the centre.
 
     Args:
         augment: the recipe.
         image_size: height and width in pixels, or one number for both.
+        channels: 3 for RGB, 1 for grey.
 
     Raises:
-        UserError: when an option is out of range.
+        UserError: when an option is out of range, or for other channels.
     """
-    return ImageTransform(_eval_steps(augment.resolved(), image_size), random=False, shape=_shape(image_size))
+    from torchvision.transforms import Compose
+
+    *steps, to_tensor = _eval_steps(augment.resolved(), image_size).transforms
+    run = Compose([_not_too_long, *steps, *_to_channels(channels), to_tensor])
+    return ImageTransform(run, random=False, shape=_shape(image_size, channels))
 
 
 def _eval_steps(options: ResolvedAugment, image_size: ImageSize) -> Any:
@@ -115,8 +124,30 @@ def _eval_steps(options: ResolvedAugment, image_size: ImageSize) -> Any:
     )
 
 
-def _shape(image_size: ImageSize) -> tuple[int, int, int]:
-    return (3, *image_size) if isinstance(image_size, tuple) else (3, image_size, image_size)
+def _not_too_long(image: Image.Image) -> Image.Image:
+    """The middle of a strip: resizing all of it by its shorter edge would take memory without end."""
+    width, height = image.size
+    longest = LONGEST * min(width, height)
+    if max(width, height) <= longest:
+        return image
+    left, top = max(0, width - longest) // 2, max(0, height - longest) // 2
+    return image.crop((left, top, left + min(width, longest), top + min(height, longest)))
+
+
+def _to_channels(channels: int) -> list[Callable[[Image.Image], Image.Image]]:
+    if channels == 3:
+        return []
+    if channels == 1:
+        return [_grey]
+    raise UserError("Images are read as RGB or grey, for networks with 3 channels or 1", f"in_chans {channels}")
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    return image.convert("L")  # luma; of a grey picture in RGB exactly its grey
+
+
+def _shape(image_size: ImageSize, channels: int) -> tuple[int, int, int]:
+    return (channels, *image_size) if isinstance(image_size, tuple) else (channels, image_size, image_size)
 
 
 def _square(image_size: ImageSize) -> ImageSize:

@@ -9,7 +9,8 @@ from vitdistill.types import InputSpec
 
 
 class ImageSamples(Samples):
-    """Images. `load` gives a whole one as RGB, a `PIL.Image.Image`, with its class number."""
+    """Images. `load` gives a whole one as RGB, a `PIL.Image.Image`, with its class number. Networks with one channel
+    get it as grey."""
 
     word: ClassVar[str] = "image"
 
@@ -25,7 +26,8 @@ def image_transform(spec: InputSpec, options: ViewOptions, *, train: bool) -> Im
     """The transform of a recipe, for single images and single frames of videos.
 
     Raises:
-        UserError: when options of clips are given, or an option of the recipe is out of range.
+        UserError: when options of clips are given, an option of the recipe is out of range, or the network takes other
+            channels than 3 or 1.
     """
     given = {
         "clips": (options.clips, options.crops) != (1, 1),
@@ -33,4 +35,4 @@ def image_transform(spec: InputSpec, options: ViewOptions, *, train: bool) -> Im
         "sampling": options.sampling is not None,
     }
     refuse_given(given, "with a network over single images")
-    return (train_transform if train else eval_transform)(options.augment, spec.size)
+    return (train_transform if train else eval_transform)(options.augment, spec.size, spec.shape[0])

@@ -12,18 +12,19 @@ from vitdistill.types import TokenGrid
 class Pixels(Target):
     """The patches' own pixels (MAE)."""
 
-    def __init__(self, grid: TokenGrid, patch: tuple[int, int], *, normalise: bool = True) -> None:
+    def __init__(self, grid: TokenGrid, patch: tuple[int, int], *, normalise: bool = True, colours: int = 3) -> None:
         """
         Args:
             grid: patches of an image.
             patch: height and width of a patch, in pixels.
             normalise: standardise each patch by its own mean and deviation over all p*p*3 values.
+            colours: channels of an image.
         """
-        self.grid, self.patch, self.normalise = grid, patch, normalise
+        self.grid, self.patch, self.normalise, self.colours = grid, patch, normalise, colours
 
     @property
     def channels(self) -> int:
-        return self.patch[0] * self.patch[1] * 3
+        return self.patch[0] * self.patch[1] * self.colours
 
     def values(
         self, inputs: Float[Tensor, "b ch *pixels"], kept: Int[Tensor, "bm k"], masked: Int[Tensor, "bm r"]

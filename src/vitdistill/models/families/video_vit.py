@@ -149,7 +149,7 @@ class VideoViT(ViT):
     def input(self) -> InputSpec:
         embed = self.net.patch_embed
         patch = (int(embed.tubelet), *embed.patch_size)
-        return InputSpec((3, int(embed.frames), *embed.img_size), *self._statistics, patch)
+        return InputSpec((self.channels, int(embed.frames), *embed.img_size), *self._statistics, patch)
 
 
 def check_video(network: Network, role: str) -> VideoViT:

@@ -68,7 +68,7 @@ def keep_heatmap(kept: Int[Tensor, "b k"], grid: TokenGrid) -> Float[Tensor, "h 
 @torch.inference_mode()
 def masks_of(
     backbone: Backbone,
-    images: Float[Tensor, "b 3 height width"],
+    images: Float[Tensor, "b ch height width"],
     keep: int | float | str,
     *,
     layer: int | str = "last",
@@ -171,19 +171,23 @@ def some_images(
 
 
 def _image(path: Path) -> "Image":
-    from torchvision.datasets.folder import pil_loader
-
-    from vitdistill.data.loader import UNREADABLE
+    from vitdistill.data.images.decode import read_image
+    from vitdistill.data.samples import UNREADABLE, reason_of
 
     try:
-        return pil_loader(str(path))
+        return read_image(path)
     except UNREADABLE as error:
-        raise UserError("Every image must be readable", f"{path} ({error})", "Remove it") from error
+        reason = reason_of(error, str(path))
+        raise UserError("Every image must be readable", f"{path} ({reason})", "Remove it") from error
 
 
-def normalised(images: UInt8[Tensor, "b 3 height width"], backbone: Backbone) -> Float[Tensor, "b 3 height2 width2"]:
-    """The images at a backbone's size, with its statistics."""
+def normalised(images: UInt8[Tensor, "b 3 height width"], backbone: Backbone) -> Float[Tensor, "b ch height2 width2"]:
+    """The images at a backbone's size, with its statistics; grey where it takes one channel."""
+    from torchvision.transforms.functional import rgb_to_grayscale
+
     floats = images.float() / 255
+    if backbone.input.shape[0] == 1:
+        floats = rgb_to_grayscale(floats)
     if tuple(images.shape[-2:]) != backbone.input.size:
         floats = torch.nn.functional.interpolate(floats, backbone.input.size, mode="bilinear", antialias=True)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (backbone.input.mean, backbone.input.std))

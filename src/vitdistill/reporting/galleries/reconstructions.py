@@ -61,10 +61,11 @@ def reconstructions(run: "Run", count: int = IMAGES) -> Reconstructions:
     )
 
 
-def to_pixels(images: Float[Tensor, "b 3 height width"], backbone: "Backbone") -> UInt8[Tensor, "b 3 height width"]:
+def to_pixels(images: Float[Tensor, "b ch height width"], backbone: "Backbone") -> UInt8[Tensor, "b 3 height width"]:
     """Images normalised with a backbone's statistics as pixels again; what lies beyond black and white is cut."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (backbone.input.mean, backbone.input.std))
-    return ((images.float() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+    pixels = ((images.float() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+    return pixels.expand(-1, 3, *pixels.shape[2:])  # of grey
 
 
 def reconstruction_figure(found: Reconstructions, what: str = "image") -> "Figure":
