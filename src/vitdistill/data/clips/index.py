@@ -8,6 +8,7 @@ certain (`_doubt`), the file is decoded once to count its pictures, and is read 
 import os
 import re
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -81,7 +82,7 @@ def index_of(stream: Stream) -> Index:
 
 def _read(stream: Stream) -> Index:
     doubt = _doubt_of_kind(stream)
-    packets = [] if doubt else [_facts(packet, _codec_of(stream)) for packet in stream.demux()]
+    packets = [] if doubt else list(_packets(stream))
     missing = _missing(stream, len(packets)) if packets else 0
     doubt = doubt or _doubt(packets, stream)
     if not doubt:
@@ -119,9 +120,12 @@ class _Packet(NamedTuple):
     odd: bool  # it may bring no picture, or a damaged one
 
 
-def _facts(packet: Any, codec: str) -> _Packet:
-    odd = packet.is_discard or packet.is_corrupt or _without_picture(packet, codec)
-    return _Packet(packet.pts, packet.dts, packet.is_keyframe, odd)
+def _packets(stream: Stream) -> Iterator[_Packet]:
+    codec = _codec_of(stream)
+    for number, packet in enumerate(stream.demux()):
+        odd = packet.is_discard or packet.is_corrupt or _without_picture(packet, codec)
+        keyframe = packet.is_keyframe and (number > 0 or codec != "h264" or _begins_anew(packet, stream.codec))
+        yield _Packet(packet.pts, packet.dts, keyframe, odd)
 
 
 def _doubt_of_kind(stream: Stream) -> str:
@@ -143,7 +147,7 @@ def _doubt(packets: list[_Packet], stream: Stream) -> str:
         return "its pictures have no timestamps of their own"
     if any(packet.odd for packet in packets):
         return "an edit list hides pictures, or packets bring none or damaged ones"
-    if not packets or not packets[0].keyframe or stamps[0] != min(stamps) or not _begins_anew(stream):
+    if not packets or not packets[0].keyframe or stamps[0] != min(stamps):
         return "its first pictures refer to others that were cut off"
     if int(stream.codec.field_order) not in PROGRESSIVE and _codec_of(stream) in ("h264", "hevc", "mpeg4"):
         return "interlaced pictures may take two packets"
@@ -175,12 +179,9 @@ def _without_picture(packet: Any, codec: str) -> bool:
     return header[existing] == "0" and header[existing + 2] == "0"
 
 
-def _begins_anew(stream: Stream) -> bool:
-    """Whether an H.264 stream begins with an IDR picture; behind another keyframe some may be left out."""
-    if _codec_of(stream) != "h264":
-        return True
-    stream.reopen()
-    data, header = bytes(next(stream.demux())), stream.codec.extradata or b""
+def _begins_anew(packet: Any, codec: Any) -> bool:
+    """Whether an H.264 packet holds an IDR picture; behind a keyframe of another kind some pictures may be left out."""
+    data, header = bytes(packet), codec.extradata or b""
     if header[:1] != b"\x01":  # start codes before each unit
         return any(unit[0] & 31 == IDR for unit in re.findall(rb"\x00\x00\x01(.)", data, re.DOTALL))
     place, width = 0, (header[4] & 3) + 1  # the length of each unit before it
