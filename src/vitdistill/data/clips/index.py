@@ -6,7 +6,6 @@ certain (`_doubt`), the file is decoded once to count its pictures, and is read 
 """
 
 import os
-import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
+from vitdistill.data.clips.h264 import Key, kind_of_h264
 from vitdistill.data.clips.stream import Stream
 
 # Containers and codecs whose timestamps were compared with decoding the whole file.
@@ -22,7 +22,6 @@ CONTAINERS = ("mov", "matroska", "avi")
 CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg", "prores", "dnxhd", "ffv1", "huffyuv", "ffvhuff")
 DECODERS = {"libvpx-vp9": "vp9", "libvpx": "vp8", "libdav1d": "av1", "libaom-av1": "av1"}
 PROGRESSIVE = (0, 1)  # FFmpeg's field order: unknown, and no fields at all
-IDR = 5  # type of an H.264 unit: a picture after which none refers to what was before
 EMPTY_MPEG4 = 19  # bytes; an MPEG-4 packet as small as that may say "no picture"
 KEPT_TIMES = 4_000_000  # of all indexes that a process keeps, 32 MB
 
@@ -93,7 +92,7 @@ def _read(stream: Stream) -> Index:
         raise OSError(f"{stream.path}: no picture could be decoded (truncated or damaged)")
     if None in stamps or stamps != sorted(stamps):
         return Index(len(stamps), None, doubt, missing)
-    if _written(packets, stream) and len(set(stamps)) == len(stamps) and set(stamps) <= {one.pts for one in packets}:
+    if _seekable(packets, stream) and len(set(stamps)) == len(stamps) and set(stamps) <= {one.pts for one in packets}:
         doubt = ""  # the decoder has shown that each timestamp stands for one picture
     return Index(len(stamps), np.array(stamps, dtype=np.int64), doubt, missing)
 
@@ -104,11 +103,10 @@ def _missing(stream: Stream, packets: int) -> int:
     return max(0, listed - packets)
 
 
-def _written(packets: "list[_Packet]", stream: Stream) -> bool:
-    """Whether timestamps are in the file, so that they are the same after a seek; AVI files only count pictures."""
-    return bool(packets) and (
-        stream.container.format.name != "avi" or all(packet.pts == packet.dts for packet in packets)
-    )
+def _seekable(packets: "list[_Packet]", stream: Stream) -> bool:
+    """Whether seeking gives the same timestamps (AVI files only count pictures) and the same pictures."""
+    written = stream.container.format.name != "avi" or all(packet.pts == packet.dts for packet in packets)
+    return bool(packets) and written and not any(packet.key == "gradual" for packet in packets)
 
 
 class _Packet(NamedTuple):
@@ -116,16 +114,18 @@ class _Packet(NamedTuple):
 
     pts: int | None
     dts: int | None
-    keyframe: bool
+    key: Key
     odd: bool  # it may bring no picture, or a damaged one
 
 
 def _packets(stream: Stream) -> Iterator[_Packet]:
     codec = _codec_of(stream)
-    for number, packet in enumerate(stream.demux()):
+    for packet in stream.demux():
         odd = packet.is_discard or packet.is_corrupt or _without_picture(packet, codec)
-        keyframe = packet.is_keyframe and (number > 0 or codec != "h264" or _begins_anew(packet, stream.codec))
-        yield _Packet(packet.pts, packet.dts, keyframe, odd)
+        key: Key = "no"
+        if packet.is_keyframe:
+            key = kind_of_h264(bytes(packet), stream.codec.extradata) if codec == "h264" else "clean"
+        yield _Packet(packet.pts, packet.dts, key, odd)
 
 
 def _doubt_of_kind(stream: Stream) -> str:
@@ -147,12 +147,16 @@ def _doubt(packets: list[_Packet], stream: Stream) -> str:
         return "its pictures have no timestamps of their own"
     if any(packet.odd for packet in packets):
         return "an edit list hides pictures, or packets bring none or damaged ones"
-    if not packets or not packets[0].keyframe or stamps[0] != min(stamps):
+    if not packets or packets[0].key != "clean" or stamps[0] != min(stamps):
         return "its first pictures refer to others that were cut off"
     if int(stream.codec.field_order) not in PROGRESSIVE and _codec_of(stream) in ("h264", "hevc", "mpeg4"):
         return "interlaced pictures may take two packets"
     latest = np.maximum.accumulate(stamps)
-    late = any(packet.keyframe and latest[place - 1] > stamps[place] for place, packet in enumerate(packets) if place)
+    if any(packet.key == "gradual" for packet in packets):
+        return "its pictures clear up gradually, so that decoding cannot begin anywhere"
+    late = any(
+        packet.key != "no" and latest[place - 1] > stamps[place] for place, packet in enumerate(packets) if place
+    )
     reordered = stamps != latest.tolist()
     if late or (reordered != bool(stream.codec.has_b_frames) and len(stamps) > 1):
         return "its timestamps do not fit the order of its pictures"
@@ -177,16 +181,3 @@ def _without_picture(packet: Any, codec: str) -> bool:
     header = format(data[0], "08b")  # VP9 bitstream, 6.2: marker, profile, show_existing_frame, frame_type, show_frame
     existing = 5 if header[2:4] == "11" else 4
     return header[existing] == "0" and header[existing + 2] == "0"
-
-
-def _begins_anew(packet: Any, codec: Any) -> bool:
-    """Whether an H.264 packet holds an IDR picture; behind a keyframe of another kind some pictures may be left out."""
-    data, header = bytes(packet), codec.extradata or b""
-    if header[:1] != b"\x01":  # start codes before each unit
-        return any(unit[0] & 31 == IDR for unit in re.findall(rb"\x00\x00\x01(.)", data, re.DOTALL))
-    place, width = 0, (header[4] & 3) + 1  # the length of each unit before it
-    while place + width < len(data):
-        if data[place + width] & 31 == IDR:
-            return True
-        place += width + int.from_bytes(data[place : place + width], "big")
-    return False
