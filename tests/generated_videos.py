@@ -55,12 +55,16 @@ def write_sound(path: Path) -> Path:
 
 
 def turn(path: Path, degrees: int = 90) -> Path:
-    """Ask players of an mp4 file to rotate it clockwise, as telephones do: the display matrix of its header."""
-    quarter = degrees // 90 % 4
-    cosine, sine = ((1, 0), (0, 1), (-1, 0), (0, -1))[quarter]
+    """Ask players of an mp4 file to rotate it clockwise, as telephones do."""
+    cosine, sine = ((1, 0), (0, 1), (-1, 0), (0, -1))[degrees // 90 % 4]
+    return show_as(path, cosine, sine, -sine, cosine)
+
+
+def show_as(path: Path, a: int, b: int, c: int, d: int) -> Path:
+    """Ask players of an mp4 file to show (x, y) at (a x + c y, b x + d y): the display matrix of its header."""
     content = bytearray(path.read_bytes())
     matrix = content.index(b"tkhd") + 44  # version 0 of the box: 40 bytes of other fields before the matrix
-    values: Sequence[int] = (cosine << 16, sine << 16, 0, -sine << 16, cosine << 16, 0, 0, 0, 1 << 30)
+    values: Sequence[int] = (a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
     content[matrix : matrix + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in values)
     path.write_bytes(content)
     return path

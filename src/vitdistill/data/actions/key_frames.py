@@ -116,8 +116,11 @@ class KeyFrame(Video):
         Raises:
             OSError: when the video ends more than a second earlier.
         """
-        rate = self._video.rate if isinstance(self._video, VideoFile) else self.movies.frame_rate
-        number = round((self.second - self.movies.start) * rate)
+        seconds = self.second - self.movies.start
+        if isinstance(self._video, VideoFile):
+            rate, number = self._video.rate, self._video.number_at(seconds)
+        else:
+            rate, number = self.movies.frame_rate, round(seconds * self.movies.frame_rate)
         if number > self.length - 1 + rate:
             raise OSError(f"{self.path}: ends before second {self.second} of the movie")
         return min(number, self.length - 1)

@@ -1,12 +1,10 @@
-"""Which compressed packets of a video must be decoded for some pictures, and which pictures are nearest to given times.
+"""Which compressed packets of a video must be decoded for some pictures.
 
 Timestamps are in ticks of the file's time base; packets come in decoding order.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
-
-import numpy as np
 
 
 def needed_runs(packets: list[Any], wanted: set[int]) -> Iterator[list[Any]]:
@@ -35,16 +33,3 @@ def needed_runs(packets: list[Any], wanted: set[int]) -> Iterator[list[Any]]:
 def _leads(group: list[Any], wanted: set[int]) -> bool:
     """Whether a wanted picture is decoded after the keyframe of its group and shown before it."""
     return any(packet.pts in wanted and packet.pts < group[0].pts for packet in group if group[0].pts is not None)
-
-
-def nearest_times(times: np.ndarray, targets: Sequence[int]) -> list[int]:
-    """For each target the nearest of the times; of two, the earlier one.
-
-    Args:
-        times: ascending, not empty.
-        targets: any.
-    """
-    after = np.searchsorted(times, targets).clip(0, len(times) - 1)
-    before = (after - 1).clip(0)
-    closer = np.abs(times[after] - targets) < np.abs(times[before] - targets)
-    return np.where(closer, times[after], times[before]).tolist()

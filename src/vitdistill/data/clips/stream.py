@@ -1,4 +1,4 @@
-"""An open video file, without decoding anything: its header, how frame numbers become timestamps, seeking, packets."""
+"""An open video file: which of its streams is the picture, its packets in order, seeking, and plain decoding."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -6,6 +6,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
+from vitdistill.data.clips.orientation import square_pixels
 from vitdistill.errors import UserError
 
 SEEK_SECONDS = 2.0  # shorter gaps are demuxed through, which costs less than a seek
@@ -33,13 +34,30 @@ def require_av(what: str = "Reading video files") -> Any:
 
 
 class Stream:
-    """An open file: its picture stream, and how frame numbers become timestamps."""
+    """An open file and its picture stream: the first one that is no cover picture or thumbnail.
+
+    Attributes:
+        path: the file.
+        container: as PyAV has it.
+        stream: the picture stream.
+        codec: its decoder, with one thread.
+        pixel: width of a pixel over its height.
+        short_side: shorter edge in square pixels.
+        rate: frames per second as the header says, else 25.
+        per_second: ticks of the time base.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.container = _open_container(path)
+        self._open()
         try:
-            self._read_header()
+            if not self.codec.width or not self.codec.height:
+                raise OSError(f"{self.path}: its picture stream has no size")
+            self.pixel = _fraction(self.stream.sample_aspect_ratio)
+            self.short_side: int = min(square_pixels(self.codec.width, self.codec.height, self.pixel))
+            self.per_second = 1 / _fraction(self.stream.time_base)
+            rate = _fraction(self.stream.average_rate or self.stream.guessed_rate)
+            self.rate = rate if 0 < rate <= MAX_RATE else FALLBACK_RATE
         except BaseException:
             self.container.close()
             raise
@@ -50,81 +68,64 @@ class Stream:
     def __exit__(self, *_error: object) -> None:
         self.container.close()
 
-    def _read_header(self) -> None:
-        if not self.container.streams.video:
-            raise OSError(f"{self.path}: no pictures in this file, only sound or data")
-        self.stream = self.container.streams.video[0]
-        self.codec = self.stream.codec_context
-        if self.codec is None or not self.codec.width or not self.codec.height:
-            raise OSError(f"{self.path}: its picture stream has no known codec or no size")
-        self.codec.thread_count = 1  # the loader's workers are the parallelism
-        self.short_side: int = min(self.codec.width, self.codec.height)
-        first = next((packet for packet in self.demux()), None)
-        if first is None:
-            raise OSError(f"{self.path}: no pictures in this file")
-        # With B-pictures an AVI file starts after its start time; with an edit list an MP4 file starts before it.
-        self.start: int = max(first.pts if first.pts is not None else 0, self.stream.start_time or 0)
-        self.length, rate = self._length_and_rate()
-        self.per_second = 1 / _fraction(self.stream.time_base)  # ticks of the time base
-        self.ticks = self.per_second / rate  # from frame to frame
-
-    def _length_and_rate(self) -> tuple[int, Fraction]:
-        stream = self.stream
-        rate = _fraction(stream.average_rate or stream.guessed_rate)
-        seconds = (stream.duration or 0) * _fraction(stream.time_base)
-        seconds = seconds or Fraction(self.container.duration or 0, 10**6)
-        if rate <= 0 or rate > MAX_RATE:
-            rate = Fraction(0)
-        if stream.frames > 0:
-            return stream.frames, rate or (stream.frames / seconds if seconds > 0 else FALLBACK_RATE)
-        if seconds > 0 and rate:
-            return max(1, round(seconds * rate)), rate
-        return self._counted(rate)
-
-    def _counted(self, rate: Fraction) -> tuple[int, Fraction]:
-        """Length and rate of a file that tells neither, from the packets' timestamps."""
-        self.reopen()
-        times = [packet.pts for packet in self.demux()]
-        known = [time for time in times if time is not None]
-        span = (max(known) - min(known)) * _fraction(self.stream.time_base) if known else Fraction(0)
-        self.reopen()
-        return len(times), rate or ((len(times) - 1) / span if span > 0 else FALLBACK_RATE)
+    def _open(self) -> None:
+        self.container = _open_container(self.path)
+        try:
+            self.stream = _picture_stream(self.path, self.container)
+            self.codec = self.stream.codec_context
+            if self.codec is None:
+                raise OSError(f"{self.path}: its pictures are in a codec that FFmpeg does not decode here")
+            self.codec.thread_count = 1  # the loader's workers are the parallelism
+        except BaseException:
+            self.container.close()
+            raise
 
     def reopen(self) -> None:
         """Back to the start of the file, with a fresh decoder."""
         self.container.close()
-        self.container = _open_container(self.path)
-        self.stream = self.container.streams.video[0]
-        self.codec = self.stream.codec_context
-        self.codec.thread_count = 1
+        self._open()
 
     def demux(self) -> Iterator[Any]:
-        """Packets of the picture stream, as far as the file can be read."""
+        """Packets of the picture stream in decoding order, as far as the file can be read."""
         av = require_av()
         with suppress(av.FFmpegError):  # the end of a truncated file
             for packet in self.container.demux(self.stream):
                 if packet.size:  # the last one is empty, a sign for decoders
                     yield packet
 
-    def packets_from(self, stamp: int) -> list[Any] | None:
+    def decode(self, packet: Any) -> list[Any]:
+        """The frames that a packet (None: the end) brings; none where it is damaged."""
+        av = require_av()
+        try:
+            return self.codec.decode(packet)
+        except av.FFmpegError:
+            return []
+
+    def frames(self) -> Iterator[Any]:
+        """All frames of the file from its start, in the order in which the decoder shows them."""
+        self.reopen()
+        for packet in self.demux():
+            yield from self.decode(packet)
+        yield from self.decode(None)
+
+    def packets_from(self, stamp: int, start: int) -> list[Any] | None:
         """Seek so that the picture at a timestamp can be decoded.
 
+        Args:
+            stamp: of the picture.
+            start: timestamp of the first picture.
+
         Returns:
-            The first packet from there, if there is any; None where packets have no timestamps.
+            The first packet from there, a keyframe, if there is any; None where seeking leads nowhere.
         """
         for back in BACK_OFF_SECONDS:
-            if not self._seek(max(self.start, stamp - int(back * self.per_second))):
+            if not self._seek(max(start, stamp - int(back * self.per_second))):
                 break
             packets = self._head()
-            if not packets:
-                return []
-            if packets[-1].pts is None:
-                return None
-            if packets[-1].pts <= stamp:
+            if packets and packets[0].is_keyframe and packets[0].pts is not None and packets[0].pts <= stamp:
                 return packets
         self.reopen()
-        packets = self._head()
-        return None if packets and packets[-1].pts is None else packets
+        return self._head() or None
 
     def _head(self) -> list[Any]:
         self._packets = self.demux()
@@ -151,7 +152,7 @@ class Stream:
     def packets_until(self, stamp: int, head: list[Any]) -> list[Any]:
         """Packets after `head` until all are there that show at or before `stamp`, and one that does not."""
         packets: list[Any] = []
-        reached = any(packet.pts >= stamp for packet in head)
+        reached = any(packet.pts is not None and packet.pts >= stamp for packet in head)
         if reached and all(packet.dts is not None and packet.dts >= stamp for packet in head):
             return packets
         for packet in self._packets:
@@ -160,6 +161,17 @@ class Stream:
             if reached and packet.dts is not None and packet.dts >= stamp:
                 break
         return packets
+
+
+def _picture_stream(path: str, container: Any) -> Any:
+    from av.stream import Disposition
+
+    still = Disposition.attached_pic | Disposition.timed_thumbnails
+    pictures = [stream for stream in container.streams.video if not stream.disposition & still]
+    if not pictures:
+        cover = " and a cover picture" if container.streams.video else ""
+        raise OSError(f"{path}: no pictures in this file, only sound or data{cover}")
+    return pictures[0]
 
 
 def _fraction(rational: Any) -> Fraction:

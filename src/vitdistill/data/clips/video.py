@@ -18,7 +18,7 @@ class Video(ABC):
     @property
     @abstractmethod
     def length(self) -> int:
-        """Frames in it (an estimate from its duration where the container does not say)."""
+        """Frames in it, counted."""
 
     @abstractmethod
     def read(self, frames: Sequence[int], short_side: int | None = None) -> UInt8[np.ndarray, "t height width 3"]:
