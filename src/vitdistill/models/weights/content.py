@@ -1,7 +1,6 @@
 """The content of weights files: safetensors, pickles and shards, told apart by their bytes; no code is ever run."""
 
 import argparse
-import collections
 import datetime
 import json
 import pathlib
@@ -112,7 +111,8 @@ def _pickled(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(_plain_types()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols, beside the one line of a refusal
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # by a path, torch would go by its suffix
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if any(sign in str(error).lower() for sign in _SIGNS_OF_CODE):
             found = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -137,6 +137,16 @@ def _pickled(path: Path) -> dict[str, Any]:
     return content
 
 
+def _dict(*_: Any) -> dict[Any, Any]:
+    """What a defaultdict becomes: torch's reader fills plain mappings alone."""
+    return {}
+
+
+def _list(*_: Any) -> list[Any]:
+    """What a deque becomes."""
+    return []
+
+
 def _plain_types() -> list[Any]:
     """Types of plain values that training codes put beside the weights: data, whose creation runs no code of the file.
 
@@ -146,8 +156,8 @@ def _plain_types() -> list[Any]:
     plain: list[Any] = [
         argparse.Namespace,
         types.SimpleNamespace,
-        collections.defaultdict,
-        collections.deque,
+        (_dict, "collections.defaultdict"),
+        (_list, "collections.deque"),
         *(datetime.date, datetime.datetime, datetime.time, datetime.timedelta, datetime.timezone),
         *(np.ndarray, np.dtype),
         *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdgFDSUOmM"),
@@ -156,7 +166,7 @@ def _plain_types() -> list[Any]:
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         plain += [(multiarray.scalar, f"{module}.scalar"), (multiarray._reconstruct, f"{module}._reconstruct")]
     for module in ("numpy.core.numeric", "numpy._core.numeric"):
-        plain.append((numeric._frombuffer, f"{module}._frombuffer"))
+        plain.append((numeric._frombuffer, f"{module}._frombuffer"))  # type: ignore[attr-defined]
     for module in ("pathlib", "pathlib._local"):
         for kind in ("PosixPath", "PurePosixPath"):
             plain.append((pathlib.PurePosixPath, f"{module}.{kind}"))

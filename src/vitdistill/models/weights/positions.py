@@ -39,12 +39,15 @@ def resample(table: Float[Tensor, "1 m d"], old: Size, new: Size, prefix: int = 
     return torch.cat((special, image.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)), dim=1)
 
 
-def on_own_grid(weights: dict[str, Tensor], net: Any, trained_at: Any, asked: bool = False) -> dict[str, Tensor]:
+def on_own_grid(
+    weights: dict[str, Tensor], net: Any, kernel: Tensor | None, trained_at: Any, asked: bool = False
+) -> dict[str, Tensor]:
     """Weights with the position embedding of the network's grid, where network and file have one over patches.
 
     Args:
         weights: under the network's names.
         net: of timm.
+        kernel: of the file's patch embedding, whose height and width are those of its patches.
         trained_at: image size in pixels that the file was trained on, if that is known.
         asked: it is the user who says so.
 
@@ -56,13 +59,12 @@ def on_own_grid(weights: dict[str, Tensor], net: Any, trained_at: Any, asked: bo
         return weights
     new = pair(net.patch_embed.grid_size)
     prefix = net.pos_embed.shape[1] - new[0] * new[1]
-    kernel = weights.get("patch_embed.proj.weight")
     patch = pair(net.patch_embed.patch_size) if kernel is None or kernel.ndim != 4 else tuple(kernel.shape[-2:])
     try:
         old = grid_of(table.shape[1] - prefix, new, patch, trained_at, asked)
     except UserError:
-        if set(net.state_dict()) - set(weights):  # of another architecture, which strict loading says better
-            return weights
+        if any(name.startswith("blocks.") and name not in weights for name in net.state_dict()):
+            return weights  # of another architecture, which strict loading says better
         raise
     return weights if old is None else {**weights, "pos_embed": resample(table, old, new, prefix)}
 

@@ -1,5 +1,6 @@
 """Reading weights files safely and fitting them to a network, with errors that say what does not fit."""
 
+import re
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -110,9 +111,10 @@ def adapt(
     trained_at = recorded.get(FILE_SIZE) or recorded.get("img_size")
     converted = _by_timm(weights, net, source)
     if not has_grid(net):
-        _check_positions(weights, converted, net, trained_at)
+        _check_positions(converted, net, trained_at)
         return converted
-    return on_own_grid(converted, net, trained_at, asked=FILE_SIZE in recorded)
+    kernel = weights.get("patch_embed.proj.weight")  # before timm resamples it, since it says the file's own grid
+    return on_own_grid(converted, net, kernel, trained_at, asked=FILE_SIZE in recorded)
 
 
 def _by_timm(weights: dict[str, Tensor], net: nn.Module, source: object) -> dict[str, Tensor]:
@@ -133,36 +135,37 @@ def _by_timm(weights: dict[str, Tensor], net: nn.Module, source: object) -> dict
         ) from error
 
 
-def _check_positions(before: dict[str, Tensor], after: dict[str, Tensor], net: Any, trained_at: Any) -> None:
+def _check_positions(weights: dict[str, Tensor], net: nn.Module, trained_at: Any) -> None:
     """
     Raises:
-        UserError: when timm has resampled positions of a grid that is no square, which it takes for one.
+        UserError: when timm would take positions of another grid for those of a square, or for the network's own.
     """
-    sizes = [size for size in (trained_at, getattr(getattr(net, "patch_embed", None), "img_size", None)) if size]
-    oblong = any(pair(size)[0] != pair(size)[1] for size in sizes)
-    moved = [n for n, v in after.items() if "pos" in n and n in before and v is not before[n]]
-    if oblong and moved and len(sizes) == 2 and pair(sizes[0]) != pair(sizes[1]):
+    own: Any = next((module.img_size for module in net.modules() if getattr(module, "img_size", None)), None)
+    positions = any(re.search(r"(^|\.)(\w*pos_embed\w*|patch_pos)$", name) for name in weights)
+    if not positions or own is None or trained_at is None or pair(own) == pair(trained_at):
+        return
+    if pair(own)[0] != pair(own)[1] or pair(trained_at)[0] != pair(trained_at)[1]:
         raise UserError(
             f"Position embeddings of {type(net).__name__} can be resampled between square images only",
-            " to ".join(f"{pair(size)[0]}x{pair(size)[1]}" for size in sizes),
+            " to ".join(f"{pair(size)[0]}x{pair(size)[1]}" for size in (trained_at, own)),
             "Keep the image size that the weights were trained on",
         )
 
 
+def _classifiers(net: nn.Module) -> tuple[str, ...]:
+    classifier = (getattr(net, "pretrained_cfg", None) or {}).get("classifier") or "head"
+    return (classifier,) if isinstance(classifier, str) else tuple(classifier)
+
+
 def head_names(net: nn.Module) -> list[str]:
     """State dict names of the classifier (both heads of a distilled DeiT)."""
-    config = getattr(net, "pretrained_cfg", None) or {}
-    classifier = config.get("classifier") or "head"
-    prefixes = tuple([classifier] if isinstance(classifier, str) else classifier)
-    return [name for name in net.state_dict() if name.rpartition(".")[0] in prefixes]
+    return [name for name in net.state_dict() if name.rpartition(".")[0] in _classifiers(net)]
 
 
 def classes_in(weights: dict[str, Tensor], net: nn.Module) -> int | None:
     """Number of classes of the classifier in a weights file; None when it has none."""
-    for name in head_names(net):
-        if name.endswith("weight") and name in weights:
-            return int(weights[name].shape[0])
-    return None
+    heads = (weights.get(f"{name}.weight") for name in _classifiers(net))
+    return next((int(head.shape[0]) for head in heads if head is not None), None)
 
 
 def load_into(net: nn.Module, weights: dict[str, Tensor], source: str, *, new_head: bool = False) -> None:
