@@ -16,8 +16,10 @@ from vitdistill.models.network import DEFAULT_MEAN, Network
 from vitdistill.models.presets import BUNDLED, PRESETS
 from vitdistill.models.record import WEIGHTS, ModelRecord, attach_record, record_of, set_statistics
 from vitdistill.models.surgery.attention_heads import set_heads
+from vitdistill.models.weights.folder import cached_folder, open_folder, record_beside
+from vitdistill.models.weights.positions import FILE_SIZE, pair
 from vitdistill.models.weights.read import adapt, classes_in, load_into, read_weights
-from vitdistill.models.weights.videomae import arguments_for
+from vitdistill.models.weights.videomae import arguments_for, unwrapped
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +37,10 @@ def build(
 
     Args:
         spec: a timm name (`deit_small_patch16_224`), a name with a weights file (`deit_small_patch16_224@file.pth`),
-            a hub name (`hf-hub:owner/model`), a run directory, a bundled name (`digits-teacher`, `digits_vit_small`),
-            a module object, or a `Network`, which is returned as it is.
-        args: more arguments of the architecture (depth, embed_dim, drop_path_rate, ...).
+            a hub name (`hf-hub:owner/model`), a run directory, a folder of transformers' `save_pretrained`, a bundled
+            name (`digits-teacher`, `digits_vit_small`), a module object, or a `Network`, which is returned as it is.
+        args: more arguments of the architecture (depth, embed_dim, drop_path_rate, ...); `file_img_size` is the
+            height and width that a weights file was trained on, where the file does not say it.
         num_classes: classes of the head. A weights file with another number keeps its body and gets a new head.
             None keeps what the file or the architecture says.
         image_size: input size in pixels; position embeddings are resampled.
@@ -65,6 +68,15 @@ def _from_text(
     meta: bool,
 ) -> nn.Module:
     folder = BUNDLED.get(spec) or (Path(spec) if spec and Path(spec).is_dir() else None)
+    if folder is None and spec.startswith("hf-hub:"):
+        folder = cached_folder(spec)
+    saved = None if folder is None else open_folder(folder)
+    if saved is not None:
+        assert saved.record.architecture is not None
+        if image_size is None and saved.image_size is not None and "img_size" not in args:
+            args["img_size"] = list(saved.image_size)
+        given = {**saved.record.args, **args}
+        return _with_file(saved.record.architecture, given, num_classes, image_size, saved.weights, meta, saved.record)
     if folder is not None:
         record = ModelRecord.read(folder)
         if record.architecture is None:
@@ -85,10 +97,14 @@ def _from_text(
             record,
         )
     name, separator, file = spec.partition("@")
+    if separator and not file:
+        raise UserError("The weights file must exist", f"none behind {name}@")
     preset, preset_args = PRESETS.get(name, (name, {}))
-    stored = ModelRecord.of_file(Path(file)) if separator else None
+    stored = ModelRecord.of_file(Path(file)) or record_beside(Path(file)) if separator else None
     args = {**preset_args, **_recorded(stored, preset, args, file), **args}
     if not separator:
+        if FILE_SIZE in args:
+            raise UserError(f"{FILE_SIZE} belongs to a weights file", spec, "Leave it out")
         if pretrained and (name in PRESETS or name.startswith(VIDEO)):
             verbs = "videomae or supervised" if preset.startswith(VIDEO) else "supervised"
             raise UserError(
@@ -166,13 +182,17 @@ def _with_file(
 
     A file without a classifier (a pre-trained encoder) makes a network without one, unless classes are asked for.
     """
+    recorded = _trained_as(record, args)
+    args = {key: value for key, value in args.items() if key != FILE_SIZE}
     if meta:
         return _from_timm(name, args, num_classes, image_size, pretrained=False)
     weights = read_weights(file)
     if name.startswith(VIDEO):
+        weights = unwrapped(weights, file)
         args = arguments_for(weights, args)
     probe = _from_timm(name, dict(args), None, image_size, pretrained=False)
-    weights = adapt(weights, probe)  # before its classes are counted: a foreign file may name its head otherwise
+    # Converted before its classes are counted: a foreign file may name its head otherwise.
+    weights = adapt(weights, probe, recorded, file)
     in_file = classes_in(weights, probe)
     wanted = num_classes if num_classes is not None else in_file or 0
     net = probe if wanted in (None, probe.num_classes) else _from_timm(name, args, wanted, image_size, False)
@@ -188,6 +208,18 @@ def _with_file(
         if record.heads:
             set_heads(with_tokens(as_network(net)), record.heads)
     return net
+
+
+def _trained_as(record: ModelRecord | None, asked: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the network that a file was trained as, the size of its images among them where that is known."""
+    recorded = {} if record is None else dict(record.args)
+    if record is not None and record.architecture and recorded.get("img_size") is None:
+        config = timm.get_pretrained_cfg(record.architecture, allow_unregistered=True)
+        if config is not None and config.input_size:
+            recorded["img_size"] = config.input_size[-2:]
+    if asked.get(FILE_SIZE) is not None:
+        recorded[FILE_SIZE] = pair(asked[FILE_SIZE])
+    return recorded
 
 
 def rebuild(record: ModelRecord, **args: Any) -> Network:

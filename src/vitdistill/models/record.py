@@ -70,8 +70,6 @@ class ModelRecord:
     @classmethod
     def of_file(cls, path: Path) -> "ModelRecord | None":
         """The record that a weights file carries; None for files of others, of earlier versions, and damaged ones."""
-        if path.suffix != ".safetensors":
-            return None
         try:
             with safe_open(path, framework="pt") as file:
                 text = (file.metadata() or {}).get(METADATA)

@@ -1,5 +1,6 @@
 """Weights that `mae --init` begins with: the file, and what must fit before anything is loaded."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,21 @@ from vitdistill.verbs.arguments import is_fresh
 
 
 def full_file(spec: str) -> Path:
-    """The file with encoder and decoder that `--init` names: itself, or that of a run."""
+    """The file with encoder and decoder that `--init` names: itself, that of a run, or a folder of transformers."""
     folder = Path(spec)
-    return folder / FULL if folder.is_dir() else folder
+    return folder / FULL if folder.is_dir() and not _config_of(folder) else folder
+
+
+def _config_of(place: Path) -> dict[str, Any]:
+    """What transformers says of the network in a folder that it saved, or in a file there; empty for all others."""
+    folder = place if place.is_dir() else place.parent
+    if (folder / FULL).is_file() or not (folder / "config.json").is_file():
+        return {}
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError:  # building the network says what is wrong
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def check_init(values: dict[str, Any]) -> dict[str, Any]:
@@ -33,6 +46,8 @@ def check_init(values: dict[str, Any]) -> dict[str, Any]:
         if run is not None and full_file(init).name == FULL:
             asked = values["decoder_heads"]
             check_heads(init, "decoder_heads", asked, run.config.get("decoder_heads", asked))
+        asked = values["decoder_heads"]
+        check_heads(init, "decoder_heads", asked, _config_of(full_file(init)).get("decoder_num_attention_heads", asked))
     return {}
 
 

@@ -28,8 +28,8 @@ class TubeletEmbed(nn.Module):
 
     def __init__(
         self,
-        img_size: int | tuple[int, int] = 224,
-        patch_size: int | tuple[int, int] = 16,
+        img_size: int | tuple[int, int] | list[int] = 224,
+        patch_size: int | tuple[int, int] | list[int] = 16,
         in_chans: int = 3,
         embed_dim: int = 768,
         bias: bool = True,
@@ -101,7 +101,7 @@ class QueryValueBias(nn.Linear):
             block.attn.qkv = new
 
 
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+def _pair(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 

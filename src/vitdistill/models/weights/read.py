@@ -1,135 +1,171 @@
 """Reading weights files safely and fitting them to a network, with errors that say what does not fit."""
 
-import argparse
-import pickle
+import re
 import sys
-import warnings
+from collections.abc import Mapping
 from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from timm.models import clean_state_dict
 from torch import Tensor, nn
 
 from vitdistill.errors import UserError
 from vitdistill.models.families.video_vit import TubeletEmbed
-from vitdistill.models.weights.videomae import for_video
-
-# Where training codes put the weights, first match wins (DeiT and MAE: "model"; DeepSpeed: "module").
-_CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module")
-
-# What torch's weights-only reader says about objects; its other complaints are about damage.
-_SIGNS_OF_CODE = ("unsupported global", "can only create new object", "can only build", "must be imported to load")
+from vitdistill.models.weights import videomae
+from vitdistill.models.weights.content import read_content, weights_in
+from vitdistill.models.weights.known import composite, looks_like
+from vitdistill.models.weights.layouts import anchors, recognised
+from vitdistill.models.weights.positions import FILE_SIZE, has_grid, on_own_grid, pair
+from vitdistill.models.weights.unwrap import common_prefix, tensors_of, without_prefix
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors, .pth, .pt, .bin or .ckpt file.
+    """The tensors of a weights file, or of a folder of transformers' `save_pretrained`.
 
-    Only tensors and plain containers are ever unpickled, so a file cannot run code. Official DeiT, DeiT3 and MAE files
-    (`{"model": ...}`) are unwrapped.
+    Formats are told apart by content. Only tensors and plain values are ever unpickled, so a file cannot run code.
+    Containers of training codes (`{"model": ...}`, `{"state_dict": ...}`, DINO's `{"teacher": ...}`) are opened.
 
     Raises:
         UserError: when the file is missing, truncated, or a pickle with other objects in it.
     """
     path = Path(path)
+    if path.is_dir():
+        path = weights_in(path)
     if not path.is_file():
         raise UserError("The weights file must exist", path)
-    content = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
-    for key in _CONTAINERS:
-        if isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    tensors = {key: value for key, value in clean_state_dict(content).items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise UserError("The weights file must hold tensors by name", path, "Save the network's state_dict()")
-    return tensors
+    return tensors_of(read_content(path), path)
 
 
-def _safetensors(path: Path) -> dict[str, Any]:
-    from safetensors.torch import load_file
+def to_timm(weights: dict[str, Tensor], net: nn.Module, source: object = "the file") -> dict[str, Tensor]:
+    """Weights under timm's names: prefixes taken off, foreign layouts converted, in float32 where they are halves.
 
-    try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError) as error:
-        raise UserError("The weights file must be a whole safetensors file", f"{path} ({error})") from error
+    Args:
+        weights: from `read_weights`.
+        net: that is to be loaded.
+        source: named in messages.
 
-
-def _pickled(path: Path) -> dict[str, Any]:
-    try:
-        # MAE and DeiT checkpoints carry their command line as an argparse.Namespace: data, not code.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols, beside the one line of a refusal
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if any(sign in str(error).lower() for sign in _SIGNS_OF_CODE):
-            raise UserError(
-                "A weights file may hold only tensors and plain values; this one holds code, which is not run",
-                path,
-                "Load it where you trust it, and save the state_dict() as safetensors",
-            ) from error
-        raise UserError("The weights file must be whole", f"{path} (damaged pickle)", "Copy it again") from error
-    except Exception as error:  # a damaged file can fail anywhere in the reader
-        raise UserError("The weights file must be whole", f"{path} ({_first_line(error)})", "Copy it again") from error
-    if not isinstance(content, dict):
+    Raises:
+        UserError: when a ViT is but a part of what the file holds.
+    """
+    weights = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
+    if isinstance(getattr(net, "patch_embed", None), TubeletEmbed):
+        return videomae.unwrapped(weights, source)
+    own = {name: value.shape for name, value in net.state_dict().items()}
+    whole = composite(weights) if sum(name in own for name in weights) < len(own) / 2 else None
+    if whole:
         raise UserError(
-            "The weights file must hold a mapping from names to tensors", f"{path}: {type(content).__name__}"
+            f"The weights in {source} must be those of {type(net).__name__}",
+            f"a file that looks like {whole}",
+            "Choose the file of the network itself",
         )
-    return content
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+    weights = without_prefix(weights, own, anchors(), source)
+    layout = recognised(weights)
+    return weights if layout is None else layout.convert(weights, net)
 
 
 def decoder_part(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of MAE's decoder (`decoder_*`, `mask_token`); none in an encoder-only file."""
+    """The tensors of MAE's decoder (`decoder_*`, `mask_token`) under timm's names; none in an encoder-only file."""
+    if not any(name.startswith("decoder_") for name in weights):
+        return {}
     return {name: value for name, value in weights.items() if name.startswith("decoder_") or name == "mask_token"}
 
 
-def adapt(weights: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
-    """timm's own conversion for the architecture: foreign names, LayerScale, resampled positions and patches.
+class _WithoutPositions:
+    """A network as timm's conversions shall see it: they would take the grid of its positions for a square."""
+
+    pos_embed = None
+
+    def __init__(self, net: nn.Module) -> None:
+        self._net = net
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._net, name)
+
+
+def adapt(
+    weights: dict[str, Tensor],
+    net: nn.Module,
+    recorded: Mapping[str, Any] | None = None,
+    source: object = "the file",
+) -> dict[str, Tensor]:
+    """Weights as the network has them: foreign names and timm's older ones, LayerScale, positions, patches.
 
     A full MAE file gives its encoder here; `decoder_part` has the rest.
+
+    Args:
+        weights: from `read_weights`.
+        net: that is to be loaded.
+        recorded: arguments of the network that the file was trained as, if that is known.
+        source: named in messages.
 
     Raises:
         UserError: when the conversion fails, since the weights are of another architecture.
     """
+    recorded = recorded or {}
+    weights = to_timm(weights, net, source)
     if isinstance(getattr(net, "patch_embed", None), TubeletEmbed):
-        return for_video(weights, net)
+        return videomae.for_video(weights, net, recorded or None)
     decoder = decoder_part(weights)
     weights = {name: value for name, value in weights.items() if name not in decoder}
+    trained_at = recorded.get(FILE_SIZE) or recorded.get("img_size")
+    converted = _by_timm(weights, net, source)
+    if not has_grid(net):
+        _check_positions(converted, net, trained_at)
+        return converted
+    kernel = weights.get("patch_embed.proj.weight")  # before timm resamples it, since it says the file's own grid
+    return on_own_grid(converted, net, kernel, trained_at, asked=FILE_SIZE in recorded)
+
+
+def _by_timm(weights: dict[str, Tensor], net: nn.Module, source: object) -> dict[str, Tensor]:
     convert = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return weights
     if "adapt_layer_scale" in signature(convert).parameters:
         convert = partial(convert, adapt_layer_scale=True)
     try:
-        return dict(convert(dict(weights), net))
+        return dict(convert(dict(weights), _WithoutPositions(net) if has_grid(net) else net))
     except Exception as error:  # timm assumes its own weights and checks nothing
+        found = looks_like(weights)
+        words = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise UserError(
-            f"The weights must fit {type(net).__name__}",
-            f"weights that timm cannot convert ({_first_line(error)})",
+            f"The weights in {source} must fit {type(net).__name__}",
+            f"weights that timm cannot convert ({words})" + (f"; the file looks like {found}" if found else ""),
             "Check the architecture's name, image size and arguments",
         ) from error
 
 
+def _check_positions(weights: dict[str, Tensor], net: nn.Module, trained_at: Any) -> None:
+    """
+    Raises:
+        UserError: when timm would take positions of another grid for those of a square, or for the network's own.
+    """
+    own: Any = next((module.img_size for module in net.modules() if getattr(module, "img_size", None)), None)
+    positions = any(re.search(r"(^|\.)(\w*pos_embed\w*|patch_pos)$", name) for name in weights)
+    if not positions or own is None or trained_at is None or pair(own) == pair(trained_at):
+        return
+    if pair(own)[0] != pair(own)[1] or pair(trained_at)[0] != pair(trained_at)[1]:
+        raise UserError(
+            f"Position embeddings of {type(net).__name__} can be resampled between square images only",
+            " to ".join(f"{pair(size)[0]}x{pair(size)[1]}" for size in (trained_at, own)),
+            "Keep the image size that the weights were trained on",
+        )
+
+
+def _classifiers(net: nn.Module) -> tuple[str, ...]:
+    classifier = (getattr(net, "pretrained_cfg", None) or {}).get("classifier") or "head"
+    return (classifier,) if isinstance(classifier, str) else tuple(classifier)
+
+
 def head_names(net: nn.Module) -> list[str]:
     """State dict names of the classifier (both heads of a distilled DeiT)."""
-    config = getattr(net, "pretrained_cfg", None) or {}
-    classifier = config.get("classifier") or "head"
-    prefixes = tuple([classifier] if isinstance(classifier, str) else classifier)
-    return [name for name in net.state_dict() if name.rpartition(".")[0] in prefixes]
+    return [name for name in net.state_dict() if name.rpartition(".")[0] in _classifiers(net)]
 
 
 def classes_in(weights: dict[str, Tensor], net: nn.Module) -> int | None:
     """Number of classes of the classifier in a weights file; None when it has none."""
-    for name in head_names(net):
-        if name.endswith("weight") and name in weights:
-            return int(weights[name].shape[0])
-    return None
+    heads = (weights.get(f"{name}.weight") for name in _classifiers(net))
+    return next((int(head.shape[0]) for head in heads if head is not None), None)
 
 
 def load_into(net: nn.Module, weights: dict[str, Tensor], source: str, *, new_head: bool = False) -> None:
@@ -160,9 +196,13 @@ def load_into(net: nn.Module, weights: dict[str, Tensor], source: str, *, new_he
         if names
     ]
     if problems:
+        prefix = common_prefix(unexpected) if len(unexpected) > 1 else ""
+        found = looks_like(weights)
+        hints = [f"every unexpected name begins with {prefix!r}"] if prefix else []
+        hints += [f"the file looks like {found}"] if found else []
         raise UserError(
             f"The weights in {source} must fit {type(net).__name__}",
-            "tensors " + "; ".join(problems),
+            "; ".join(["tensors " + "; ".join(problems), *hints]),
             "Check the architecture's name, image size and arguments",
         )
     net.load_state_dict(weights, strict=not skipped)

@@ -1,35 +1,44 @@
 """Weights of video ViTs under the names of VideoMAE, MVD and Hugging Face, brought to ours (timm's)."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vitdistill.errors import UserError
-
-# Hugging Face's names of what lies in a block, and ours.
-_HUGGING_FACE = (
-    (r"^videomae\.", ""),
-    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-    (r"^encoder\.layer\.(\d+)\.", r"blocks.\1."),
-    (r"\.attention\.output\.dense\.", ".attn.proj."),
-    (r"\.attention\.attention\.", ".attn."),
-    (r"\.intermediate\.dense\.", ".mlp.fc1."),
-    (r"\.output\.dense\.", ".mlp.fc2."),
-    (r"\.layernorm_before\.", ".norm1."),
-    (r"\.layernorm_after\.", ".norm2."),
-    (r"^layernorm\.", "norm."),
-    (r"^classifier\.", "head."),
+from vitdistill.models.weights.layout import (
+    HUGGING_FACE,
+    PATCHES,
+    Arguments,
+    Weights,
+    anchored,
+    fuse_qkv,
+    has,
+    renamed,
+    size_name,
+    vit_arguments,
+    without,
 )
+from vitdistill.models.weights.positions import pair
+from vitdistill.models.weights.unwrap import without_prefix
+
+_PRETRAINING = r"(decoder\.|encoder_to_decoder|mask_token|position_embeddings)"
+_ANCHORS = [anchored(PATCHES), anchored(r"(?:encoder\.)?patch_embed\.proj\.weight")]
 
 
-def is_hugging_face(weights: dict[str, Tensor]) -> bool:
+def unwrapped(weights: Weights, source: object = "") -> Weights:
+    """Weights of a video ViT without the prefixes of whoever saved them."""
+    return without_prefix(weights, {}, _ANCHORS, source)
+
+
+def is_hugging_face(weights: Weights) -> bool:
     """Whether names are those of `transformers`' VideoMAE classes."""
     return any("embeddings.patch_embeddings.projection" in name for name in weights)
 
 
-def from_foreign(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def from_foreign(weights: Weights) -> Weights:
     """The encoder of a VideoMAE, MVD or Hugging Face file under our names; decoders and tables are left out.
 
     The separate biases of q and v become one of q, k and v with zeros for the keys, which have none.
@@ -50,33 +59,16 @@ def from_foreign(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _from_hugging_face(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    renamed = {}
-    for name, value in weights.items():
-        if name.startswith(("decoder.", "encoder_to_decoder", "mask_token", "position_embeddings")):
-            continue
-        for pattern, ours in _HUGGING_FACE:
-            name = re.sub(pattern, ours, name)
-        renamed[name] = value
-    for name in [name for name in renamed if name.endswith(".attn.query.weight")]:
-        stem = name.removesuffix("query.weight")
-        parts = [renamed.pop(f"{stem}{role}.weight") for role in ("query", "key", "value")]
-        renamed[f"{stem}qkv.weight"] = torch.cat(parts)
-        # Newer releases give the linear maps of q and v their biases; keys have none, or zeros.
-        for role, short in (("query", "q_bias"), ("value", "v_bias")):
-            bias = renamed.pop(f"{stem}{role}.bias", None)
-            if bias is not None:
-                renamed[f"{stem}{short}"] = bias
-        renamed.pop(f"{stem}key.bias", None)
-    return renamed
+def _from_hugging_face(weights: Weights) -> Weights:
+    return fuse_qkv(renamed(without(weights, _PRETRAINING), HUGGING_FACE))
 
 
-def is_foreign(weights: dict[str, Tensor]) -> bool:
+def is_foreign(weights: Weights) -> bool:
     """Whether weights of a video ViT come from VideoMAE, MVD or Hugging Face."""
     return is_hugging_face(weights) or any(name.endswith(".attn.q_bias") for name in weights)
 
 
-def arguments_for(weights: dict[str, Tensor], args: dict[str, Any]) -> dict[str, Any]:
+def arguments_for(weights: Weights, args: dict[str, Any]) -> dict[str, Any]:
     """The architecture's arguments with what foreign weights of a video ViT decide: positions, and where it normalises.
 
     VideoMAE's files and Hugging Face's hold no position table and go with sinusoid_1d; MVD's pre-trained ones hold
@@ -104,7 +96,7 @@ def arguments_for(weights: dict[str, Tensor], args: dict[str, Any]) -> dict[str,
     return {"fc_norm": any(name.startswith("fc_norm.") for name in weights), **args, "positions": found}
 
 
-def _positions_of(weights: dict[str, Tensor]) -> str | None:
+def _positions_of(weights: Weights) -> str | None:
     """The positions that a foreign file goes with; None where it cannot tell."""
     if "pos_embed" in weights:
         return "sincos_3d"
@@ -112,21 +104,60 @@ def _positions_of(weights: dict[str, Tensor]) -> str | None:
     return None if tuned and not is_hugging_face(weights) else "sinusoid_1d"
 
 
-def for_video(weights: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+def for_video(weights: Weights, net: nn.Module, recorded: Mapping[str, Any] | None = None) -> Weights:
     """Weights for a video ViT: foreign names brought to ours, its own fixed positions where the file has none.
 
+    Positions are fixed functions of the grid, so another number of frames or pixels has its own table.
+
+    Args:
+        weights: without prefix.
+        net: with the positions that the weights go with.
+        recorded: arguments of the network that the file was trained as, if that is known.
+
     Raises:
-        UserError: when the file's position table is not the network's.
+        UserError: when the file's position table is not the network's, though its grid is.
     """
     own: Any = net.pos_embed
     table = weights.get("pos_embed")
-    if table is not None and table.shape == own.shape and not torch.allclose(table, own.detach(), atol=1e-4):
+    same = table is not None and table.shape == own.shape and (recorded is None or _grid(recorded, net) == _own(net))
+    if same and table is not None and not torch.allclose(table.to(own.dtype), own.detach(), atol=1e-4):
         raise UserError(
             "The position table in the weights must be the network's",
             "another one",
-            "Set positions to sincos_3d (MVD) or sinusoid_1d (VideoMAE) among the architecture's arguments",
+            "Set positions to sincos_3d (MVD's) or sinusoid_1d (VideoMAE's) among the architecture's arguments, and "
+            "frames and img_size to those of the file",
         )
     ours = from_foreign(weights) if is_foreign(weights) else dict(weights)
-    # Positions are fixed functions of the grid, so another number of frames or pixels has its own table.
-    ours["pos_embed"] = own.detach() if table is None or table.shape != own.shape else table
+    ours["pos_embed"] = table if same and table is not None else own.detach()
     return ours
+
+
+def _own(net: Any) -> tuple[int, int, int]:
+    embed = net.patch_embed
+    return embed.frames // embed.tubelet, *embed.grid_size
+
+
+def _grid(recorded: Mapping[str, Any], net: Any) -> tuple[int, int, int]:
+    height, width = pair(recorded.get("img_size", 224))
+    patch = pair(recorded.get("patch_size", 16))
+    frames = recorded.get("frames", 16) // recorded.get("tubelet", 2)
+    return frames, height // patch[0], width // patch[1]
+
+
+# --- a folder of save_pretrained --------------------
+
+MODEL_TYPES = ("videomae",)
+
+
+def arguments(config: dict[str, Any], weights: Weights) -> Arguments:
+    """Our video ViT of the sizes in config.json."""
+    given = vit_arguments(config) | {
+        "frames": config.get("num_frames", 16),
+        "tubelet": config.get("tubelet_size", 2),
+        "positions": "sinusoid_1d",
+        "fc_norm": has(weights, r"^fc_norm\."),
+    }
+    if not has(weights, r"^(fc_norm|videomae\.layernorm|layernorm)\."):
+        given["final_norm"] = False
+    size = size_name(given["embed_dim"], ("small", "base", "large", "huge"))
+    return f"video_vit_{size}_patch16_224", given

@@ -1,0 +1,177 @@
+"""A folder of `save_pretrained`, or a repository of the hub in the local cache: which network, and its weights."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vitdistill.errors import UserError
+from vitdistill.files import RECORD, WEIGHTS
+from vitdistill.models.record import ModelRecord
+from vitdistill.models.weights import videomae
+from vitdistill.models.weights.content import NAMES, read_content, weights_in
+from vitdistill.models.weights.layouts import LAYOUTS, anchors
+from vitdistill.models.weights.positions import Size, pair
+from vitdistill.models.weights.unwrap import tensors_of, without_prefix
+
+CONFIG = "config.json"
+_ARGUMENTS = {kind: layout.arguments for layout in LAYOUTS for kind in layout.model_types}
+_ARGUMENTS |= dict.fromkeys(videomae.MODEL_TYPES, videomae.arguments)
+_HEADS = re.compile(r"(^|\.)(classifier|cls_classifier|visual_projection)\.weight$")
+
+
+class Folder(NamedTuple):
+    """What a folder says of its network.
+
+    Attributes:
+        record: of the network as it was trained.
+        weights: their file.
+        image_size: of the images as the folder prepares them, where that is another size than the network's.
+    """
+
+    record: ModelRecord
+    weights: Path
+    image_size: Size | None
+
+
+def open_folder(folder: Path) -> Folder | None:
+    """What a folder with config.json holds; None for a folder without one, and for a run directory.
+
+    Raises:
+        UserError: when its network is of a kind that is not known, or its files are damaged.
+    """
+    if not (folder / CONFIG).is_file() or (folder / WEIGHTS).is_file():
+        return None
+    if (folder / RECORD).is_file():
+        return Folder(ModelRecord.read(folder), weights_in(folder), None)
+    config = _json(folder / CONFIG)
+    if "architecture" in config:
+        return _of_timm(config, folder)
+    kind = str(config.get("model_type"))
+    arguments = _ARGUMENTS.get(kind)
+    if arguments is None:
+        raise UserError(
+            f"The model_type in {folder / CONFIG} must be one of {', '.join(_ARGUMENTS)}",
+            repr(kind),
+            "Other networks of timm can be given as name@folder, if the weights have timm's names",
+        )
+    weights = weights_in(folder)
+    tensors = without_prefix(tensors_of(read_content(weights), weights), {}, anchors(), weights)
+    try:
+        architecture, args = arguments(config, tensors)
+        images = _json(folder / "preprocessor_config.json")
+        size = _image_size(images, args)
+    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{folder / CONFIG} must describe a network", f"{type(error).__name__}: {error}") from error
+    heads = {name: value.shape for name, value in tensors.items() if _HEADS.search(name)}
+    # DINOv2's classifier reads twice the channels of a token, which no network of timm does.
+    fitting = {name: shape[0] for name, shape in heads.items() if shape[1] == args["embed_dim"]}
+    args["num_classes"] = next(iter(fitting.values()), 0)
+    named = any("classifier" in name for name in fitting)
+    record = ModelRecord(
+        architecture,
+        args,
+        [float(value) for value in images.get("image_mean") or ()],
+        [float(value) for value in images.get("image_std") or ()],
+        _classes(config) if named else [],
+    )
+    return Folder(record, weights, size)
+
+
+def record_beside(file: Path) -> ModelRecord | None:
+    """What is known of the network in a weights file from what lies beside it, or from the run that wrote it.
+
+    Args:
+        file: or a folder of `save_pretrained`.
+    """
+    run = file.parent.parent
+    if file.parent.name == "checkpoints" and (run / RECORD).is_file():
+        return ModelRecord.read(run)
+    folder = file if file.is_dir() else file.parent
+    if file.is_dir() and (file / RECORD).is_file():
+        return ModelRecord.read(file)
+    if not (file.is_dir() or file.name in NAMES):
+        return None
+    try:
+        found = open_folder(folder)
+    except UserError:  # the name of the architecture was given, so the folder need not say it
+        return None
+    return None if found is None else found.record
+
+
+def cached_folder(spec: str) -> Path | None:
+    """The snapshot of a hub repository in transformers' format in the local cache; None for timm's own, or none.
+
+    Raises:
+        UserError: when its weights are not there.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    repository, _, revision = spec.removeprefix("hf-hub:").partition("@")
+    try:
+        config = try_to_load_from_cache(repository, CONFIG, revision=revision or None)
+    except ValueError:  # no name of a repository; timm says so
+        return None
+    if not isinstance(config, str) or "model_type" not in (content := _json(Path(config))) or "architecture" in content:
+        return None
+    folder = Path(config).parent
+    if not any((folder / name).is_file() for name in NAMES):
+        raise UserError(
+            f"The weights of {spec} must be in the local cache of the hub",
+            f"{folder} without them",
+            f"Fetch them with `hf download {repository}`",
+        )
+    return folder
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError("A folder's configuration must be JSON", f"{path} ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError("A folder's configuration must be a JSON object", f"{path}: {type(content).__name__}")
+    return content
+
+
+def _of_timm(config: dict[str, Any], folder: Path) -> Folder:
+    """A folder that timm has saved for the hub."""
+    images = config.get("pretrained_cfg") or config
+    args = dict(config.get("model_args") or {})
+    if config.get("num_classes") is not None:
+        args["num_classes"] = config["num_classes"]
+    size = images.get("input_size")
+    if size and images.get("fixed_input_size", True):
+        args.setdefault("img_size", list(size[-2:]))
+    labels = config.get("label_names") or images.get("label_names") or []
+    names = list(labels.values()) if isinstance(labels, dict) else list(labels)
+    record = ModelRecord(
+        config["architecture"], args, list(images.get("mean") or ()), list(images.get("std") or ()), names
+    )
+    return Folder(record, weights_in(folder), None)
+
+
+def _classes(config: dict[str, Any]) -> list[str]:
+    """Names of the classes by number; none where they are transformers' placeholders."""
+    names = {int(number): str(name) for number, name in (config.get("id2label") or {}).items()}
+    ordered = [names[number] for number in sorted(names)]
+    placeholders = all(re.fullmatch(r"LABEL_\d+", name) for name in ordered)
+    return [] if placeholders or sorted(names) != list(range(len(names))) else ordered
+
+
+def _image_size(images: dict[str, Any], args: dict[str, Any]) -> Size | None:
+    """The size to which the folder's own preparation brings images, if the network's patches divide it."""
+    crop = images.get("do_center_crop", "crop_size" in images)
+    size = images.get("crop_size") if crop and images.get("crop_size") else images.get("size")
+    if isinstance(size, dict):
+        side = size.get("shortest_edge")
+        size = (size["height"], size["width"]) if "height" in size else None if side is None else (side, side)
+    if size is None:
+        return None
+    patch, wanted = pair(args["patch_size"]), pair(size)
+    divides = all(pixels % side == 0 for pixels, side in zip(wanted, patch, strict=True))
+    return wanted if divides and wanted != pair(args["img_size"]) else None
