@@ -29,7 +29,7 @@ def read_batch(
     crop_pct: float | None = None,
     stride: int | None = None,
     sampling: str | None = None,
-) -> Float[Tensor, "b 3 *pixels"]:
+) -> Float[Tensor, "b channels *pixels"]:
     """A batch of image or video files as a model's evaluation sees them: resized, cropped and normalised.
 
     Args:

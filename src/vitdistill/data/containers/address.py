@@ -13,7 +13,7 @@ from vitdistill.errors import UserError, near
 # At least two letters, so that C:\data is a path.
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)", re.DOTALL)
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
-FLAGS = {"true": True, "1": True, "yes": True, "": True, "false": False, "0": False, "no": False}
+FLAGS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,9 @@ def _options(text: str, whole: str) -> tuple[str, dict[str, str]]:
     name, mark, rest = text.partition("?")
     options: dict[str, str] = {}
     for part in rest.split("&") if mark else ():
-        key, _, value = part.partition("=")
-        if not key or key in options:
-            what = f"'{part}'" if not key else f"'{key}' twice"
+        key, equals, value = part.partition("=")
+        if not key or not equals or key in options:
+            what = f"'{key}' twice" if key in options else f"'{part}'"
             raise UserError(f"Options in {whole} must be like ?name=value&other=value", what)
         options[key] = value
     return name, options

@@ -48,6 +48,7 @@ OTHER_TASKS = frozenset(
         "HMDB51",
         "UCF101",
         "DatasetFolder",
+        "LSUNClass",
     ]
 )
 
@@ -78,7 +79,7 @@ def torchvision_names() -> tuple[str, ...]:
         return ()
     for statement in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__":
-            return tuple(ast.literal_eval(statement.value))
+            return tuple(name for name in ast.literal_eval(statement.value) if name[0].isupper())
     return ()
 
 

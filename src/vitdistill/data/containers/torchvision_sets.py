@@ -24,6 +24,7 @@ OWN = ("root", "download", "train", "val")  # options that every set has
 # Parameter that names the split, split to train on, split to validate on; where the signature does not tell.
 SPLITS = {
     "INaturalist": ("version", "2021_train", "2021_valid"),
+    "LSUN": ("classes", "train", "val"),
     "LFWPeople": ("split", "train", "test"),
     "CelebA": ("split", "train", "valid"),
 }
