@@ -38,6 +38,7 @@ _LAZY = {
     "Loader": "vitdistill.training.settings",
     "build": "vitdistill.models.build",
     "UserError": "vitdistill.errors",
+    "read_batch": "vitdistill.evaluation.batches",
     "cls_attention": "vitdistill.tokens.saliency",
     "top_k": "vitdistill.tokens.select",
     **{verb: module_of(verb) for verb in VERBS},
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from vitdistill.data.actions.files import ActionFiles
     from vitdistill.data.images.augment import Augment
     from vitdistill.errors import UserError
+    from vitdistill.evaluation.batches import read_batch
     from vitdistill.methods.distillation import Distillation, Lesson
     from vitdistill.methods.mae import MAE
     from vitdistill.methods.masked_modelling import MaskedModelling

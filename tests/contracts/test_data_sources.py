@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+import contained
 from vitdistill.data import Augment, DataSource, Samples, ViewOptions, open_source
 from vitdistill.data.actions.annotations import open_actions
 from vitdistill.data.actions.files import ActionFiles
 from vitdistill.data.clips.files import video_files
 from vitdistill.data.clips.video import Video
 from vitdistill.data.loader import CorruptLog, default_workers, make_loader
-from vitdistill.data.order import EvalBatchSampler
+from vitdistill.data.order import EpochBatchSampler, EvalBatchSampler
 from vitdistill.errors import UserError
 from vitdistill.types import InputSpec
 
@@ -90,6 +92,27 @@ def key_frames(folder: Path) -> DataSource:
     return open_actions(folder / "videos", files).source("actions")
 
 
+def once(write: Callable[[Path], DataSource]) -> Callable[[Path], DataSource]:
+    """Containers are written and opened once for all tests, which only read."""
+    made: list[DataSource] = []
+
+    def source(folder: Path) -> DataSource:
+        if not made:
+            made.append(write(folder))
+        return made[0]
+
+    return source
+
+
+# Containers that hold pictures as files are encoded, so that one may be unreadable.
+CONTAINERS: dict[str, Callable[..., DataSource]] = {
+    "shards": contained.shards,
+    "hf_saved": contained.saved,
+    "parquet": contained.parquet,
+    "csv": contained.csv,
+    "torch_dataset": contained.torch_data,
+}
+
 SOURCES: dict[str, Callable[[Path], DataSource]] = {
     "digits": lambda _: open_source("digits"),
     "moving_digits": lambda _: open_source("moving_digits"),
@@ -101,7 +124,17 @@ SOURCES: dict[str, Callable[[Path], DataSource]] = {
     "frame_folders": frame_folders,
     "unlabelled_frame_folders": unlabelled_frame_folders,
     "key_frames": key_frames,
+    "torchvision": once(contained.torchvision),
+    **{name: once(write) for name, write in CONTAINERS.items()},
+    **{f"unlabelled_{name}": once(partial(write, labelled=False)) for name, write in CONTAINERS.items()},
 }
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indices and copies of containers are kept in a folder of the tests."""
+    monkeypatch.setenv("VITDISTILL_CACHE", str(tmp_path_factory.getbasetemp() / "indices"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.getbasetemp() / "datasets"))
 
 
 @pytest.fixture(params=SOURCES)
@@ -229,3 +262,68 @@ def test_unreadable_samples_are_called_what_they_are(source: DataSource, caplog:
     CorruptLog.of(source.val).add([(source.val.path(0), "empty")])
     assert f"Unreadable {source.val.word}, skipped: {source.val.path(0)} (empty)" in caplog.text
     assert (default_workers(source) == 0) == source.train.in_memory
+
+
+def test_an_epoch_goes_on_in_the_middle_as_if_it_had_not_stopped(source: DataSource) -> None:
+    first = train_batches(source)
+    again = train_batches(source, start=1)
+    assert len(first) >= 2 and len(again) == len(first) - 1
+    for batch, other in zip(first[1:], again, strict=True):
+        assert torch.equal(batch.index, other.index) and torch.equal(batch.images, other.images)
+
+
+def test_the_batches_of_two_processes_are_those_of_one(source: DataSource) -> None:
+    whole = train_batches(source, batch_size=2)
+    halves = [train_batches(source, batch_size=1, rank=rank, world=2) for rank in (0, 1)]
+    for batch, *parts in zip(whole, *halves, strict=True):
+        assert torch.equal(batch.index, torch.cat([part.index for part in parts]))
+        assert torch.equal(batch.images, torch.cat([part.images for part in parts]))
+
+
+def train_batches(source: DataSource, *, start: int = 0, batch_size: int = 1, rank: int = 0, world: int = 1) -> list:
+    """Up to four batches of the second epoch, flipped at random."""
+    spec = taken(source.train)[0]
+    transform = source.train.transform(spec, ViewOptions(augment=Augment(recipe="none", hflip=0.5)), train=True)
+    sampler = EpochBatchSampler(len(source.train), batch_size, seed=3, rank=rank, world=world)
+    sampler.set_position(1, start)
+    batches = iter(make_loader(source.train, transform, sampler, seed=3))
+    return [next(batches) for _ in range(min(len(sampler), 4) - start)]
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_unreadable_pictures_of_containers_are_skipped_and_named(name: str, tmp_path: Path) -> None:
+    source = CONTAINERS[name](tmp_path, broken=(2,))
+    for samples in (source.train, source.val):
+        assert samples.labels == [number % 2 for number in range(len(samples))]
+        transform = samples.transform(SPECS["images"], PLAIN, train=False)
+        (batch,) = make_loader(samples, transform, EvalBatchSampler(len(samples), 50), seed=0)
+        assert batch.index.tolist() == [number for number in range(len(samples)) if number != 2]
+        assert len(batch.skipped) == 1 and samples.path(2) in str(batch.skipped[0])
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_containers_hold_what_was_put_into_them(name: str, tmp_path: Path) -> None:
+    source, again = (CONTAINERS[name](tmp_path / place) for place in made_folders(tmp_path))
+    assert source.classes == contained.CLASSES
+    reds = [samples.load(index)[0].getpixel((3, 3))[0] for samples in (source.train, source.val) for index in range(4)]
+    assert reds == [0, 10, 20, 30, 60, 70, 80, 90]
+    if name != "csv":  # files on disk have no digest
+        assert source.train.digest() == again.train.digest() != source.val.digest(), "wherever the container lies"
+
+
+def made_folders(root: Path) -> tuple[str, str]:
+    for name in ("here", "there"):
+        (root / name).mkdir()
+    return "here", "there"
+
+
+@pytest.mark.parametrize("workers", [2])
+def test_loader_processes_read_containers_as_one_process_does(workers: int, tmp_path: Path) -> None:
+    samples = contained.shards(tmp_path).train
+    transform = samples.transform(SPECS["images"], PLAIN, train=False)
+    samples.load(0)  # so that they inherit an open file
+    here, there = (
+        list(make_loader(samples, transform, EvalBatchSampler(len(samples), 2), seed=0, num_workers=count))
+        for count in (0, workers)
+    )
+    assert all(torch.equal(one.images, other.images) for one, other in zip(here, there, strict=True))

@@ -170,11 +170,25 @@ def hold_out(names: np.ndarray, place: Path, kind: Kind) -> tuple[np.ndarray, np
         found = "none" if not len(names) else f"only '{os.fsdecode(bytes(names[0]))}'"
         rule = f"At least two {kind.word}s are needed, one to validate on"
         raise UserError(rule, f"{found} in {place}", kind.formats)
-    count = min(max(len(names) // HOLD_OUT_EVERY, 1), HOLD_OUT_MOST)
+    out = held_out(len(names))
+    return names[~out], names[out]
+
+
+def held_out(samples: int, share: float | None = None) -> np.ndarray:
+    """Which of so many samples are held out for validation: random, but fixed.
+
+    Args:
+        samples: how many there are, at least two.
+        share: how much of them; None is one in a hundred, at least 1 and at most 5000.
+
+    Returns:
+        Whether each is held out, bool (samples,).
+    """
+    count = min(samples // HOLD_OUT_EVERY, HOLD_OUT_MOST) if share is None else min(round(share * samples), samples - 1)
     # RandomState's streams are frozen, so the split is the same under every version of numpy.
-    held_out = np.zeros(len(names), dtype=bool)
-    held_out[np.random.RandomState(0).permutation(len(names))[:count]] = True
-    return names[~held_out], names[held_out]
+    chosen = np.zeros(samples, dtype=bool)
+    chosen[np.random.RandomState(0).permutation(samples)[: max(count, 1)]] = True
+    return chosen
 
 
 def walk(root: Path, leave_out: tuple[str, ...] = ()) -> Iterator[tuple[str, list[str], list[str]]]:

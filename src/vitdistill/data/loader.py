@@ -53,9 +53,10 @@ class Sample(NamedTuple):
 class SampleSet(Dataset[Batch]):
     """Samples behind a transform, read by batches of `SampleKey`.
 
-    Before a random transform, `random`, `numpy.random` and torch's CPU generator are seeded from (seed, epoch, index,
-    repeat), so the outcome depends on nothing else. Without workers this happens in the training process and the
-    generators stay as the last sample left them: seed again (`seed_everything_at`) before drawing for a step.
+    Before what is random, in the set or the transform, `random`, `numpy.random` and torch's CPU generator are seeded
+    from (seed, epoch, index, repeat), so the outcome depends on nothing else. Without workers this happens in the
+    training process and the generators stay as the last sample left them: seed again (`seed_everything_at`) before
+    drawing for a step.
 
     Unreadable samples: in training the next readable one in the set takes their place, in validation they are left
     out of the batch. A validation batch of which nothing is readable is empty: skip it, as some networks fail on none.
@@ -104,6 +105,8 @@ class SampleSet(Dataset[Batch]):
             index = (key.index + attempt) % len(self)
             if self._kept is not None and index in self._kept:
                 return self._kept[index]
+            if self.transform.random or self.samples.random:
+                seed_cpu_at("sample", self.seed, key.epoch, index, key.repeat)
             try:
                 # A video is only opened by `load`; its frames are decoded where the transform asks for them.
                 loaded, target = self.samples.load(index)
@@ -114,8 +117,6 @@ class SampleSet(Dataset[Batch]):
         return None
 
     def _transformed(self, key: SampleKey, loaded: Any, target: int | None) -> Sample:
-        if self.transform.random:
-            seed_cpu_at("sample", self.seed, *key)
         made = self.transform(loaded)
         if isinstance(made, SeveralViews):
             sample = Sample(made.views, target if made.target is None else made.target, key.index)

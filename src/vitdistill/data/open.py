@@ -1,16 +1,75 @@
-"""How `--data` becomes a data source: the names of bundled sources, and folders.
+"""How `--data` becomes a data source: bundled names, folders, and the schemes of containers.
 
 To add a bundled source: write one file with a function that returns a `DataSource`, and name it in `bundled`.
+To add a container: write one file in `containers/`, and one line in `SCHEMES`.
 """
 
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
+from vitdistill.data.containers import checks
+from vitdistill.data.containers.address import SCHEME, Address, check_options, parse, split_path
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, near
 
+LOOKED_AT = 1000  # entries of a folder
 BUNDLED = ("digits", "moving_digits", "moving_digits:motion")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A kind of container.
+
+    Attributes:
+        opens: function from an address (and whether labels are needed) to a source, as module and name.
+        check: refuses what the text alone shows to be wrong.
+        options: names of the options behind the question mark; None where the container decides.
+        example: for messages.
+    """
+
+    opens: str
+    check: Callable[[Address], None]
+    options: tuple[str, ...] | None
+    example: str
+
+
+CONTAINERS = "vitdistill.data.containers"
+SCHEMES = {
+    "torchvision": Scheme(
+        f"{CONTAINERS}.torchvision_sets:open_torchvision", checks.check_torchvision, None, "torchvision:CIFAR10"
+    ),
+    "hf": Scheme(
+        f"{CONTAINERS}.hf:open_hub",
+        checks.check_hub,
+        ("config", "revision", "train", "val", "image", "label"),
+        "hf:owner/name",
+    ),
+    "shards": Scheme(
+        f"{CONTAINERS}.shards:open_shards",
+        checks.check_files(".tar"),
+        ("train", "val", "image", "label", "cache"),
+        "shards:train-{000..146}.tar",
+    ),
+    "parquet": Scheme(
+        f"{CONTAINERS}.parquet:open_parquet",
+        checks.check_parquet,
+        ("train", "val", "image", "label"),
+        "parquet:photos.parquet",
+    ),
+    "csv": Scheme(
+        f"{CONTAINERS}.csv_file:open_csv",
+        checks.check_csv,
+        ("path", "label", "split", "train", "val"),
+        "csv:labels.csv",
+    ),
+}
+SUFFIXES = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".tar": "shards"}  # of files that need no scheme
 
 
 def bundled() -> dict[str, Callable[[], DataSource]]:
@@ -21,41 +80,109 @@ def bundled() -> dict[str, Callable[[], DataSource]]:
     return dict(zip(BUNDLED, (digits, moving_digits, partial(moving_digits, "motion")), strict=True))
 
 
+def address_of(data: str | Path) -> Address | None:
+    """The container that `--data` names: by its scheme, or as a path to one; None for bundled names and other paths.
+
+    Raises:
+        UserError: when there is no such scheme, or options cannot be read.
+    """
+    text = str(data)
+    if data in BUNDLED:
+        return None
+    address = parse(text) if isinstance(data, str) else None
+    if address is not None and address.scheme in SCHEMES:
+        return address
+    path, options = split_path(text)
+    place = Path(path).expanduser()
+    if place.exists():
+        scheme = _scheme_of(place)
+        return None if scheme is None else Address(scheme, path, options)
+    if address is not None and not text.startswith(tuple(f"{name}:" for name in BUNDLED)):
+        examples = ", ".join(scheme.example for scheme in SCHEMES.values())
+        remedy = near(address.scheme, SCHEMES) or f"There are {examples}"
+        raise UserError("--data must have a scheme that there is", f"'{SCHEME.fullmatch(text)[1]}:'", remedy)  # type: ignore[index]
+    return None
+
+
+def _scheme_of(place: Path) -> str | None:
+    """The scheme of a file or folder that exists, where it is a container."""
+    if place.is_file():
+        return SUFFIXES.get(place.suffix.lower())
+    if any((place / name).is_file() for name in ("dataset_dict.json", "state.json")):  # of datasets' save_to_disk
+        return "hf"
+    looked_in = [place, *(place / name for name in ("data", "train", "default", "default/train"))]
+    names = [entry.name for folder in looked_in if folder.is_dir() for entry in islice(os.scandir(folder), LOOKED_AT)]
+    suffixes = {Path(name).suffix.lower() for name in names}
+    if ".parquet" in suffixes:
+        return "parquet"
+    return "shards" if ".tar" in suffixes and not any(entry.is_dir() for entry in place.iterdir()) else None
+
+
 def check_there(data: str | Path) -> None:
     """Quick, and without loading torch.
 
     Raises:
-        UserError: when `--data` names neither a bundled source nor anything that exists.
+        UserError: when `--data` names neither a bundled source, nor a container, nor anything that exists.
     """
-    if data not in BUNDLED and not Path(data).expanduser().exists():
+    text = str(data)
+    if text.startswith("<") and text.endswith(">"):
+        raise UserError("The run was given its data as a Python object", text, "Give --data, or the object in Python")
+    address = address_of(data)
+    if address is not None:
+        scheme = SCHEMES[address.scheme]
+        if scheme.options is not None:
+            check_options(address, scheme.options)
+        _ = address.share
+        scheme.check(address)
+    elif data not in BUNDLED and not Path(data).expanduser().exists():
         raise UserError(
             f"--data must be an existing folder or a bundled source ({', '.join(BUNDLED)})",
             f"'{data}'",
-            near(str(data), BUNDLED),
+            near(text, BUNDLED),
         )
 
 
-def open_source(data: str | Path | DataSource, *, labels: bool = True) -> DataSource:
+def open_source(data: Any, *, labels: bool = True) -> DataSource:
     """Open what `--data` names.
 
     Args:
-        data: the name of a bundled source, a folder with `train/` and `val/`, or a source that is already open.
-            A bundled name wins over a folder of the same name; write `./digits` to mean the folder.
-        labels: False opens any folder of images, see `image_folder`; all else is opened as ever.
+        data: the name of a bundled source, a folder with `train/` and `val/`, a container such as
+            `torchvision:CIFAR10`, a source that is already open, or a map-style torch `Dataset` of (picture, class),
+            or a pair (train, val) of them. A bundled name or a scheme wins over a folder of the same name; write
+            `./digits` to mean the folder.
+        labels: False opens any folder of images, see `image_folder`, and containers without labels; all else is opened
+            as ever.
 
     Raises:
-        UserError: when it is neither, or when the source itself is unusable.
+        UserError: when it is none of these, or when the source itself is unusable.
     """
     if isinstance(data, DataSource):
         if labels and not data.classes:
             raise UserError("Labelled data is needed", f"{data.name}, which has no labels")
         return data
+    if not isinstance(data, str | Path):
+        from vitdistill.data.containers.torch_data import open_torch
+
+        return open_torch(data, labels=labels)
     check_there(data)
     if isinstance(data, str) and data in BUNDLED:
         return bundled()[data]()
     from vitdistill.data.clips.files import has_videos, video_files
     from vitdistill.data.images.folder import image_folder
 
+    address = address_of(data)
+    if address is not None and not _is_video_list(address):
+        module, _, function = SCHEMES[address.scheme].opens.partition(":")
+        return getattr(import_module(module), function)(address, labels=labels)
     if has_videos(data):
         return video_files(data, labels=labels)
     return image_folder(data, labels=labels)
+
+
+def _is_video_list(address: Address) -> bool:
+    """Whether a csv file without options is a list of videos, which has rules of its own."""
+    if address.scheme != "csv" or address.options:
+        return False
+    from vitdistill.data.containers.csv_file import is_labels
+
+    return not is_labels(Path(address.name).expanduser())

@@ -136,11 +136,13 @@ class Samples(ABC):
         has_frames: whether a sample is a video, from which clips can be cut.
         in_memory: whether `load` is a memory read; such sets are loaded without workers, and what a
             transform without randomness makes of them is kept.
+        random: whether `load` draws from the random number generators.
     """
 
     word: ClassVar[str]
     has_frames: ClassVar[bool] = False
     in_memory = False
+    random = False
 
     @abstractmethod
     def __len__(self) -> int:

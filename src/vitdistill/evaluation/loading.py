@@ -43,7 +43,7 @@ class Subject(NamedTuple):
 def open_subject(
     model: str,
     *,
-    data: str | None,
+    data: Any,
     checkpoint: Checkpoint,
     image_size: int | None,
     crop_pct: float | None,
@@ -66,7 +66,7 @@ def open_subject(
     if run is not None and run.problems and not config:
         raise UserError("The files of a run must be readable", f"{folder}: {'; '.join(run.problems)}")
     try:
-        source = open_source(data or data_of(model, config))
+        source = open_source(data_of(model, config) if data is None else data)
     except UserError as error:
         if data is not None or run is None or "data" not in config:
             raise
@@ -119,12 +119,14 @@ def load(
     return read_run(folder).student(checkpoint)
 
 
-def validation_crop(config: dict[str, Any], source: DataSource, crop_pct: float | None, backbone: Network) -> Augment:
+def validation_crop(
+    config: dict[str, Any], source: DataSource | None, crop_pct: float | None, backbone: Network
+) -> Augment:
     """The validation crop: the run's, the bundled data's (none), or the one that the model was published with."""
     published = getattr(backbone.net, "pretrained_cfg", None) or {}
     if config:
         options = dict(config.get("augment") or {})
-    elif source.image_size:
+    elif source is not None and source.image_size:
         options = {"recipe": "none"}
     else:
         options = {"recipe": "tiny"}

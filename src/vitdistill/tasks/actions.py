@@ -48,12 +48,11 @@ class Actions(Task):
         self.classes = classes if data is None or classes is not None else len(data.labels)
 
     @classmethod
-    def open(
-        cls, data: str | Path | DataSource, *, augment: Augment, files: Any = None
-    ) -> "tuple[DataSource, Actions]":
+    def open(cls, data: Any, *, augment: Augment, files: Any = None) -> "tuple[DataSource, Actions]":
         """The folder of videos `data` with the annotations `files`, an `ActionFiles`."""
-        if isinstance(data, DataSource):
-            raise UserError("Actions are annotated in files", f"the open source {data.name}", "Give a folder of videos")
+        if not isinstance(data, str | Path):
+            what = f"the open source {data.name}" if isinstance(data, DataSource) else type(data).__name__
+            raise UserError("Actions are annotated in files", what, "Give a folder of videos")
         if files.train is None:
             raise UserError("--actions.train is required", remedy="Give the annotations to train on")
         found = open_actions(data, files)

@@ -1,6 +1,5 @@
 """Which of several classes a sample belongs to."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Float, Int
@@ -52,9 +51,7 @@ class Classification(Task):
         self.classes, self.smoothing = classes, smoothing
 
     @classmethod
-    def open(
-        cls, data: str | Path | DataSource, *, augment: Augment, files: Any = None
-    ) -> "tuple[DataSource, Classification]":
+    def open(cls, data: Any, *, augment: Augment, files: Any = None) -> "tuple[DataSource, Classification]":
         source = open_source(data)
         return source, cls(len(source.classes), augment.resolved().smoothing)
 

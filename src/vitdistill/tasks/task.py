@@ -5,7 +5,6 @@ reports know no task by name.
 """
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Float
@@ -39,11 +38,11 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def open(cls, data: str | Path | DataSource, *, augment: Augment, files: Any = None) -> "tuple[DataSource, Task]":
+    def open(cls, data: Any, *, augment: Augment, files: Any = None) -> "tuple[DataSource, Task]":
         """The data that a command names, and the task on it.
 
         Args:
-            data: what `--data` names, or an open source.
+            data: what `--data` names, or what else `open_source` takes.
             augment: the recipe, which may smooth labels.
             files: the task's own group of options, where it has one.
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 Model = Annotated[Union[str, "torch.nn.Module"], check_model]  # torch is not imported here
+Data = Union[str, "Any"]  # the quotes hide it from the command line: objects can be given in Python only
 Sampling = Literal["dense", "uniform"]
 Positions = Literal["sincos", "learned"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -30,9 +31,10 @@ class Flat:
 class Training(Flat):
     """What every training verb takes."""
 
-    data: str
-    """folder with train/ and val/ (one folder per class), lists of videos, or a bundled source: digits, moving_digits,
-    moving_digits:motion."""
+    data: Data
+    """folder with train/ and val/ (one folder per class), lists of videos, a csv of labels, a container
+    (torchvision:CIFAR10, hf:owner/name, shards:train-{000..146}.tar, parquet files), a bundled source (digits,
+    moving_digits, moving_digits:motion), or (in Python) a map-style torch Dataset or a pair (train, val) of them."""
     out: str
     """run directory to make."""
     epochs: int = 300

@@ -19,13 +19,14 @@ from vitdistill.models.network import Network
 from vitdistill.runs.read import Checkpoint, Run, find_run
 from vitdistill.tasks.classification import Classification
 from vitdistill.tokens.keep import keep_count
+from vitdistill.verbs.arguments import Data
 from vitdistill.verbs.signatures import options_of
 
 
 def evaluate(
     model: ModelName,
     *,
-    data: str | None = None,
+    data: Data | None = None,
     checkpoint: Checkpoint = "exported",
     keep: int | float = 1.0,
     clips: int = 1,

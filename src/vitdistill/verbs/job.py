@@ -5,10 +5,11 @@ gives it the options that all of them share. What text alone can refuse is refus
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import wraps
 from inspect import Parameter, isclass, signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitdistill.errors import refuse_without_effect
@@ -98,6 +99,7 @@ def _train(
 ) -> dict[str, Any]:
     resume, overwrite = values["resume"], values["overwrite"]
     config = {name: plain(_named(value)) for name, value in values.items() if name not in ("resume", "overwrite")}
+    config["data"] = _data_name(values["data"])
     run = RunDirectory.prepare(values["out"], verb, config, resume=resume, overwrite=overwrite)
 
     from vitdistill.data.order import seed_everything_at
@@ -132,12 +134,22 @@ def _opened(values: dict[str, Any], *, labels: bool) -> "tuple[DataSource, Task 
 
 
 def _named(value: Any) -> Any:
-    """Objects given in Python appear in the configuration by their class, data by its name."""
+    """Networks given in Python appear in the configuration by their class."""
+    return f"<{type(value).__name__}>" if hasattr(value, "state_dict") else value
+
+
+def _data_name(data: Any) -> str:
+    """Data in the configuration: what the user wrote, the name of a source, or the classes of data sets."""
     from vitdistill.data.source import DataSource
 
-    if isinstance(value, DataSource):
-        return value.name
-    return f"<{type(value).__name__}>" if hasattr(value, "state_dict") else value
+    if isinstance(data, str | Path):
+        return str(data)
+    if isinstance(data, DataSource):
+        return data.name
+    if isinstance(data, Mapping):
+        data = tuple(data.values())
+    several = data if isinstance(data, tuple | list) and len(data) == 2 else (data,)
+    return f"<{', '.join(type(one).__name__ for one in several)}>"
 
 
 def write_report(run: RunDirectory) -> None:

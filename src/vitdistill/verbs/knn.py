@@ -7,12 +7,13 @@ from vitdistill.evaluation.features import Pool, extract, pooling_of
 from vitdistill.evaluation.loading import Checkpoint, Reader, open_subject
 from vitdistill.evaluation.neighbours import check_votes, knn_accuracy
 from vitdistill.models.names import ModelName
+from vitdistill.verbs.arguments import Data
 
 
 def knn(
     model: ModelName,
     *,
-    data: str | None = None,
+    data: Data | None = None,
     checkpoint: Checkpoint = "exported",
     pool: Pool = "auto",
     k: int | Sequence[int] = (10, 20),

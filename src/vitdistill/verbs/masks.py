@@ -45,7 +45,7 @@ def masks(
         Paths of the pictures, and per model the grid, the patches kept and the share of images keeping each position.
     """
     from vitdistill.data.images.folder import list_images
-    from vitdistill.data.open import bundled, open_source
+    from vitdistill.data.open import address_of, bundled, check_there, open_source
     from vitdistill.data.order import seed_everything_at
     from vitdistill.reporting.galleries.masks import (
         Column,
@@ -71,8 +71,10 @@ def masks(
             remedy = "The report page of a run on videos has its pictures, and `similarity` compares frames"
             raise UserError(f"masks shows images; {title} sees clips", remedy=remedy)
     named = images or _data_of(models)
-    is_source = named in bundled() or (Path(named) / "train").is_dir()
-    source = open_source(named) if is_source else None
+    if not Path(named).exists():
+        check_there(named)
+    is_source = named in bundled() or address_of(named) is not None or (Path(named) / "train").is_dir()
+    source = open_source(named, labels=False) if is_source else None
     paths = [] if source else list_images(named)
     batch = some_images(source, paths, students[0][1].input.size, max(count, 256 if heatmap else 0), seed)
     columns = []

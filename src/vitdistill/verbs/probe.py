@@ -7,12 +7,13 @@ from vitdistill.evaluation.features import Pool, extract, pooling_of
 from vitdistill.evaluation.linear import LEARNING_RATES, check_options, linear_probe
 from vitdistill.evaluation.loading import Checkpoint, Reader, open_subject
 from vitdistill.models.names import ModelName
+from vitdistill.verbs.arguments import Data
 
 
 def probe(
     model: ModelName,
     *,
-    data: str | None = None,
+    data: Data | None = None,
     checkpoint: Checkpoint = "exported",
     pool: Pool = "auto",
     epochs: int = 100,

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vitdistill.errors import UserError
 from vitdistill.runs.read import Run, find_run
+from vitdistill.verbs.arguments import Data
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 def similarity(
     models: list[str],
     *,
-    data: str | None = None,
+    data: Data | None = None,
     out: str = "similarity.svg",
     clips: int = 64,
     layer: str | int = "last",
@@ -85,7 +86,7 @@ def similarity(
     return result
 
 
-def _source(data: str | None, runs: list[Run | None]) -> tuple["DataSource", dict[str, Any]]:
+def _source(data: Data | None, runs: list[Run | None]) -> tuple["DataSource", dict[str, Any]]:
     """The videos, and the configuration of the run that says how clips were taken from them.
 
     Raises:

@@ -1,0 +1,60 @@
+"""Rows of a container as a set of images."""
+
+import hashlib
+from abc import abstractmethod
+
+import numpy as np
+from PIL import Image
+
+from vitdistill.data.images.samples import ImageSamples
+
+
+class RowImages(ImageSamples):
+    """Some rows of a container of images, in order."""
+
+    def __init__(self, rows: np.ndarray, labels: np.ndarray | None) -> None:
+        """
+        Args:
+            rows: which rows of the container belong to this set, (samples,).
+            labels: their class numbers, (samples,); None where there are none.
+        """
+        self._rows, self._labels = rows, labels
+
+    @abstractmethod
+    def picture(self, row: int) -> Image.Image:
+        """Read a row's picture.
+
+        Raises:
+            OSError, SyntaxError, ValueError: when it is unreadable.
+        """
+
+    @abstractmethod
+    def row_name(self, row: int) -> str:
+        """What to call a row in messages."""
+
+    @abstractmethod
+    def row_key(self, row: int) -> str:
+        """What tells a row apart wherever the container lies."""
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def load(self, index: int) -> tuple[Image.Image, int | None]:
+        label = None if self._labels is None else int(self._labels[index])
+        return self.picture(int(self._rows[index])), label
+
+    def path(self, index: int) -> str:
+        return self.row_name(int(self._rows[index]))
+
+    @property
+    def labels(self) -> list[int] | None:
+        return None if self._labels is None else self._labels.tolist()
+
+    def digest(self) -> str | None:
+        """Which samples these are and what their classes are, wherever the container lies."""
+        found = hashlib.blake2b(digest_size=16)
+        for row in self._rows.tolist():
+            found.update(self.row_key(row).encode("utf-8", "surrogateescape") + b"\0")
+        if self._labels is not None:
+            found.update(self._labels.astype("<i8").tobytes())
+        return found.hexdigest()
