@@ -24,7 +24,7 @@ from vitdistill.methods.terms.relations import Relations
 from vitdistill.methods.terms.term import Term
 from vitdistill.models.backbone import Backbone, with_tokens
 from vitdistill.models.families import as_network
-from vitdistill.models.families.vit import ViT, is_plain
+from vitdistill.models.families.vit import ViT
 from vitdistill.models.network import Network
 from vitdistill.models.surgery.attention_heads import head_count, set_heads
 from vitdistill.models.surgery.drop_path import drop_path_rates, set_drop_path
@@ -219,7 +219,7 @@ def check_pair(student: Network, teacher: Network) -> None:
     """
     for role, network in (("student", student), ("teacher", teacher)):
         if not isinstance(network, ViT) or not all(
-            is_plain(block) for block in (network.blocks[0], network.blocks[-1])
+            network.is_known(block) for block in (network.blocks[0], network.blocks[-1])
         ):
             raise UserError(f"TinyMIM's {role} must be a plain ViT or DeiT", network.name)
     assert isinstance(student, ViT) and isinstance(teacher, ViT)
