@@ -28,7 +28,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             **SMALL,
             "embed_dim": 32,
             "num_heads": 4,
-            "num_kv_heads": (4, 2, 1),
+            "num_kv_heads": 2,
             "dynamic_img_size": False,
             "global_pool": "token",
         },

@@ -21,7 +21,7 @@ from vitdistill.methods.options import Relations as RelationNames
 from vitdistill.methods.selection.selector import SameMask
 from vitdistill.methods.terms.features import ClassToken, Feature, Features
 from vitdistill.methods.terms.relations import Relations
-from vitdistill.methods.terms.term import Term
+from vitdistill.methods.terms.term import Term, shared_special
 from vitdistill.models.backbone import Backbone, with_tokens
 from vitdistill.models.families import as_network
 from vitdistill.models.families.vit import ViT
@@ -183,7 +183,7 @@ def _term(
 ) -> Term:
     match target:
         case "relations":
-            return Relations(*blocks, relations=relations, softmax=softmax)
+            return Relations(*blocks, relations=relations, softmax=softmax, shared=shared_special(student, teacher))
         case "features":
             return Features(student, teacher, *blocks, feature=feature, residual=residual)
         case "cls":
@@ -212,7 +212,7 @@ def block_of(teacher: Backbone, block: int | None) -> int:
 
 
 def check_pair(student: Network, teacher: Network) -> None:
-    """Both networks are ViTs over the same tokens.
+    """Both networks are ViTs over the same patches.
 
     Raises:
         UserError: with both grids, and the image sizes at which they would match.
@@ -223,12 +223,6 @@ def check_pair(student: Network, teacher: Network) -> None:
         ):
             raise UserError(f"TinyMIM's {role} must be a plain ViT or DeiT", network.name)
     assert isinstance(student, ViT) and isinstance(teacher, ViT)
-    if student.specials != teacher.specials:
-        raise UserError(
-            "Student and teacher must have as many special tokens (class, distillation, register); the student "
-            f"{student.name} has {student.specials} and the teacher {teacher.name} {teacher.specials}",
-            remedy="Choose networks of one kind",
-        )
     if student.grid != teacher.grid:
         raise UserError(
             f"Student and teacher must see the same patches; the student {student.name} has {student.grid} at "

@@ -20,7 +20,7 @@ from vitdistill.models.network import Network, refuse_opaque
 from vitdistill.tokens.gather import keep_patches
 from vitdistill.types import NOTHING, QKV, Capture, InputSpec, Output, Point, TokenGrid, Tokens
 
-SaliencyKind = Literal["cls", "patch"]
+SaliencyKind = Literal["cls", "patch", "pool"]
 Captured = dict[tuple[int, Point], Tokens | QKV]
 
 # Blocks by word (MaskedKD, Table 6: 1, 6 and 12 of 12, counted from 1).
@@ -197,6 +197,12 @@ class Backbone(Network, ABC):
         Raises:
             UserError: when there is no such block, or it has no attention that gives saliency of this kind.
         """
+        if kind == "pool":
+            raise UserError(
+                "The saliency 'pool' needs a network that pools its patches by attention (SigLIP, Perception Encoder)",
+                self.name,
+                "Use --saliency cls or patch",
+            )
         self.read_qkv(self.block_index(block))
         return Capture.at(block, "qkv")
 

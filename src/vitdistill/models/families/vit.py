@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers import PatchEmbed
+from timm.layers import AttentionPoolLatent, PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -21,7 +23,7 @@ from vitdistill.models.macs import (
     pool_macs,
     self_attention_macs,
 )
-from vitdistill.tokens.saliency import attention_received, cls_attention
+from vitdistill.tokens.saliency import attention_received, cls_attention, without_autocast
 from vitdistill.types import NOTHING, Capture, Output, Point, TokenGrid, Tokens
 
 
@@ -155,14 +157,59 @@ class ViT(Backbone):
             modules += [block.norm1, block.attn, block.ls1]
         return {parameter for module in modules for parameter in module.parameters()}
 
+    def saliency_capture(self, block: int = -1, kind: SaliencyKind = "cls") -> Capture:
+        if self.saliency_kind(block, kind) == "pool" and self._pools_by_attention:
+            return Capture.at(block, "output")
+        return super().saliency_capture(block, kind)  # refuses other networks
+
+    def saliency_kind(self, block: int, kind: SaliencyKind) -> SaliencyKind:
+        """The attention that ranks patches in a block when `kind` is asked for.
+
+        Nothing trains the class token's attention where the head does not read it: there, the attention of the head
+        itself stands in for it (SigLIP), or, under mean pooling, attention received.
+
+        Raises:
+            UserError: when `kind` is pool and the block is not the last.
+        """
+        is_last = self.block_index(block) == self.depth - 1
+        if kind == "pool" and self._pools_by_attention and not is_last:
+            raise UserError(
+                "The saliency 'pool' is the attention of the head, behind the last block",
+                f"block {self.block_index(block)}",
+                "Use --saliency_layer last",
+            )
+        if kind == "cls" and (self.net.cls_token is None or self.net.global_pool not in ("token", "")):
+            return "pool" if self._pools_by_attention and is_last else "patch"
+        return kind
+
+    @property
+    def _pools_by_attention(self) -> bool:
+        pool = getattr(self.net, "attn_pool", None)
+        return isinstance(pool, AttentionPoolLatent) and pool.pos_embed is None
+
     def saliency(self, output: Output, block: int = -1, kind: SaliencyKind = "cls") -> Float[Tensor, "b n"]:
+        kind = self.saliency_kind(block, kind)
+        if kind == "pool":
+            return self._attention_of_head(output.tokens(block))
         q, k, _, specials = output.qkv(block)
-        # Where the head does not read the class token (mean pooling), nothing trains its attention.
-        reads_cls = self.net.cls_token is not None and self.net.global_pool in ("token", "")
         # The class token is the first special token in every member of the family.
-        if kind == "cls" and reads_cls:
+        if kind == "cls":
             return cls_attention(q[:, :, 0], k, prefix=specials)
         return attention_received(q, k, prefix=specials)
+
+    @torch.no_grad()
+    def _attention_of_head(self, tokens: Tokens) -> Float[Tensor, "b n"]:
+        """What the queries of attention pooling attend to, averaged over heads and queries."""
+        pool, specials, heads = self.net.attn_pool, tokens.specials, (self.net.attn_pool.num_heads, -1)
+        with without_autocast(tokens.all.device):
+            normed = self.net.norm(tokens.all.to(pool.kv.weight.dtype))
+            if not getattr(self.net, "pool_include_prefix", True):
+                normed, specials = normed[:, specials:], 0
+            weight, bias = (None if both is None else both.chunk(2)[0] for both in (pool.kv.weight, pool.kv.bias))
+            k = pool.k_norm(F.linear(normed, weight, bias).unflatten(2, heads).transpose(1, 2))
+            q = pool.q_norm(pool.q(pool.latent).unflatten(2, heads).transpose(1, 2))
+        rows = [cls_attention(one.expand(len(k), -1, -1), k, prefix=specials) for one in q.unbind(2)]
+        return torch.stack(rows).mean(dim=0)
 
     def macs(
         self,
