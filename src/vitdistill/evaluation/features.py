@@ -73,7 +73,7 @@ def _check_encoder(network: Network) -> None:
         )
 
 
-def pooled(network: Network, inputs: Float[Tensor, "b 3 *pixels"], pool: Pool) -> Float[Tensor, "b d"]:
+def pooled(network: Network, inputs: Float[Tensor, "b ch *pixels"], pool: Pool) -> Float[Tensor, "b d"]:
     """Features of one batch, behind the network's final norm and before its classifier.
 
     Args:

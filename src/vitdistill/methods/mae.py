@@ -94,14 +94,16 @@ class MAE(MaskedModelling):
         """
         target = self.targets[GOAL]
         assert isinstance(target, Pixels)
-        everything = patchify(images.float(), target.grid)
+        everything = patchify(target.covered(images), target.grid)
         tokens = self.student(images, keep=kept).final
         assert tokens is not None
         predicted = self.decoder(tokens.all, kept, masked).to(everything.dtype)
         if target.normalise:
             true = take(everything, masked)
             predicted = predicted * (true.var(-1, keepdim=True) + 1e-6).sqrt() + true.mean(-1, keepdim=True)
-        return unpatchify(restore(predicted, masked, everything), target.grid, target.patch)
+        result = images.float().clone()
+        target.covered(result).copy_(unpatchify(restore(predicted, masked, everything), target.grid, target.patch))
+        return result
 
 
 def _record_of_full(path: Path) -> ModelRecord | None:
@@ -124,8 +126,9 @@ def pixel_goal(
 ) -> Goal:
     """Pixels of the student's patches with a decoder of their own."""
     grid = student.grid
-    height, width_ = student.input.size
-    target = Pixels(grid, (height // grid.h, width_ // grid.w), normalise=norm_pix)
+    spec = student.input
+    assert spec.patch is not None
+    target = Pixels(grid, spec.patch[1:], normalise=norm_pix, colours=spec.shape[0])
     decoder = Decoder(
         grid,
         student.final_specials,

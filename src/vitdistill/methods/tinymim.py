@@ -102,6 +102,10 @@ class TinyMIM(Distillation):
             _align(own, head_count(other, blocks[1]), align_heads)
         if not 0 <= color_jitter <= 1:
             raise UserError("color_jitter must lie in [0, 1]", color_jitter)
+        if color_jitter and own.channels not in (1, 3):
+            raise UserError(
+                "Colours can be jittered of grey and RGB images", f"{own.channels} channels", "Set color_jitter to 0"
+            )
         if teacher_drop_path:
             set_drop_path(other, [teacher_drop_path] * len(drop_path_rates(other)))
         if pixels and mask_ratio == 0:
@@ -156,6 +160,10 @@ class TinyMIM(Distillation):
         )
         # Frames below one another are one tall image.
         colours = (inputs.flatten(2, -2) * std + mean).clamp(0, 1)
+        if len(spec.mean) == 1:  # jittered as the colours that a grey image has
+            return ((jittered(colours.expand(-1, 3, -1, -1), self.color_jitter)[:, :1] - mean) / std).reshape(
+                inputs.shape
+            )
         return ((jittered(colours, self.color_jitter) - mean) / std).reshape(inputs.shape)
 
     def own_losses(

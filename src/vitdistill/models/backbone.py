@@ -66,7 +66,7 @@ class Backbone(Network, ABC):
     @property
     def input(self) -> InputSpec:
         height, width = self.net.patch_embed.img_size
-        return InputSpec((3, int(height), int(width)), *self._statistics, self._patch(height, width))
+        return InputSpec((self.channels, int(height), int(width)), *self._statistics, self._patch(height, width))
 
     def _patch(self, height: int, width: int) -> tuple[int, int, int]:
         return 1, height // self.grid.h, width // self.grid.w

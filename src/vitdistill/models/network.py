@@ -4,10 +4,12 @@ from abc import ABC, abstractmethod
 from typing import Any, NoReturn
 
 from jaxtyping import Float, Int
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from vitdistill.errors import UserError
 from vitdistill.models.macs import Macs, check_kept, traced_macs
+from vitdistill.models.record import record_of
 from vitdistill.types import NOTHING, Capture, InputSpec, Output
 
 # timm's defaults for networks that carry no pretrained configuration.
@@ -50,9 +52,29 @@ class Network(nn.Module, ABC):
         return getattr(self.net, "pretrained_cfg", None) or {}
 
     @property
+    def channels(self) -> int:
+        """Colour channels of an input, read from the network where it shows them."""
+        embed = getattr(self.net, "patch_embed", None)
+        if isinstance(embed, PatchEmbed):
+            return int(embed.proj.in_channels)
+        channels = int((self._config.get("input_size") or (3,))[0])
+        first = self._config.get("first_conv")
+        try:
+            conv = self.net.get_submodule(first if isinstance(first, str) else first[0])
+        except (AttributeError, TypeError, IndexError):  # none is named, or it is no longer there
+            return channels
+        # A stem that folds pixels into channels (TResNet) has a multiple of these, and is not taken at its word.
+        return int(conv.in_channels) if getattr(conv, "in_channels", 0) in (1, 2, 4) else channels
+
+    @property
     def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation per channel that the network expects."""
-        return tuple(self._config.get("mean", DEFAULT_MEAN)), tuple(self._config.get("std", DEFAULT_STD))
+        """Mean and standard deviation per channel that the network expects.
+
+        Where timm's configuration has other channels than the network (greyscale), all get their average.
+        """
+        mean, std = (tuple(self._config.get(*one)) for one in (("mean", DEFAULT_MEAN), ("std", DEFAULT_STD)))
+        count = self.channels
+        return _spread(mean, count), _spread(std, count)
 
     @abstractmethod
     def forward(
@@ -117,7 +139,12 @@ class Opaque(Network):
 
     @property
     def input(self) -> InputSpec:
-        return InputSpec(tuple(self._config.get("input_size", (3, 224, 224))), *self._statistics)
+        """Its size is the one it was built with, or, where it takes any, the one it is fed."""
+        built = record_of(self.net).args.get("img_size") or getattr(
+            getattr(self.net, "patch_embed", None), "img_size", None
+        )
+        size = (built, built) if isinstance(built, int) else built or self._config.get("input_size", (224, 224))[-2:]
+        return InputSpec((self.channels, int(size[0]), int(size[1])), *self._statistics)
 
     @property
     def num_classes(self) -> int:
@@ -149,6 +176,10 @@ class Opaque(Network):
         # Two heads: a distilled EfficientFormer, say.
         first, second = prediction if isinstance(prediction, tuple) else (prediction, None)
         return Output(prediction=first, distilled=second)
+
+
+def _spread(values: tuple[float, ...], count: int) -> tuple[float, ...]:
+    return values if len(values) == count else (sum(values) / len(values),) * count
 
 
 def refuse_opaque(network: Network) -> NoReturn:

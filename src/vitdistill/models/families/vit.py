@@ -48,6 +48,11 @@ class ViT(Backbone):
         height, width = self.net.patch_embed.grid_size
         return TokenGrid(1, int(height), int(width))
 
+    def _patch(self, height: int, width: int) -> tuple[int, int, int]:
+        # Where patches do not fill the image, its size does not tell theirs.
+        embed = self.net.patch_embed
+        return (1, *embed.patch_size) if isinstance(embed, PatchEmbed) else super()._patch(height, width)
+
     @property
     def specials(self) -> int:
         return int(self.net.num_prefix_tokens)

@@ -68,7 +68,7 @@ def keep_heatmap(kept: Int[Tensor, "b k"], grid: TokenGrid) -> Float[Tensor, "h 
 @torch.inference_mode()
 def masks_of(
     backbone: Backbone,
-    images: Float[Tensor, "b 3 height width"],
+    images: Float[Tensor, "b ch height width"],
     keep: int | float | str,
     *,
     layer: int | str = "last",
@@ -181,9 +181,11 @@ def _image(path: Path) -> "Image":
         raise UserError("Every image must be readable", f"{path} ({error})", "Remove it") from error
 
 
-def normalised(images: UInt8[Tensor, "b 3 height width"], backbone: Backbone) -> Float[Tensor, "b 3 height2 width2"]:
-    """The images at a backbone's size, with its statistics."""
+def normalised(images: UInt8[Tensor, "b 3 height width"], backbone: Backbone) -> Float[Tensor, "b ch height2 width2"]:
+    """The images at a backbone's size, with its statistics; grey for a network that sees no colours."""
     floats = images.float() / 255
+    if backbone.channels == 1:
+        floats = (floats * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(dim=1, keepdim=True)
     if tuple(images.shape[-2:]) != backbone.input.size:
         floats = torch.nn.functional.interpolate(floats, backbone.input.size, mode="bilinear", antialias=True)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (backbone.input.mean, backbone.input.std))
