@@ -18,6 +18,21 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "no_class_token": ("vit_base_patch16_224", {**SMALL, "global_pool": "avg", "class_token": False}),
     "registers": ("vit_small_patch14_reg4_dinov2", SMALL),
     "qk_norm": ("vit_tiny_patch16_224", {**SMALL, "qk_norm": True}),
+    "eva02": ("eva02_large_patch14_clip_224", SMALL),
+    "dinov3": ("vit_small_patch16_dinov3", {**SMALL, "global_pool": "token", "dynamic_img_size": False}),
+    "rope_mixed": ("vit_small_patch16_rope_mixed_ape_224", SMALL),
+    "perception": ("vit_pe_core_tiny_patch16_384", {**SMALL, "attn_pool_num_heads": 2}),
+    "sapiens": (
+        "vit_base_patch16_sapiens2",
+        {
+            **SMALL,
+            "embed_dim": 32,
+            "num_heads": 4,
+            "num_kv_heads": 2,
+            "dynamic_img_size": False,
+            "global_pool": "token",
+        },
+    ),
     "cait": ("cait_xxs24_224", SMALL),
     "swin": (
         "swin_tiny_patch4_window7_224",

@@ -17,7 +17,13 @@ MASKABLE = [name for name in FAMILIES if name != "swin"]
 HIDDEN = MASKABLE  # Swin hands out no block outputs
 # CaiT's trunk has no class token, and its class-attention blocks have no other queries.
 SALIENCIES = [
-    *((name, kind, block) for name in FAMILIES if name != "cait" for kind in ("cls", "patch") for block in (0, -1)),
+    *(
+        (name, kind, block)
+        for name in FAMILIES
+        for kind in ("cls", "patch")
+        for block in (0, -1)
+        if name != "cait" and (name, kind, block) != ("perception", "cls", -1)  # see tests/models/families/test_eva.py
+    ),
     ("cait", "cls", -1),
     ("cait", "cls", 3),
 ]
@@ -72,6 +78,8 @@ def attention_of(net: nn.Module, attention: nn.Module, images: Tensor) -> Tensor
 
 def expected_logits(net: nn.Module, images: Tensor, keep: Tensor) -> Tensor:
     """Leaving out patches, written out sample by sample on timm's modules."""
+    if hasattr(net, "rope"):
+        return hidden_logits(net, images, keep)
     patches = net.patch_embed(images)
     positions = net.pos_embed
     cait = hasattr(net, "blocks_token_only")
@@ -95,11 +103,22 @@ def expected_logits(net: nn.Module, images: Tensor, keep: Tensor) -> Tensor:
     return net.forward_head(net.norm(visible))
 
 
+def hidden_logits(net: nn.Module, images: Tensor, keep: Tensor) -> Tensor:
+    """For rotary networks: the whole sequence, in which an attention mask hides the patches that are left out."""
+    specials, kept = net.num_prefix_tokens, keep.sort(dim=1).values
+    seen = torch.cat((torch.arange(specials).expand(len(keep), -1), kept + specials), dim=1)
+    mask = torch.zeros(len(keep), specials + 16, dtype=torch.bool).scatter(1, seen, True)
+    tokens = net.forward_features(images, attn_mask=mask[:, None, None].expand(-1, -1, specials + 16, -1))
+    return net.forward_head(tokens[mask].unflatten(0, (len(keep), -1)))
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_all_patches_are_bit_identical_to_the_untouched_network(net, images, training):
-    """Also in training: these networks draw nothing at random."""
+    """Also in training: what is drawn at random (Sapiens scales the coordinates of its patches) is drawn once."""
     net.train(training)
+    torch.manual_seed(0)
     expected = net(images)
+    torch.manual_seed(0)
     output = build(net).train(training)(images)
     assert torch.equal(output.prediction, expected) and output.prediction.shape == (3, 10)
     assert output.distilled is None and not output.captured and output.kept is None
@@ -135,10 +154,13 @@ def test_it_describes_itself(family, backbone):
     )
 
 
-@pytest.mark.parametrize("family", ["deit", "deit_distilled", "registers", "no_class_token", "cait"])
+SPECIALS = {"deit": (1, 1), "deit_distilled": (2, 2), "registers": (5, 5), "dinov3": (5, 5), "cait": (0, 1)}
+
+
+@pytest.mark.parametrize("family", [*SPECIALS, "no_class_token"])
 def test_special_tokens(backbone, images, family):
     """Of the first block, and of those that enter the head: CaiT's class token joins behind its trunk."""
-    first, last = {"deit": (1, 1), "deit_distilled": (2, 2), "registers": (5, 5), "cait": (0, 1)}.get(family, (0, 0))
+    first, last = SPECIALS.get(family, (0, 0))
     assert (backbone.specials, backbone.final_specials) == (first, last)
     final = backbone(images).final
     assert final.special.shape == (3, last, backbone.width) and final.patches.shape == (3, 16, backbone.width)
@@ -167,7 +189,7 @@ def test_captured_points_answer_under_the_numbers_they_were_asked_by(backbone, i
             )
 
 
-@pytest.mark.parametrize("family", ["vit", "deit3"])
+@pytest.mark.parametrize("family", ["vit", "deit3", "dinov3"])
 def test_branches_add_up_to_the_blocks_output(backbone, images):
     """What attention adds, the tokens after that, and what the MLP adds."""
     output = backbone(images, capture=points(*((1, point) for point in ALL), (0, "output"), head=False))
@@ -282,7 +304,8 @@ def test_saliency_equals_timms_own_attention(net, images, family, kind, block):
 
     attention = attention_of(net, backbone.blocks[block].attn, images)
     prefix = 1 if family == "cait" else backbone.specials
-    reads_class = family not in ("swin", "no_class_token", "mae_mean_pool")  # mean pooling trains no class attention
+    # Neither mean pooling nor attention pooling trains what the class token attends to.
+    reads_class = family not in ("swin", "no_class_token", "mae_mean_pool", "perception")
     rows = attention[:, :, :1] if kind == "cls" and reads_class else attention[:, :, prefix:]
     torch.testing.assert_close(got, rows[..., prefix:].mean(dim=(1, 2)), rtol=1e-4, atol=1e-6)
     assert got.shape == (3, 16) and got.dtype == torch.float32
@@ -449,7 +472,7 @@ def test_compiled_blocks_still_hand_out_queries_and_keys(images, monkeypatch):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("family", ["vit", "cait"])
+@pytest.mark.parametrize("family", ["vit", "dinov3", "rope_mixed", "cait"])
 def test_gradient_checkpointing_gives_the_same_gradients(family, images):
     gradients = []
     for recompute in (False, True):

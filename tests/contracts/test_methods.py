@@ -138,6 +138,10 @@ METHODS: dict[str, Callable[[], Method]] = {
     "two heads": lambda: maskedkd("deit_distilled"),
     "cait teacher": lambda: maskedkd(teacher="cait"),
     "cait student": lambda: maskedkd("cait"),
+    "dinov3 teacher": lambda: maskedkd(teacher="dinov3"),
+    "rotary student with learned angles": lambda: maskedkd("rope_mixed", "eva02", distill="logits+manifold"),
+    "attention pooling ranks": lambda: maskedkd("perception", "perception", saliency="pool"),
+    "attention, grouped heads": lambda: maskedkd("sapiens", "dinov3", distill="attention"),
     "swin student": lambda: maskedkd("swin"),
     "swin teacher": lambda: maskedkd(teacher="swin", keep=1.0),
     "clip student, mean-pooled teacher": lambda: maskedkd("clip", "mae_mean_pool"),
@@ -192,6 +196,9 @@ METHODS: dict[str, Callable[[], Method]] = {
     "tinymim, masked, pixels": lambda: tinymim(mask_ratio=0.75, pixels=True, pixel_decoder=PIXELS),
     "tinymim, noisy teacher": lambda: tinymim(teacher_drop_path=0.1),
     "tinymim, two heads": lambda: tinymim("deit3", "vit"),
+    "tinymim, dinov3 teacher": lambda: tinymim(teacher="dinov3"),
+    "tinymim, dinov3 teacher, features, masked": lambda: tinymim(teacher="dinov3", target="features", mask_ratio=0.5),
+    "tinymim, rotary student": lambda: TinyMIM(tiny("rope_mixed", seed=1), tiny("dinov3", seed=2), relations="vv"),
     "tinymim, clips": lambda: TinyMIM(clip_net(1), clip_net(3, embed_dim=48)),
     "tinymim, qk norm": lambda: tinymim_qk_norm(),
     "tinymim, qk norm, values": lambda: tinymim_qk_norm(relations=("vv",)),
@@ -216,6 +223,7 @@ METHODS: dict[str, Callable[[], Method]] = {
         tiny("cait", seed=1), image_teacher=tiny("cait", seed=2), mask_ratio=0.75, mask="random", decoder=DECODER
     ),
     "mvd, cait image teacher": lambda: mvd(image_teacher=tiny("cait", seed=2), video_teacher=None),
+    "mvd, dinov3 image teacher": lambda: mvd(image_teacher=tiny("dinov3", seed=2), video_teacher=None),
     "per token": lambda: per_token_distillation(
         clip_net(1), image_teacher=image_teacher_net(), video_teacher=clip_net(3), video_weight=0.5
     ),
@@ -227,6 +235,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "mae, no class token": lambda: MAE(tiny("no_class_token", seed=1, fc_norm=False), **MAE_DECODER),
     "mae, registers": lambda: mae("registers"),
     "mae, cait": lambda: mae("cait"),
+    "mae, rotary": lambda: mae("dinov3"),
 }
 
 

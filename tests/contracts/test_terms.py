@@ -148,7 +148,10 @@ def test_gradients_reach_the_student_and_the_terms_own_parameters_only(case, ima
 
 # TinyMIM's terms need queries of all tokens in the last block, or the branches of blocks.
 OF_CAIT = [name for name in TERMS if not name.startswith(("relations, scores", "features", "class token"))]
-REACHED = [*((family, name) for family in ("deit", "registers", "qk_norm", "deit_distilled") for name in TERMS)]
+ROTARY = ["eva02", "dinov3", "rope_mixed", "sapiens"]
+REACHED = [
+    *((family, name) for family in ("deit", "registers", "qk_norm", "deit_distilled", *ROTARY) for name in TERMS)
+]
 
 
 @pytest.mark.parametrize(("family", "name"), [*REACHED, *(("cait", name) for name in OF_CAIT)])

@@ -27,6 +27,10 @@ AUTO = {
     "no_class_token": "avg",
     "registers": "cls",
     "qk_norm": "cls",
+    "eva02": "cls",
+    "dinov3": "cls",
+    "rope_mixed": "cls",
+    "sapiens": "cls",
     "cait": "cls",
     "swin": "avg",
 }

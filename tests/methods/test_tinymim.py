@@ -322,8 +322,6 @@ def test_networks_of_another_kind_are_refused():
     for student, teacher, role in (("swin", "vit", "student"), ("vit", "swin", "teacher"), ("cait", "vit", "student")):
         with pytest.raises(UserError, match=f"TinyMIM's {role} must be a plain ViT"):
             tinymim(student, teacher, teacher_args={})
-    with pytest.raises(UserError, match=r"as many special tokens.* has 1 and .* 5"):
-        tinymim("vit", "registers", teacher_args={})
     with pytest.raises(UserError, match="needs a class token"):
         tinymim("no_class_token", "no_class_token", target="cls")
     net = tiny("vit")

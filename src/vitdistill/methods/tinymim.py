@@ -21,10 +21,10 @@ from vitdistill.methods.options import Relations as RelationNames
 from vitdistill.methods.selection.selector import SameMask
 from vitdistill.methods.terms.features import ClassToken, Feature, Features
 from vitdistill.methods.terms.relations import Relations
-from vitdistill.methods.terms.term import Term
+from vitdistill.methods.terms.term import Term, shared_special
 from vitdistill.models.backbone import Backbone, with_tokens
 from vitdistill.models.families import as_network
-from vitdistill.models.families.vit import ViT, is_plain
+from vitdistill.models.families.vit import ViT
 from vitdistill.models.network import Network
 from vitdistill.models.surgery.attention_heads import head_count, set_heads
 from vitdistill.models.surgery.drop_path import drop_path_rates, set_drop_path
@@ -102,6 +102,10 @@ class TinyMIM(Distillation):
             _align(own, head_count(other, blocks[1]), align_heads)
         if not 0 <= color_jitter <= 1:
             raise UserError("color_jitter must lie in [0, 1]", color_jitter)
+        if color_jitter and own.channels not in (1, 3):
+            raise UserError(
+                "Colours can be jittered of grey and RGB images", f"{own.channels} channels", "Set color_jitter to 0"
+            )
         if teacher_drop_path:
             set_drop_path(other, [teacher_drop_path] * len(drop_path_rates(other)))
         if pixels and mask_ratio == 0:
@@ -156,6 +160,10 @@ class TinyMIM(Distillation):
         )
         # Frames below one another are one tall image.
         colours = (inputs.flatten(2, -2) * std + mean).clamp(0, 1)
+        if len(spec.mean) == 1:  # jittered as the colours that a grey image has
+            return ((jittered(colours.expand(-1, 3, -1, -1), self.color_jitter)[:, :1] - mean) / std).reshape(
+                inputs.shape
+            )
         return ((jittered(colours, self.color_jitter) - mean) / std).reshape(inputs.shape)
 
     def own_losses(
@@ -183,7 +191,7 @@ def _term(
 ) -> Term:
     match target:
         case "relations":
-            return Relations(*blocks, relations=relations, softmax=softmax)
+            return Relations(*blocks, relations=relations, softmax=softmax, shared=shared_special(student, teacher))
         case "features":
             return Features(student, teacher, *blocks, feature=feature, residual=residual)
         case "cls":
@@ -212,23 +220,17 @@ def block_of(teacher: Backbone, block: int | None) -> int:
 
 
 def check_pair(student: Network, teacher: Network) -> None:
-    """Both networks are ViTs over the same tokens.
+    """Both networks are ViTs over the same patches.
 
     Raises:
         UserError: with both grids, and the image sizes at which they would match.
     """
     for role, network in (("student", student), ("teacher", teacher)):
         if not isinstance(network, ViT) or not all(
-            is_plain(block) for block in (network.blocks[0], network.blocks[-1])
+            network.is_known(block) for block in (network.blocks[0], network.blocks[-1])
         ):
             raise UserError(f"TinyMIM's {role} must be a plain ViT or DeiT", network.name)
     assert isinstance(student, ViT) and isinstance(teacher, ViT)
-    if student.specials != teacher.specials:
-        raise UserError(
-            "Student and teacher must have as many special tokens (class, distillation, register); the student "
-            f"{student.name} has {student.specials} and the teacher {teacher.name} {teacher.specials}",
-            remedy="Choose networks of one kind",
-        )
     if student.grid != teacher.grid:
         raise UserError(
             f"Student and teacher must see the same patches; the student {student.name} has {student.grid} at "

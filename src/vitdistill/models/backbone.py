@@ -20,7 +20,7 @@ from vitdistill.models.network import Network, refuse_opaque
 from vitdistill.tokens.gather import keep_patches
 from vitdistill.types import NOTHING, QKV, Capture, InputSpec, Output, Point, TokenGrid, Tokens
 
-SaliencyKind = Literal["cls", "patch"]
+SaliencyKind = Literal["cls", "patch", "pool"]
 Captured = dict[tuple[int, Point], Tokens | QKV]
 
 # Blocks by word (MaskedKD, Table 6: 1, 6 and 12 of 12, counted from 1).
@@ -132,12 +132,9 @@ class Backbone(Network, ABC):
             raise self.cannot_leave_out()
         numbers = {(block, point): (self.block_index(block), point) for block, point in capture.points}
         wanted = Capture(frozenset(numbers.values()), capture.head)
-        tokens = self.embed(inputs)
-        if keep is not None:
-            tokens = keep_patches(tokens, keep, prefix=self.specials)
         captured: Captured = {}
         with self._reading(wanted, captured):
-            tokens = self.run_blocks(tokens, wanted, captured)
+            tokens = self.run(inputs, keep, wanted, captured)
         output = Output(grid=self.grid, kept=keep)
         output.captured = {asked: captured[counted] for asked, counted in numbers.items()}
         if capture.head:
@@ -146,7 +143,23 @@ class Backbone(Network, ABC):
             output.prediction, output.distilled = scores if isinstance(scores, tuple) else (scores, None)
         return output
 
-    def run_block(self, index: int, *tokens: Tensor, capture: Capture) -> Tensor:
+    def run(
+        self,
+        inputs: Float[Tensor, "b ch *pixels"],
+        keep: Int[Tensor, "bm k"] | None,
+        capture: Capture,
+        captured: Captured,
+    ) -> Tensor:
+        """From the inputs to the tokens that leave the blocks; patches are left out on the way.
+
+        For families whose blocks take more than tokens (rotary positions), which must be left out along with these.
+        """
+        tokens = self.embed(inputs)
+        if keep is not None:
+            tokens = keep_patches(tokens, keep, prefix=self.specials)
+        return self.run_blocks(tokens, capture, captured)
+
+    def run_block(self, index: int, *arguments: Tensor | None, capture: Capture) -> Tensor:
         """Run one block; eagerly if its inside is being read, since compiled code would skip the hooks.
 
         Under timm's `set_grad_checkpointing` its activations are recomputed in the backward pass.
@@ -155,8 +168,8 @@ class Backbone(Network, ABC):
         read = any(block == index and point != "output" for block, point in capture.points)
         run = block.forward if block._compiled_call_impl is not None and read else block
         if self.net.grad_checkpointing and self.training:
-            return checkpoint(run, *tokens, use_reentrant=False)
-        return run(*tokens)
+            return checkpoint(run, *arguments, use_reentrant=False)
+        return run(*arguments)
 
     def compile_blocks(self) -> None:
         """torch.compile each block in place (static shapes: the number of kept patches is fixed).
@@ -184,6 +197,12 @@ class Backbone(Network, ABC):
         Raises:
             UserError: when there is no such block, or it has no attention that gives saliency of this kind.
         """
+        if kind == "pool":
+            raise UserError(
+                "The saliency 'pool' needs a network that pools its patches by attention (SigLIP, Perception Encoder)",
+                self.name,
+                "Use --saliency cls or patch",
+            )
         self.read_qkv(self.block_index(block))
         return Capture.at(block, "qkv")
 

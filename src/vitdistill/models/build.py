@@ -12,9 +12,10 @@ from vitdistill.errors import UserError
 from vitdistill.models.backbone import with_tokens
 from vitdistill.models.families import as_network
 from vitdistill.models.names import VIDEO, unknown_model
-from vitdistill.models.network import DEFAULT_MEAN, Network
+from vitdistill.models.network import DEFAULT_MEAN, Network, Opaque
 from vitdistill.models.presets import BUNDLED, PRESETS
 from vitdistill.models.record import WEIGHTS, ModelRecord, attach_record, record_of, set_statistics
+from vitdistill.models.sizes import check_patches, check_size, feed, fixed_size
 from vitdistill.models.surgery.attention_heads import set_heads
 from vitdistill.models.weights.folder import cached_folder, open_folder, record_beside
 from vitdistill.models.weights.positions import FILE_SIZE, pair
@@ -138,14 +139,19 @@ def _from_timm(
     if image_size is not None:
         args["img_size"] = image_size
     args.setdefault("img_size", None)
+    size = args["img_size"]
     try:
-        net = timm.create_model(name, pretrained=pretrained, **args)
+        net = fixed_size(timm.create_model(name, pretrained=pretrained, **args), name, args)
     except UserError:  # our own networks say what is wrong
         raise
     except (TypeError, AssertionError, RuntimeError, ValueError, KeyError) as error:
-        if isinstance(error, TypeError) and args.get("img_size") is not None and "'img_size'" in str(error):
-            # A CNN has no fixed input size.
-            return _from_timm(name, {k: v for k, v in args.items() if k != "img_size"}, None, None, pretrained)
+        if isinstance(error, TypeError) and size is not None and "'img_size'" in str(error):
+            # A CNN has no size of its own, and takes what it is fed.
+            args = {key: value for key, value in args.items() if key != "img_size"}
+            net = _from_timm(name, dict(args), None, None, pretrained)
+            check_size(name, args, size)
+            feed(net, size)
+            return net
         if isinstance(error, TypeError) and args.get("drop_path_rate") and "'drop_path_rate'" in str(error):
             raise UserError(
                 f"{name} has no drop path that could be set", args["drop_path_rate"], "Use --drop_path 0"
@@ -156,6 +162,8 @@ def _from_timm(
             raise UserError(
                 f"timm has no weights {tag!r} of {architecture}", remedy=f"There are: {', '.join(tags) or 'none'}"
             ) from error
+        if size is not None:
+            check_size(name, args, size)
         raise UserError(f"{name} cannot be built with {args}", _short(error), "Check its arguments") from error
     except Exception as error:  # the hub raises its own kinds of errors, depending on its version
         raise UserError(
@@ -163,7 +171,10 @@ def _from_timm(
             _short(error),
             f"Download them elsewhere and give '{name}@weights-file'",
         ) from error
-    _check_patches(name, net)
+    feed(net, channels=args.get("in_chans"))
+    check_patches(name, net)
+    if size is not None and isinstance(as_network(net), Opaque):
+        check_size(name, args, size)
     _warn_about_activation(name, pretrained)
     attach_record(net, _record(name, args, net))
     return net
@@ -246,21 +257,6 @@ def _record(name: str, args: dict[str, Any], net: nn.Module) -> ModelRecord:
     kwargs = {key: value for key, value in args.items() if value is not None and key != "drop_path_rate"}
     kwargs["num_classes"] = network.num_classes
     return ModelRecord(name, kwargs, list(network.input.mean), list(network.input.std))
-
-
-def _check_patches(name: str, net: nn.Module) -> None:
-    embed = getattr(net, "patch_embed", None)
-    if embed is None or not hasattr(embed, "patch_size") or not hasattr(embed, "img_size") or embed.img_size is None:
-        return
-    for pixels, patch in zip(embed.img_size, embed.patch_size, strict=True):
-        if pixels % patch:
-            low, high = pixels // patch * patch, (pixels // patch + 1) * patch
-            sizes = f"{low} or {high}" if low else str(high)
-            raise UserError(
-                f"The image size must be a multiple of the patch size {patch} of {name}",
-                pixels,
-                f"Use {sizes}",
-            )
 
 
 def _warn_about_activation(name: str, pretrained: bool) -> None:

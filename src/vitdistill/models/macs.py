@@ -15,7 +15,7 @@ from math import prod
 from typing import Any
 
 import torch
-from timm.layers import PatchEmbed
+from timm.layers import AttentionPoolLatent, PatchEmbed
 from timm.models.cait import TalkingHeadAttn
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -128,6 +128,27 @@ def head_macs(net: nn.Module) -> Macs:
     return Macs(head=linears(net.get_submodule("head")) + linears(getattr(net, "head_dist", None)))
 
 
+def pool_macs(net: Any, tokens: int, layernorm: bool = True) -> Macs:
+    """Attention pooling (SigLIP, Perception Encoder): keys and values of all tokens, the rest for the latent query.
+
+    Args:
+        net: a ViT, with `attn_pool` or without.
+        tokens: that leave its final norm, special tokens included.
+        layernorm: whether LayerNorm counts.
+    """
+    pool = getattr(net, "attn_pool", None)
+    if pool is None:
+        return Macs()
+    tokens -= 0 if getattr(net, "pool_include_prefix", True) else net.num_prefix_tokens
+    once = linears(pool) - linears(pool.kv)
+    scores = 2 * tokens * pool.num_heads * pool.head_dim
+    total = Macs(head=linears(pool.kv) * tokens + (once + scores) * pool.latent_len)
+    total += norm_macs(pool.norm, pool.latent_len, layernorm)
+    # Norms of q and k see every head as a row of its own.
+    total += norm_macs(pool.q_norm, pool.latent_len * pool.num_heads, layernorm)
+    return total + norm_macs(pool.k_norm, tokens * pool.num_heads, layernorm)
+
+
 def mlp_macs(block: nn.Module) -> int:
     """MACs of a block's MLP for one token."""
     return linears(block.get_submodule("mlp"))
@@ -165,7 +186,7 @@ def is_countable(net: Any, blocks: Sequence[nn.Module]) -> bool:
     embed = net.patch_embed
     return (
         (isinstance(embed, PatchEmbed) or hasattr(embed, "tubelet"))
-        and getattr(net, "attn_pool", None) is None
+        and isinstance(getattr(net, "attn_pool", None), AttentionPoolLatent | None)
         and all(is_self_attention_block(block) for block in blocks)
     )
 

@@ -1,14 +1,15 @@
 """The interface of any network, and of one that is known by its prediction alone."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from jaxtyping import Float, Int
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from vitdistill.errors import UserError
 from vitdistill.models.macs import Macs, check_kept, traced_macs
+from vitdistill.models.record import record_of
 from vitdistill.types import NOTHING, Capture, InputSpec, Output
 
 # timm's defaults for networks that carry no pretrained configuration.
@@ -52,19 +53,30 @@ class Network(nn.Module, ABC):
 
     @property
     def channels(self) -> int:
-        """Colour channels of an input: those of the first convolution, as timm's configuration does not say."""
-        convolutions = (module for module in self.net.modules() if isinstance(module, nn.Conv2d | nn.Conv3d))
-        if (first := next(convolutions, None)) is not None:
-            return first.in_channels
-        return int(self._config.get("input_size", (3, 224, 224))[0])
+        """Colour channels of an input, read from the network where it shows them."""
+        embed = getattr(self.net, "patch_embed", None)
+        if isinstance(embed, PatchEmbed):
+            return int(embed.proj.in_channels)
+        if (built := record_of(self.net).args.get("in_chans")) is not None:
+            return int(built)
+        channels = int((self._config.get("input_size") or (3,))[0])
+        first = self._config.get("first_conv")
+        try:
+            conv = self.net.get_submodule(first if isinstance(first, str) else first[0])
+        except (AttributeError, TypeError, IndexError):  # none is named, or it is no longer there
+            return channels
+        # A stem that folds pixels into channels (TResNet) has a multiple of these, and is not taken at its word.
+        return int(conv.in_channels) if getattr(conv, "in_channels", 0) in (1, 2, 4) else channels
 
     @property
     def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation per channel that the network expects."""
-        config, channels = self._config, self.channels
-        return of_channels(config.get("mean", DEFAULT_MEAN), channels), of_channels(
-            config.get("std", DEFAULT_STD), channels
-        )
+        """Mean and standard deviation per channel that the network expects.
+
+        Where timm's configuration has other channels than the network (greyscale), all get their average.
+        """
+        mean, std = (tuple(self._config.get(*one)) for one in (("mean", DEFAULT_MEAN), ("std", DEFAULT_STD)))
+        count = self.channels
+        return _spread(mean, count), _spread(std, count)
 
     @abstractmethod
     def forward(
@@ -129,8 +141,12 @@ class Opaque(Network):
 
     @property
     def input(self) -> InputSpec:
-        _, height, width = self._config.get("input_size", (3, 224, 224))
-        return InputSpec((self.channels, height, width), *self._statistics)
+        """Its size is the one it was built with, or, where it takes any, the one it is fed."""
+        built = record_of(self.net).args.get("img_size") or getattr(
+            getattr(self.net, "patch_embed", None), "img_size", None
+        )
+        size = (built, built) if isinstance(built, int) else built or self._config.get("input_size", (224, 224))[-2:]
+        return InputSpec((self.channels, int(size[0]), int(size[1])), *self._statistics)
 
     @property
     def num_classes(self) -> int:
@@ -164,12 +180,8 @@ class Opaque(Network):
         return Output(prediction=first, distilled=second)
 
 
-def of_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """Statistics for so many channels: of a grey network the mean of those of red, green and blue."""
-    values = tuple(values)
-    if len(values) == channels:
-        return values
-    return (sum(values) / len(values),) * channels
+def _spread(values: tuple[float, ...], count: int) -> tuple[float, ...]:
+    return values if len(values) == count else (sum(values) / len(values),) * count
 
 
 def refuse_opaque(network: Network) -> NoReturn:

@@ -29,7 +29,7 @@ def cls_attention(
     q_cls, k = q_cls.detach().float(), k.detach().float()
     if over == "patches":
         k, prefix = k[:, :, prefix:], 0
-    with _without_autocast(k.device):
+    with without_autocast(k.device):
         scores = torch.einsum("bhd,bhmd->bhm", q_cls * q_cls.shape[-1] ** -0.5, k)
         return scores.softmax(dim=-1)[..., prefix:].mean(dim=1)
 
@@ -53,7 +53,7 @@ def attention_received(
     """
     q, k = q.detach().float() * q.shape[-1] ** -0.5, k.detach().float()
     total = torch.zeros(k.shape[0], k.shape[2], device=k.device)
-    with _without_autocast(k.device):
+    with without_autocast(k.device):
         for head in range(q.shape[1]):
             scores = q[:, head, prefix:] @ k[:, head].transpose(-2, -1)
             if bias is not None:
@@ -62,7 +62,7 @@ def attention_received(
     return total[:, prefix:] / q.shape[1]
 
 
-def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Autocast would round the scores to bfloat16, where neighbours tie. The meta device knows no autocast."""
     known = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if known else nullcontext()

@@ -84,7 +84,9 @@ class Ranked(Selector):
             criterion: who ranks the patches: the student, the teacher, a third network, chance (random), or half one
                 of them and half chance (student+random).
             order: keep the highest ranked patches, or (an ablation) the lowest.
-            saliency: attention of the class token, or attention received from all patches.
+            saliency: attention of the class token (cls), attention received from all patches (patch), or attention of
+                the head that pools the patches (pool: SigLIP, Perception Encoder). Where the head reads no class token,
+                cls stands for pool if the network pools so, else for patch.
             saliency_layer: block whose attention ranks the patches: first, middle, last, or its number from 0.
             mask: who sees only the kept patches; masking the student is the variant that the paper argues against.
             network: the frozen network of the criteria that name one.
@@ -96,11 +98,12 @@ class Ranked(Selector):
         super().__init__()
         for option, value, known in (
             ("order", order, ("top", "bottom")),
-            ("saliency", saliency, ("cls", "patch")),
+            ("saliency", saliency, ("cls", "patch", "pool")),
             ("mask", mask, ("teacher", "student")),
         ):
             if value not in known:
-                raise UserError(f"{option} must be {' or '.join(known)}", repr(value), near(str(value), known))
+                words = f"{', '.join(known[:-1])} or {known[-1]}"
+                raise UserError(f"{option} must be {words}", repr(value), near(str(value), known))
         self.keep, self.order, self.mask = KeepSchedule.parse(keep), order, mask
         attention = Attention(saliency_layer, saliency, network)
         self.criterion = (

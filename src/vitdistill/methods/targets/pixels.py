@@ -17,8 +17,8 @@ class Pixels(Target):
         Args:
             grid: patches of an image.
             patch: height and width of a patch, in pixels.
-            normalise: standardise each patch by its own mean and deviation over all p*p*3 values.
-            colours: channels of an image.
+            normalise: standardise each patch by its own mean and deviation over all its values.
+            colours: channels of a pixel.
         """
         self.grid, self.patch, self.normalise, self.colours = grid, patch, normalise, colours
 
@@ -29,8 +29,12 @@ class Pixels(Target):
     def values(
         self, inputs: Float[Tensor, "b ch *pixels"], kept: Int[Tensor, "bm k"], masked: Int[Tensor, "bm r"]
     ) -> Float[Tensor, "b n c"]:
-        pixels = patchify(inputs.float(), self.grid)
+        pixels = patchify(self.covered(inputs.float()), self.grid)
         return standardised(pixels) if self.normalise else pixels
+
+    def covered(self, images: Float[Tensor, "b ch height width"]) -> Float[Tensor, "b ch height2 width2"]:
+        """A view on what the patches cover, which need not be the whole image (SigLIP at 384 pixels)."""
+        return images[..., : self.grid.h * self.patch[0], : self.grid.w * self.patch[1]]
 
     def distance(self, prediction: Float[Tensor, "b r c"], values: Float[Tensor, "b r c"]) -> Float[Tensor, ""]:
         return mean_squared(prediction, values)

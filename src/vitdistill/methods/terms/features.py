@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vitdistill.errors import UserError, near
 from vitdistill.losses.features import smooth_l1
-from vitdistill.methods.terms.term import Term, check_class_token
+from vitdistill.methods.terms.term import Term, check_class_token, shared_special, without_registers
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.network import Network
 from vitdistill.types import Capture, Output, Point
@@ -20,7 +20,7 @@ BETA = 2.0
 class Features(Term):
     """Features of all tokens through a linear map: smooth-L1 (beta 2) to affine-free LayerNorm of the teacher's.
 
-    Student and teacher must see the same tokens.
+    Student and teacher must see the same patches; special tokens that one of them lacks are left out.
 
     Example:
         >>> term = Features(student, teacher.backbone, 11, 11, feature="ffn")
@@ -55,6 +55,7 @@ class Features(Term):
         if residual and feature not in ("attention", "ffn"):
             raise UserError("Only the features attention and ffn have a residual", repr(feature))
         self.student_block, self.teacher_block = student_block, teacher_block
+        self.shared = shared_special(student, teacher)
         # The block's output is what the tokens are after the MLP was added.
         self.feature = "output" if feature == "ffn" and residual else feature
         points: dict[str, Point] = {"output": "output", "ffn": "ffn", "attention": "attention"}
@@ -83,9 +84,13 @@ class Features(Term):
 
     def _read(self, output: Output, block: int) -> dict[str, Tensor]:
         if self.point != "qkv":
-            return {self.feature: output.tokens(block, self.point).all}
-        # Heads side by side again: (b, h, m, d) -> (b, m, h * d).
-        return {name: getattr(output.qkv(block), name).transpose(1, 2).flatten(2) for name in self.project}
+            tokens = output.tokens(block, self.point)
+            read, specials = {self.feature: tokens.all}, tokens.specials
+        else:  # heads side by side again: (b, h, m, d) -> (b, m, h * d)
+            qkv = output.qkv(block)
+            read = {name: getattr(qkv, name).transpose(1, 2).flatten(2) for name in self.project}
+            specials = qkv.specials
+        return {name: without_registers(each, specials, self.shared) for name, each in read.items()}
 
 
 class ClassToken(Features):

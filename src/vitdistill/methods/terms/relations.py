@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from vitdistill.losses.relations import relation_kl, relation_smooth_l1
 from vitdistill.methods.options import relation_list
-from vitdistill.methods.terms.term import Term
+from vitdistill.methods.terms.term import Shared, Term, without_registers
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.network import Network
-from vitdistill.types import Capture, Output
+from vitdistill.types import QKV, Capture, Output
 
 
 class Relations(Term):
@@ -29,6 +29,7 @@ class Relations(Term):
         *,
         relations: str | Sequence[str] = "qk+vv",
         softmax: bool = True,
+        shared: Shared = "all",
     ) -> None:
         """
         Args:
@@ -36,6 +37,7 @@ class Relations(Term):
             teacher_block: block whose relations are the target, from 0.
             relations: some of qk, vv, qq, kk.
             softmax: compare distributions by KL; without, the scaled scores by smooth-L1.
+            shared: which special tokens take part, see `shared_special`; patches always do.
 
         Raises:
             UserError: when no relation is named, or one is misspelt or named twice.
@@ -43,6 +45,7 @@ class Relations(Term):
         super().__init__()
         self.student_block, self.teacher_block = student_block, teacher_block
         self.relations = relation_list(relations)
+        self.shared: Shared = shared
         self.distance: Callable[..., Tensor] = relation_kl if softmax else relation_smooth_l1
 
     def captures(self) -> tuple[Capture, Capture]:
@@ -54,10 +57,12 @@ class Relations(Term):
         return student.reached(self.captures()[0], frozenset("".join(self.relations)))
 
     def forward(self, student: Output, teacher: Output) -> dict[str, Float[Tensor, ""]]:
-        own, other = student.qkv(self.student_block), teacher.qkv(self.teacher_block)
+        own, other = self._roles(student.qkv(self.student_block)), self._roles(teacher.qkv(self.teacher_block))
         return {
-            name: self.distance(
-                (getattr(own, name[0]), getattr(own, name[1])), (getattr(other, name[0]), getattr(other, name[1]))
-            )
+            name: self.distance((own[name[0]], own[name[1]]), (other[name[0]], other[name[1]]))
             for name in self.relations
         }
+
+    def _roles(self, qkv: QKV) -> dict[str, Tensor]:
+        """Queries, keys and values of the tokens that both networks have."""
+        return {role: without_registers(getattr(qkv, role), qkv.specials, self.shared) for role in "qkv"}

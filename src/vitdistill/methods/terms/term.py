@@ -7,8 +7,9 @@ line, write a frozen dataclass of its options with a method `build(student, teac
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -65,6 +66,31 @@ def check_class_token(what: str, network: Backbone, blocks: Sequence[int]) -> No
         raise UserError(f"{what}, and {network.name} has none", remedy="Choose a ViT or DeiT")
     for block in blocks:
         network.saliency_capture(block)  # refuses CaiT's trunk, where there is no class token
+
+
+Shared = Literal["all", "class", "none"]
+
+
+def shared_special(student: Backbone, teacher: Backbone) -> Shared:
+    """Which special tokens two networks can compare: all where they have the same, else their class tokens, or none."""
+    own, other = (getattr(network.net, "cls_token", None) is not None for network in (student, teacher))
+    if student.specials == teacher.specials and own == other:
+        return "all"
+    return "class" if own and other else "none"
+
+
+def without_registers(tokens: Float[Tensor, "*b m d"], specials: int, shared: Shared) -> Float[Tensor, "*b m2 d"]:
+    """The special tokens that both networks have, and the patches.
+
+    Args:
+        tokens: special ones first, the class token before all others.
+        specials: how many special tokens there are.
+        shared: which of them stay.
+    """
+    if shared == "all":
+        return tokens
+    patches = tokens[..., specials:, :]
+    return patches if shared == "none" else torch.cat((tokens[..., :1, :], patches), dim=-2)
 
 
 def common_patches(

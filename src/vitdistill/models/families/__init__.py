@@ -4,17 +4,24 @@ To add a family: write a file with a subclass of `Backbone`, and add a line to `
 """
 
 from timm.models.cait import Cait
+from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vitdistill.models.families.cait import CaiT
+from vitdistill.models.families.eva import RotaryViT
 from vitdistill.models.families.swin import Swin
 from vitdistill.models.families.video_vit import TubeletEmbed, VideoViT
 from vitdistill.models.families.vit import ViT
 from vitdistill.models.network import Network, Opaque
 
-ADAPTERS: dict[type[nn.Module], type[Network]] = {VisionTransformer: ViT, Cait: CaiT, SwinTransformer: Swin}
+ADAPTERS: dict[type[nn.Module], type[Network]] = {
+    VisionTransformer: ViT,
+    Eva: RotaryViT,
+    Cait: CaiT,
+    SwinTransformer: Swin,
+}
 
 
 def as_network(net: nn.Module) -> Network:

@@ -149,7 +149,12 @@ class VideoViT(ViT):
     def input(self) -> InputSpec:
         embed = self.net.patch_embed
         patch = (int(embed.tubelet), *embed.patch_size)
-        return InputSpec((self.channels, int(embed.frames), *embed.img_size), *self._statistics, patch)
+        shape = (self.channels, int(embed.frames), *embed.img_size)
+        return InputSpec(shape, *self._statistics, patch)
+
+    @property
+    def channels(self) -> int:
+        return int(self.net.patch_embed.proj.in_channels)
 
 
 def check_video(network: Network, role: str) -> VideoViT:

@@ -3,22 +3,28 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers import PatchEmbed
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.layers import AttentionPoolLatent, PatchEmbed
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vitdistill.errors import UserError
 from vitdistill.models.backbone import Backbone, Captured, FusedQKVReader, QKVReader, SaliencyKind
-from vitdistill.models.macs import Macs, check_kept, head_macs, is_countable, linears, norm_macs, self_attention_macs
-from vitdistill.tokens.saliency import attention_received, cls_attention
+from vitdistill.models.macs import (
+    Macs,
+    check_kept,
+    head_macs,
+    is_countable,
+    linears,
+    norm_macs,
+    pool_macs,
+    self_attention_macs,
+)
+from vitdistill.tokens.saliency import attention_received, cls_attention, without_autocast
 from vitdistill.types import NOTHING, Capture, Output, Point, TokenGrid, Tokens
-
-
-def is_plain(block: Any) -> bool:
-    """Whether a block is timm's pre-norm block, whose qkv projection takes exactly `norm1` of its input."""
-    return type(block) is Block
 
 
 class ViT(Backbone):
@@ -29,7 +35,7 @@ class ViT(Backbone):
     LayerScale, register tokens, two heads (distilled DeiT).
     """
 
-    def __init__(self, net: VisionTransformer) -> None:
+    def __init__(self, net: nn.Module) -> None:
         if getattr(net, "dynamic_img_size", False):
             raise UserError(
                 "A backbone with dynamic image size has no fixed patch grid",
@@ -41,6 +47,11 @@ class ViT(Backbone):
     def grid(self) -> TokenGrid:
         height, width = self.net.patch_embed.grid_size
         return TokenGrid(1, int(height), int(width))
+
+    def _patch(self, height: int, width: int) -> tuple[int, int, int]:
+        # Where patches do not fill the image, its size does not tell theirs.
+        embed = self.net.patch_embed
+        return (1, *embed.patch_size) if isinstance(embed, PatchEmbed) else super()._patch(height, width)
 
     @property
     def specials(self) -> int:
@@ -54,17 +65,39 @@ class ViT(Backbone):
         return self.net._pos_embed(self.net.patch_embed(inputs))
 
     def run_blocks(self, tokens: Float[Tensor, "b m d"], capture: Capture, captured: Captured) -> Tensor:
-        whole, only_qkv = self.blocks_run(capture)
+        return self.run_each(self.net.norm_pre(self.net.patch_drop(tokens)), [()] * self.depth, capture, captured)
 
-        tokens = self.net.norm_pre(self.net.patch_drop(tokens))
+    def run_each(
+        self,
+        tokens: Float[Tensor, "b m d"],
+        beside: Sequence[tuple[Any, ...]],
+        capture: Capture,
+        captured: Captured,
+    ) -> Tensor:
+        """Run the blocks one after the other.
+
+        Args:
+            tokens: that enter the first block.
+            beside: what each block takes besides the tokens.
+            capture: see `run_blocks`.
+            captured: see `run_blocks`.
+        """
+        whole, only_qkv = self.blocks_run(capture)
         for index in range(whole):
-            tokens = self.run_block(index, tokens, capture=capture)
+            tokens = self.run_block(index, tokens, *beside[index], capture=capture)
             if (index, "output") in capture.points:
                 captured[index, "output"] = Tokens(tokens, self.specials)
         if only_qkv:
-            block = self.blocks[whole]
-            block.attn.qkv(block.norm1(tokens))  # read by a hook; nothing behind it is wanted
+            self.project(self.blocks[whole], tokens, *beside[whole])
         return tokens
+
+    def project(self, block: Any, tokens: Float[Tensor, "b m d"], *beside: Any) -> None:
+        """Run a block as far as its q, k and v are read by a hook; nothing behind them is wanted."""
+        block.attn.qkv(block.norm1(tokens))
+
+    def is_known(self, block: Any) -> bool:
+        """Whether the inside of a block is known: here, timm's pre-norm block, whose qkv takes `norm1` of its input."""
+        return type(block) is Block
 
     def blocks_run(self, capture: Capture) -> tuple[int, bool]:
         """How many blocks a pass runs whole, and whether it then runs the next one up to its q, k and v."""
@@ -72,7 +105,7 @@ class ViT(Backbone):
             return self.depth, False
         whole = {self.block_index(block) for block, point in capture.points if point != "qkv"}
         last = max((self.block_index(block) for block, _ in capture.points), default=-1)
-        stops_inside = last >= 0 and last not in whole and is_plain(self.blocks[last])
+        stops_inside = last >= 0 and last not in whole and self.is_known(self.blocks[last])
         return (last, True) if stops_inside else (last + 1, False)
 
     def head(self, tokens: Tensor) -> tuple[Tokens, Tensor | tuple[Tensor, Tensor]]:
@@ -84,7 +117,7 @@ class ViT(Backbone):
 
     def read_branch(self, block: int, point: Point, captured: Captured) -> RemovableHandle:
         module = self.blocks[block]
-        if not is_plain(module):
+        if not self.is_known(module):
             return super().read_branch(block, point, captured)
 
         def keep_output(_module: nn.Module, _inputs: object, tokens: Tensor) -> None:
@@ -113,19 +146,75 @@ class ViT(Backbone):
         unreached = self.head_parameters | set(self.net.norm.parameters())
         for index, block in enumerate(self.blocks):
             points = {point for asked, point in capture.points if self.block_index(asked) == index}
-            if index < last or (index == last and (points & {"output", "ffn"} or not is_plain(block))):
+            if index < last or (index == last and (points & {"output", "ffn"} or not self.is_known(block))):
                 continue
-            unreached |= set(block.parameters()) - _reached_within(block, points, roles)
+            unreached |= set(block.parameters()) - self.reached_within(block, points, roles)
         return set(self.net.parameters()) - unreached
 
+    def reached_within(self, block: Any, points: set[Point], roles: frozenset[str]) -> set[nn.Parameter]:
+        """The parameters of a known block on which its queries, keys, values or attention branch depend."""
+        modules: list[nn.Module] = []
+        if "qkv" in points:
+            modules += [block.norm1, block.attn.qkv]
+            modules += [block.attn.q_norm] if "q" in roles else []
+            modules += [block.attn.k_norm] if "k" in roles else []
+        if points & {"attention", "attention_residual"}:
+            modules += [block.norm1, block.attn, block.ls1]
+        return {parameter for module in modules for parameter in module.parameters()}
+
+    def saliency_capture(self, block: int = -1, kind: SaliencyKind = "cls") -> Capture:
+        if self.saliency_kind(block, kind) == "pool" and self._pools_by_attention:
+            return Capture.at(block, "output")
+        return super().saliency_capture(block, kind)  # refuses other networks
+
+    def saliency_kind(self, block: int, kind: SaliencyKind) -> SaliencyKind:
+        """The attention that ranks patches in a block when `kind` is asked for.
+
+        Nothing trains the class token's attention where the head does not read it: there, the attention of the head
+        itself stands in for it (SigLIP), or, under mean pooling, attention received.
+
+        Raises:
+            UserError: when `kind` is pool and the block is not the last.
+        """
+        is_last = self.block_index(block) == self.depth - 1
+        if kind == "pool" and self._pools_by_attention and not is_last:
+            raise UserError(
+                "The saliency 'pool' is the attention of the head, behind the last block",
+                f"block {self.block_index(block)}",
+                "Use --saliency_layer last",
+            )
+        if kind == "cls" and (self.net.cls_token is None or self.net.global_pool not in ("token", "")):
+            return "pool" if self._pools_by_attention and is_last else "patch"
+        return kind
+
+    @property
+    def _pools_by_attention(self) -> bool:
+        pool = getattr(self.net, "attn_pool", None)
+        return isinstance(pool, AttentionPoolLatent) and pool.pos_embed is None
+
     def saliency(self, output: Output, block: int = -1, kind: SaliencyKind = "cls") -> Float[Tensor, "b n"]:
+        kind = self.saliency_kind(block, kind)
+        if kind == "pool":
+            return self._attention_of_head(output.tokens(block))
         q, k, _, specials = output.qkv(block)
-        # Where the head does not read the class token (mean pooling), nothing trains its attention.
-        reads_cls = self.net.cls_token is not None and self.net.global_pool in ("token", "")
         # The class token is the first special token in every member of the family.
-        if kind == "cls" and reads_cls:
+        if kind == "cls":
             return cls_attention(q[:, :, 0], k, prefix=specials)
         return attention_received(q, k, prefix=specials)
+
+    @torch.no_grad()
+    def _attention_of_head(self, tokens: Tokens) -> Float[Tensor, "b n"]:
+        """What the queries of attention pooling attend to, averaged over heads and queries."""
+        pool, specials, heads = self.net.attn_pool, tokens.specials, (self.net.attn_pool.num_heads, -1)
+        with without_autocast(tokens.all.device):
+            normed = self.net.norm(tokens.all.to(pool.kv.weight.dtype))
+            if not getattr(self.net, "pool_include_prefix", True):
+                normed, specials = normed[:, specials:], 0
+            weight, bias = (None if both is None else both.chunk(2)[0] for both in (pool.kv.weight, pool.kv.bias))
+            k = pool.k_norm(F.linear(normed, weight, bias).unflatten(2, heads).transpose(1, 2))
+            q = pool.q_norm(pool.q(pool.latent).unflatten(2, heads).transpose(1, 2))
+        rows = [cls_attention(one.expand(len(k), -1, -1), k, prefix=specials) for one in q.unbind(2)]
+        return torch.stack(rows).mean(dim=0)
 
     def macs(
         self,
@@ -135,7 +224,7 @@ class ViT(Backbone):
         layernorm: bool = True,
         size: tuple[int, int] | None = None,
     ) -> Macs:
-        if not is_countable(self.net, self.blocks):
+        if not self.is_countable():
             return super().macs(kept, capture, layernorm=layernorm, size=size)
         check_kept(self, kept)
         net, tokens = self.net, self.specials + (self.grid.count if kept is None else kept)
@@ -145,24 +234,22 @@ class ViT(Backbone):
         total += norm_macs(net.norm_pre, tokens, layernorm)
         whole, only_qkv = self.blocks_run(capture)
         for block in self.blocks[:whole]:
-            total += self_attention_macs(block, tokens, layernorm)
+            total += self.block_macs(block, tokens, layernorm)
         if only_qkv:
-            stopped = self.blocks[whole]
-            total += norm_macs(stopped.norm1, tokens, layernorm)
-            total += Macs(projections=linears(stopped.attn.qkv) * tokens)
+            total += self.project_macs(self.blocks[whole], tokens, layernorm)
         if not capture.head:
             return total
         total += norm_macs(net.norm, tokens, layernorm) + norm_macs(net.fc_norm, 1, layernorm)
-        return total + head_macs(net)
+        return total + pool_macs(net, tokens, layernorm) + head_macs(net)
 
+    def is_countable(self) -> bool:
+        """Whether all that the network computes is known, or must be traced."""
+        return is_countable(self.net, self.blocks)
 
-def _reached_within(block: Any, points: set[Point], roles: frozenset[str]) -> set[nn.Parameter]:
-    """The parameters of a plain block on which its queries, keys, values or attention branch depend."""
-    modules: list[nn.Module] = []
-    if "qkv" in points:
-        modules += [block.norm1, block.attn.qkv]
-        modules += [block.attn.q_norm] if "q" in roles else []
-        modules += [block.attn.k_norm] if "k" in roles else []
-    if points & {"attention", "attention_residual"}:
-        modules += [block.norm1, block.attn, block.ls1]
-    return {parameter for module in modules for parameter in module.parameters()}
+    def block_macs(self, block: Any, tokens: int, layernorm: bool) -> Macs:
+        """A whole block over so many tokens."""
+        return self_attention_macs(block, tokens, layernorm)
+
+    def project_macs(self, block: Any, tokens: int, layernorm: bool) -> Macs:
+        """What `project` computes."""
+        return norm_macs(block.norm1, tokens, layernorm) + Macs(projections=linears(block.attn.qkv) * tokens)
