@@ -12,11 +12,12 @@ from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
 from vitdistill.models.network import Network
 from vitdistill.models.presets import BUNDLED
+from vitdistill.models.surgery.classes import match_head, renew_head, starts_trained
 from vitdistill.models.surgery.drop_path import set_drop_path
 from vitdistill.models.teacher import Teacher
 from vitdistill.training.precision import cpu_has_bf16, has_bf16
 from vitdistill.training.settings import Optim, Settings
-from vitdistill.verbs.arguments import Model
+from vitdistill.verbs.arguments import Model, is_fresh
 
 
 def settings_of(arguments: dict[str, Any], optim_default: Optim = Optim()) -> Settings:
@@ -45,7 +46,7 @@ def make_student(
     """The student with a head for the data's classes (or `classes`), at the data's or the given image size.
 
     Raises:
-        UserError: when a module object has another number of classes than the data.
+        UserError: when a module object has another number of classes than the data, or `args` ask for another.
     """
     options = dict(args or {})
     if isinstance(spec, nn.Module):
@@ -58,6 +59,7 @@ def make_student(
     if drop_path:
         options.setdefault("drop_path_rate", drop_path)
     classes = len(source.classes) if classes is None else classes
+    refuse_classes(args, "student_args", classes)
     student = build(
         spec,
         args=options,
@@ -68,7 +70,14 @@ def make_student(
     if isinstance(spec, str) and not options.get("drop_path_rate"):
         set_drop_path(student, 0.0)  # some architectures (Swin) have a default above 0
     if classes:
-        _check_classes("student", student.num_classes, student.name, source)
+        if student.num_classes != classes:
+            raise UserError(
+                f"The student must have the classes of the data; {student.name} has {student.num_classes} and "
+                f"{source.name} has {classes}"
+            )
+        loaded = isinstance(spec, str) and (pretrained or not is_fresh(spec))
+        if starts_trained(student, loaded=loaded) and match_head(student, source.classes, source.name) == "different":
+            renew_head(student)
     return student
 
 
@@ -85,25 +94,40 @@ def make_teacher(
     """A frozen teacher that takes the student's images.
 
     Raises:
-        UserError: when its class count differs from the data's, if a source is given.
+        UserError: when its classes are not the data's, if a source is given.
     """
+    if source is not None and isinstance(spec, str) and text_embeddings is None:
+        refuse_classes(args, "teacher_args")
     network = build(spec, args=args, pretrained=True)
     width = network.width if isinstance(network, Backbone) else 0
     teacher = Teacher.of(
         network, student, dtype=_dtype(dtype, trainer, width), text_embeddings=_embeddings(text_embeddings)
     )
     if source is not None:
-        _check_classes("teacher", teacher.num_classes, network.name, source)
+        teacher.match_classes(source.classes, source.name)
     return teacher
 
 
-def _check_classes(role: str, classes: int, name: str, source: DataSource) -> None:
-    if classes != len(source.classes):
-        raise UserError(
-            f"The {role} must have the classes of the data; {name} has {classes} and {source.name} has "
-            f"{len(source.classes)}",
-            remedy=f"Fine-tune the {role} on this data first, or choose another" if role == "teacher" else "",
-        )
+def refuse_classes(args: dict[str, Any] | None, group: str, classes: int | None = None) -> None:
+    """Refuse a number of classes that the data, or the weights of a trained classifier, say by themselves.
+
+    Args:
+        args: further arguments of an architecture.
+        group: the option that they were given with.
+        classes: what will be taken; None is what the weights have.
+
+    Raises:
+        UserError: when another number is given.
+    """
+    asked = (args or {}).get("num_classes", classes)
+    if asked == classes:
+        return
+    why = f"would not be used: the classifier is for the {classes} classes of the data"
+    if classes is None:
+        why = "would replace the trained classifier by one with random weights"
+    elif not classes:
+        why = "has no effect in training without labels"
+    raise UserError(f"--{group}.num_classes {why}", asked, "Leave it out")
 
 
 def _embeddings(path: str | None) -> torch.Tensor | None:

@@ -14,11 +14,13 @@ from vitdistill.data.loader import CorruptLog
 from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.evaluation.loading import Reader, open_subject
 from vitdistill.models.backbone import Backbone, with_tokens
+from vitdistill.models.classes import class_order
 from vitdistill.models.names import ModelName
 from vitdistill.models.network import Network
 from vitdistill.runs.read import Checkpoint, Run, find_run
 from vitdistill.tasks.classification import Classification
 from vitdistill.tokens.keep import keep_count
+from vitdistill.verbs.common import refuse_classes
 from vitdistill.verbs.signatures import options_of
 
 
@@ -90,6 +92,7 @@ def evaluate(
             out=out,
             as_json=json,
         )
+    refuse_classes(model_args, "model_args")
     refuse_without_effect(values, defaults, ("actions", "out"), "unless the model is a run of finetune --task actions")
     subject = open_subject(
         model,
@@ -108,14 +111,10 @@ def evaluate(
         raise UserError(
             f"{model} has no classifier to evaluate", remedy="Fine-tune it, or look at its features with knn or probe"
         )
-    if backbone.num_classes != len(source.classes):
-        raise UserError(
-            f"The model must have the classes of the data; {backbone.name} has {backbone.num_classes} and "
-            f"{source.name} has {len(source.classes)}"
-        )
+    order = class_order(backbone, source.classes, source.name)
     _check_keep(backbone, keep)
     reader = Reader(subject, batch_size=batch_size, device=device, workers=workers)
-    result = {"model": model, "data": source.name, **_accuracy(reader, keep)}
+    result = {"model": model, "data": source.name, **_accuracy(reader, keep, order)}
     _show(result, json)
     return result
 
@@ -128,13 +127,15 @@ def _check_keep(network: Network, keep: int | float) -> None:
         backbone.saliency_capture()
 
 
-def _accuracy(reader: Reader, keep: int | float) -> dict[str, Any]:
+def _accuracy(reader: Reader, keep: int | float, order: tuple[Any, ...] | None) -> dict[str, Any]:
+    """Metrics of a model whose scores `order` puts into that of the data's classes."""
     backbone, source = reader.subject.backbone, reader.subject.source
     views = reader.subject.options.clips * reader.subject.options.crops
     backbone.eval().to(reader.place)
     corrupt, scores, targets = CorruptLog.of(source.val), [], []
     for images, labels_of_batch in reader.batches(source.val, corrupt, "evaluating"):
         logits = _logits(backbone, images, keep).float().cpu()
+        logits = logits if order is None else logits[:, list(order)]
         scores.append(logits.log_softmax(dim=1) if views == 1 else averaged(logits, views))
         assert labels_of_batch is not None  # labelled data was opened
         targets.append(labels_of_batch)
