@@ -12,7 +12,7 @@ from vitdistill.errors import UserError
 from vitdistill.models.backbone import with_tokens
 from vitdistill.models.classes import published_classes
 from vitdistill.models.families import as_network
-from vitdistill.models.names import VIDEO, unknown_model
+from vitdistill.models.names import VIDEO, absolute_model, check_model_there, unknown_model
 from vitdistill.models.network import DEFAULT_MEAN, Network
 from vitdistill.models.presets import BUNDLED, PRESETS
 from vitdistill.models.record import (
@@ -57,6 +57,8 @@ def build(
     """
     if isinstance(spec, nn.Module):
         return as_network(spec)
+    check_model_there(spec)
+    spec = absolute_model(spec) if "~" in spec else spec
     args = dict(args or {})
     image_size = None if "img_size" in args else image_size  # the more explicit one wins
     with torch.device("meta" if meta else "cpu"):

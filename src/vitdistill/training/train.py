@@ -26,6 +26,7 @@ from vitdistill.errors import UserError
 from vitdistill.files import AVERAGED, is_first_process
 from vitdistill.methods.method import Method
 from vitdistill.models.record import RECORD, WEIGHTS, ModelRecord, record_of
+from vitdistill.runs.data import describe_data
 from vitdistill.runs.directory import RunDirectory
 from vitdistill.training.checkpoints import (
     AtomicCheckpointIO,
@@ -88,12 +89,7 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
         student=describe(method.student),
         teacher=describe(method.teachers[0].network) if method.teachers else None,
         teachers=[describe(teacher.network) for teacher in method.teachers],
-        data={
-            "name": source.name,
-            "train_images": len(source.train),
-            "val_images": len(source.val),
-            "classes": len(source.classes),
-        },
+        data=describe_data(source),
         hardware=hardware(),
         versions=versions(),
         seed=settings.seed,

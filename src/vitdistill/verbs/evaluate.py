@@ -15,7 +15,7 @@ from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.evaluation.loading import Reader, open_subject
 from vitdistill.models.backbone import Backbone, with_tokens
 from vitdistill.models.classes import class_order
-from vitdistill.models.names import ModelName
+from vitdistill.models.names import ModelName, absolute_model
 from vitdistill.models.network import Network
 from vitdistill.runs.read import Checkpoint, Run, find_run
 from vitdistill.tasks.classification import Classification
@@ -76,6 +76,7 @@ def evaluate(
     """
     values = dict(locals())
     defaults = {name: option.default for name, option in options_of("evaluate").items()}
+    model = absolute_model(model) if "~" in model else model
     run = find_run(model) if Path(model).is_dir() else None
     if run is not None and run.config.get("task") == "actions":
         unused = ("keep", "clips", "crops", "sampling", "image_size", "crop_pct", "model_args")

@@ -17,6 +17,7 @@ from vitdistill.runs.directory import RunDirectory, plain
 from vitdistill.verbs.arguments import Flat, Student
 from vitdistill.verbs.checks import check
 from vitdistill.verbs.needs import Needs
+from vitdistill.verbs.paths import absolute_paths
 from vitdistill.verbs.signatures import documentation, options_of, signature_of
 
 if TYPE_CHECKING:
@@ -68,8 +69,9 @@ def trains(
             return _train(verb, function, values, labels=labels, finish=finish)
 
         def filled_in(values: dict[str, Any]) -> dict[str, Any]:
-            """What the verb fills in before the values are recorded."""
-            return {} if resolve is None else resolve(values)
+            """What is filled in before the values are recorded; paths are recorded absolute."""
+            paths = absolute_paths(verb, values)
+            return paths | ({} if resolve is None else resolve({**values, **paths}))
 
         def rebuild(run: "Run") -> "Method":
             """The method of a run, with its student as the run left it and all else as it began."""
@@ -103,6 +105,8 @@ def _train(
     from vitdistill.data.order import seed_everything_at
 
     source, task = _opened(values, labels=labels)
+    if resume:
+        run.check_data(source)
     seed_everything_at(values["seed"], "initialisation")
     job = Job(verb, values, source, task)
     method = _call(function, job)

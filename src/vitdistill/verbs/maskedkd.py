@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from vitdistill.methods.terms.options import LOGITS, parse_terms
-from vitdistill.verbs.arguments import Model, Published, TeacherOptions
+from vitdistill.verbs.arguments import File, Model, Published, TeacherOptions
 from vitdistill.verbs.job import Job, trains
 from vitdistill.verbs.needs import ABOVE_0, GIVEN, Names, needs
 
@@ -33,7 +33,7 @@ def maskedkd(
     student: Published,
     teacher: Model | None = None,
     teachers: TeacherOptions,
-    teacher_text: str | None = None,
+    teacher_text: File | None = None,
     network: Model | None = None,
     **options: Any,
 ) -> "Method":
