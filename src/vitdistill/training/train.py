@@ -129,7 +129,6 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
     trainer = _trainer(run, settings)
     world, rank = trainer.world_size, trainer.global_rank
     global_batch = settings.batch_size * world * settings.optim.accumulate
-    warn_about_rates(settings.optim, settings.epochs, global_batch)
     augment = settings.augment.resolved()
     on_device = OnDevice(augment, method.student.input.mean, method.student.input.std, len(source.classes))
     on_device.check_batch_size(settings.batch_size)
@@ -141,6 +140,7 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
         rank=rank,
         world=world,
     )
+    warn_about_rates(settings.optim, settings.epochs, global_batch, len(sampler))
     loader = settings.loader
     eval_sampler = EvalBatchSampler(len(source.val), loader.eval_batch or settings.batch_size, rank=rank, world=world)
     on_gpu = trainer.strategy.root_device.type == "cuda"

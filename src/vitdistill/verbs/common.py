@@ -1,5 +1,6 @@
 """What the training verbs share: from arguments to a prepared run, a student and a teacher."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
+from vitdistill.models.classes import class_order, compare, published_classes
+from vitdistill.models.names import HUBS, VIDEO
 from vitdistill.models.network import Network
-from vitdistill.models.presets import BUNDLED
+from vitdistill.models.presets import BUNDLED, PRESETS
+from vitdistill.models.record import record_of
 from vitdistill.models.surgery.classes import match_head, renew_head, starts_trained
 from vitdistill.models.surgery.drop_path import set_drop_path
 from vitdistill.models.teacher import Teacher
@@ -90,14 +94,33 @@ def make_teacher(
     text_embeddings: str | None = None,
     dtype: str = "auto",
     trainer: dict[str, Any] | None = None,
+    check: Callable[[Teacher], object] | None = None,
 ) -> Teacher:
     """A frozen teacher that takes the student's images.
+
+    Args:
+        spec: as `build` takes it.
+        source: data whose classes it must have; None for any classes.
+        student: the network to train.
+        args: further arguments of the architecture.
+        text_embeddings: file with one text embedding per class, of a CLIP teacher.
+        dtype: auto, float32, bfloat16 or float16.
+        trainer: arguments of lightning.Trainer, which say where the teacher will run.
+        check: refuses what its architecture alone shows to be of no use, before its weights are downloaded.
 
     Raises:
         UserError: when its classes are not the data's, if a source is given.
     """
     if source is not None and isinstance(spec, str) and text_embeddings is None:
         refuse_classes(args, "teacher_args")
+    if isinstance(spec, str) and is_fresh(spec) and spec not in PRESETS and not spec.startswith((VIDEO, *HUBS)):
+        sketch = build(spec, args=args, meta=True)
+        if text_embeddings is None and source is not None:
+            record_of(sketch.net).classes = published_classes(sketch.net)
+            if compare(sketch, source.classes, source.name).kind in ("different", "other count"):
+                class_order(sketch, source.classes, source.name, role="teacher")
+        if check is not None:
+            check(Teacher.of(sketch, student))
     network = build(spec, args=args, pretrained=True)
     width = network.width if isinstance(network, Backbone) else 0
     teacher = Teacher.of(

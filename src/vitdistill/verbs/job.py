@@ -254,7 +254,14 @@ class Job:
         return self.pretraining_student(student, args={**drop_path, **(student.student_args or {})} or None)
 
     def teacher(
-        self, spec: Any, student: "Network", *, args: Any = None, text: str | None = None, classes: bool = False
+        self,
+        spec: Any,
+        student: "Network",
+        *,
+        args: Any = None,
+        text: str | None = None,
+        classes: bool = False,
+        check: "Callable[[Teacher], object] | None" = None,
     ) -> "Teacher":
         """A frozen network that takes the student's inputs, in the number format that `--teacher_dtype` names.
 
@@ -264,6 +271,7 @@ class Job:
             args: further arguments of the architecture.
             text: file with one text embedding per class, of a CLIP teacher.
             classes: whether its classes must be those of the data.
+            check: refuses what its architecture alone shows to be of no use, before its weights are downloaded.
         """
         from vitdistill.verbs.common import make_teacher
 
@@ -275,6 +283,7 @@ class Job:
             text_embeddings=text,
             dtype=self.values["teacher_dtype"],
             trainer=self.values["trainer"],
+            check=check,
         )
 
     def refuse(self, *names: str, why: str) -> None:

@@ -40,5 +40,8 @@ def _is_path(data: str) -> bool:
 def _absolute_files(files: ActionFiles) -> ActionFiles:
     """The group with each of its files absolute; a word in place of one, such as `none`, stays."""
     given = {each.name: getattr(files, each.name) for each in fields(files)}
-    paths = {name: absolute(value) for name, value in given.items() if isinstance(value, str) and os.path.exists(value)}
+    texts = {name: value for name, value in given.items() if isinstance(value, str)}
+    paths: dict[str, Any] = {
+        name: absolute(text) for name, text in texts.items() if os.path.exists(os.path.expanduser(text))
+    }
     return replace(files, **paths)
