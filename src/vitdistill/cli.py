@@ -69,9 +69,14 @@ def run_verb(name: str, words: list[str]) -> int:
         UserError: for unknown options (with near names), values of the wrong type, and unusable YAML files.
     """
     from vitdistill.data.open import check_there
+    from vitdistill.models.names import check_model, check_model_there
     from vitdistill.verbs.parser import parse
+    from vitdistill.verbs.signatures import options_of
 
     values = parse(name, words)
+    for option in options_of(name).values():
+        if check_model in option.checks:
+            check_model_there(values[option.name])
     if isinstance(values.get("data"), str):
         check_there(values["data"])
     result = verb(name)(**values)

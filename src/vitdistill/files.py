@@ -7,13 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from vitdistill.errors import UserError
+from vitdistill.errors import UserError, near
 
 # What a run leaves of its networks.
 WEIGHTS, RECORD = "student.safetensors", "student.json"
 AVERAGED = "student_ema.safetensors"
 FULL = "mae.safetensors"  # encoder and decoder of a run of `mae`
 
+SHOWN = 5  # how many runs a message names
 # Names of files that a killed process may leave behind.
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
@@ -42,6 +43,45 @@ def write_atomically(path: Path, write: Any) -> None:
             f"{str(error).splitlines()[0]} ({free:.1f} GiB free)",
             "Make room and continue with --resume",
         ) from error
+
+
+def check_path(path: str) -> None:
+    """Refuse a path that names nothing by itself; that there is a file is for its reader to say.
+
+    Raises:
+        UserError: for an empty path.
+    """
+    if not path.strip():
+        raise UserError("A path must name a file or a folder", repr(path))
+
+
+def runs_beside(path: Path) -> str:
+    """What to say of a run that is not there: near names, or the runs that lie where it was looked for.
+
+    Example:
+        >>> runs_beside(Path("runs/dmeo"))
+        "Did you mean 'runs/demo'?"
+    """
+    folder = path.parent
+    if not folder.is_dir():
+        there = next((parent for parent in folder.parents if parent.is_dir()), Path())
+        return f"There is no folder {folder.name} in {there.resolve()}"
+    runs = sorted(str(folder / entry.name) for entry in folder.iterdir() if is_run(entry))
+    if close := near(str(path), runs):
+        return close
+    more = f" and {len(runs) - SHOWN} more" if len(runs) > SHOWN else ""
+    where = "here" if folder == Path() else f"in {folder}"
+    return f"The runs {where} are {', '.join(map(repr, runs[:SHOWN]))}{more}" if runs else f"There are no runs {where}"
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds what a run writes."""
+    return any((folder / name).is_file() for name in (RECORD, "run.json", "config.yaml"))
+
+
+def absolute(path: str) -> str:
+    """A path that holds wherever the process goes, with `~` as the user's folder."""
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def is_first_process() -> bool:

@@ -191,6 +191,13 @@ def test_paths_tell_samples_apart(source: DataSource) -> None:
     assert len(set(paths)) == len(paths) and all(paths)
 
 
+def test_a_digest_says_which_samples_there_are(source: DataSource) -> None:
+    for samples in (source.train, source.val):
+        digest = samples.digest()
+        assert digest is not None and int(digest, 16) > 0
+        assert pickle.loads(pickle.dumps(samples)).digest() == digest
+
+
 def test_workers_can_receive_a_copy(samples: Samples) -> None:
     copy = pickle.loads(pickle.dumps(samples))
     assert copy.labels == samples.labels

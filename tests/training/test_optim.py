@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 
+from vitdistill.errors import UserError
 from vitdistill.methods.supervised import Supervised
 from vitdistill.training.optim import make_optimizer, make_schedules, plan_groups, scaled_lr
 from vitdistill.training.settings import Optim, Settings
@@ -77,6 +78,13 @@ def test_betas_reach_every_optimizer_that_has_them(method: Supervised, name: str
     optim = Optim(name=name, betas=betas)
     Settings(epochs=10, batch_size=1, optim=optim).check()
     assert {tuple(group["betas"]) for group in optimizer_for(method, optim, 1).param_groups} == {expected}
+
+
+def test_an_optimizer_for_gpus_alone_is_one_line(method: Supervised) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("it is usable here")
+    with pytest.raises(UserError, match="--optim.name fusedadam must be usable on this machine; got CUDA required"):
+        optimizer_for(method, Optim(name="fusedadam"), 1)
 
 
 def test_an_optimizer_step_changes_the_student(method: Supervised) -> None:

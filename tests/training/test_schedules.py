@@ -139,10 +139,20 @@ def test_rates_that_cannot_be_as_asked_are_said_in_one_line_each(caplog: pytest.
     warn_about_rates(Optim(lr=5e-4, lr_batch=512, min_lr=1e-5), 10, global_batch=8)
     warn_about_rates(Optim(lr=5e-4, lr_batch=512, min_lr=1e-5, schedule="constant"), 10, global_batch=8)
     warn_about_rates(Optim(lr=5e-4, lr_batch=512, min_lr=1e-5), 10, global_batch=512)
-    warn_about_rates(Optim(warmup_epochs=10), 10, global_batch=512)
+    warn_about_rates(Optim(warmup_epochs=10), 10, global_batch=512, batches=1)
+    warn_about_rates(Optim(warmup_epochs=0, schedule="step", decay_epochs=30), 10, global_batch=512)
+    warn_about_rates(Optim(warmup_epochs=0, schedule="multistep", decay_epochs=(5, 20)), 10, global_batch=512)
+    warn_about_rates(Optim(warmup_epochs=0, accumulate=8), 10, global_batch=512, batches=5)
     assert [record.getMessage() for record in caplog.records] == [
         "--optim.min_lr 1e-05 is above the peak learning rate of 7.8125e-06 (for a global batch of 8), which replaces "
         "it; lower --optim.min_lr, or raise --optim.lr",
         "The warm-up of 10 epochs takes all of the 10, so the learning rate never gets to its peak; set "
         "--optim.warmup_epochs",
+        *(
+            f"--optim.decay_epochs {late} is not before the end of the training after 10 epochs, so the learning rate "
+            "does not fall there; set --optim.decay_epochs"
+            for late in (30, 20)
+        ),
+        "--optim.accumulate 8 is above the 5 batches of an epoch, at whose end the optimizer steps in any case: the "
+        "learning rate is scaled for larger steps than there are; lower --optim.accumulate",
     ]

@@ -40,6 +40,9 @@ def settings(optim: Optim, **options: object) -> Settings:
         ({"schedule": "multistep"}, "must be epochs above 0 in ascending order"),
         ({"schedule": "wsd", "decay_epochs": 8.0}, "must be at most the 5 epochs behind the warm-up, not 8.0"),
         ({"weight_decay": float("nan")}, "optim.weight_decay must be 0 or more, not nan"),
+        ({"name": "adahessian"}, "adahessian needs second derivatives"),
+        ({"name": "sgd", "betas": (0.5, 0.6)}, "betas has no effect on sgd"),
+        ({"name": "rmsprop", "betas": (0.5, 0.6)}, "betas has no effect on rmsprop"),
         ({"warmup_epochs": -1}, "optim.warmup_epochs must be 0 or more, not -1"),
     ],
 )

@@ -14,7 +14,7 @@ import numpy as np
 
 from vitdistill.data.images.decode import image_suffixes
 from vitdistill.data.left_out import of_other_program, say_left_out, say_once
-from vitdistill.data.samples import Samples
+from vitdistill.data.samples import Samples, digest_of
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
 
@@ -58,6 +58,14 @@ class FileSamples(Samples):
     def label(self, index: int) -> int | None:
         """Class number of one sample; None where there are no labels."""
         return None if self._labels is None else int(self._labels[index])
+
+    def digest(self) -> str:
+        """Of the names below the folder and the class numbers. Files are not read."""
+        names = self._names.tolist()
+        if all(map(os.path.isabs, names)):  # a list may name files anywhere: they start from what they share
+            shared = os.path.commonpath([os.path.dirname(min(names)), os.path.dirname(max(names))])
+            names = [name[len(shared) :] for name in names]
+        return digest_of(b"\0".join(names), b"" if self._labels is None else self._labels.astype("<i8").tobytes())
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ else in the package asks whether samples are images, clips or anything else.
 """
 
 import errno
+import hashlib
 import struct
 import zlib
 from abc import ABC, abstractmethod
@@ -128,6 +129,15 @@ class Transform(Protocol):
         """One view; one view with the target that goes with it, e.g. boxes that were flipped alike; or several."""
 
 
+def digest_of(*parts: bytes) -> str:
+    """A hex digest of all parts, for `Samples.digest`."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
 class Samples(ABC):
     """Samples that are read one at a time. Must be picklable: loader workers receive a copy.
 
@@ -188,6 +198,13 @@ class Samples(ABC):
             >>> transform(image).shape
             torch.Size([3, 224, 224])
         """
+
+    def digest(self) -> str | None:
+        """A hex digest of which samples these are, and in which order; None where the set cannot tell.
+
+        Equal for the same samples wherever they lie, so that a run goes on with the data that it was started on.
+        """
+        return None
 
     def check(self, spec: "InputSpec", options: ViewOptions) -> None:  # noqa: B027  # most sets have nothing to look at
         """Look at some samples before training; the set is given the arguments of `transform`.

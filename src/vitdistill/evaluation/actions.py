@@ -14,10 +14,11 @@ from vitdistill.data.images.augment import Augment
 from vitdistill.data.loader import BAD_SHARE, CorruptLog, default_workers, make_loader
 from vitdistill.data.order import EvalBatchSampler
 from vitdistill.data.samples import ViewOptions
-from vitdistill.errors import UserError, refuse_given
+from vitdistill.errors import refuse_given
 from vitdistill.evaluation.loading import place_of
 from vitdistill.evaluation.progress import track
 from vitdistill.files import write_atomically
+from vitdistill.models.classes import class_order
 from vitdistill.models.families.video_vit import VideoViT, check_video
 from vitdistill.runs.directory import list_in_run
 from vitdistill.runs.read import Checkpoint, Run
@@ -106,14 +107,9 @@ def score_actions(
         many key frames and boxes there were, and how many key frames were unreadable.
 
     Raises:
-        UserError: when the network has other classes than the data, or too much is unreadable.
+        UserError: when the network has other actions than the label map, or too much is unreadable.
     """
-    if network.num_classes != len(data.labels):
-        raise UserError(
-            "The network must have the actions of the label map",
-            f"{network.num_classes} and {len(data.labels)}",
-            "Give the label map of its training",
-        )
+    order = class_order(network, list(data.labels.values()), "the label map", role="network")
     task, metric = Actions(data), FrameMeanAP(data).to(place)
     network.eval().to(place)
     spec, options = network.input, ViewOptions(augment=Augment(recipe="none"), stride=stride)
@@ -135,6 +131,7 @@ def score_actions(
             targets = batch.targets.to(place)
             with torch.inference_mode():
                 logits = task.predict(network, on_device.eval(batch.images.to(place)), targets)
+                logits = logits if order is None else logits[..., list(order)]
                 metric.update(logits, targets, batch.index.to(place))
     precisions = metric.average_precisions()
     result = {

@@ -1,5 +1,6 @@
 """From the words of a command to a network, its data, and batches of images; shared by the evaluation verbs."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +19,13 @@ from vitdistill.data.samples import Samples, ViewOptions
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.evaluation.progress import track
+from vitdistill.models.names import absolute_model, check_model_there
 from vitdistill.models.network import Network
 from vitdistill.models.record import ModelRecord
 from vitdistill.runs.read import Checkpoint, find_run, read_run
 from vitdistill.types import InputSpec
+
+log = logging.getLogger(__name__)
 
 
 class Subject(NamedTuple):
@@ -59,12 +63,16 @@ def open_subject(
         UserError: when the model or the data cannot be had, the folder is no run, no data is named for a model that
             is no run, or options of videos are given for images or the reverse.
     """
+    check_model_there(model)
+    model = absolute_model(model) if "~" in model else model
     folder, run = Path(model), find_run(model)
     if folder.is_dir():
         ModelRecord.read(folder)  # a folder that is no run is refused as such, before its data is missed
     config = {} if run is None else run.config
     if run is not None and run.problems and not config:
         raise UserError("The files of a run must be readable", f"{folder}: {'; '.join(run.problems)}")
+    if run is not None and not run.info:
+        log.warning("%s: %s; the model is read without it", folder, "; ".join(run.problems))
     try:
         source = open_source(data_of(model, config) if data is None else data)
     except UserError as error:
@@ -97,8 +105,10 @@ def data_of(model: str, config: dict[str, Any]) -> str:
     for source in ("digits", "moving_digits"):
         if model.startswith((source, source.replace("_", "-"))):
             return source
-    if "/" in model and "@" not in model and not model.startswith("hf-hub:") and not Path(model).exists():
-        raise UserError("A model must be a run directory, a name or name@weights-file", f"{model} (nothing there)")
+    if Path(model).is_dir():
+        raise UserError(
+            "Data must be named where the run does not say it", f"{model} without config.yaml", "Give --data"
+        )
     raise UserError("Data must be named for a model that is no run directory", remedy="Give --data")
 
 

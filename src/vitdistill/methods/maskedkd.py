@@ -15,8 +15,10 @@ from vitdistill.methods.selection.selector import Ranked
 from vitdistill.methods.terms.logits import Logits
 from vitdistill.methods.terms.options import TermNames, Terms
 from vitdistill.methods.terms.term import Term
+from vitdistill.models.classes import compare
 from vitdistill.models.families import as_network
 from vitdistill.models.network import Network
+from vitdistill.models.record import record_of
 from vitdistill.models.teacher import Teacher
 from vitdistill.tasks.classification import Classification
 
@@ -120,3 +122,8 @@ def _check_classes(student: Network, teacher: Teacher, names: tuple[str, ...]) -
             f"{student.name} has {student.num_classes}",
             remedy="Fine-tune the teacher on this data first, or choose the data it was trained on",
         )
+    # Names are known of a student that was trained before; the teacher's scores then go by these.
+    known, untold = record_of(student.net).classes, teacher.order is None and teacher.text_embeddings is None
+    differ = "logits" in names and untold and bool(known)
+    if differ and compare(teacher.network, known, student.name).kind in ("reordered", "different"):
+        teacher.match_classes(known, student.name)

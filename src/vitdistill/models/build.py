@@ -10,11 +10,19 @@ from torch import nn
 
 from vitdistill.errors import UserError
 from vitdistill.models.backbone import with_tokens
+from vitdistill.models.classes import published_classes
 from vitdistill.models.families import as_network
-from vitdistill.models.names import VIDEO, unknown_model
+from vitdistill.models.names import VIDEO, absolute_model, check_model_there, unknown_model
 from vitdistill.models.network import DEFAULT_MEAN, Network, Opaque
 from vitdistill.models.presets import BUNDLED, PRESETS
-from vitdistill.models.record import WEIGHTS, ModelRecord, attach_record, record_of, set_statistics
+from vitdistill.models.record import (
+    WEIGHTS,
+    ModelRecord,
+    attach_record,
+    mark_new_head,
+    record_of,
+    set_statistics,
+)
 from vitdistill.models.sizes import check_patches, check_size, feed, fixed_size
 from vitdistill.models.surgery.attention_heads import set_heads
 from vitdistill.models.weights.folder import cached_folder, open_folder, record_beside
@@ -53,6 +61,8 @@ def build(
     """
     if isinstance(spec, nn.Module):
         return as_network(spec)
+    check_model_there(spec)
+    spec = absolute_model(spec) if "~" in spec else spec
     args = dict(args or {})
     image_size = None if "img_size" in args else image_size  # the more explicit one wins
     with torch.device("meta" if meta else "cpu"):
@@ -112,7 +122,12 @@ def _from_text(
                 f"{name} has no published weights that can be downloaded",
                 remedy=f"Give {name}@weights-file, or train it with {verbs} and give the run directory",
             )
-        return _from_timm(preset, args, num_classes, image_size, pretrained and not meta)
+        net = _from_timm(preset, args, num_classes, image_size, pretrained and not meta)
+        if pretrained:
+            if net.num_classes and net.num_classes != (getattr(net, "pretrained_cfg", None) or {}).get("num_classes"):
+                mark_new_head(net)
+            record_of(net).classes = published_classes(net)
+        return net
     return _with_file(preset, args, num_classes, image_size, Path(file), meta, stored)
 
 
@@ -213,6 +228,8 @@ def _with_file(
     if new_head and (in_file or record is None):
         log.warning("%s: a new classifier for %s classes (the file has %s)", file, wanted, in_file or "none")
     load_into(net, weights, str(file), new_head=new_head)
+    if new_head and wanted:
+        mark_new_head(net)
     if record is not None:
         record_of(net).classes = [] if new_head else record.classes
         set_statistics(net, record.mean, record.std)
@@ -249,6 +266,8 @@ def rebuild(record: ModelRecord, **args: Any) -> Network:
     if record.heads:
         set_heads(with_tokens(network), record.heads)
     set_statistics(network.net, record.mean, record.std)
+    if "num_classes" not in args:
+        record_of(network.net).classes = list(record.classes)
     return network
 
 

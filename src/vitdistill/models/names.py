@@ -1,5 +1,6 @@
 """Which names of models there are, told without importing torch, and without the network."""
 
+import os
 import re
 import sys
 from functools import cache
@@ -8,8 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from vitdistill.errors import UserError, near
+from vitdistill.files import absolute, is_run, runs_beside
 from vitdistill.models.presets import BUNDLED, PRESETS
 
+HUBS = ("hf-hub:", "hf_hub:", "local-dir:")  # what timm looks up elsewhere
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 VIDEO = "video_vit_"  # what the names of our own architectures begin with
 _PLAIN = re.compile(r"[\w-]+(\.[\w-]+)?$")
 
@@ -39,15 +43,65 @@ def check_model(spec: Any) -> None:
         raise unknown_model(name, re.findall(r"^@register_model\ndef (\w+)\(", source, re.MULTILINE))
 
 
+def check_model_there(spec: Any) -> None:
+    """Refuse a path that names no model, in milliseconds: a run or a file that is not there, or a file without a name.
+
+    Args:
+        spec: as `build` takes it; names of models pass.
+
+    Raises:
+        UserError: with the runs that lie beside it, or with how to name a file.
+    """
+    if not isinstance(spec, str) or spec in (*PRESETS, *BUNDLED) or spec.startswith(HUBS):
+        return
+    place = Path(os.path.expanduser(spec))
+    if spec and place.is_dir():
+        return
+    if spec and place.is_file():
+        run = next((folder for folder in (place.parent, place.parent.parent) if is_run(folder)), None)
+        remedy = f"Name its architecture: NAME@{spec}" if run is None else f"Give the run directory, {run}"
+        raise UserError("A weights file does not say by itself which network it is for", spec, remedy)
+    name, separator, file = spec.partition("@")
+    if separator and not _is_path(name):
+        if not file:
+            raise UserError("A file must be named behind the @", spec, f"Give {name}@weights-file")
+        if not os.path.exists(os.path.expanduser(file)):
+            raise UserError("The weights file must exist", file)
+    elif _is_path(spec) or not spec.strip():
+        owner_and_model = re.fullmatch(r"[\w-]+/[\w.-]+", spec) and not place.parent.is_dir()
+        hub = f". If it is a model of the Hugging Face hub, give hf-hub:{spec}" if owner_and_model else ""
+        rule = "A model that is a path must be an existing run directory"
+        raise UserError(rule, repr(spec) if not spec.strip() else spec, runs_beside(place) + hub)
+
+
+def _is_path(text: str) -> bool:
+    """Whether text is a path rather than a name."""
+    return "/" in text or "\\" in text or text.startswith(("~", ".")) or Path(text).suffix.lower() in WEIGHT_SUFFIXES
+
+
 ModelName = Annotated[str, check_model]
+
+
+def absolute_model(spec: str) -> str:
+    """What names a model, with its file or folder absolute; names of models stay as they are.
+
+    Example:
+        >>> absolute_model("vit_tiny_patch16_224@~/weights.pth")
+        'vit_tiny_patch16_224@/home/me/weights.pth'
+    """
+    name, separator, file = spec.partition("@")
+    if spec in BUNDLED or not (spec and os.path.exists(os.path.expanduser(spec))):
+        return f"{name}@{absolute(file)}" if separator and file else spec
+    return absolute(spec)
 
 
 def unknown_model(name: str, known: list[str]) -> UserError:
     """The error for a name that no model has."""
+    runs = [entry.name for entry in Path().iterdir() if is_run(entry)]
     return UserError(
         "A model is a timm name, name@weights-file, hf-hub:owner/model, or a run directory",
-        repr(name),
-        near(name.partition(".")[0], [*known, *PRESETS, *BUNDLED]) or "See timm.list_models()",
+        f"{name!r}, which is none of timm's, and no folder here",
+        near(name, runs) or near(name.partition(".")[0], [*known, *PRESETS, *BUNDLED]) or "See timm.list_models()",
     )
 
 

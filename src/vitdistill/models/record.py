@@ -99,6 +99,16 @@ def record_of(net: nn.Module) -> ModelRecord:
     return net.__dict__.get("_vitdistill_record") or ModelRecord(architecture=None)
 
 
+def mark_new_head(net: nn.Module) -> None:
+    """Remember that a network with loaded weights got a classifier with random ones."""
+    net.__dict__["_vitdistill_new_head"] = True
+
+
+def has_new_head(net: nn.Module) -> bool:
+    """Whether a network with loaded weights got a classifier with random ones."""
+    return bool(net.__dict__.get("_vitdistill_new_head"))
+
+
 def set_statistics(net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
     """Let a network of timm, and its record, say with which input statistics it was trained; empty ones leave it be."""
     if not mean or not std:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vitdistill.errors import UserError
 from vitdistill.models.backbone import Backbone, with_tokens
+from vitdistill.models.classes import class_order
 from vitdistill.models.families import as_network
 from vitdistill.models.network import Network
 from vitdistill.types import NOTHING, QKV, Capture, Output, TokenGrid, Tokens
@@ -28,6 +29,7 @@ class Teacher:
     Attributes:
         network: frozen and in eval mode.
         drops_paths: whether its drop path is active, if it has any: an ablation of TinyMIM, off by default.
+        order: which of the network's scores belongs to each class of the data, (c,); None for all of them as they are.
 
     Example:
         >>> teacher = Teacher.of(timm.create_model("deit_small_patch16_224", pretrained=True), student)
@@ -68,6 +70,7 @@ class Teacher:
             network.to(dtype)
         self.text_embeddings = None if text_embeddings is None else F.normalize(text_embeddings.float(), dim=-1)
         self.drops_paths = False
+        self.order: Tensor | None = None
         own = network.input
         mean, std, self._repeats = mean or own.mean, std or own.std, 1
         if len(mean) != len(own.mean):
@@ -139,7 +142,32 @@ class Teacher:
 
     @property
     def num_classes(self) -> int:
+        if self.order is not None:
+            return len(self.order)
         return len(self.text_embeddings) if self.text_embeddings is not None else self.network.num_classes
+
+    def match_classes(self, classes: Sequence[str], data: str) -> None:
+        """Put the class scores into the order of the data's classes, by name; those of text embeddings have it.
+
+        Args:
+            classes: names of the data's classes.
+            data: what the data is called in messages.
+
+        Raises:
+            UserError: when the network was trained on other classes.
+
+        Example:
+            >>> teacher.match_classes(source.classes, source.name)
+        """
+        if self.text_embeddings is not None:
+            if len(self.text_embeddings) != len(classes):
+                raise UserError(
+                    "The text embeddings must be one for each class of the data",
+                    f"{len(self.text_embeddings)} for the {len(classes)} of {data}",
+                )
+            return
+        order = class_order(self.network, classes, data, role="teacher")
+        self.order = None if order is None else torch.tensor(order)
 
     def __call__(
         self,
@@ -179,6 +207,9 @@ class Teacher:
         return pictures if inputs.ndim == 4 else pictures.unflatten(0, (len(inputs), -1)).transpose(1, 2)
 
     def _class_scores(self, output: Float[Tensor, "b e"]) -> Float[Tensor, "b c"]:
+        if self.order is not None:
+            self.order = self.order.to(output.device)
+            return output.index_select(1, self.order)
         if self.text_embeddings is None:
             return output
         self.text_embeddings = self.text_embeddings.to(output.device)

@@ -10,18 +10,24 @@ import sys
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from vitdistill.errors import UserError
 from vitdistill.files import AVERAGED, FULL, RECORD, TEMPORARY, WEIGHTS, is_first_process, write_atomically
+from vitdistill.runs.data import check_same_data, describe_data
+
+if TYPE_CHECKING:
+    from vitdistill.data.source import DataSource
 
 # Keys that may differ between a run and its continuation: they do not change what is computed. A continuation on
 # other devices must come to the same global batch, which the checkpoint knows.
 FREE = re.compile(
     r"out$|resume$|overwrite$|loader(\.|$)|trainer\.(enable_\w+|profiler|devices|num_nodes|accelerator|strategy)$"
 )
+
+MAY_MOVE = "data"  # may lie elsewhere in a continuation; whether it is the same data is compared by its content
 
 # What every training writes, and what runs wrote before they listed it in run.json.
 TRAINING = ("config.yaml", "run.json", "metrics.csv", RECORD, "checkpoints", "tensorboard")
@@ -103,6 +109,11 @@ class RunDirectory:
         if not resume:
             header = f"# vitdistill {verb} --config {self.config.name}\n"
             _write(self.config, header + yaml.safe_dump(config, sort_keys=False))
+        elif self.config.is_file():
+            before = yaml.safe_load(self.config.read_text())
+            if before.get(MAY_MOVE) != config.get(MAY_MOVE):
+                header = f"# vitdistill {verb} --config {self.config.name}\n"
+                _write(self.config, header + yaml.safe_dump({**before, MAY_MOVE: config[MAY_MOVE]}, sort_keys=False))
         self.update(verb=verb, status="running", command=command_line())
         self.wrote(*TRAINING)
 
@@ -124,17 +135,27 @@ class RunDirectory:
         if before_verb != verb:
             raise UserError(f"{self.path} is a run of `{before_verb}`, which `{verb}` cannot resume")
         before = yaml.safe_load(self.config.read_text()) or {}
-        changed = [
-            f"{key} (was {old}, is {new})"
-            for key, old, new in differences(before, plain(config))
-            if not FREE.match(key)
-        ]
+        found = changed_options(before, plain(config))
+        changed = [f"{key} (was {old}, is {new})" for key, old, new in found if key != MAY_MOVE]
         if changed:
             raise UserError(
                 "A resumed run must keep its configuration",
                 "changed " + ", ".join(changed),
                 "Undo these, or start a new run in another --out",
             )
+
+    def check_data(self, source: "DataSource") -> None:
+        """Refuse to resume the run on other data than it was started on.
+
+        Raises:
+            UserError: naming what changed.
+        """
+        before = dict(self.read_info().get("data") or {})
+        record = self.path / RECORD
+        if "class_names" not in before and before.get("classes") and record.is_file():
+            with suppress(ValueError, AttributeError):  # a run of an earlier version; its record has the names
+                before["class_names"] = json.loads(record.read_text()).get("classes")
+        check_same_data(before, describe_data(source), source.train.word)
 
     def _check_only_ours(self) -> None:
         """Refuse to replace what no run of ours wrote."""
@@ -246,6 +267,21 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(dotted key, old, new) of what a continuation must not change; a path is the same however it is written."""
+    return [
+        (key, old, new)
+        for key, old, new in differences(before, now)
+        if not FREE.match(key) and not _same_place(old, new)
+    ]
+
+
+def _same_place(old: Any, new: Any) -> bool:
+    """Whether two values are one path; runs of earlier versions recorded them as they were given."""
+    texts = isinstance(old, str) and isinstance(new, str)
+    return texts and os.path.isabs(new) and os.path.abspath(os.path.expanduser(old)) == new
 
 
 def differences(before: Any, after: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:

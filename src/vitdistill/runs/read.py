@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from vitdistill.errors import UserError
-from vitdistill.files import AVERAGED
+from vitdistill.files import AVERAGED, runs_beside
 from vitdistill.runs.earlier import columns_of, current, per_sample_of, score_of
 
 if TYPE_CHECKING:
@@ -203,9 +203,11 @@ def read_run(path: str | Path) -> Run:
     if not (path / "run.json").is_file() and not (path / "config.yaml").is_file():
         what = "a directory without them" if path.is_dir() else "a file" if path.exists() else "nothing there"
         holds_runs = path.is_dir() and any(path.glob("*/run.json"))
-        remedy = (
-            f"Give those in it: {path}/*" if holds_runs else "Give the directory that a training verb wrote with --out"
-        )
+        remedy = "Give the directory that a training verb wrote with --out"
+        if holds_runs:
+            remedy = f"Give those in it: {path}/*"
+        elif not path.exists():
+            remedy = runs_beside(path)
         raise UserError("A run directory holds run.json or config.yaml", f"{path} ({what})", remedy)
     problems: list[str] = []
     info = _read_mapping(path / "run.json", problems)

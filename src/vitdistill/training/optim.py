@@ -11,6 +11,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
+from vitdistill.errors import UserError, error_words
 from vitdistill.methods.method import Method
 from vitdistill.training.settings import SCHEDULE_OPTIONS, Optim
 
@@ -68,13 +69,17 @@ def make_optimizer(method: nn.Module, groups: list[Group], optim: Optim, global_
         parameters[name] = parameter
     # timm leaves them out where the optimizer has none.
     options: dict[str, Any] = {} if optim.betas is None else {"betas": tuple(optim.betas)}
-    return create_optimizer_v2(
-        [{"params": [parameters[name] for name in group.names], **group.options} for group in groups],
-        opt=optim.name,
-        lr=scaled_lr(optim, global_batch),
-        weight_decay=optim.weight_decay,
-        **options,
-    )
+    try:
+        return create_optimizer_v2(
+            [{"params": [parameters[name] for name in group.names], **group.options} for group in groups],
+            opt=optim.name,
+            lr=scaled_lr(optim, global_batch),
+            weight_decay=optim.weight_decay,
+            **options,
+        )
+    except (AssertionError, ImportError) as error:  # those of APEX and bitsandbytes need a GPU and their packages
+        rule = f"The optimizer --optim.name {optim.name} must be usable on this machine"
+        raise UserError(rule, error_words(error), "Choose another") from error
 
 
 def make_schedules(
@@ -137,11 +142,18 @@ class WeightDecaySchedule(Scheduler):
             group["weight_decay"] = value
 
 
-def warn_about_rates(optim: Optim, epochs: int, global_batch: int) -> None:
+def warn_about_rates(optim: Optim, epochs: int, global_batch: int, batches: int | None = None) -> None:
     """Warn where the learning rate cannot be as asked.
 
-    `warmup_lr` and `min_lr`, which the batch does not scale, may be above the peak, which it does; and the warm-up may
-    take the whole training.
+    `warmup_lr` and `min_lr`, which the batch does not scale, may be above the peak, which it does; the warm-up may take
+    the whole training; the rate may be meant to fall only after its end; and an epoch may have fewer batches than an
+    optimizer step takes.
+
+    Args:
+        optim: what was asked for.
+        epochs: of the training.
+        global_batch: images of one optimizer step.
+        batches: of an epoch; None is not known.
     """
     peak = scaled_lr(optim, global_batch)
     for name in ("warmup_lr", "min_lr"):
@@ -152,9 +164,22 @@ def warn_about_rates(optim: Optim, epochs: int, global_batch: int) -> None:
                 "lower --optim.%s, or raise --optim.lr",
                 *(name, getattr(optim, name), peak, global_batch, name),
             )
-    if optim.warmup_epochs >= epochs > 1:
+    if optim.warmup_epochs >= epochs:
         log.warning(
             "The warm-up of %g epochs takes all of the %d, so the learning rate never gets to its peak; "
             "set --optim.warmup_epochs",
             *(optim.warmup_epochs, epochs),
+        )
+    late = [epoch for epoch in optim.milestones if epoch >= epochs]
+    if late and optim.schedule in ("step", "multistep"):
+        log.warning(
+            "--optim.decay_epochs %g is not before the end of the training after %d epochs, so the learning rate does "
+            "not fall there; set --optim.decay_epochs",
+            *(late[0], epochs),
+        )
+    if batches is not None and optim.accumulate > batches:
+        log.warning(
+            "--optim.accumulate %d is above the %d batches of an epoch, at whose end the optimizer steps in any case: "
+            "the learning rate is scaled for larger steps than there are; lower --optim.accumulate",
+            *(optim.accumulate, batches),
         )

@@ -204,6 +204,8 @@ def _optimizer_errors(optim: Optim, default: Optim) -> list[str]:
     known = [str(name) for name in list_optimizers()]
     if optim.name not in known:
         return [f"--optim.name must be one of timm's optimizers, not {optim.name!r}. {near(optim.name, known)}"]
+    if get_optimizer_info(optim.name).second_order:
+        return [f"--optim.name {optim.name} needs second derivatives, which training does not compute; choose another"]
     if optim.betas is None:
         return []
     info, betas = get_optimizer_info(optim.name), list(optim.betas)

@@ -26,6 +26,7 @@ from vitdistill.errors import UserError
 from vitdistill.files import AVERAGED, is_first_process
 from vitdistill.methods.method import Method
 from vitdistill.models.record import RECORD, WEIGHTS, ModelRecord, record_of
+from vitdistill.runs.data import describe_data
 from vitdistill.runs.directory import RunDirectory
 from vitdistill.training.checkpoints import (
     AtomicCheckpointIO,
@@ -88,12 +89,7 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
         student=describe(method.student),
         teacher=describe(method.teachers[0].network) if method.teachers else None,
         teachers=[describe(teacher.network) for teacher in method.teachers],
-        data={
-            "name": source.name,
-            "train_images": len(source.train),
-            "val_images": len(source.val),
-            "classes": len(source.classes),
-        },
+        data=describe_data(source),
         hardware=hardware(),
         versions=versions(),
         seed=settings.seed,
@@ -133,7 +129,6 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
     trainer = _trainer(run, settings)
     world, rank = trainer.world_size, trainer.global_rank
     global_batch = settings.batch_size * world * settings.optim.accumulate
-    warn_about_rates(settings.optim, settings.epochs, global_batch)
     augment = settings.augment.resolved()
     on_device = OnDevice(augment, method.student.input.mean, method.student.input.std, len(source.classes))
     on_device.check_batch_size(settings.batch_size)
@@ -145,6 +140,7 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
         rank=rank,
         world=world,
     )
+    warn_about_rates(settings.optim, settings.epochs, global_batch, len(sampler))
     loader = settings.loader
     eval_sampler = EvalBatchSampler(len(source.val), loader.eval_batch or settings.batch_size, rank=rank, world=world)
     on_gpu = trainer.strategy.root_device.type == "cuda"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from vitdistill.data.images.augment import Augment
+from vitdistill.files import check_path
 from vitdistill.models.names import check_model
 from vitdistill.models.presets import BUNDLED
 from vitdistill.training.settings import Loader, Optim
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 Model = Annotated[Union[str, "torch.nn.Module"], check_model]  # torch is not imported here
 Data = Union[str, "Any"]  # the quotes hide it from the command line: objects can be given in Python only
+File = Annotated[str, check_path]
 Sampling = Literal["dense", "uniform"]
 Positions = Literal["sincos", "learned"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]

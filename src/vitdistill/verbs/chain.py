@@ -6,7 +6,7 @@ from typing import Any
 
 from vitdistill.errors import UserError, near
 from vitdistill.files import is_first_process
-from vitdistill.runs.directory import FREE, differences, plain
+from vitdistill.runs.directory import changed_options, plain
 from vitdistill.runs.read import find_run, read_run
 from vitdistill.verbs.parser import check_yaml, parse_config
 from vitdistill.verbs.signatures import options_of
@@ -137,7 +137,7 @@ def _state(folder: Path, kind: str, options: dict[str, Any]) -> str:
         return "again"  # there is nothing to lose, and the recipe may have been mended since
     filled = {**options, **verb(kind).resolve(options)}  # type: ignore[attr-defined]
     now = {key: value for key, value in plain(filled).items() if key not in ("resume", "overwrite")}
-    changed = [key for key, _, _ in differences(run.config, now) if not FREE.match(key)]
+    changed = [key for key, _, _ in changed_options(run.config, now)]
     if run.verb != kind or changed:
         raise UserError(
             f"{folder} is {'finished' if finished else 'begun'}, but with other options than the recipe has now",

@@ -6,6 +6,7 @@ from typing import Any
 
 from vitdistill.data.open import check_there
 from vitdistill.errors import UserError, refuse_without_effect
+from vitdistill.models.names import check_model, check_model_there
 from vitdistill.training.settings import out_of_range
 from vitdistill.verbs.needs import Needs
 from vitdistill.verbs.signatures import options_of
@@ -25,6 +26,8 @@ def check(verb: str, values: Mapping[str, Any], needs: Iterable[Needs], *, label
         if isinstance(values[name], str | int | float):
             for refuse in option.checks:
                 refuse(values[name])
+            if check_model in option.checks:
+                check_model_there(values[name])
     refuse_unused(verb, values, needs)
     if broken := out_of_range(values["epochs"], values["batch_size"], values["optim"], values["loader"]):
         raise UserError("; ".join(broken))

@@ -1,5 +1,6 @@
 """What the training verbs share: from arguments to a prepared run, a student and a teacher."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,17 @@ from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
+from vitdistill.models.classes import class_order, compare, published_classes
+from vitdistill.models.names import HUBS, VIDEO
 from vitdistill.models.network import Network
-from vitdistill.models.presets import BUNDLED
+from vitdistill.models.presets import BUNDLED, PRESETS
+from vitdistill.models.record import record_of
+from vitdistill.models.surgery.classes import match_head, renew_head, starts_trained
 from vitdistill.models.surgery.drop_path import set_drop_path
 from vitdistill.models.teacher import Teacher
 from vitdistill.training.precision import cpu_has_bf16, has_bf16
 from vitdistill.training.settings import Optim, Settings
-from vitdistill.verbs.arguments import Model
+from vitdistill.verbs.arguments import Model, is_fresh
 
 
 def settings_of(arguments: dict[str, Any], optim_default: Optim = Optim()) -> Settings:
@@ -45,7 +50,7 @@ def make_student(
     """The student with a head for the data's classes (or `classes`), at the data's or the given image size.
 
     Raises:
-        UserError: when a module object has another number of classes than the data.
+        UserError: when a module object has another number of classes than the data, or `args` ask for another.
     """
     options = dict(args or {})
     if isinstance(spec, nn.Module):
@@ -58,6 +63,7 @@ def make_student(
     if drop_path:
         options.setdefault("drop_path_rate", drop_path)
     classes = len(source.classes) if classes is None else classes
+    refuse_classes(args, "student_args", classes)
     student = build(
         spec,
         args=options,
@@ -68,7 +74,14 @@ def make_student(
     if isinstance(spec, str) and not options.get("drop_path_rate"):
         set_drop_path(student, 0.0)  # some architectures (Swin) have a default above 0
     if classes:
-        _check_classes("student", student.num_classes, student.name, source)
+        if student.num_classes != classes:
+            raise UserError(
+                f"The student must have the classes of the data; {student.name} has {student.num_classes} and "
+                f"{source.name} has {classes}"
+            )
+        loaded = isinstance(spec, str) and (pretrained or not is_fresh(spec))
+        if starts_trained(student, loaded=loaded) and match_head(student, source.classes, source.name) == "different":
+            renew_head(student)
     return student
 
 
@@ -81,29 +94,63 @@ def make_teacher(
     text_embeddings: str | None = None,
     dtype: str = "auto",
     trainer: dict[str, Any] | None = None,
+    check: Callable[[Teacher], object] | None = None,
 ) -> Teacher:
     """A frozen teacher that takes the student's images.
 
+    Args:
+        spec: as `build` takes it.
+        source: data whose classes it must have; None for any classes.
+        student: the network to train.
+        args: further arguments of the architecture.
+        text_embeddings: file with one text embedding per class, of a CLIP teacher.
+        dtype: auto, float32, bfloat16 or float16.
+        trainer: arguments of lightning.Trainer, which say where the teacher will run.
+        check: refuses what its architecture alone shows to be of no use, before its weights are downloaded.
+
     Raises:
-        UserError: when its class count differs from the data's, if a source is given.
+        UserError: when its classes are not the data's, if a source is given.
     """
+    if source is not None and isinstance(spec, str) and text_embeddings is None:
+        refuse_classes(args, "teacher_args")
+    if isinstance(spec, str) and is_fresh(spec) and spec not in PRESETS and not spec.startswith((VIDEO, *HUBS)):
+        sketch = build(spec, args=args, meta=True)
+        if text_embeddings is None and source is not None:
+            record_of(sketch.net).classes = published_classes(sketch.net)
+            if compare(sketch, source.classes, source.name).kind in ("different", "other count"):
+                class_order(sketch, source.classes, source.name, role="teacher")
+        if check is not None:
+            check(Teacher.of(sketch, student))
     network = build(spec, args=args, pretrained=True)
     width = network.width if isinstance(network, Backbone) else 0
     teacher = Teacher.of(
         network, student, dtype=_dtype(dtype, trainer, width), text_embeddings=_embeddings(text_embeddings)
     )
     if source is not None:
-        _check_classes("teacher", teacher.num_classes, network.name, source)
+        teacher.match_classes(source.classes, source.name)
     return teacher
 
 
-def _check_classes(role: str, classes: int, name: str, source: DataSource) -> None:
-    if classes != len(source.classes):
-        raise UserError(
-            f"The {role} must have the classes of the data; {name} has {classes} and {source.name} has "
-            f"{len(source.classes)}",
-            remedy=f"Fine-tune the {role} on this data first, or choose another" if role == "teacher" else "",
-        )
+def refuse_classes(args: dict[str, Any] | None, group: str, classes: int | None = None) -> None:
+    """Refuse a number of classes that the data, or the weights of a trained classifier, say by themselves.
+
+    Args:
+        args: further arguments of an architecture.
+        group: the option that they were given with.
+        classes: what will be taken; None is what the weights have.
+
+    Raises:
+        UserError: when another number is given.
+    """
+    asked = (args or {}).get("num_classes", classes)
+    if asked == classes:
+        return
+    why = f"would not be used: the classifier is for the {classes} classes of the data"
+    if classes is None:
+        why = "would replace the trained classifier by one with random weights"
+    elif not classes:
+        why = "has no effect in training without labels"
+    raise UserError(f"--{group}.num_classes {why}", asked, "Leave it out")
 
 
 def _embeddings(path: str | None) -> torch.Tensor | None:

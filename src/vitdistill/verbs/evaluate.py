@@ -14,12 +14,14 @@ from vitdistill.data.loader import CorruptLog
 from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.evaluation.loading import Reader, open_subject
 from vitdistill.models.backbone import Backbone, with_tokens
-from vitdistill.models.names import ModelName
+from vitdistill.models.classes import class_order
+from vitdistill.models.names import ModelName, absolute_model
 from vitdistill.models.network import Network
 from vitdistill.runs.read import Checkpoint, Run, find_run
 from vitdistill.tasks.classification import Classification
 from vitdistill.tokens.keep import keep_count
 from vitdistill.verbs.arguments import Data
+from vitdistill.verbs.common import refuse_classes
 from vitdistill.verbs.signatures import options_of
 
 
@@ -77,6 +79,7 @@ def evaluate(
     """
     values = dict(locals())
     defaults = {name: option.default for name, option in options_of("evaluate").items()}
+    model = absolute_model(model) if "~" in model else model
     run = find_run(model) if Path(model).is_dir() else None
     if run is not None and run.config.get("task") == "actions":
         unused = ("keep", "clips", "crops", "sampling", "image_size", "crop_pct", "model_args")
@@ -94,6 +97,7 @@ def evaluate(
             out=out,
             as_json=json,
         )
+    refuse_classes(model_args, "model_args")
     refuse_without_effect(values, defaults, ("actions", "out"), "unless the model is a run of finetune --task actions")
     subject = open_subject(
         model,
@@ -112,14 +116,10 @@ def evaluate(
         raise UserError(
             f"{model} has no classifier to evaluate", remedy="Fine-tune it, or look at its features with knn or probe"
         )
-    if backbone.num_classes != len(source.classes):
-        raise UserError(
-            f"The model must have the classes of the data; {backbone.name} has {backbone.num_classes} and "
-            f"{source.name} has {len(source.classes)}"
-        )
+    order = class_order(backbone, source.classes, source.name)
     _check_keep(backbone, keep)
     reader = Reader(subject, batch_size=batch_size, device=device, workers=workers, bad_share=bad_share)
-    result = {"model": model, "data": source.name, **_accuracy(reader, keep)}
+    result = {"model": model, "data": source.name, **_accuracy(reader, keep, order)}
     _show(result, json)
     return result
 
@@ -132,13 +132,15 @@ def _check_keep(network: Network, keep: int | float) -> None:
         backbone.saliency_capture()
 
 
-def _accuracy(reader: Reader, keep: int | float) -> dict[str, Any]:
+def _accuracy(reader: Reader, keep: int | float, order: tuple[Any, ...] | None) -> dict[str, Any]:
+    """Metrics of a model whose scores `order` puts into that of the data's classes."""
     backbone, source = reader.subject.backbone, reader.subject.source
     views = reader.subject.options.clips * reader.subject.options.crops
     backbone.eval().to(reader.place)
     corrupt, scores, targets = CorruptLog.of(source.val, reader.bad_share), [], []
     for images, labels_of_batch in reader.batches(source.val, corrupt, "evaluating"):
         logits = _logits(backbone, images, keep).float().cpu()
+        logits = logits if order is None else logits[:, list(order)]
         scores.append(logits.log_softmax(dim=1) if views == 1 else averaged(logits, views))
         assert labels_of_batch is not None  # labelled data was opened
         targets.append(labels_of_batch)

@@ -18,6 +18,7 @@ from vitdistill.runs.directory import RunDirectory, plain
 from vitdistill.verbs.arguments import Flat, Student
 from vitdistill.verbs.checks import check
 from vitdistill.verbs.needs import Needs
+from vitdistill.verbs.paths import absolute_paths
 from vitdistill.verbs.signatures import documentation, options_of, signature_of
 
 if TYPE_CHECKING:
@@ -69,8 +70,9 @@ def trains(
             return _train(verb, function, values, labels=labels, finish=finish)
 
         def filled_in(values: dict[str, Any]) -> dict[str, Any]:
-            """What the verb fills in before the values are recorded."""
-            return {} if resolve is None else resolve(values)
+            """What is filled in before the values are recorded; paths are recorded absolute."""
+            paths = absolute_paths(verb, values)
+            return paths | ({} if resolve is None else resolve({**values, **paths}))
 
         def rebuild(run: "Run") -> "Method":
             """The method of a run, with its student as the run left it and all else as it began."""
@@ -105,6 +107,8 @@ def _train(
     from vitdistill.data.order import seed_everything_at
 
     source, task = _opened(values, labels=labels)
+    if resume:
+        run.check_data(source)
     seed_everything_at(values["seed"], "initialisation")
     job = Job(verb, values, source, task)
     method = _call(function, job)
@@ -262,7 +266,14 @@ class Job:
         return self.pretraining_student(student, args={**drop_path, **(student.student_args or {})} or None)
 
     def teacher(
-        self, spec: Any, student: "Network", *, args: Any = None, text: str | None = None, classes: bool = False
+        self,
+        spec: Any,
+        student: "Network",
+        *,
+        args: Any = None,
+        text: str | None = None,
+        classes: bool = False,
+        check: "Callable[[Teacher], object] | None" = None,
     ) -> "Teacher":
         """A frozen network that takes the student's inputs, in the number format that `--teacher_dtype` names.
 
@@ -272,6 +283,7 @@ class Job:
             args: further arguments of the architecture.
             text: file with one text embedding per class, of a CLIP teacher.
             classes: whether its classes must be those of the data.
+            check: refuses what its architecture alone shows to be of no use, before its weights are downloaded.
         """
         from vitdistill.verbs.common import make_teacher
 
@@ -283,6 +295,7 @@ class Job:
             text_embeddings=text,
             dtype=self.values["teacher_dtype"],
             trainer=self.values["trainer"],
+            check=check,
         )
 
     def refuse(self, *names: str, why: str) -> None:

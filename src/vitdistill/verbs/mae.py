@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from vitdistill.data.images.augment import Augment
-from vitdistill.verbs.arguments import Positions, Student, masked_modelling
+from vitdistill.verbs.arguments import File, Positions, Student, masked_modelling
 from vitdistill.verbs.initial import check_heads, check_init, full_file
 from vitdistill.verbs.job import Job, trains
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     resolve=check_init,
 )
 def mae(
-    job: Job, *, student: Student, init: str | None = None, positions: Positions = "sincos", **options: Any
+    job: Job, *, student: Student, init: File | None = None, positions: Positions = "sincos", **options: Any
 ) -> "Method":
     """Pre-train a ViT without labels by predicting the pixels of masked patches (MAE).
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from vitdistill.methods.terms.options import LOGITS, parse_terms
-from vitdistill.verbs.arguments import Model, Published, TeacherOptions
+from vitdistill.verbs.arguments import File, Model, Published, TeacherOptions
 from vitdistill.verbs.job import Job, trains
 from vitdistill.verbs.needs import ABOVE_0, GIVEN, Names, needs
 
@@ -33,7 +33,7 @@ def maskedkd(
     student: Published,
     teacher: Model | None = None,
     teachers: TeacherOptions,
-    teacher_text: str | None = None,
+    teacher_text: File | None = None,
     network: Model | None = None,
     **options: Any,
 ) -> "Method":
@@ -50,6 +50,7 @@ def maskedkd(
         The content of the run's run.json.
     """
     from vitdistill.methods.maskedkd import MaskedKD
+    from vitdistill.methods.selection.selector import Ranked
 
     network_to_train = job.student(student)
     guide = third = None
@@ -59,7 +60,16 @@ def maskedkd(
         job.refuse("teacher_args", why="unless --alpha is above 0")
     elif teacher is not None:
         classes = LOGITS in terms
-        guide = job.teacher(teacher, network_to_train, args=teachers.teacher_args, text=teacher_text, classes=classes)
+        # What can be masked does not depend on who ranks the patches.
+        masked = Ranked(keep=options["keep"], mask=options["mask"], criterion="random")
+        guide = job.teacher(
+            teacher,
+            network_to_train,
+            args=teachers.teacher_args,
+            text=teacher_text,
+            classes=classes,
+            check=lambda sketch: masked.check(network_to_train, sketch),
+        )
     if network is not None:
         third = job.teacher(network, network_to_train)
     return MaskedKD(network_to_train, guide, network=third, smoothing=job.smoothing, **options)

@@ -47,7 +47,7 @@ def mvd(
 
     body = job.clip_or_image_student(student, images=teachers.video_teacher is None and bool(teachers.image_teacher))
     image, video = (
-        None if spec is None else job.teacher(spec, body, args=args)
+        None if spec is None else job.teacher(spec, body, args=args, check=lambda sketch: sketch.backbone)
         for spec, args in (
             (teachers.image_teacher, teachers.image_teacher_args),
             (teachers.video_teacher, teachers.video_teacher_args),

@@ -8,19 +8,21 @@ from vitdistill.verbs.parser import parse_config
 from vitdistill.verbs.table import verb
 
 
-def resume(run: str) -> dict[str, Any]:
-    """Continue an interrupted run, exactly where it was.
+def resume(run: str, *, data: str | None = None) -> dict[str, Any]:
+    """Continue an interrupted run, exactly where it was, on the data that it was started on.
 
     Reads the run's configuration and calls its verb with `--resume`; a finished run is left as it is.
 
     Args:
         run: run directory.
+        data: where the run's data lies now, if it was moved.
 
     Returns:
         The content of the run's run.json.
 
     Raises:
-        UserError: when `run` is no run directory, or was started from objects that only Python can give.
+        UserError: when `run` is no run directory, the data is not the same, or the run was started from objects that
+            only Python can give.
     """
     found = read_run(run)
     if found.problems and not (found.config and found.info):
@@ -35,4 +37,5 @@ def resume(run: str) -> dict[str, Any]:
             f"{', '.join(objects)} in {found.path / 'config.yaml'}",
             f"Call vitdistill.{name}(..., resume=True) as before",
         )
-    return function(**parse_config(name, {**found.config, "out": str(found.path), "resume": True}))
+    moved = {} if data is None else {"data": data}
+    return function(**parse_config(name, {**found.config, **moved, "out": str(found.path), "resume": True}))

@@ -50,6 +50,6 @@ def tinymim(
     from vitdistill.models.surgery.drop_path import constant_but_last, drop_path_rates, set_drop_path
 
     body = job.pretraining_student(student, positions=positions)
-    frozen = job.teacher(teacher, body, args=teachers.teacher_args)
+    frozen = job.teacher(teacher, body, args=teachers.teacher_args, check=lambda sketch: sketch.backbone)
     set_drop_path(body, constant_but_last(student.drop_path, len(drop_path_rates(body))))
     return TinyMIM(body, frozen, **options)

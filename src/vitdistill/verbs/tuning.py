@@ -47,6 +47,7 @@ def tuned_network(job: Job) -> "Network":
     """
     from vitdistill.models.build import build
     from vitdistill.models.surgery.drop_path import drop_path_rates
+    from vitdistill.verbs.common import refuse_classes
 
     if job.rebuilding is not None:
         return job.rebuilding.student()
@@ -58,8 +59,12 @@ def tuned_network(job: Job) -> "Network":
     from_scratch = isinstance(model, str) and model in PRESETS
     pretrained = isinstance(model, str) and not from_scratch and values["task"] == "classification"
     size = values["image_size"] or job.data.image_size
+    if isinstance(model, str) and "num_classes" in (values["model_args"] or {}):
+        refuse_classes(values["model_args"], "model_args", len(job.data.classes))
     body = build(model, args=values["model_args"], image_size=size, pretrained=pretrained)
     fresh_head = values["new_head"] or job.task.always_fresh or not body.num_classes or from_scratch
+    if not fresh_head:
+        fresh_head = _is_for_others(body, job)
     if not fresh_head:
         job.refuse("head_init", why="on a classifier that is kept: --new_head replaces it")
     head_init = values["head_init"]
@@ -72,6 +77,16 @@ def tuned_network(job: Job) -> "Network":
         # The default is for networks that have drop path; any other rate is asked for, and refused without.
         drop_path=0.0 if values["drop_path"] == DROP_PATH and not drop_path_rates(body) else values["drop_path"],
     )
+
+
+def _is_for_others(body: "Network", job: Job) -> bool:
+    """Whether a classifier is of no use for the data's classes; one for these classes gets their order, in place."""
+    from vitdistill.models.surgery.classes import match_head, starts_trained
+
+    # Weights were loaded, unless Python gave a module, which may come from anywhere.
+    if not starts_trained(body, loaded=isinstance(job.values["model"], str)):
+        return False
+    return match_head(body, job.data.classes, job.data.name) == "different"
 
 
 def final_test(job: Job, run: "RunDirectory", info: dict[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from vitdistill.data.clips.stream import require_av
 from vitdistill.data.clips.video import Video
 from vitdistill.data.folders import as_bytes, some
 from vitdistill.data.images.recipes import Augment
-from vitdistill.data.samples import Samples, ViewOptions
+from vitdistill.data.samples import Samples, ViewOptions, digest_of
 from vitdistill.errors import UserError, refuse_given
 from vitdistill.types import InputSpec
 
@@ -217,6 +217,14 @@ class KeyFrames(Samples):
     def labels(self) -> None:
         """What key frames show is with their boxes."""
         return None
+
+    def digest(self) -> str:
+        """Of the names of the videos, the key frames, and their boxes and actions."""
+        videos = [os.path.basename(bytes(path)) for path in self._paths]
+        time = np.array([self.movies.start, self.movies.frame_rate])
+        rows = (self.boxes, self.offsets, np.array(0 if self.actions is None else self.actions))
+        arrays = (self._video.astype("<i8"), self._second, time, *rows)
+        return digest_of(b"\0".join(videos), *(array.tobytes() for array in arrays))
 
     @property
     def most_boxes(self) -> int:

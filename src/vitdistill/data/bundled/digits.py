@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vitdistill.data.images.samples import ImageSamples
+from vitdistill.data.samples import digest_of
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
 
@@ -48,6 +49,9 @@ class DigitImages(ImageSamples):
     @property
     def labels(self) -> list[int]:
         return self._labels.tolist()
+
+    def digest(self) -> str:
+        return digest_of(self._images.tobytes(), self._labels.tobytes())
 
 
 def render(scan: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from vitdistill.data.bundled.digits import digits as still_digits
 from vitdistill.data.clips.samples import VideoSamples
 from vitdistill.data.clips.stream import require_av
 from vitdistill.data.clips.video import Video
-from vitdistill.data.samples import Samples
+from vitdistill.data.samples import Samples, digest_of
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, near
 
@@ -173,6 +173,9 @@ class MovingDigits(VideoSamples):
     @property
     def labels(self) -> list[int]:
         return [self._label(index) for index in range(len(self))]
+
+    def digest(self) -> str:
+        return digest_of(self._scans.tobytes(), np.stack(self._places).tobytes(), np.array(self.labels).tobytes())
 
     def motion(self, index: int) -> str:
         """The motion of a clip, whatever the task."""

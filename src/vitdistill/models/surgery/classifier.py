@@ -11,6 +11,7 @@ from vitdistill.models.families.video_vit import VideoViT
 from vitdistill.models.families.vit import ViT
 from vitdistill.models.network import Network
 from vitdistill.models.record import record_of
+from vitdistill.models.surgery.classes import classifiers
 from vitdistill.models.surgery.drop_path import set_drop_path
 from vitdistill.models.weights.read import head_names
 
@@ -121,18 +122,13 @@ def _reset(body: Network, classes: int, pool: str | None) -> None:
         if isinstance(norm, nn.LayerNorm) and (norm is net.norm) == (pool == "avg"):
             fresh = nn.LayerNorm(norm.normalized_shape, eps=norm.eps)
             net.norm, net.fc_norm = (nn.Identity(), fresh) if pool == "avg" else (fresh, nn.Identity())
-    for head in _classifiers(net):
+    for head in classifiers(net):
         for name, parameter in head.named_parameters():
             nn.init.zeros_(parameter) if name == "bias" else nn.init.trunc_normal_(parameter, std=0.02)
 
 
-def _classifiers(net: nn.Module) -> tuple[nn.Module, ...]:
-    classifier = net.get_classifier()  # type: ignore[operator]
-    return classifier if isinstance(classifier, tuple) else (classifier,)
-
-
 def _shrink(net: nn.Module, factor: float) -> None:
     with torch.no_grad():
-        for head in _classifiers(net):
+        for head in classifiers(net):
             for parameter in head.parameters():
                 parameter.mul_(factor)
