@@ -138,6 +138,24 @@ class Samples(ABC):
             torch.Size([3, 224, 224])
         """
 
+    def preprocessing(self, spec: "InputSpec", options: ViewOptions) -> dict[str, Any]:
+        """What the transform of validation does, for the record of a network; by default what it does to images.
+
+        Args:
+            spec: what the network takes.
+            options: as for `transform`.
+        """
+        augment = options.augment.resolved()
+        return {
+            "size": list(spec.size),
+            "channels": spec.shape[0],
+            "crop_pct": augment.crop_pct,
+            "interpolation": augment.interpolation,
+            "crop_mode": "center",
+            "mean": list(spec.mean),
+            "std": list(spec.std),
+        }
+
     def check(self, spec: "InputSpec", options: ViewOptions) -> None:  # noqa: B027  # most sets have nothing to look at
         """Look at some samples before training; the set is given the arguments of `transform`.
 

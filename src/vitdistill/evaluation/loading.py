@@ -19,7 +19,7 @@ from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.evaluation.progress import track
 from vitdistill.models.network import Network
-from vitdistill.models.record import ModelRecord
+from vitdistill.models.record import ModelRecord, record_of
 from vitdistill.runs.read import Checkpoint, find_run, read_run
 from vitdistill.types import InputSpec
 
@@ -74,11 +74,7 @@ def open_subject(
         run.source(labels=False)
         raise UserError(f"Labelled data is needed, and the run's own is not: {error}", remedy="Give --data") from error
     backbone = load(model, folder, checkpoint, image_size, model_args)
-    # Of a run, clips are taken as in its training where nothing else is said; dense there is no option given.
-    if sampling is None and config.get("sampling") == "uniform":
-        sampling = "uniform"
-    if stride is None and sampling != "uniform":
-        stride = config.get("stride")
+    stride, sampling = clips_of(backbone, config, stride, sampling)
     augment = validation_crop(config, source, crop_pct, backbone)
     options = ViewOptions(augment=augment, stride=stride, sampling=sampling, clips=clips, crops=crops)
     source.val.check(backbone.input, options)
@@ -120,9 +116,14 @@ def load(
 
 
 def validation_crop(config: dict[str, Any], source: DataSource, crop_pct: float | None, backbone: Network) -> Augment:
-    """The validation crop: the run's, the bundled data's (none), or the one that the model was published with."""
+    """The validation crop: the recorded one, else the run's, the bundled data's (none), or that of the publication."""
     published = getattr(backbone.net, "pretrained_cfg", None) or {}
-    if config:
+    recorded = record_of(backbone.net).preprocessing
+    if recorded:
+        options: dict[str, Any] = {"recipe": "none"}
+        if backbone.input.frames is None:  # clips are not enlarged before the crop
+            options |= {key: recorded[key] for key in ("crop_pct", "interpolation")}
+    elif config:
         options = dict(config.get("augment") or {})
     elif source.image_size:
         options = {"recipe": "none"}
@@ -132,6 +133,18 @@ def validation_crop(config: dict[str, Any], source: DataSource, crop_pct: float 
     if crop_pct is not None:
         options["crop_pct"] = crop_pct
     return Augment(**options)
+
+
+def clips_of(
+    backbone: Network, config: dict[str, Any], stride: int | None, sampling: str | None
+) -> tuple[int | None, str | None]:
+    """Stride and sampling of clips: as given, else as in the network's training, which its record or its run says."""
+    trained = record_of(backbone.net).preprocessing or config
+    if sampling is None and trained.get("sampling") == "uniform":  # dense is no option given
+        sampling = "uniform"
+    if stride is None and sampling != "uniform":
+        stride = trained.get("stride")
+    return stride, sampling
 
 
 def place_of(device: str) -> torch.device:

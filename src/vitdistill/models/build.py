@@ -9,12 +9,19 @@ import torch
 from torch import nn
 
 from vitdistill.errors import UserError
-from vitdistill.models.backbone import with_tokens
+from vitdistill.models.backbone import Backbone, with_tokens
 from vitdistill.models.families import as_network
 from vitdistill.models.names import VIDEO, unknown_model
 from vitdistill.models.network import DEFAULT_MEAN, Network
 from vitdistill.models.presets import BUNDLED, PRESETS
-from vitdistill.models.record import WEIGHTS, ModelRecord, attach_record, record_of, set_statistics
+from vitdistill.models.record import (
+    WEIGHTS,
+    ModelRecord,
+    attach_record,
+    record_of,
+    set_preprocessing,
+    set_statistics,
+)
 from vitdistill.models.surgery.attention_heads import set_heads
 from vitdistill.models.weights.read import adapt, classes_in, load_into, read_weights
 from vitdistill.models.weights.videomae import arguments_for
@@ -187,6 +194,7 @@ def _with_file(
         set_statistics(net, record.mean, record.std)
         if record.heads:
             set_heads(with_tokens(as_network(net)), record.heads)
+        _set_preprocessing(net, record, image_size)
     return net
 
 
@@ -206,7 +214,16 @@ def rebuild(record: ModelRecord, **args: Any) -> Network:
     if record.heads:
         set_heads(with_tokens(network), record.heads)
     set_statistics(network.net, record.mean, record.std)
+    _set_preprocessing(network.net, record, None)
     return network
+
+
+def _set_preprocessing(net: nn.Module, record: ModelRecord, image_size: int | None) -> None:
+    """What a record says of it; a network without a size of its own (a CNN) gets the recorded one if none is given."""
+    network = as_network(net)
+    own = network.input.size if isinstance(network, Backbone) or image_size is not None else None
+    if record.preprocessing:
+        set_preprocessing(net, record.preprocessing, own or record.preprocessing["size"])
 
 
 def _record(name: str, args: dict[str, Any], net: nn.Module) -> ModelRecord:
