@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,18 @@ def write_atomically(path: Path, write: Any) -> None:
             f"{str(error).splitlines()[0]} ({free:.1f} GiB free)",
             "Make room and continue with --resume",
         ) from error
+
+
+def check_exist(paths: Iterable[str]) -> None:
+    """Refuse paths that lead nowhere, in milliseconds.
+
+    Raises:
+        UserError: naming up to three of them.
+    """
+    missing = [repr(str(path)) for path in paths if not Path(path).expanduser().exists()]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UserError("Files and folders must exist", f"{', '.join(missing[:3])}{more}, which do not")
 
 
 def is_first_process() -> bool:

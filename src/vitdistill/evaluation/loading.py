@@ -11,7 +11,7 @@ from vitdistill.data.clips.sampling import Views
 from vitdistill.data.clips.transforms import cut_views
 from vitdistill.data.device import OnDevice
 from vitdistill.data.images.augment import Augment
-from vitdistill.data.loader import CorruptLog, default_workers, make_loader
+from vitdistill.data.loader import Batch, CorruptLog, default_workers, make_loader
 from vitdistill.data.open import open_source
 from vitdistill.data.order import EvalBatchSampler
 from vitdistill.data.samples import Samples, ViewOptions
@@ -20,7 +20,7 @@ from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.evaluation.progress import track
 from vitdistill.models.network import Network
 from vitdistill.models.record import ModelRecord, record_of
-from vitdistill.runs.read import Checkpoint, find_run, read_run
+from vitdistill.runs.read import Checkpoint, Run, find_run, read_run
 from vitdistill.types import InputSpec
 
 
@@ -59,12 +59,7 @@ def open_subject(
         UserError: when the model or the data cannot be had, the folder is no run, no data is named for a model that
             is no run, or options of videos are given for images or the reverse.
     """
-    folder, run = Path(model), find_run(model)
-    if folder.is_dir():
-        ModelRecord.read(folder)  # a folder that is no run is refused as such, before its data is missed
-    config = {} if run is None else run.config
-    if run is not None and run.problems and not config:
-        raise UserError("The files of a run must be readable", f"{folder}: {'; '.join(run.problems)}")
+    run, config = run_of(model)
     try:
         source = open_source(data or data_of(model, config))
     except UserError as error:
@@ -73,13 +68,28 @@ def open_subject(
         # A run without labels may have been trained on any folder of images. What is wrong with it even then is said.
         run.source(labels=False)
         raise UserError(f"Labelled data is needed, and the run's own is not: {error}", remedy="Give --data") from error
-    backbone = load(model, folder, checkpoint, image_size, model_args)
+    backbone = load(model, Path(model), checkpoint, image_size, model_args)
     stride, sampling = clips_of(backbone, config, stride, sampling)
     augment = validation_crop(config, source, crop_pct, backbone)
     options = ViewOptions(augment=augment, stride=stride, sampling=sampling, clips=clips, crops=crops)
     source.val.check(backbone.input, options)
     source.val.transform(backbone.input, options, train=False)  # refuses now what the reader would refuse later
     return Subject(backbone, source, options)
+
+
+def run_of(model: str) -> tuple[Run | None, dict[str, Any]]:
+    """The run that a model is, if it is one, and its configuration.
+
+    Raises:
+        UserError: when it is a folder without a network, or the run's files cannot be read.
+    """
+    folder, run = Path(model), find_run(model)
+    if folder.is_dir():
+        ModelRecord.read(folder)  # a folder that is no run is refused as such, before its data is missed
+    config = {} if run is None else run.config
+    if run is not None and run.problems and not config:
+        raise UserError("The files of a run must be readable", f"{folder}: {'; '.join(run.problems)}")
+    return run, config
 
 
 def data_of(model: str, config: dict[str, Any]) -> str:
@@ -196,6 +206,19 @@ class Reader:
         Raises:
             UserError: when more than 1% of the set is unreadable.
         """
+        for inputs, batch in self.read(images, text):
+            corrupt.add(batch.skipped)
+            corrupt.check(len(images))
+            if inputs is not None:
+                yield inputs, batch.targets
+
+    def read(self, images: Samples, text: str) -> Iterator[tuple[Tensor | None, Batch]]:
+        """The inputs of each batch (None where nothing of it is readable), and the batch; `batches` without a limit.
+
+        Args:
+            images: the set to read, once.
+            text: shown before the progress bar.
+        """
         backbone, source, options, _ = self.subject
         spec, views = self.subject.spec or backbone.input, Views(options.clips, options.crops)
         on_device = OnDevice(options.augment, spec.mean, spec.std, len(source.classes))
@@ -208,9 +231,9 @@ class Reader:
             pin_memory=self.place.type == "cuda",
         )
         for batch in track(loader, text, len(loader)):
-            corrupt.add(batch.skipped)
-            corrupt.check(len(images))
-            if len(batch.index):
-                assert isinstance(batch.images, Tensor)  # one view: several are for training
-                inputs = batch.images.to(self.place)
-                yield on_device.eval(inputs if views.count == 1 else cut_views(inputs, views)), batch.targets
+            if not len(batch.index):
+                yield None, batch
+                continue
+            assert isinstance(batch.images, Tensor)  # one view: several are for training
+            inputs = batch.images.to(self.place)
+            yield on_device.eval(inputs if views.count == 1 else cut_views(inputs, views)), batch
