@@ -13,15 +13,12 @@ from PIL import Image
 
 import vitdistill
 from generated_videos import write_video
+from kept_models import CLASSES, keep_model
 from vitdistill.cli import main
 from vitdistill.data.bundled.digits import digits
 from vitdistill.errors import UserError
 from vitdistill.models.build import build
-from vitdistill.models.record import ModelRecord, record_of
-from vitdistill.training.train import export_weights
 from vitdistill.verbs.parser import normalised
-
-CLASSES = ["dark", "bright", "red", "green"]
 
 
 def predict(*arguments: Any, **options: Any) -> list[dict[str, Any]]:
@@ -138,21 +135,7 @@ def video_model(tmp_path: Path) -> Path:
     network = build(
         "moving_digits_vit_small", args={"frames": 4, "img_size": 32, "patch_size": 16, "num_classes": 4, "depth": 1}
     )
-    return written(network, tmp_path / "video", frames=4, stride=3, sampling="dense", interpolation="bilinear")
-
-
-def written(network: Any, folder: Path, classes: list[str] = CLASSES, **preprocessing: Any) -> Path:
-    record: ModelRecord = record_of(network.net)
-    record.classes = classes
-    spec = network.input
-    record.preprocessing = {
-        **{"size": [*spec.size], "channels": 3, "crop_pct": 1.0, "interpolation": "bicubic", "crop_mode": "center"},
-        **{"mean": [*spec.mean], "std": [*spec.std], **preprocessing},
-    }
-    folder.mkdir()
-    record.write(folder)
-    export_weights(network.net.state_dict(), folder / "student.safetensors", record)
-    return folder
+    return keep_model(network, tmp_path / "video", frames=4, stride=3, sampling="dense", interpolation="bilinear")
 
 
 def test_videos_for_networks_over_clips_and_over_images(

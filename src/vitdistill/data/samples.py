@@ -145,16 +145,7 @@ class Samples(ABC):
             spec: what the network takes.
             options: as for `transform`.
         """
-        augment = options.augment.resolved()
-        return {
-            "size": list(spec.size),
-            "channels": spec.shape[0],
-            "crop_pct": augment.crop_pct,
-            "interpolation": augment.interpolation,
-            "crop_mode": "center",
-            "mean": list(spec.mean),
-            "std": list(spec.std),
-        }
+        return image_preprocessing(spec, options.augment)
 
     def check(self, spec: "InputSpec", options: ViewOptions) -> None:  # noqa: B027  # most sets have nothing to look at
         """Look at some samples before training; the set is given the arguments of `transform`.
@@ -162,3 +153,17 @@ class Samples(ABC):
         Raises:
             UserError: when no sample gives what the network needs, e.g. videos that are all shorter than a clip.
         """
+
+
+def image_preprocessing(spec: "InputSpec", augment: "Augment") -> dict[str, Any]:
+    """What validation does to images: the shorter edge is resized to size / crop_pct, and the centre cropped."""
+    options = augment.resolved()
+    return {
+        "size": list(spec.size),
+        "channels": spec.shape[0],
+        "crop_pct": options.crop_pct,
+        "interpolation": options.interpolation,
+        "crop_mode": "center",
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+    }

@@ -84,7 +84,7 @@ def run_of(model: str) -> tuple[Run | None, dict[str, Any]]:
         UserError: when it is a folder without a network, or the run's files cannot be read.
     """
     folder, run = Path(model), find_run(model)
-    if folder.is_dir():
+    if folder.is_dir() and not (folder / "config.json").is_file():
         ModelRecord.read(folder)  # a folder that is no run is refused as such, before its data is missed
     config = {} if run is None else run.config
     if run is not None and run.problems and not config:

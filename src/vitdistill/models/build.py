@@ -76,7 +76,9 @@ def _from_text(
         record = ModelRecord.read(folder)
         if record.architecture is None:
             raise UserError(f"{folder} was trained from a module object, so it can only be rebuilt in Python")
-        if not meta and not (folder / WEIGHTS).is_file():
+        of_hub = folder / "model.safetensors"  # of a folder that `export --format hub` wrote
+        weights = of_hub if of_hub.is_file() and not (folder / WEIGHTS).is_file() else folder / WEIGHTS
+        if not meta and not weights.is_file():
             raise UserError(
                 "A run given as a model must be finished",
                 f"{folder} without {WEIGHTS}",
@@ -87,7 +89,7 @@ def _from_text(
             {**record.args, **args},
             num_classes,
             image_size,
-            folder / WEIGHTS,
+            weights,
             meta,
             record,
         )
