@@ -57,6 +57,11 @@ def check_exist(paths: Iterable[str]) -> None:
         raise UserError("Files and folders must exist", f"{', '.join(missing[:3])}{more}, which do not")
 
 
+def readable(path: str) -> str:
+    """A path as text that can be printed and written; what is not in the system's encoding is replaced."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def is_first_process() -> bool:
     """Whether this process may write: the first of a distributed run, or the only one."""
     return all(int(os.environ.get(name, 0) or 0) == 0 for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"))

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,18 @@ def test_refused(model: str, options: dict[str, Any], message: str, tmp_path: Pa
 def test_missing_files_are_refused_from_the_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "digits-teacher", "nowhere/a.jpg", "b.png"]) == 2
     assert "must exist; got 'nowhere/a.jpg', 'b.png'" in capsys.readouterr().err
+
+
+def test_names_in_another_encoding_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    try:
+        Image.new("RGB", (20, 20)).save(tmp_path / name)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    for format in ("table", "csv", "json"):
+        assert predict("digits-teacher", [str(tmp_path)], format=format)[0]["path"].endswith(name)
+        assert "caf\ufffd.png" in capsys.readouterr().out
+    vitdistill.embed("digits-teacher", [str(tmp_path)], out=str(tmp_path / "f.parquet"))
 
 
 def test_words_fill_positional_options_in_turn() -> None:

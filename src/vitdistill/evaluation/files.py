@@ -50,6 +50,15 @@ def open_files(
     return Subject(network, source, options)
 
 
+def reader_of(subject: Subject, *, batch_size: int, device: str, workers: int | None) -> Reader:
+    """A reader that starts no processes for a single batch, which would take longer than to read it.
+
+    The arguments are those of `Reader`.
+    """
+    few = len(subject.source.val) <= batch_size
+    return Reader(subject, batch_size=batch_size, device=device, workers=0 if workers is None and few else workers)
+
+
 def read_files(reader: Reader, text: str) -> Iterator[tuple[list[str], Tensor]]:
     """Paths and normalised inputs, batch by batch and in order; unreadable files are named in one warning each.
 

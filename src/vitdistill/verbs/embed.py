@@ -8,9 +8,9 @@ import torch
 
 from vitdistill.errors import UserError
 from vitdistill.evaluation.features import Pool, pooled, pooling_of
-from vitdistill.evaluation.files import open_files, read_files
-from vitdistill.evaluation.loading import Checkpoint, Reader
-from vitdistill.files import write_atomically
+from vitdistill.evaluation.files import open_files, read_files, reader_of
+from vitdistill.evaluation.loading import Checkpoint
+from vitdistill.files import readable, write_atomically
 from vitdistill.models.names import ModelName
 from vitdistill.verbs.arguments import Files
 from vitdistill.verbs.rows import RowWriter
@@ -80,7 +80,7 @@ def embed(
     )
     network = subject.backbone
     pooling = pooling_of(network, pool)  # refuses before any file is read
-    reader = Reader(subject, batch_size=batch_size, device=device, workers=workers)
+    reader = reader_of(subject, batch_size=batch_size, device=device, workers=workers)
     network.eval().to(reader.place)
     paths: list[str] = []
     parts: list[np.ndarray] = []
@@ -109,5 +109,5 @@ def _write(out: Path, paths: "Sequence[str]", features: np.ndarray) -> None:
     except ImportError:
         raise UserError("Parquet needs its extra", remedy="pip install 'vitdistill[hf]', or write .npy") from None
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
-    content = pa.table({"path": pa.array(paths, pa.string()), "features": vectors})
+    content = pa.table({"path": pa.array(map(readable, paths), pa.string()), "features": vectors})
     write_atomically(out, lambda file: parquet.write_table(content, file))

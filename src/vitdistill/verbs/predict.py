@@ -7,8 +7,8 @@ import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from vitdistill.errors import UserError
-from vitdistill.evaluation.files import open_files, read_files
-from vitdistill.evaluation.loading import Checkpoint, Reader
+from vitdistill.evaluation.files import open_files, read_files, reader_of
+from vitdistill.evaluation.loading import Checkpoint
 from vitdistill.models.classes import class_names
 from vitdistill.models.names import ModelName
 from vitdistill.models.network import Network
@@ -93,7 +93,7 @@ def predict(
     if not network.num_classes:
         raise UserError(f"{model} has no classifier to predict with", remedy="Fine-tune it, or use `vitdistill embed`")
     check_keep(network, keep)
-    reader = Reader(subject, batch_size=batch_size, device=device, workers=workers)
+    reader = reader_of(subject, batch_size=batch_size, device=device, workers=workers)
     network.eval().to(reader.place)
     names = _labels(network)
     rows: list[dict[str, Any]] = []

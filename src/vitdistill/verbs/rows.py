@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Literal, TextIO, get_args
 
 from vitdistill.errors import UserError
+from vitdistill.files import readable
 
 Format = Literal["table", "csv", "json"]
 
@@ -51,6 +52,7 @@ class RowWriter:
 
     def write(self, rows: list[dict[str, Any]]) -> None:
         """Write some rows, all with the same columns."""
+        rows = [{name: readable(cell) if isinstance(cell, str) else cell for name, cell in row.items()} for row in rows]
         if self.format == "table":
             self._rows += rows
         elif self.format == "json":
