@@ -69,11 +69,13 @@ def run_verb(name: str, words: list[str]) -> int:
         UserError: for unknown options (with near names), values of the wrong type, and unusable YAML files.
     """
     from vitdistill.data.open import check_there
+    from vitdistill.files import check_exist
     from vitdistill.verbs.parser import parse
 
     values = parse(name, words)
     if isinstance(values.get("data"), str):
         check_there(values["data"])
+    check_exist(values.get("files") or [])
     result = verb(name)(**values)
     return int(result) if isinstance(result, bool) else 0
 

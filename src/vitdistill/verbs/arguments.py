@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from vitdistill.data.images.augment import Augment
-from vitdistill.files import check_exist
 from vitdistill.models.names import check_model
 from vitdistill.models.presets import BUNDLED
 from vitdistill.training.settings import Loader, Optim
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     import torch
 
 Model = Annotated[Union[str, "torch.nn.Module"], check_model]  # torch is not imported here
-Files = Annotated[list[str], check_exist]
 Sampling = Literal["dense", "uniform"]
 Positions = Literal["sincos", "learned"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]

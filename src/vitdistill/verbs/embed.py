@@ -12,7 +12,6 @@ from vitdistill.evaluation.files import open_files, read_files, reader_of
 from vitdistill.evaluation.loading import Checkpoint
 from vitdistill.files import readable, write_atomically
 from vitdistill.models.names import ModelName
-from vitdistill.verbs.arguments import Files
 from vitdistill.verbs.rows import RowWriter
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ ENDINGS = (".npy", ".parquet")
 
 def embed(
     model: ModelName,
-    files: Files,
+    files: list[str],
     *,
     out: str | None = None,
     pool: Pool = "auto",

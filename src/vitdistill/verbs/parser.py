@@ -42,7 +42,7 @@ def _values(verb: str, parser: ArgumentParser, parsed: Any) -> dict[str, Any]:
     values = parser.instantiate_classes(parsed).as_dict()
     values.pop("config", None)
     for name, option in options_of(verb).items():
-        if isinstance(values[name], str | int | float | list):
+        if isinstance(values[name], str | int | float):
             for refuse in option.checks:
                 refuse(values[name])
     return values

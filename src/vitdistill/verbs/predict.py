@@ -13,7 +13,6 @@ from vitdistill.models.classes import class_names
 from vitdistill.models.names import ModelName
 from vitdistill.models.network import Network
 from vitdistill.models.record import record_of
-from vitdistill.verbs.arguments import Files
 from vitdistill.verbs.evaluate import averaged, check_keep, class_scores
 from vitdistill.verbs.rows import Format, RowWriter
 
@@ -22,7 +21,7 @@ log = logging.getLogger(__name__)
 
 def predict(
     model: ModelName,
-    files: Files,
+    files: list[str],
     *,
     top: int = 5,
     format: Format | None = None,
