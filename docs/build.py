@@ -23,6 +23,7 @@ ORDER = (
     "actions",
     "mae",
     "evaluation",
+    "using",
     "data",
     "models",
     "training",

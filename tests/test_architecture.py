@@ -22,6 +22,7 @@ FORBIDDEN = {
     "methods": {"data", "training", "evaluation", "reporting", "runs", "verbs", "studies"},
     "training": {"reporting", "evaluation", "verbs", "studies"},
     "evaluation": {"reporting", "verbs", "studies"},
+    "exporting": {"reporting", "verbs", "studies"},
     "reporting": {"verbs", "studies"},
     "runs": {"reporting", "evaluation", "studies"},
 }

@@ -70,11 +70,13 @@ if TYPE_CHECKING:
     from vitdistill.tokens.saliency import cls_attention
     from vitdistill.tokens.select import top_k
     from vitdistill.training.settings import Loader, Optim
+    from vitdistill.verbs.embed import embed
     from vitdistill.verbs.finetune import finetune
     from vitdistill.verbs.knn import knn
     from vitdistill.verbs.mae import mae
     from vitdistill.verbs.maskedkd import maskedkd
     from vitdistill.verbs.mvd import mvd
+    from vitdistill.verbs.predict import predict
     from vitdistill.verbs.probe import probe
     from vitdistill.verbs.supervised import supervised
     from vitdistill.verbs.tinymim import tinymim

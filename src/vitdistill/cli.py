@@ -69,6 +69,7 @@ def run_verb(name: str, words: list[str]) -> int:
         UserError: for unknown options (with near names), values of the wrong type, and unusable YAML files.
     """
     from vitdistill.data.open import check_there
+    from vitdistill.files import check_exist
     from vitdistill.models.names import check_model, check_model_there
     from vitdistill.verbs.parser import parse
     from vitdistill.verbs.signatures import options_of
@@ -79,6 +80,7 @@ def run_verb(name: str, words: list[str]) -> int:
             check_model_there(values[option.name])
     if isinstance(values.get("data"), str):
         check_there(values["data"])
+    check_exist(values.get("files") or [])
     result = verb(name)(**values)
     return int(result) if isinstance(result, bool) else 0
 

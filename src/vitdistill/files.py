@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,23 @@ def is_run(folder: Path) -> bool:
 def absolute(path: str) -> str:
     """A path that holds wherever the process goes, with `~` as the user's folder."""
     return os.path.abspath(os.path.expanduser(path))
+
+
+def check_exist(paths: Iterable[str]) -> None:
+    """Refuse paths that lead nowhere, in milliseconds.
+
+    Raises:
+        UserError: naming up to three of them.
+    """
+    missing = [repr(str(path)) for path in paths if not Path(path).expanduser().exists()]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UserError("Files and folders must exist", f"{', '.join(missing[:3])}{more}, which do not")
+
+
+def readable(path: str) -> str:
+    """A path as text that can be printed and written; what is not in the system's encoding is replaced."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def is_first_process() -> bool:

@@ -12,6 +12,8 @@ from PIL import Image
 
 from vitdistill.data.images.augment import Augment
 from vitdistill.errors import UserError
+from vitdistill.models.record import ModelRecord, record_of
+from vitdistill.runs.read import read_run
 from vitdistill.training.settings import Optim
 from vitdistill.verbs.evaluate import evaluate
 from vitdistill.verbs.export import export
@@ -47,6 +49,26 @@ def test_evaluate_repeats_the_runs_own_numbers(run: Path, capsys: pytest.Capture
     assert evaluate(str(run), checkpoint="last")["top1"] == result["top1"]
     assert evaluate(str(run), checkpoint="best")["top1"] == pytest.approx(recorded["best_top1"], abs=1e-3)
     assert evaluate(str(run), checkpoint="ema")["top1"] == pytest.approx(recorded["ema_top1"], abs=1e-3)
+
+
+def test_a_run_records_how_its_images_are_made_ready(run: Path, tmp_path: Path) -> None:
+    record = ModelRecord.read(run)
+    assert record.preprocessing == {
+        **{"size": [12, 12], "channels": 3, "crop_pct": 1.0, "interpolation": "bicubic", "crop_mode": "center"},
+        **{"mean": record.mean, "std": record.std},
+    }
+    assert ModelRecord.of_file(run / "student.safetensors") == record
+    for checkpoint in ("exported", "best", "ema"):
+        student = record_of(read_run(run).student(checkpoint).net)  # type: ignore[arg-type]
+        assert student.preprocessing == record.preprocessing and student.classes == record.classes
+    image_folder(tmp_path / "data", per_class=20, broken=0)
+    info = train_on(tmp_path / "data", tmp_path / "run", augment=Augment(recipe="tiny", crop_pct=0.7))
+    assert info["status"] == "finished"
+    before, config = evaluate(str(tmp_path / "run")), tmp_path / "run" / "config.yaml"
+    assert ModelRecord.read(tmp_path / "run").preprocessing["crop_pct"] == 0.7
+    config.write_text(config.read_text().replace("crop_pct: 0.7", "crop_pct: null"))
+    assert evaluate(str(tmp_path / "run")) == before  # the record alone says it
+    assert evaluate(str(tmp_path / "run"), crop_pct=1.0)["loss"] != before["loss"]
 
 
 def test_evaluate_on_fewer_patches_gives_another_loss(run: Path) -> None:
@@ -94,7 +116,7 @@ def image_folder(root: Path, per_class: int, broken: int) -> None:
         path.write_bytes(path.read_bytes()[:200])
 
 
-def train_on(folder: Path, out: Path) -> dict[str, Any]:
+def train_on(folder: Path, out: Path, augment: Augment = Augment(recipe="tiny")) -> dict[str, Any]:
     return supervised(
         student="vit_tiny_patch16_224",
         student_args={**SMALL, "img_size": 16, "patch_size": 8, "depth": 1},
@@ -102,7 +124,7 @@ def train_on(folder: Path, out: Path) -> dict[str, Any]:
         out=str(out),
         epochs=2,
         batch_size=20,
-        augment=Augment(recipe="tiny"),
+        augment=augment,
         optim=Optim(lr=3e-3, lr_batch=0, warmup_epochs=0),
     )
 

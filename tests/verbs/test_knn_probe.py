@@ -13,8 +13,13 @@ from PIL import Image
 
 from vitdistill.data.images.augment import Augment
 from vitdistill.errors import UserError
+from vitdistill.models.record import ModelRecord
+from vitdistill.runs.read import read_run
 from vitdistill.training.settings import Optim
+from vitdistill.verbs.evaluate import evaluate
+from vitdistill.verbs.export import export
 from vitdistill.verbs.knn import knn
+from vitdistill.verbs.maskedkd import maskedkd
 from vitdistill.verbs.parser import parse
 from vitdistill.verbs.probe import probe
 from vitdistill.verbs.supervised import supervised
@@ -141,3 +146,52 @@ def test_the_command_line_takes_one_k_or_several(words: list[str], expected: Any
     values = parse("knn", words)
     assert values["model"] == "digits-teacher"
     assert (values["k"] if isinstance(values["k"], int) else list(values["k"])) == expected
+
+
+# --- what was fitted is kept ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pool", ["cls", "avg"])
+def test_a_kept_probe_is_a_model_with_the_accuracy_of_the_probe(
+    pool: Any, random_network: dict[str, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "teacher"
+    result = probe(**random_network, pool=pool, epochs=5, out=str(out))
+    tested = evaluate(str(out))  # on the recorded data
+    assert (tested["top1"], tested["top5"]) == (result["scores"]["top1"], result["scores"]["top5"])
+    record = ModelRecord.read(out)
+    assert record.classes == [str(digit) for digit in range(10)] and record.args["num_classes"] == 10
+    assert record.preprocessing["size"] == [12, 12] and record.preprocessing["crop_pct"] == 1.0
+    found = read_run(out)
+    assert found.status == "finished" and found.verb == "probe" and found.result == result["scores"]["top1"]
+    with pytest.raises(UserError, match="which trains no network"):
+        found.method()
+    if pool == "cls":
+        assert export(str(out), format="hub")["max_difference"] == 0
+        probe(**random_network, pool=pool, lr=0.1, epochs=1, out=str(out), overwrite=True)
+        with pytest.raises(UserError, match="must be new or empty"):
+            probe(**random_network, lr=0.1, epochs=1, out=str(out))
+
+
+def test_a_kept_probe_is_a_teacher(tmp_path: Path) -> None:
+    teacher = str(tmp_path / "teacher")
+    result = probe("digits-mae", pool="avg", lr=0.3, epochs=10, out=teacher)
+    info = maskedkd(
+        student="digits_vit_small",
+        student_args={"embed_dim": 12, "depth": 1, "num_heads": 2},
+        teacher=teacher,
+        data="digits",
+        keep=0.5,
+        out=str(tmp_path / "student"),
+        epochs=1,
+        batch_size=256,
+        augment=Augment(recipe="none"),
+        optim=Optim(lr=3e-3, lr_batch=0, warmup_epochs=0),
+    )
+    assert info["status"] == "finished" and info["teacher"]["name"] == "vit_tiny_patch16_224"
+    assert result["scores"]["top1"] > 80
+
+
+def test_overwrite_needs_out() -> None:
+    with pytest.raises(UserError, match="--overwrite has no effect without --out"):
+        probe("digits-teacher", overwrite=True)

@@ -206,9 +206,32 @@ class Samples(ABC):
         """
         return None
 
+    def preprocessing(self, spec: "InputSpec", options: ViewOptions) -> dict[str, Any]:
+        """What the transform of validation does, for the record of a network; by default what it does to images.
+
+        Args:
+            spec: what the network takes.
+            options: as for `transform`.
+        """
+        return image_preprocessing(spec, options.augment)
+
     def check(self, spec: "InputSpec", options: ViewOptions) -> None:  # noqa: B027  # most sets have nothing to look at
         """Look at some samples before training; the set is given the arguments of `transform`.
 
         Raises:
             UserError: when no sample gives what the network needs, e.g. videos that are all shorter than a clip.
         """
+
+
+def image_preprocessing(spec: "InputSpec", augment: "Augment") -> dict[str, Any]:
+    """What validation does to images: the shorter edge is resized to size / crop_pct, and the centre cropped."""
+    options = augment.resolved()
+    return {
+        "size": list(spec.size),
+        "channels": spec.shape[0],
+        "crop_pct": options.crop_pct,
+        "interpolation": options.interpolation,
+        "crop_mode": "center",
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+    }

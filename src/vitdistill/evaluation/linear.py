@@ -45,8 +45,14 @@ class Heads:
         """Logits of every head."""
         return (features - self.mean) * self.scale @ self.weight + self.bias
 
+    def layer(self) -> tuple[Float[Tensor, "c d"], Float[Tensor, "c"]]:
+        """Weight and bias of a linear layer that gives the first head's logits, standardisation included."""
+        weight = (self.scale.double()[:, None] * self.weight[0].double()).T
+        bias = self.bias[0, 0].double() - weight @ self.mean.double()
+        return weight.float(), bias.float()
 
-def linear_probe(
+
+def fit_probe(
     train: Float[Tensor, "n d"],
     train_labels: Int64[Tensor, "n"],
     val: Float[Tensor, "v d"],
@@ -57,8 +63,8 @@ def linear_probe(
     epochs: int = 100,
     batch_size: int = 256,
     seed: int = 0,
-) -> dict[str, Any]:
-    """Accuracy of the best linear classifier on frozen features.
+) -> tuple[Heads, dict[str, Any]]:
+    """The best linear classifier on frozen features, and its accuracy.
 
     The learning rate is chosen on held-out training images, never on validation; the head is then trained again on
     all training images. A single learning rate is taken as it is. Where the network itself was trained on the same
@@ -76,8 +82,8 @@ def linear_probe(
         seed: of the held-out images and of the order.
 
     Returns:
-        top1 and top5 on validation in percent, the lr chosen, held_out_top1 in percent (None for a single learning
-        rate), and the same of each learning rate as `tried`.
+        The classifier; and its top1 and top5 on validation in percent, the lr chosen, held_out_top1 in percent (None
+        for a single learning rate), and the same of each learning rate as `tried`.
 
     Raises:
         UserError: for options out of range; when every class has a single image, so that none can be held out; when
@@ -101,13 +107,18 @@ def linear_probe(
     if not head.weight.isfinite().all():
         raise UserError("A learning rate must converge", f"lr {', '.join(f'{rate:g}' for rate in lr)}", "Lower it")
     score = evaluate_heads(head, val, val_labels)[0]
-    return {
+    return head, {
         "top1": score["top1"],
         "top5": score["top5"],
         "lr": chosen,
         "held_out_top1": tried[best]["held_out_top1"] if tried else None,
         "tried": tried,
     }
+
+
+def linear_probe(*features: Any, **options: Any) -> dict[str, Any]:
+    """The accuracy alone of what `fit_probe` fits, which takes the same arguments."""
+    return fit_probe(*features, **options)[1]
 
 
 def hold_out(labels: Int64[Tensor, "n"], seed: int) -> tuple[Int64[Tensor, "f"], Int64[Tensor, "h"]]:

@@ -12,7 +12,7 @@ from vitdistill.data.clips.sampling import Views
 from vitdistill.data.clips.transforms import cut_views
 from vitdistill.data.device import OnDevice
 from vitdistill.data.images.augment import Augment
-from vitdistill.data.loader import BAD_SHARE, CorruptLog, default_workers, make_loader
+from vitdistill.data.loader import BAD_SHARE, Batch, CorruptLog, default_workers, make_loader
 from vitdistill.data.open import open_source
 from vitdistill.data.order import EvalBatchSampler
 from vitdistill.data.samples import Samples, ViewOptions
@@ -21,8 +21,8 @@ from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.evaluation.progress import track
 from vitdistill.models.names import absolute_model, check_model_there
 from vitdistill.models.network import Network
-from vitdistill.models.record import ModelRecord
-from vitdistill.runs.read import Checkpoint, find_run, read_run
+from vitdistill.models.record import ModelRecord, record_of
+from vitdistill.runs.read import Checkpoint, Run, find_run, read_run
 from vitdistill.types import InputSpec
 
 log = logging.getLogger(__name__)
@@ -63,16 +63,8 @@ def open_subject(
         UserError: when the model or the data cannot be had, the folder is no run, no data is named for a model that
             is no run, or options of videos are given for images or the reverse.
     """
-    check_model_there(model)
     model = absolute_model(model) if "~" in model else model
-    folder, run = Path(model), find_run(model)
-    if folder.is_dir():
-        ModelRecord.read(folder)  # a folder that is no run is refused as such, before its data is missed
-    config = {} if run is None else run.config
-    if run is not None and run.problems and not config:
-        raise UserError("The files of a run must be readable", f"{folder}: {'; '.join(run.problems)}")
-    if run is not None and not run.info:
-        log.warning("%s: %s; the model is read without it", folder, "; ".join(run.problems))
+    run, config = run_of(model)
     try:
         source = open_source(data_of(model, config) if data is None else data)
     except UserError as error:
@@ -81,17 +73,31 @@ def open_subject(
         # A run without labels may have been trained on any folder of images. What is wrong with it even then is said.
         run.source(labels=False)
         raise UserError(f"Labelled data is needed, and the run's own is not: {error}", remedy="Give --data") from error
-    backbone = load(model, folder, checkpoint, image_size, model_args)
-    # Of a run, clips are taken as in its training where nothing else is said; dense there is no option given.
-    if sampling is None and config.get("sampling") == "uniform":
-        sampling = "uniform"
-    if stride is None and sampling != "uniform":
-        stride = config.get("stride")
+    backbone = load(model, Path(model), checkpoint, image_size, model_args)
+    stride, sampling = clips_of(backbone, config, stride, sampling)
     augment = validation_crop(config, source, crop_pct, backbone)
     options = ViewOptions(augment=augment, stride=stride, sampling=sampling, clips=clips, crops=crops)
     source.val.check(backbone.input, options)
     source.val.transform(backbone.input, options, train=False)  # refuses now what the reader would refuse later
     return Subject(backbone, source, options)
+
+
+def run_of(model: str) -> tuple[Run | None, dict[str, Any]]:
+    """The run that a model is, if it is one, and its configuration.
+
+    Raises:
+        UserError: when it is a folder without a network, or the run's files cannot be read.
+    """
+    check_model_there(model)
+    folder, run = Path(model), find_run(model)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        ModelRecord.read(folder)  # a folder that is no run is refused as such, before its data is missed
+    config = {} if run is None else run.config
+    if run is not None and run.problems and not config:
+        raise UserError("The files of a run must be readable", f"{folder}: {'; '.join(run.problems)}")
+    if run is not None and not run.info:
+        log.warning("%s: %s; the model is read without it", folder, "; ".join(run.problems))
+    return run, config
 
 
 def data_of(model: str, config: dict[str, Any]) -> str:
@@ -132,9 +138,14 @@ def load(
 def validation_crop(
     config: dict[str, Any], source: DataSource | None, crop_pct: float | None, backbone: Network
 ) -> Augment:
-    """The validation crop: the run's, the bundled data's (none), or the one that the model was published with."""
+    """The validation crop: the recorded one, else the run's, the bundled data's (none), or that of the publication."""
     published = getattr(backbone.net, "pretrained_cfg", None) or {}
-    if config:
+    recorded = record_of(backbone.net).preprocessing
+    if recorded:
+        options: dict[str, Any] = {"recipe": "none"}
+        if backbone.input.frames is None:  # clips are not enlarged before the crop
+            options |= {key: recorded[key] for key in ("crop_pct", "interpolation")}
+    elif config:
         options = dict(config.get("augment") or {})
     elif source is not None and source.image_size:
         options = {"recipe": "none"}
@@ -144,6 +155,18 @@ def validation_crop(
     if crop_pct is not None:
         options["crop_pct"] = crop_pct
     return Augment(**options)
+
+
+def clips_of(
+    backbone: Network, config: dict[str, Any], stride: int | None, sampling: str | None
+) -> tuple[int | None, str | None]:
+    """Stride and sampling of clips: as given, else as in the network's training, which its record or its run says."""
+    trained = record_of(backbone.net).preprocessing or config
+    if sampling is None and trained.get("sampling") == "uniform":  # dense is no option given
+        sampling = "uniform"
+    if stride is None and sampling != "uniform":
+        stride = trained.get("stride")
+    return stride, sampling
 
 
 def place_of(device: str) -> torch.device:
@@ -208,6 +231,19 @@ class Reader:
         Raises:
             UserError: when more of the set is unreadable than `corrupt` bears.
         """
+        for inputs, batch in self.read(images, text):
+            corrupt.add(batch.skipped)
+            corrupt.check(len(images))
+            if inputs is not None:
+                yield inputs, batch.targets
+
+    def read(self, images: Samples, text: str) -> Iterator[tuple[Tensor | None, Batch]]:
+        """The inputs of each batch (None where nothing of it is readable), and the batch; `batches` without a limit.
+
+        Args:
+            images: the set to read, once.
+            text: shown before the progress bar.
+        """
         backbone, source, options, _ = self.subject
         spec, views = self.subject.spec or backbone.input, Views(options.clips, options.crops)
         on_device = OnDevice(options.augment, spec.mean, spec.std, len(source.classes))
@@ -220,9 +256,9 @@ class Reader:
             pin_memory=self.place.type == "cuda",
         )
         for batch in track(loader, text, len(loader)):
-            corrupt.add(batch.skipped)
-            corrupt.check(len(images))
-            if len(batch.index):
-                assert isinstance(batch.images, Tensor)  # one view: several are for training
-                inputs = batch.images.to(self.place)
-                yield on_device.eval(inputs if views.count == 1 else cut_views(inputs, views)), batch.targets
+            if not len(batch.index):
+                yield None, batch
+                continue
+            assert isinstance(batch.images, Tensor)  # one view: several are for training
+            inputs = batch.images.to(self.place)
+            yield on_device.eval(inputs if views.count == 1 else cut_views(inputs, views)), batch

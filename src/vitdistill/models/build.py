@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vitdistill.errors import UserError
-from vitdistill.models.backbone import with_tokens
+from vitdistill.models.backbone import Backbone, with_tokens
 from vitdistill.models.classes import published_classes
 from vitdistill.models.families import as_network
 from vitdistill.models.names import VIDEO, absolute_model, check_model_there, unknown_model
@@ -21,6 +21,7 @@ from vitdistill.models.record import (
     attach_record,
     mark_new_head,
     record_of,
+    set_preprocessing,
     set_statistics,
 )
 from vitdistill.models.sizes import check_patches, check_size, feed, fixed_size
@@ -92,7 +93,9 @@ def _from_text(
         record = ModelRecord.read(folder)
         if record.architecture is None:
             raise UserError(f"{folder} was trained from a module object, so it can only be rebuilt in Python")
-        if not meta and not (folder / WEIGHTS).is_file():
+        of_hub = folder / "model.safetensors"  # of a folder that `export --format hub` wrote
+        weights = of_hub if of_hub.is_file() and not (folder / WEIGHTS).is_file() else folder / WEIGHTS
+        if not meta and not weights.is_file():
             raise UserError(
                 "A run given as a model must be finished",
                 f"{folder} without {WEIGHTS}",
@@ -103,7 +106,7 @@ def _from_text(
             {**record.args, **args},
             num_classes,
             image_size,
-            folder / WEIGHTS,
+            weights,
             meta,
             record,
         )
@@ -235,6 +238,7 @@ def _with_file(
         set_statistics(net, record.mean, record.std)
         if record.heads:
             set_heads(with_tokens(as_network(net)), record.heads)
+        _set_preprocessing(net, record, image_size)
     return net
 
 
@@ -268,7 +272,16 @@ def rebuild(record: ModelRecord, **args: Any) -> Network:
     set_statistics(network.net, record.mean, record.std)
     if "num_classes" not in args:
         record_of(network.net).classes = list(record.classes)
+    _set_preprocessing(network.net, record, None)
     return network
+
+
+def _set_preprocessing(net: nn.Module, record: ModelRecord, image_size: int | None) -> None:
+    """What a record says of it; a network without a size of its own (a CNN) gets the recorded one if none is given."""
+    network = as_network(net)
+    own = network.input.size if isinstance(network, Backbone) or image_size is not None else None
+    if record.preprocessing:
+        set_preprocessing(net, record.preprocessing, own or record.preprocessing["size"])
 
 
 def _record(name: str, args: dict[str, Any], net: nn.Module) -> ModelRecord:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,9 @@ class ModelRecord:
         classes: class names, in the order of the logits.
         heads: attention heads of blocks (counted from 0) that have others than the architecture says. The shapes
             of the weights do not show them.
+        preprocessing: what validation did to samples before the network saw them: size [h, w] in pixels, channels,
+            crop_pct, interpolation, crop_mode, mean and std; of clips also frames, stride and sampling. Empty where it
+            is not known, as of networks that were not trained here.
     """
 
     architecture: str | None
@@ -37,6 +40,7 @@ class ModelRecord:
     std: list[float] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
     heads: dict[int, int] = field(default_factory=dict)
+    preprocessing: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write `student.json` into a folder."""
@@ -118,3 +122,34 @@ def set_statistics(net: nn.Module, mean: Sequence[float], std: Sequence[float]) 
         net.pretrained_cfg = {**config, "mean": tuple(mean), "std": tuple(std)}  # type: ignore[assignment]
     record = record_of(net)
     record.mean, record.std = list(mean), list(std)
+
+
+def set_preprocessing(net: nn.Module, preprocessing: Mapping[str, Any], size: Sequence[int]) -> None:
+    """Let a network's record, and its configuration of timm, say how its images are made ready.
+
+    `timm.data.resolve_model_data_config(net)` is then the transform of the evaluation.
+
+    Args:
+        net: changed in place; no weight changes.
+        preprocessing: as a record has it.
+        size: height and width of the network's inputs in pixels, which may have been changed since.
+    """
+    record_of(net).preprocessing = {**preprocessing, "size": list(size)}
+    config = getattr(net, "pretrained_cfg", None)
+    if isinstance(config, dict) and "frames" not in preprocessing:  # timm has no networks over clips
+        outdated = ("test_input_size", "test_crop_pct", "pool_size", "test_pool_size")
+        kept = {name: value for name, value in config.items() if name not in outdated}
+        net.pretrained_cfg = {**kept, **timm_data_config(record_of(net).preprocessing)}  # type: ignore[assignment]
+
+
+def timm_data_config(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+    """The same as part of a `pretrained_cfg`, by timm's names.
+
+    Args:
+        preprocessing: of a network over images, as a record has it.
+    """
+    return {
+        "input_size": (preprocessing["channels"], *preprocessing["size"]),
+        **{name: preprocessing[name] for name in ("crop_pct", "crop_mode", "interpolation")},
+        **{name: tuple(preprocessing[name]) for name in ("mean", "std")},
+    }

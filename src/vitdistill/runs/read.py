@@ -174,7 +174,10 @@ class Run:
 
         if objects := [name for name in self.objects if name not in ("student", "model")]:
             raise UserError(f"{self.path} was given Python objects", ", ".join(objects), "Build its method in Python")
-        method = getattr(vitdistill, self.verb).rebuild(self)
+        function = getattr(vitdistill, self.verb)
+        if not hasattr(function, "rebuild"):
+            raise UserError(f"{self.path} was made by `{self.verb}`, which trains no network")
+        method = function.rebuild(self)
         if heads and any(not name.startswith("student.") for name in method.state_dict()):
             state = read_checkpoint(self.last_checkpoint)["state_dict"]
             own = {name.removeprefix("method."): value for name, value in state.items() if name.startswith("method.")}

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from vitdistill.errors import UserError
 from vitdistill.files import write_atomically
 from vitdistill.models.network import Network
-from vitdistill.models.record import WEIGHTS, ModelRecord
+from vitdistill.models.record import WEIGHTS, ModelRecord, record_of
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -53,7 +53,9 @@ def load_student(path: str | Path) -> Network:
     path = Path(path)
     if not path.is_file():
         raise UserError("The run must have this checkpoint", path, _remedy(path))
-    student = rebuild(ModelRecord.read(path.parent.parent))
+    record = ModelRecord.read(path.parent.parent)
+    student = rebuild(record)
+    record_of(student.net).classes = record.classes
     student.net.load_state_dict(student_weights(read_checkpoint(path)["state_dict"]))
     return student
 

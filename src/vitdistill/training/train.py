@@ -79,7 +79,7 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
     run.begin()
     checkpoint = run.last if resume and run.last.is_file() else None
     if is_first_process():
-        _write_record(method, source, run)
+        _write_record(method, source, run, settings)
         if checkpoint is not None:
             run.drop_rows_from(read_checkpoint(checkpoint)["vitdistill"]["position"][0])
         elif resume:
@@ -120,9 +120,7 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
 
 def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: Settings) -> _Parts:
     spec = method.student.input
-    views = ViewOptions(
-        augment=settings.augment, stride=settings.stride, sampling=settings.sampling, labels=method.task is not None
-    )
+    views = _views(method, settings)
     source.train.check(spec, views)
     train_transform = source.train.transform(spec, views, train=True)
     val_transform = source.val.transform(spec, views, train=False)
@@ -161,6 +159,12 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
     train_loader = make_loader(source.train, train_transform, sampler, **options)
     val_loader = make_loader(source.val, val_transform, eval_sampler, **options)
     return _Parts(module, trainer, train_loader, val_loader, global_batch)
+
+
+def _views(method: Method, settings: Settings) -> ViewOptions:
+    return ViewOptions(
+        augment=settings.augment, stride=settings.stride, sampling=settings.sampling, labels=method.task is not None
+    )
 
 
 def _trainer(run: RunDirectory, settings: Settings) -> pl.Trainer:
@@ -239,10 +243,11 @@ class _Timing(pl.Callback):
         self._ended = time.perf_counter()
 
 
-def _write_record(method: Method, source: DataSource, run: RunDirectory) -> None:
+def _write_record(method: Method, source: DataSource, run: RunDirectory, settings: Settings) -> None:
     """student.json, at the start: checkpoints can be read with it before the run is over."""
     record = replace(record_of(method.student.net), classes=list(source.classes) if method.task is not None else [])
     record.mean, record.std = list(method.student.input.mean), list(method.student.input.std)
+    record.preprocessing = source.val.preprocessing(method.student.input, _views(method, settings))
     record.write(run.path)
 
 

@@ -117,14 +117,14 @@ def evaluate(
             f"{model} has no classifier to evaluate", remedy="Fine-tune it, or look at its features with knn or probe"
         )
     order = class_order(backbone, source.classes, source.name)
-    _check_keep(backbone, keep)
+    check_keep(backbone, keep)
     reader = Reader(subject, batch_size=batch_size, device=device, workers=workers, bad_share=bad_share)
     result = {"model": model, "data": source.name, **_accuracy(reader, keep, order)}
     _show(result, json)
     return result
 
 
-def _check_keep(network: Network, keep: int | float) -> None:
+def check_keep(network: Network, keep: int | float) -> None:
     """Refuse to leave out patches of networks without attention."""
     if not isinstance(keep, float) or keep != 1:
         backbone = with_tokens(network)
@@ -139,7 +139,7 @@ def _accuracy(reader: Reader, keep: int | float, order: tuple[Any, ...] | None) 
     backbone.eval().to(reader.place)
     corrupt, scores, targets = CorruptLog.of(source.val, reader.bad_share), [], []
     for images, labels_of_batch in reader.batches(source.val, corrupt, "evaluating"):
-        logits = _logits(backbone, images, keep).float().cpu()
+        logits = class_scores(backbone, images, keep).float().cpu()
         logits = logits if order is None else logits[:, list(order)]
         scores.append(logits.log_softmax(dim=1) if views == 1 else averaged(logits, views))
         assert labels_of_batch is not None  # labelled data was opened
@@ -159,7 +159,8 @@ def averaged(logits: Float[Tensor, "bv c"], views: int) -> Float[Tensor, "b c"]:
 
 
 @torch.inference_mode()
-def _logits(backbone: Network, images: torch.Tensor, keep: int | float) -> torch.Tensor:
+def class_scores(backbone: Network, images: torch.Tensor, keep: int | float) -> torch.Tensor:
+    """The logits of a batch, of the patches alone to which the network attends where `keep` leaves some out."""
     from vitdistill.tokens.select import top_k
 
     kept = None

@@ -69,7 +69,10 @@ def make_parser(verb: str) -> ArgumentParser:
 
 
 def normalised(verb: str, words: list[str]) -> list[str]:
-    """Let flags stand alone (`--resume`), and let positional words fill the first list or required option."""
+    """Let flags stand alone (`--resume`), and let words without an option's name fill the positional options in turn.
+
+    A list takes all that are left, so it is the last of them.
+    """
     options = options_of(verb)
     flags = {f"--{name}" for name, option in options.items() if option.type is bool}
     positional = [option for option in options.values() if option.positional]
@@ -96,12 +99,15 @@ def normalised(verb: str, words: list[str]) -> list[str]:
         raise UserError(
             "Options start with --", repr(loose[0]), near(f"--{loose[0]}", [f"--{name}" for name in options])
         )
+    named = {word.partition("=")[0] for word in result}
+    for option in positional:
+        if loose and f"--{option.name}" not in named:
+            is_list = "list" in str(option.type)
+            result += [f"--{option.name}", json.dumps(loose) if is_list else loose[0]]
+            loose = [] if is_list else loose[1:]
     if loose:
-        first = positional[0]
-        is_list = "list" in str(first.type)
-        if not is_list and len(loose) > 1:
-            raise UserError(f"One {first.name} may be given without its option's name", " ".join(loose))
-        result += [f"--{first.name}", json.dumps(loose) if is_list else loose[0]]
+        names = " and ".join(option.name for option in positional)
+        raise UserError(f"One {names} may be given without its option's name", f"also {' '.join(loose)}")
     return result
 
 

@@ -3,10 +3,15 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from vitdistill.evaluation.features import Pool, extract, pooling_of
-from vitdistill.evaluation.linear import LEARNING_RATES, check_options, linear_probe
-from vitdistill.evaluation.loading import Checkpoint, Reader, open_subject
+import torch
+
+from vitdistill.errors import UserError, refuse_given
+from vitdistill.evaluation.features import Pool, extract, pooled, pooling_of
+from vitdistill.evaluation.linear import LEARNING_RATES, Heads, check_options, fit_probe
+from vitdistill.evaluation.loading import Checkpoint, Reader, Subject, data_of, open_subject, run_of
 from vitdistill.models.names import ModelName
+from vitdistill.models.network import Network
+from vitdistill.runs.directory import RunDirectory
 from vitdistill.verbs.arguments import Data
 
 
@@ -14,6 +19,8 @@ def probe(
     model: ModelName,
     *,
     data: Data | None = None,
+    out: str | None = None,
+    overwrite: bool = False,
     checkpoint: Checkpoint = "exported",
     pool: Pool = "auto",
     epochs: int = 100,
@@ -40,6 +47,9 @@ def probe(
     Args:
         model: run directory, timm name (pretrained weights are downloaded), name@weights-file, or a bundled name.
         data: folder with train/ and val/, or a bundled source; by default the run's own data.
+        out: run directory to make of the frozen network and its new classifier: a model for --teacher, evaluate,
+            predict, export and finetune.
+        overwrite: replace the run in `out`.
         checkpoint: of a run: the exported student, the last or best checkpoint, or the averaged weights.
         pool: features are the class token (cls) or the mean over the patches (avg); auto takes the class token where
             the network's own head reads it, and the mean elsewhere.
@@ -65,9 +75,11 @@ def probe(
         single lr), the same of every lr tried, and the number of images.
 
     Raises:
-        UserError: when no class has two training images to choose the lr by, no lr converges, or the model has no
-            encoder or no such pooling.
+        UserError: when no class has two training images to choose the lr by, no lr converges, the model has no
+            encoder or no such pooling, or what was fitted cannot be kept as a network of timm.
     """
+    values = {name: value for name, value in locals().items() if name not in ("json", "overwrite")}
+    refuse_given({"overwrite": overwrite and out is None}, "without --out")
     rates = [float(lr)] if isinstance(lr, int | float) else list(lr)
     check_options(rates, epochs, batch_size)
     subject = open_subject(
@@ -81,10 +93,16 @@ def probe(
         sampling=sampling,
     )
     source = subject.source
+    keeps = None
+    if out is not None:
+        values["data"] = data or data_of(model, run_of(model)[1])
+        keeps = RunDirectory.prepare(out, "probe", values, resume=False, overwrite=overwrite)
+        channels = _features(subject.backbone, pool).shape[1]
+        _with_head(subject, pool, torch.ones(len(source.classes), channels) / channels)  # refuses before the work
     reader = Reader(subject, batch_size=feature_batch_size, device=device, workers=workers, bad_share=bad_share)
     train = extract(reader, source.train, pool, "training images")
     val = extract(reader, source.val, pool, "validation images")
-    found = linear_probe(
+    head, found = fit_probe(
         *train.to(reader.place),
         *val.to(reader.place),
         len(source.classes),
@@ -106,8 +124,76 @@ def probe(
         "images": len(val.labels),
         "unreadable": len(train.unreadable) + len(val.unreadable),
     }
+    if keeps is not None:
+        _keep(keeps, subject, pool, head, result)
     _show(result, json, len(source.classes))
     return result
+
+
+@torch.inference_mode()
+def _features(network: Network, pool: Pool) -> torch.Tensor:
+    """Of two inputs of noise."""
+    place = next(network.parameters()).device
+    inputs = torch.randn(2, *network.input.shape, generator=torch.Generator().manual_seed(0)).to(place)
+    return pooled(network.eval(), inputs, pool).float().cpu()
+
+
+def _with_head(subject: Subject, pool: Pool, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Network:
+    """The probed network with the fitted classifier; checked to give the scores of the probe.
+
+    Raises:
+        UserError: when it does not.
+    """
+    from vitdistill.models.surgery.linear_head import with_linear_head
+
+    body, pooling = subject.backbone, pooling_of(subject.backbone, pool)
+    bias = torch.zeros(len(weight)) if bias is None else bias
+    network = with_linear_head(body, pooling, weight, bias)
+    inputs = torch.randn(2, *body.input.shape, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        scores = network(inputs).prediction
+        wanted = _features(body, pool) @ weight.cpu().T + bias.cpu()
+    assert scores is not None
+    if not torch.allclose(scores, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max().clamp(min=1))):
+        raise UserError(f"The classifier of {body.name} must read the features that were probed", f"pool {pooling}")
+    return network
+
+
+def _keep(run: RunDirectory, subject: Subject, pool: Pool, head: Heads, result: dict[str, Any]) -> None:
+    """Write the frozen network and its classifier as a finished run."""
+    from vitdistill.costing.measure import hardware
+    from vitdistill.files import WEIGHTS
+    from vitdistill.models.record import record_of
+    from vitdistill.tasks.classification import Classification
+    from vitdistill.training.summary import describe, versions
+    from vitdistill.training.train import export_weights
+
+    source, network = subject.source, _with_head(subject, pool, *head.layer())
+    record = record_of(network.net)
+    record.classes = list(source.classes)
+    record.preprocessing = source.val.preprocessing(network.input, subject.options)
+    record.mean, record.std = list(network.input.mean), list(network.input.std)
+    run.begin()
+    record.write(run.path)
+    export_weights(network.net.state_dict(), run.path / WEIGHTS, record)
+    run.wrote(WEIGHTS)
+    sizes = {"train_images": len(source.train), "val_images": len(source.val), "classes": len(source.classes)}
+    run.update(
+        student=describe(network),
+        teacher=None,
+        teachers=[],
+        data={"name": source.name, **sizes},
+        hardware=hardware(),
+        versions=versions(),
+        seed=result["seed"],
+        epochs=result["epochs"],
+        metrics=Classification.columns,
+        score=Classification.score,
+        score_per_sample=Classification.per_sample,
+        accuracy=result["scores"],
+        cost={"student_gmacs_full_per_image": network.macs().total / 1e9},
+        status="finished",
+    )
 
 
 def _show(result: dict[str, Any], as_json: bool, classes: int) -> None:

@@ -35,6 +35,8 @@ VERBS: dict[str, Verb] = {
     "chain": Verb("Several runs that build on each other, from one recipe; resumes in the middle."),
     "resume": Verb("Continue an interrupted run, exactly where it was."),
     "evaluate": Verb("Accuracy of a run or a model; frame mAP of a run that tells actions (AVA)."),
+    "predict": Verb("Classes and probabilities of images and videos, as a table, csv or json."),
+    "embed": Verb("Features of images and videos, as npy or parquet."),
     "export": Verb("A run's student as safetensors for timm, or as ONNX, checked."),
     "cost": Verb("What a distillation will cost, before spending anything."),
     "bench": Verb("Measured speed and memory of teacher and student on this machine."),

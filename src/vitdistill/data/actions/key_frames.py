@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -248,6 +248,12 @@ class KeyFrames(Samples):
         sampling = Sampling(frames=spec.frames, stride=STRIDE if options.stride is None else options.stride)
         hflip = options.augment.resolved().hflip if train else 0.0
         return KeyFrameTransform(spec.size, sampling, self.most_boxes, hflip)
+
+    def preprocessing(self, spec: InputSpec, options: ViewOptions) -> dict[str, Any]:
+        stride = STRIDE if options.stride is None else options.stride
+        clips = {"frames": spec.frames, "sampling": "dense", "stride": stride}
+        resized = {"crop_pct": 1.0, "interpolation": "bilinear", "crop_mode": "squash"}
+        return {**super().preprocessing(spec, options), **clips, **resized}
 
 
 def _check_augment(augment: Augment) -> None:

@@ -63,6 +63,18 @@ class VideoSamples(Samples):
             return clip_transforms.views_transform(size, sampling, views)
         return clip_transforms.eval_transform(size, sampling)
 
+    def preprocessing(self, spec: InputSpec, options: ViewOptions) -> dict[str, Any]:
+        found = super().preprocessing(spec, options)
+        if spec.frames is None:
+            return found
+        taken = self.sampling(spec, options)
+        clips = {
+            "frames": taken.frames,
+            "sampling": taken.kind,
+            "stride": taken.stride if taken.kind == "dense" else None,
+        }
+        return {**found, **clips, "crop_pct": 1.0, "interpolation": "bilinear"}
+
     def _training(self, size: int, sampling: Sampling, augment: Augment, *, labels: bool) -> Transform:
         options = augment.resolved()
         if not labels:

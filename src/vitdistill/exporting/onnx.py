@@ -1,0 +1,58 @@
+"""ONNX, with classes and preprocessing in the file's metadata."""
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+
+from vitdistill.errors import UserError
+from vitdistill.exporting.form import Exported, Student, write_record
+
+
+def write_onnx(student: Student, path: Path, dynamic_batch: bool) -> Exported:
+    """Write the network, and run it with onnxruntime.
+
+    Raises:
+        UserError: when the packages for it are not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UserError("ONNX export needs its extra", remedy="pip install 'vitdistill[onnx]'") from None
+    write_record(student.record, path.with_suffix(".json"))
+    axes = {"images": {0: "batch"}, "logits": {0: "batch"}} if dynamic_batch else None
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            student.network.net,
+            (student.inputs,),
+            str(path),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_axes=axes,
+            opset_version=17,
+            dynamo=False,
+        )
+    _add_metadata(student, path)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    logits = torch.from_numpy(session.run(None, {"images": student.inputs.numpy()})[0])
+    return Exported(logits, f"onnxruntime.InferenceSession({str(path)!r})", (path.with_suffix(".json"),))
+
+
+def _add_metadata(student: Student, path: Path) -> None:
+    """`classes`, and every part of the preprocessing by its name (`size`, `mean`, `std`, ...), each as JSON.
+
+    onnxruntime gives them as `session.get_modelmeta().custom_metadata_map`.
+    """
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)  # weights of big models lie beside the file and stay there
+    entries = {"classes": student.record.classes, **student.record.preprocessing}
+    for key, value in entries.items():
+        model.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False))
+    onnx.save(model, str(path))

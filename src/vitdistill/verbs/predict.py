@@ -1,0 +1,142 @@
+"""`vitdistill predict`: classes and probabilities of images and videos."""
+
+import logging
+from typing import Any, Literal
+
+import torch
+from timm.data import ImageNetInfo, infer_imagenet_subset
+
+from vitdistill.errors import UserError
+from vitdistill.evaluation.files import open_files, read_files, reader_of
+from vitdistill.evaluation.loading import Checkpoint
+from vitdistill.models.classes import class_names
+from vitdistill.models.names import ModelName
+from vitdistill.models.network import Network
+from vitdistill.models.record import record_of
+from vitdistill.verbs.evaluate import averaged, check_keep, class_scores
+from vitdistill.verbs.rows import Format, RowWriter
+
+log = logging.getLogger(__name__)
+
+
+def predict(
+    model: ModelName,
+    files: list[str],
+    *,
+    top: int = 5,
+    format: Format | None = None,
+    out: str | None = None,
+    checkpoint: Checkpoint = "exported",
+    keep: int | float = 1.0,
+    clips: int = 1,
+    crops: Literal[1, 3] = 1,
+    stride: int | None = None,
+    sampling: Literal["dense", "uniform"] | None = None,
+    batch_size: int = 64,
+    image_size: int | None = None,
+    crop_pct: float | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    model_args: dict[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """The most probable classes of images and videos, which are made ready as in the model's own evaluation.
+
+    Files are read in order and batch by batch. One that cannot be read is named in one line and left out; it is an
+    error only when none can be read.
+
+    Args:
+        model: run directory, timm name (pretrained weights are downloaded), name@weights-file, or a bundled name.
+        files: images, videos, and folders of them at any depth. Networks over clips take videos and folders of frames;
+            those over images see the middle frame of a video.
+        top: how many classes of each file are named, the most probable first.
+        format: table, csv or json; by default what the ending of --out says, else a table.
+        out: file to write in place of printing; rows are written as they come.
+        checkpoint: of a run: the exported student, the last or best checkpoint, or the averaged weights.
+        keep: predict from the patches to which the model itself attends: a count or a fraction; 1.0 takes all.
+        clips: of videos: clips spread over each video, whose probabilities are averaged.
+        crops: of videos: 1 takes the centre of each clip, 3 both ends of the longer edge and the centre.
+        stride: of videos: frames from one frame of a dense clip to the next; by default as in training.
+        sampling: of videos: dense or uniform; by default as in training.
+        batch_size: images, or views of videos, per step.
+        image_size: input size in pixels; by default the model's.
+        crop_pct: share of the resized image that the centre crop keeps; by default as in the model's evaluation.
+        device: auto, cpu, cuda, ...
+        workers: loader processes.
+        model_args: further arguments of the architecture.
+
+    Returns:
+        A row for each readable file, in order: path; label, class (its number) and probability of the most probable
+        class; and under `top` the same three of each of the `top` classes.
+
+    Raises:
+        UserError: when the model has no classifier, or no file can be read.
+    """
+    if top < 1:
+        raise UserError("top must be at least 1", top)
+    if "num_classes" in (model_args or {}):
+        raise UserError("A classifier of other classes would have random weights", "--model_args.num_classes")
+    writer = RowWriter(out, format)
+    subject = open_files(
+        model,
+        files,
+        checkpoint=checkpoint,
+        image_size=image_size,
+        crop_pct=crop_pct,
+        model_args=model_args,
+        clips=clips,
+        crops=crops,
+        stride=stride,
+        sampling=sampling,
+    )
+    network = subject.backbone
+    if not network.num_classes:
+        raise UserError(f"{model} has no classifier to predict with", remedy="Fine-tune it, or use `vitdistill embed`")
+    check_keep(network, keep)
+    reader = reader_of(subject, batch_size=batch_size, device=device, workers=workers)
+    network.eval().to(reader.place)
+    names = _labels(network)
+    rows: list[dict[str, Any]] = []
+    with writer:
+        for paths, inputs in read_files(reader, "predicting"):
+            logits = class_scores(network, inputs, keep).float()
+            if not logits.isfinite().all():
+                raise UserError(
+                    f"The scores of {network.name} must be finite", "nan or inf", "Its training has diverged"
+                )
+            probabilities = averaged(logits, clips * crops).exp().cpu()
+            found = [_row(path, each, names, top) for path, each in zip(paths, probabilities, strict=True)]
+            writer.write([_flat(row) for row in found] if writer.format != "json" else found)
+            rows += found
+    if out is not None:
+        print(f"wrote {len(rows)} rows to {out}")
+    return rows
+
+
+def _labels(network: Network) -> list[str]:
+    """A name for each class: as recorded, in words for ImageNet's of networks that timm publishes, else its number."""
+    names = class_names(network)
+    if not names:
+        log.warning("The names of the classes of %s are not known, so they are called by their numbers", network.name)
+        return [str(number) for number in range(network.num_classes)]
+    subset = None if record_of(network.net).classes else infer_imagenet_subset(network.net)
+    if subset is None:
+        return names
+    info = ImageNetInfo(subset)
+    return [info.label_name_to_description(name) for name in names]
+
+
+def _row(path: str, probabilities: torch.Tensor, names: list[str], top: int) -> dict[str, Any]:
+    best = probabilities.topk(min(top, len(names)))
+    ranked = [
+        {"label": names[number], "class": number, "probability": round(value, 6)}
+        for number, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+    return {"path": path, **ranked[0], "top": ranked}
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of columns: path, label, probability, and label_2, probability_2, ... of the next classes."""
+    cells = {"path": row["path"], "label": row["label"], "probability": row["probability"]}
+    for rank, each in enumerate(row["top"][1:], start=2):
+        cells |= {f"label_{rank}": each["label"], f"probability_{rank}": each["probability"]}
+    return cells
