@@ -36,6 +36,7 @@ VERBS: dict[str, Verb] = {
     "resume": Verb("Continue an interrupted run, exactly where it was."),
     "evaluate": Verb("Accuracy of a run or a model; frame mAP of a run that tells actions (AVA)."),
     "export": Verb("A run's student as safetensors for timm, or as ONNX, checked."),
+    "check": Verb("Decode all of a data set once: what cannot be read and why, sizes, classes, repeats."),
     "cost": Verb("What a distillation will cost, before spending anything."),
     "bench": Verb("Measured speed and memory of teacher and student on this machine."),
     "masks": Verb("Pictures of what the teacher saw."),
