@@ -42,7 +42,7 @@ def kinds(result: dict, kind: str) -> dict[str, str]:
 def test_a_sound_folder(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(photos)]) == 0
     text = capsys.readouterr().out
-    assert "nothing wrong was found" in text and "40 / 40 / 40" in text
+    assert "nothing wrong was found" in text and "of width, height: least / median / most" in text
     assert "train: 5 images of 'cat', the most, and 1 of 'dog', the least: 5 to 1" in text
 
 

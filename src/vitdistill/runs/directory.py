@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from vitdistill.files import AVERAGED, FULL, RECORD, TEMPORARY, WEIGHTS, is_firs
 # Keys that may differ between a run and its continuation: they do not change what is computed. A continuation on
 # other devices must come to the same global batch, which the checkpoint knows.
 FREE = re.compile(
-    r"out$|resume$|overwrite$|loader(\.|$)|trainer\.(enable_\w+|profiler|devices|num_nodes|accelerator|strategy)$"
+    r"out$|resume$|overwrite$|loggers$|loader\.(?!balance$)|"
+    r"trainer\.(enable_\w+|profiler|devices|num_nodes|accelerator|strategy)$"
 )
 
 # What every training writes, and what runs wrote before they listed it in run.json.
@@ -127,7 +129,8 @@ class RunDirectory:
         changed = [
             f"{key} (was {old}, is {new})"
             for key, old, new in differences(before, plain(config))
-            if not FREE.match(key)
+            # A run of an earlier version says nothing of a switch that it did not have.
+            if not FREE.match(key) and not (old is None and new is False)
         ]
         if changed:
             raise UserError(
@@ -192,6 +195,15 @@ class RunDirectory:
         """Append one epoch to metrics.csv, adding columns as they appear."""
         rows = [*self.rows(), {name: repr(value) for name, value in row.items()}]
         self._write_rows(rows)
+
+    def add_files(self, contents: Mapping[str, str]) -> None:
+        """Write texts by their file names, and list them."""
+        for name, text in contents.items():
+            # Names of classes are names of folders, which need not be text in any encoding.
+            write_atomically(
+                self.path / name, lambda file, text=text: file.write(text.encode(errors="surrogateescape"))
+            )
+        self.wrote(*contents)
 
     def rows(self) -> list[dict[str, str]]:
         """The epochs in metrics.csv, as text."""

@@ -77,11 +77,13 @@ class Loader:
         workers: loader processes per device; none chooses 0 for bundled data, else one per core up to 8.
         eval_batch: validation batch per device; none takes the training batch.
         pin: copy batches through pinned memory; none does so when training on a GPU.
+        balance: draw the classes evenly, however many images each has; an epoch has as many batches as without.
     """
 
     workers: int | None = None
     eval_batch: int | None = None
     pin: bool | None = None
+    balance: bool = False
 
 
 @dataclass

@@ -142,6 +142,7 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
         settings.batch_size,
         seed=settings.seed,
         repeats=augment.repeats,
+        labels=_labels_to_balance(source) if settings.loader.balance else None,
         rank=rank,
         world=world,
     )
@@ -159,12 +160,23 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
     )
     bar = ProgressBar(settings.batch_size * world, f"{source.train.word}s", method.task)
     if trainer.is_global_zero:
-        module.listeners += [run.add_row, bar.on_row]
+        module.listeners += [run.add_row, lambda _: _write_details(module, source, run), bar.on_row]
     callbacks = [_Timing(), bar, StopBetweenSteps(run.last), SaveCheckpoints(run.checkpoints)]
     trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
     train_loader = make_loader(source.train, train_transform, sampler, **options)
     val_loader = make_loader(source.val, val_transform, eval_sampler, **options)
     return _Parts(module, trainer, train_loader, val_loader, global_batch)
+
+
+def _labels_to_balance(source: DataSource) -> list[int]:
+    labels = source.train.labels
+    if labels is None:
+        raise UserError(
+            "--loader.balance needs one class per sample",
+            f"{source.name}, which has none",
+            "Leave out --loader.balance",
+        )
+    return labels
 
 
 def _trainer(run: RunDirectory, settings: Settings) -> pl.Trainer:
@@ -248,6 +260,12 @@ def _write_record(method: Method, source: DataSource, run: RunDirectory) -> None
     record = replace(record_of(method.student.net), classes=list(source.classes) if method.task is not None else [])
     record.mean, record.std = list(method.student.input.mean), list(method.student.input.std)
     record.write(run.path)
+
+
+def _write_details(module: TrainingModule, source: DataSource, run: RunDirectory) -> None:
+    if module.details is not None:
+        assert module.method.task is not None
+        run.add_files(module.method.task.detail_files(module.details, source))
 
 
 def _results(parts: _Parts, source: DataSource, run: RunDirectory, seconds: float) -> dict[str, Any]:

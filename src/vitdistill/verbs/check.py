@@ -139,7 +139,8 @@ def _print_splits(console: "Console", splits: dict[str, dict[str, Any]], heading
     sizes = [name for name in ("width", "height", "frames", "fps") if any(name in split for split in splits.values())]
     table = Table("split", heading, "unreadable", *sizes)
     for name, split in splits.items():
-        spreads = (" / ".join(f"{value:g}" for value in split.get(size, ())) for size in sizes)
+        # All alike is one number.
+        spreads = (" / ".join(dict.fromkeys(f"{value:g}" for value in split.get(size, ()))) for size in sizes)
         table.add_row(name, str(split["samples"]), str(split["unreadable"]), *spreads)
     console.print(table)
     if sizes:

@@ -5,7 +5,7 @@ from dataclasses import is_dataclass
 from typing import Any
 
 from vitdistill.data.open import check_there
-from vitdistill.errors import UserError, refuse_without_effect
+from vitdistill.errors import UserError, refuse_given, refuse_without_effect
 from vitdistill.training.settings import out_of_range
 from vitdistill.verbs.needs import Needs
 from vitdistill.verbs.signatures import options_of
@@ -31,6 +31,7 @@ def check(verb: str, values: Mapping[str, Any], needs: Iterable[Needs], *, label
     values["augment"].resolved()
     if not labels:
         _refuse_what_needs_labels(values["augment"])
+        refuse_given({"loader.balance": values["loader"].balance}, "in training without labels")
     if isinstance(values["data"], str):
         check_there(values["data"])
 
