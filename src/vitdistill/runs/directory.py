@@ -113,7 +113,7 @@ class RunDirectory:
         if not self.path.is_dir():
             return False
         entries = {entry.name for entry in self.path.iterdir()}
-        before_training = {self.config.name, self.info.name, "student.json", "checkpoints", "tensorboard"}
+        before_training = {self.config.name, self.info.name, "student.json", "checkpoints", "tensorboard", "wandb"}
         never_trained = entries <= before_training and not any(self.checkpoints.glob("*"))
         return not entries or (never_trained and self.config.name in entries)
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from vitdistill.data.open import check_there
 from vitdistill.errors import UserError, refuse_given, refuse_without_effect
-from vitdistill.training.settings import out_of_range
+from vitdistill.training.loggers import require_loggers
+from vitdistill.training.settings import out_of_range, refuse_ours
 from vitdistill.verbs.needs import Needs
 from vitdistill.verbs.signatures import options_of
 
@@ -28,6 +29,8 @@ def check(verb: str, values: Mapping[str, Any], needs: Iterable[Needs], *, label
     refuse_unused(verb, values, needs)
     if broken := out_of_range(values["epochs"], values["batch_size"], values["optim"], values["loader"]):
         raise UserError("; ".join(broken))
+    refuse_ours(values["trainer"] or {})
+    require_loggers(values["loggers"])
     values["augment"].resolved()
     if not labels:
         _refuse_what_needs_labels(values["augment"])

@@ -71,6 +71,7 @@ def _matrix(confusion: Confusion) -> "Figure":
 
 def _bars(confusion: Confusion) -> "Figure":
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     pairs = confusion.pairs()[:PAIRS]
     figure = Figure(figsize=(6.4, 0.26 * max(len(pairs), 2) + 0.9), layout="constrained", facecolor="white")
@@ -81,7 +82,7 @@ def _bars(confusion: Confusion) -> "Figure":
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
     axes.invert_yaxis()
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("samples" if pairs else "no mistakes", fontsize=8, color=MUTED)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=7.5, colors=MUTED, labelcolor=INK)
