@@ -75,9 +75,9 @@ def test_a_balanced_run_draws_evenly_resumes_exactly_and_reports_per_class(
         assert (whole / name).read_bytes() == (pieced / name).read_bytes(), name
 
     # Uneven validation is scored per class as well, by training and by `evaluate` alike.
+    assert f"The run is in {pieced}, its report in {pieced / 'report.html'}" in capsys.readouterr().err
     recorded = json.loads((whole / "run.json").read_text())
     assert recorded["metrics"]["mean_per_class"] == "mean per class %" and "confusion.csv" in recorded["files"]
-    capsys.readouterr()
     assert main(["evaluate", str(whole), "--json", "--out", str(tmp_path / "out")]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["mean_per_class"] == pytest.approx(recorded["accuracy"]["mean_per_class"], abs=1e-3)

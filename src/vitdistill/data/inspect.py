@@ -185,7 +185,7 @@ class Survey:
         labels = {split: self._samples(split).labels for split in SPLITS}
         found = [self._finding("unreadable", one, one.reason, labels) for one in self.seen if one.facts is None]
         found += [
-            self._finding("damaged", one, note.removesuffix(f": {self._path(one)}"), labels)
+            self._finding("damaged", one, _without(self._path(one), note), labels)
             for one in self.seen
             for note in one.notes
         ]
@@ -245,6 +245,11 @@ def _spread(values: Sequence[float | None]) -> list[float]:
     """Least, median and most; nothing where no sample has a value."""
     known = [round(value, 3) for value in values if value is not None]
     return [min(known), median(known), max(known)] if known else []
+
+
+def _without(path: str, note: str) -> str:
+    """What was logged of a sample, without its path, which is said beside it."""
+    return note.replace(f"{path}: ", "").replace(f": {path}", "")
 
 
 def _short_side(facts: Facts) -> int | None:

@@ -51,7 +51,7 @@ class ViewOptions:
     labels: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What decoding one whole sample has told.
 

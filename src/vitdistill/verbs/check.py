@@ -5,7 +5,7 @@ import io
 from collections import Counter
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 from vitdistill.errors import UserError
 from vitdistill.files import write_atomically
@@ -20,11 +20,18 @@ MOST_CLASSES = 20  # of which each has a line
 
 
 def check(
-    data: str, *, labels: bool = True, workers: int | None = None, out: str | None = None, json: bool = False
+    data: Union[str, "Any"],
+    *,
+    labels: bool = True,
+    workers: int | None = None,
+    out: str | None = None,
+    json: bool = False,
 ) -> dict[str, Any]:
-    """Decode every sample of a data set once, and list what cannot be read and why, sizes, classes and their counts,
-    samples that show the same under two labels or in both splits, and very small ones. The exit status is 1 when
-    something cannot be read, whole or in part, else 0. Ctrl-C ends it early, with what was found until then.
+    """Decode every sample of a data set once, and list what is wrong with it.
+
+    That is what cannot be read and why, sizes, classes and their counts, samples that show the same under two labels or
+    in both splits, and very small ones. The exit status is 1 when something cannot be read, whole or in part, else 0.
+    Ctrl-C ends it early, with what was found until then.
 
     Args:
         data: what the training verbs take: a folder with train/ and val/, lists of videos, or a bundled source.
@@ -56,18 +63,18 @@ def check(
             survey.add(one)
     except KeyboardInterrupt as error:
         stopped = error
-    result = _result(survey)
+    found = survey.findings()
+    result = _result(survey, found)
     if out is not None:
-        _write(Path(out), survey.findings())
-    _show(survey, result, out, json)
+        _write(Path(out), found)
+    _show(survey, result, found, out, json)
     if stopped is not None:
         raise stopped
     return result
 
 
-def _result(survey: "Survey") -> dict[str, Any]:
-    splits, found = survey.splits(), survey.findings()
-    classes = survey.classes()
+def _result(survey: "Survey", found: "list[Finding]") -> dict[str, Any]:
+    splits, classes = survey.splits(), survey.classes()
     return {
         "data": survey.source.name,
         "ok": not any(finding.kind in ("unreadable", "damaged") for finding in found),
@@ -106,7 +113,7 @@ def _write(path: Path, found: "list[Finding]") -> None:
     write_atomically(path, lambda file: file.write(text.getvalue().encode(errors="surrogateescape")))
 
 
-def _show(survey: "Survey", result: dict[str, Any], out: str | None, as_json: bool) -> None:
+def _show(survey: "Survey", result: dict[str, Any], found: "list[Finding]", out: str | None, as_json: bool) -> None:
     import json
 
     if as_json:
@@ -123,14 +130,16 @@ def _show(survey: "Survey", result: dict[str, Any], out: str | None, as_json: bo
     _print_splits(console, result["splits"], f"{word}s")
     if result["classes"]:
         _print_classes(console, result["classes"])
-        for split, found in result["imbalance"].items():
-            (most, high), (least, low) = found["most"], found["least"]
-            empty = f"; none of {len(found['empty'])} classes" if found["empty"] else ""
-            spread = f"{high} {word}s of '{most}', the most, and {low} of '{least}', the least: {found['ratio']:g} to 1"
+        for split, uneven in result["imbalance"].items():
+            (most, high), (least, low) = uneven["most"], uneven["least"]
+            empty = f"; none of {len(uneven['empty'])} classes" if uneven["empty"] else ""
+            spread = (
+                f"{high} {word}s of '{most}', the most, and {low} of '{least}', the least: {uneven['ratio']:g} to 1"
+            )
             console.print(f"{split}: {spread if high > low else f'{high} {word}s of every class'}{empty}")
     if result["repeats"]:
         console.print(f"{result['repeats']} {word}s show the same as an earlier one")
-    _print_findings(console, survey.findings(), word, out)
+    _print_findings(console, found, word, out)
 
 
 def _print_splits(console: "Console", splits: dict[str, dict[str, Any]], heading: str) -> None:
