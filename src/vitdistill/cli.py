@@ -82,7 +82,8 @@ def run_verb(name: str, words: list[str]) -> int:
         check_there(values["data"])
     check_exist(values.get("files") or [])
     result = verb(name)(**values)
-    return int(result) if isinstance(result, bool) else 0
+    # Only `check` says whether all is well with what it looked at.
+    return int(isinstance(result, dict) and result.get("ok") is False)
 
 
 if __name__ == "__main__":

@@ -106,6 +106,42 @@ def test_repeats_stand_in_one_global_batch_on_different_ranks():
     assert len(set(seen)) == len(seen) == 84
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    batch_size=st.integers(1, 5),
+    repeats=st.integers(1, 3),
+    epoch=st.integers(0, 3),
+)
+def test_balanced_draws_are_even_over_classes_and_within_each(counts, batch_size, repeats, epoch):
+    labels = np.random.RandomState(0).permutation(np.repeat(np.arange(len(counts)) * 2, counts))  # numbers with gaps
+    if len(labels) < batch_size:
+        return
+    make = lambda: EpochBatchSampler(len(labels), batch_size, seed=3, repeats=repeats, labels=labels.tolist())  # noqa: E731
+    batches = epoch_of(make(), epoch)
+    assert len(batches) == len(labels) // batch_size == len(make())
+    assert epoch_of(make(), epoch, len(batches) // 2) == batches[len(batches) // 2 :]
+    draws = make()._order(epoch)
+    drawn = np.bincount(labels[draws], minlength=2 * len(counts))[::2]
+    assert drawn.sum() == len(labels) and drawn.max() - drawn.min() <= 1
+    every = len(counts)
+    assert all(len(set(labels[draws[at : at + every]])) == every for at in range(0, len(draws) - every, every))
+    of_samples = np.bincount(draws, minlength=len(labels))
+    for number in range(len(counts)):
+        mine = of_samples[labels == 2 * number]
+        assert mine.max() - mine.min() <= 1, "a sample comes again only when its whole class has come"
+
+
+@settings(max_examples=20, deadline=None)
+@given(world=st.integers(1, 3), repeats=st.integers(1, 3))
+def test_balanced_ranks_put_together_are_the_batch_of_one_process(world, repeats):
+    options = {"seed": 1, "repeats": repeats, "labels": [0] * 40 + [1] * 5}
+    alone = epoch_of(EpochBatchSampler(45, 4 * world, **options), 2)
+    ranks = [epoch_of(EpochBatchSampler(45, 4, rank=rank, world=world, **options), 2) for rank in range(world)]
+    assert [list(chain(*parts)) for parts in zip(*ranks, strict=True)] == alone
+    assert alone != epoch_of(EpochBatchSampler(45, 4 * world, **options), 1), "every epoch in an order of its own"
+
+
 def test_a_batch_larger_than_the_set_is_refused_with_both_numbers():
     with pytest.raises(UserError, match=r"batch of 12 \(6 on each of 2 processes\) and 10 training images"):
         EpochBatchSampler(10, 6, seed=0, world=2)

@@ -51,6 +51,8 @@ def test_the_verb_writes_into_the_run_or_beside_the_runs(
     one, two = make_run("one"), make_run("two", config={"keep": 1.0})
     assert report([str(one)], masks=False)["report"] == str(one / "report.html")
     capsys.readouterr()
+    assert report([str(one)], masks=False)["replaced"]
+    assert "report.html over 1 run, in place of an earlier one" in " ".join(capsys.readouterr().out.split())
     result = report([str(one), str(two)], masks=False, json=True)
     assert json.loads(capsys.readouterr().out) == result
     assert Path(result["report"]) == tmp_path / "runs" / "report.html"

@@ -178,6 +178,20 @@ def test_what_text_decides_loads_no_torch(tmp_path: Any) -> None:
         "--network has no effect unless --criterion is network or network+random. Leave it out": [
             *["maskedkd", *base, "--network", "digits-teacher"],
         ],
+        "alpha must lie in [0, 1]; got 2": ["maskedkd", *base, "--alpha", "2"],
+        "tau must be positive; got 0": ["maskedkd", *base, "--tau", "0"],
+        "--terms.manifold.rows must be at least 2; got 0": [
+            *["maskedkd", *base, "--distill", "manifold", "--terms.manifold.rows", "0"],
+        ],
+        "--terms.attention.temperature must be positive; got -1": [
+            *["maskedkd", *base, "--distill", "attention", "--terms.attention.temperature", "-1"],
+        ],
+        "loggers must be some of tensorboard, csv, wandb, mlflow; got 'wandv'. Did you mean 'wandb'": [
+            *["mae", *base, "--loggers", "csv,wandv"],
+        ],
+        "--trainer.logger is set by vitdistill. Use --loggers": ["mae", *base, "--trainer.logger", "wandb"],
+        "--loader.balance has no effect in training without labels": ["mae", *base, "--loader.balance", "true"],
+        "out must end in .csv; got 'x.txt'": ["check", "digits", "--out", "x.txt"],
         "Only labelled images can be mixed": ["mae", *base, "--augment.recipe", "deit"],
         "got 'deit_smal_patch16_224'. Did you mean 'deit_small_patch16_224'": [
             *["cost", "--teacher", "deit_smal_patch16_224"],

@@ -228,7 +228,7 @@ def make_loader(
         num_workers=num_workers,
         collate_fn=_as_is,
         pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         persistent_workers=num_workers > 0,
         # Otherwise every epoch would draw from the global generator, which the trainer seeds per step.
         generator=torch.Generator().manual_seed(0),
@@ -287,6 +287,7 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _start_worker(_worker: int) -> None:
+def start_worker(_worker: int) -> None:
+    """Set up a process that reads for another."""
     # Ctrl-C reaches the whole process group; the training process decides what happens and ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -2,9 +2,9 @@
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -65,6 +65,10 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
     global batch, on different ranks where there are as many. An epoch keeps its number of batches, so it sees
     one in `repeats` of the samples.
 
+    With `labels`, classes are drawn evenly: each round of as many draws as there are classes has every class once. The
+    samples of a class come in an order of their own, and again in another where it has too few, so an epoch repeats
+    those of rare classes and sees a share of those of frequent ones. The number of batches stays.
+
     Iterating does not move the position: call `set_position` before every epoch.
 
     Attributes:
@@ -81,6 +85,7 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
         seed: int,
         shuffle: bool = True,
         repeats: int = 1,
+        labels: Sequence[Any] | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -91,6 +96,7 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
             seed: of the run.
             shuffle: whether the order changes from epoch to epoch.
             repeats: times that a sample stands in a batch.
+            labels: class number of every sample, to draw classes evenly; None draws samples evenly.
             rank: of this process, from 0.
             world: number of processes.
 
@@ -99,6 +105,7 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
         """
         self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
         self.repeats, self.rank, self.world = repeats, rank, world
+        self.members = None if labels is None else _members(np.asarray(labels))
         self.global_batch = batch_size * world
         if not 1 <= self.global_batch <= length:
             per_rank = f" ({batch_size} on each of {world} processes)" if world > 1 else ""
@@ -143,7 +150,40 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
         if not self.shuffle:
             return np.arange(self.length)
         seed = int.from_bytes(_digest("order", self.seed, epoch)[:8], "little")
-        return torch.randperm(self.length, generator=torch.Generator().manual_seed(seed)).numpy()
+        generator = torch.Generator().manual_seed(seed)
+        if self.members is not None:
+            return balanced_order(self.members, self.length, generator)
+        return torch.randperm(self.length, generator=generator).numpy()
+
+
+def _members(labels: np.ndarray) -> tuple[Any, ...]:
+    """The samples of each class that has any."""
+    by_class = np.argsort(labels, kind="stable")
+    return tuple(np.split(by_class, np.flatnonzero(np.diff(labels[by_class])) + 1))
+
+
+def balanced_order(members: tuple[Any, ...], length: int, generator: torch.Generator) -> np.ndarray:
+    """Draws of which every class has as many, up to one.
+
+    Args:
+        members: the samples of each class.
+        length: how many draws.
+        generator: of the order of the classes in each round, and of the samples of each class.
+
+    Returns:
+        Numbers of samples, (length,).
+    """
+    rounds = -(-length // len(members))
+    keys = torch.rand((rounds, len(members)), generator=generator, dtype=torch.float64)
+    classes = keys.argsort(dim=1).flatten()[:length].numpy()
+    order = np.empty(length, dtype=np.int64)
+    by_class = np.argsort(classes, kind="stable")
+    counts = np.bincount(classes, minlength=len(members))
+    for own, places in zip(members, np.split(by_class, np.cumsum(counts)[:-1]), strict=True):
+        passes = [torch.randperm(len(own), generator=generator).numpy() for _ in range(0, len(places), len(own))]
+        if passes:  # with fewer draws than classes, some have none
+            order[places] = own[np.concatenate(passes)[: len(places)]]
+    return order
 
 
 class EvalBatchSampler(Sampler[list[SampleKey]]):

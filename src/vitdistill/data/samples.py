@@ -100,6 +100,25 @@ class ViewOptions:
     labels: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What decoding one whole sample has told.
+
+    Attributes:
+        width: pixels, as it is shown (after any rotation); None where that means nothing.
+        height: as `width`.
+        frames: of a video.
+        fps: frames per second of a video, where its file says.
+        content: equal for samples that show the same, whatever their files are called; None where nobody can tell.
+    """
+
+    width: int | None = None
+    height: int | None = None
+    frames: int | None = None
+    fps: float | None = None
+    content: str | None = None
+
+
 @dataclass(frozen=True)
 class SeveralViews:
     """What a transform makes of one sample where a method wants more than one view of it.
@@ -173,6 +192,15 @@ class Samples(ABC):
     @abstractmethod
     def path(self, index: int) -> str:
         """What to call the sample in messages: its file, where it has one."""
+
+    def inspect(self, index: int) -> Facts:
+        """Decode the whole of one sample, which training may never ask for; `vitdistill check` does so for all.
+
+        Raises:
+            OSError, SyntaxError, ValueError: as `load`.
+        """
+        self.load(index)
+        return Facts()
 
     @property
     @abstractmethod

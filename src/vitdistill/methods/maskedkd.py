@@ -13,7 +13,7 @@ from vitdistill.errors import UserError
 from vitdistill.methods.distillation import Distillation, Lesson, check_inputs
 from vitdistill.methods.selection.selector import Ranked
 from vitdistill.methods.terms.logits import Logits
-from vitdistill.methods.terms.options import TermNames, Terms
+from vitdistill.methods.terms.options import Alpha, Tau, TermNames, Terms, check_alpha
 from vitdistill.methods.terms.term import Term
 from vitdistill.models.classes import compare
 from vitdistill.models.families import as_network
@@ -40,8 +40,8 @@ class MaskedKD(Distillation):
         teacher: Teacher | Network | nn.Module | None = None,
         *,
         distill: TermNames = "logits",
-        alpha: float = 0.5,
-        tau: float = 1.0,
+        alpha: Alpha = 0.5,
+        tau: Tau = 1.0,
         distillation: Literal["soft", "hard"] = "soft",
         smoothing: float = 0.0,
         terms: Terms = Terms(),
@@ -71,8 +71,7 @@ class MaskedKD(Distillation):
         student = as_network(student)
         names = terms.named(distill)
         labels_share = 1 - alpha if "logits" in names else 1.0
-        if not 0 <= alpha <= 1:
-            raise UserError("alpha must lie in [0, 1]", alpha)
+        check_alpha(alpha)
         scores = Logits(tau=tau, distillation=distillation)
         scores.weights = {"kd": alpha}
         if not 0 <= smoothing < 1:

@@ -49,6 +49,7 @@ def galleries(runs: Sequence[Run]) -> list[Gallery]:
         ("Token relations", _of_each(_of_verb(runs, "tinymim"), "relation maps", _relations), True),
         ("Frame similarity", _similarity(_of_verb(runs, "mvd", "videomae")), True),
         ("Reconstructions", _of_each(_of_verb(runs, "mae", "videomae"), "reconstructions", _reconstructions), True),
+        ("Confusion", _of_each(_confused(runs), "confusion of classes", _confusion), False),
         ("Masks", _masks(runs), False),
     )
     return [
@@ -186,6 +187,24 @@ def _clip_reconstructions(run: Run) -> list[Picture]:
             words += " It predicts each token's pattern only: colour and contrast of hidden tokens are the true ones."
         pictures.append(Picture(_png(reconstruction_figure(found, "frame")), words))
     return pictures
+
+
+# --- confusion -------------------------------------------------------------------------------------------
+
+
+def _confused(runs: Sequence[Run]) -> list[Run]:
+    """The runs that have counted which classes are taken for which."""
+    from vitdistill.tasks.confusion import FILE
+
+    return [run for run in runs if (run.path / FILE).is_file()]
+
+
+def _confusion(run: Run) -> list[Picture]:
+    from vitdistill.reporting.galleries.confusion import confusion_figure, confusion_of, summary
+
+    confusion = confusion_of(run)
+    words = f"{run.name}: which classes the student takes for which, in the last validation. {summary(confusion)}"
+    return [Picture(_png(confusion_figure(confusion)), words)]
 
 
 # --- masks -----------------------------------------------------------------------------------------------

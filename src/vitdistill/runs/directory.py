@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 # Keys that may differ between a run and its continuation: they do not change what is computed. A continuation on
 # other devices must come to the same global batch, which the checkpoint knows.
 FREE = re.compile(
-    r"out$|resume$|overwrite$|loader(\.|$)|trainer\.(enable_\w+|profiler|devices|num_nodes|accelerator|strategy)$"
+    r"out$|resume$|overwrite$|loggers$|loader\.(?!balance$)|"
+    r"trainer\.(enable_\w+|profiler|devices|num_nodes|accelerator|strategy)$"
 )
 
 MAY_MOVE = "data"  # may lie elsewhere in a continuation; whether it is the same data is compared by its content
@@ -122,7 +124,7 @@ class RunDirectory:
         if not self.path.is_dir():
             return False
         entries = {entry.name for entry in self.path.iterdir()}
-        before_training = {self.config.name, self.info.name, "student.json", "checkpoints", "tensorboard"}
+        before_training = {self.config.name, self.info.name, "student.json", "checkpoints", "tensorboard", "wandb"}
         never_trained = entries <= before_training and not any(self.checkpoints.glob("*"))
         return not entries or (never_trained and self.config.name in entries)
 
@@ -214,6 +216,15 @@ class RunDirectory:
         rows = [*self.rows(), {name: repr(value) for name, value in row.items()}]
         self._write_rows(rows)
 
+    def add_files(self, contents: Mapping[str, str]) -> None:
+        """Write texts by their file names, and list them."""
+        for name, text in contents.items():
+            # Names of classes are names of folders, which need not be text in any encoding.
+            write_atomically(
+                self.path / name, lambda file, text=text: file.write(text.encode(errors="surrogateescape"))
+            )
+        self.wrote(*contents)
+
     def rows(self) -> list[dict[str, str]]:
         """The epochs in metrics.csv, as text."""
         if not self.metrics.is_file():
@@ -274,7 +285,8 @@ def changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[s
     return [
         (key, old, new)
         for key, old, new in differences(before, now)
-        if not FREE.match(key) and not _same_place(old, new)
+        # A run of an earlier version says nothing of a switch that it did not have.
+        if not FREE.match(key) and not _same_place(old, new) and not (old is None and new is False)
     ]
 
 

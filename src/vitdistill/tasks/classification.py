@@ -13,12 +13,14 @@ from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.losses.logits import cross_entropy
 from vitdistill.models.network import Network
 from vitdistill.models.surgery.classifier import finetunable
+from vitdistill.tasks.confusion import FILE, MOST_CLASSES, Confusion, MeanPerClass, uneven
 from vitdistill.tasks.task import Task
 from vitdistill.types import Output
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
+MEAN_PER_CLASS = "mean_per_class"
 TOP = {"top1": 1, "top5": 5}  # metrics, and among how many of the highest scores the class must be
 
 
@@ -35,25 +37,27 @@ class Classification(Task):
     """
 
     score: ClassVar[str] = "top1"
-    columns: ClassVar[dict[str, str]] = {"top1": "top-1 %", "top5": "top-5 %"}
+    columns: ClassVar[dict[str, str]] = {"top1": "top-1 %", "top5": "top-5 %", MEAN_PER_CLASS: "mean per class %"}
 
-    def __init__(self, classes: int, smoothing: float = 0.0) -> None:
+    def __init__(self, classes: int, smoothing: float = 0.0, *, uneven: bool = False) -> None:
         """
         Args:
             classes: how many there are.
             smoothing: label smoothing, where the labels are not mixed.
+            uneven: validate by the mean accuracy per class as well, which is top-1 where classes are equally frequent.
 
         Raises:
             UserError: when smoothing is out of range.
         """
         if not 0 <= smoothing < 1:
             raise UserError("Label smoothing must lie in [0, 1)", smoothing)
-        self.classes, self.smoothing = classes, smoothing
+        self.classes, self.smoothing, self.uneven = classes, smoothing, uneven
 
     @classmethod
     def open(cls, data: Any, *, augment: Augment, files: Any = None) -> "tuple[DataSource, Classification]":
         source = open_source(data)
-        return source, cls(len(source.classes), augment.resolved().smoothing)
+        smoothing = augment.resolved().smoothing
+        return source, cls(len(source.classes), smoothing, uneven=uneven(source.val.labels or ()))
 
     def with_head(
         self,
@@ -92,9 +96,21 @@ class Classification(Task):
         from torchmetrics.classification import MulticlassAccuracy
 
         options: dict[str, Any] = {"average": "micro", "validate_args": False}
-        return {
+        found: dict[str, Metric] = {
             name: MulticlassAccuracy(self.classes, top_k=min(k, self.classes), **options) for name, k in TOP.items()
         }
+        return found | ({MEAN_PER_CLASS: MeanPerClass(self.classes)} if self.uneven else {})
+
+    def details(self) -> "Metric | None":
+        """The confusion matrix, of at most 1000 classes."""
+        from torchmetrics.classification import MulticlassConfusionMatrix
+
+        if self.classes > MOST_CLASSES:
+            return None
+        return MulticlassConfusionMatrix(self.classes, validate_args=False)
+
+    def detail_files(self, details: Int[Tensor, "c c"], source: DataSource) -> dict[str, str]:
+        return {FILE: Confusion.of(details, source.classes).csv()}
 
     def hits(
         self, prediction: Float[Tensor, "b c"], targets: Int[Tensor, "b"] | Float[Tensor, "b c"]
@@ -104,4 +120,5 @@ class Classification(Task):
 
     def headings(self) -> dict[str, str]:
         """Without those that are 100% whatever the network says: of five classes, all are among the five highest."""
-        return {name: heading for name, heading in self.columns.items() if TOP[name] < self.classes}
+        names = [name for name in self.columns if name in self.metrics() and TOP.get(name, 0) < self.classes]
+        return {name: self.columns[name] for name in names}

@@ -124,6 +124,22 @@ class Task(ABC):
         `index` (which samples of the validation set these are).
         """
 
+    def details(self) -> "Metric | None":
+        """What validation counts beyond single numbers, such as which classes are confused; None by default.
+
+        Updated as the metrics are; what it computes goes to `detail_files`.
+        """
+        return None
+
+    def detail_files(self, details: Tensor, source: DataSource) -> dict[str, str]:
+        """Files of the run directory that say what the last validation counted: name -> content.
+
+        Args:
+            details: what `details` has computed.
+            source: the data.
+        """
+        return {}
+
     def hits(self, prediction: Tensor, targets: Tensor) -> dict[str, Float[Tensor, ""]]:
         """What of the metrics a training batch tells by itself, as shares of one; nothing by default.
 

@@ -32,6 +32,7 @@ class TrainingModule(pl.LightningModule):
     Attributes:
         row: what the epoch has measured, for the metrics file: name -> number. Holds no times. `keep` is the number of
             patches kept in its last step.
+        details: what the last validation has counted for `Task.detail_files`; None before there was one.
         listeners: called with each epoch's row, before its checkpoint is written.
         position: (epoch, batch) at which training goes on; what a checkpoint has to know.
     """
@@ -67,6 +68,9 @@ class TrainingModule(pl.LightningModule):
             if method.task is not None
             else {}
         )
+        details = None if method.task is None else method.task.details()
+        self._details = None if details is None else MetricCollection({"details": details})
+        self.details: Tensor | None = None
         self._val_row: dict[str, float] = {}
         self._val_sum = torch.zeros(2, dtype=torch.float64)  # loss, images; this process
 
@@ -218,6 +222,8 @@ class TrainingModule(pl.LightningModule):
             self._note_val_loss(loss_of_batch, count)
         known = {"target": batch.targets, "index": batch.index}
         self._metrics["val"].update(preds=predictions, **known)  # type: ignore[operator]
+        if self._details is not None:
+            self._details.update(preds=predictions, **known)
         if self._ema:
             average = as_network(self._ema[0].module)
             self._metrics["ema"].update(  # type: ignore[operator]
@@ -244,6 +250,9 @@ class TrainingModule(pl.LightningModule):
             for metric_name, value in metrics.compute().items():
                 self._val_row[f"{name}/{metric_name}"] = round(100 * float(value), 4)
             metrics.reset()
+        if self._details is not None:
+            self.details = self._details.compute()["details"]
+            self._details.reset()
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from vitdistill.data.images.augment import Augment
 from vitdistill.errors import UserError, near
+from vitdistill.training.loggers import DEFAULT
 
 Schedule = Literal["cosine", "constant", "step", "multistep", "poly", "wsd"]
 # The options that belong to some schedules only, and to which.
@@ -79,12 +80,14 @@ class Loader:
         pin: copy batches through pinned memory; none does so when training on a GPU.
         bad_share: share of the files that may be unreadable; more stop the run. In small sets up to 3 files are borne,
             but no more than a quarter; 0 bears none.
+        balance: draw the classes evenly, however many images each has; an epoch has as many batches as without.
     """
 
     workers: int | None = None
     eval_batch: int | None = None
     pin: bool | None = None
     bad_share: float = 0.01
+    balance: bool = False
 
 
 @dataclass
@@ -96,6 +99,7 @@ class Settings:
         batch_size: images per device and step.
         precision: Lightning's precision, or "auto".
         trainer: further arguments for `lightning.Trainer`.
+        loggers: names of those that get the numbers of every epoch.
         optim_default: what the verb takes where no option is given. An option that has no effect is refused only where
             it differs from this.
         stride: of clips, frames from one to the next; None chooses by the data.
@@ -111,6 +115,7 @@ class Settings:
     precision: str = "auto"
     compile: bool = False
     trainer: dict[str, Any] = field(default_factory=dict)
+    loggers: tuple[str, ...] = (DEFAULT,)
     optim_default: Optim = field(default_factory=Optim)
     stride: int | None = None
     sampling: str | None = None
@@ -225,10 +230,23 @@ _OURS = {
     "precision": "--precision",
     "default_root_dir": "--out",
     "callbacks": None,
-    "logger": None,
+    "logger": "--loggers",
     "plugins": None,
     "enable_checkpointing": None,
 }
+
+
+def refuse_ours(arguments: dict[str, Any]) -> None:
+    """Refuse arguments of Lightning's Trainer that this package sets itself; needs no torch.
+
+    Raises:
+        UserError: with the option to use instead.
+    """
+    for name in arguments:
+        if name in _OURS:
+            raise UserError(
+                f"--trainer.{name} is set by vitdistill", remedy=f"Use {_OURS[name]}" if _OURS[name] else "Leave it out"
+            )
 
 
 def check_trainer_arguments(arguments: dict[str, Any]) -> None:
@@ -240,10 +258,7 @@ def check_trainer_arguments(arguments: dict[str, Any]) -> None:
     from lightning.pytorch import Trainer
 
     known = [name for name in signature(Trainer.__init__).parameters if name != "self"]
+    refuse_ours(arguments)
     for name in arguments:
-        if name in _OURS:
-            raise UserError(
-                f"--trainer.{name} is set by vitdistill", remedy=f"Use {_OURS[name]}" if _OURS[name] else "Leave it out"
-            )
         if name not in known:
             raise UserError("--trainer takes arguments of lightning.Trainer", repr(name), near(name, known))

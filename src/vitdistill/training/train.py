@@ -28,6 +28,7 @@ from vitdistill.methods.method import Method
 from vitdistill.models.record import RECORD, WEIGHTS, ModelRecord, record_of
 from vitdistill.runs.data import describe_data
 from vitdistill.runs.directory import RunDirectory
+from vitdistill.runs.read import read_run
 from vitdistill.training.checkpoints import (
     AtomicCheckpointIO,
     SaveCheckpoints,
@@ -36,6 +37,7 @@ from vitdistill.training.checkpoints import (
     write_atomically,
 )
 from vitdistill.training.interrupt import Interrupted, StopBetweenSteps
+from vitdistill.training.loggers import Services
 from vitdistill.training.module import TrainingModule
 from vitdistill.training.optim import warn_about_rates
 from vitdistill.training.precision import training_precision
@@ -55,6 +57,7 @@ class _Parts:
     train_loader: Any
     val_loader: Any
     global_batch: int
+    services: Services
 
 
 def train(method: Method, source: DataSource, run: RunDirectory, settings: Settings, *, resume: bool) -> dict[str, Any]:
@@ -99,6 +102,7 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
         score=None if method.task is None else method.task.score,
         score_per_sample=method.task is not None and method.task.per_sample,
     )
+    parts.services.start(read_run(run.path).config, resume=resume)
     if settings.compile:
         for backbone in (method.student, *(teacher.network for teacher in method.teachers)):
             backbone.compile_blocks()
@@ -113,6 +117,7 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
     finally:
         seconds = time.perf_counter() - started
         run.update(status=status if status != "finished" else "running", **_results(parts, source, run, seconds))
+        parts.services.finish(status, parts.module.global_step)
     if status == "interrupted":
         raise KeyboardInterrupt
     return _finish(parts, method, run)
@@ -124,6 +129,7 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
     source.train.check(spec, views)
     train_transform = source.train.transform(spec, views, train=True)
     val_transform = source.val.transform(spec, views, train=False)
+    services = Services(settings.loggers, run)
     trainer = _trainer(run, settings)
     world, rank = trainer.world_size, trainer.global_rank
     global_batch = settings.batch_size * world * settings.optim.accumulate
@@ -135,6 +141,7 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
         settings.batch_size,
         seed=settings.seed,
         repeats=augment.repeats,
+        labels=_labels_to_balance(source) if settings.loader.balance else None,
         rank=rank,
         world=world,
     )
@@ -153,12 +160,23 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
     )
     bar = ProgressBar(settings.batch_size * world, f"{source.train.word}s", method.task)
     if trainer.is_global_zero:
-        module.listeners += [run.add_row, bar.on_row]
+        module.listeners += [run.add_row, lambda _: _write_details(module, source, run), bar.on_row, services.on_row]
     callbacks = [_Timing(), bar, StopBetweenSteps(run.last), SaveCheckpoints(run.checkpoints)]
     trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
     train_loader = make_loader(source.train, train_transform, sampler, **options)
     val_loader = make_loader(source.val, val_transform, eval_sampler, **options)
-    return _Parts(module, trainer, train_loader, val_loader, global_batch)
+    return _Parts(module, trainer, train_loader, val_loader, global_batch, services)
+
+
+def _labels_to_balance(source: DataSource) -> list[int]:
+    labels = source.train.labels
+    if labels is None:
+        raise UserError(
+            "--loader.balance needs one class per sample",
+            f"{source.name}, which has none",
+            "Leave out --loader.balance",
+        )
+    return labels
 
 
 def _views(method: Method, settings: Settings) -> ViewOptions:
@@ -199,7 +217,9 @@ def _lightning_trainer(run: RunDirectory, settings: Settings, arguments: dict[st
         gradient_clip_val=settings.optim.clip,
         accumulate_grad_batches=settings.optim.accumulate,
         default_root_dir=run.path,
-        logger=TensorBoardLogger(run.path, name="tensorboard", version=""),
+        logger=TensorBoardLogger(run.path, name="tensorboard", version="")
+        if "tensorboard" in settings.loggers
+        else False,
         plugins=[AtomicCheckpointIO()],
         enable_checkpointing=False,
         **arguments,
@@ -249,6 +269,12 @@ def _write_record(method: Method, source: DataSource, run: RunDirectory, setting
     record.mean, record.std = list(method.student.input.mean), list(method.student.input.std)
     record.preprocessing = source.val.preprocessing(method.student.input, _views(method, settings))
     record.write(run.path)
+
+
+def _write_details(module: TrainingModule, source: DataSource, run: RunDirectory) -> None:
+    if module.details is not None:
+        assert module.method.task is not None
+        run.add_files(module.method.task.detail_files(module.details, source))
 
 
 def _results(parts: _Parts, source: DataSource, run: RunDirectory, seconds: float) -> dict[str, Any]:

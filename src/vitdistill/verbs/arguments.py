@@ -12,6 +12,7 @@ from vitdistill.data.images.augment import Augment
 from vitdistill.files import check_path
 from vitdistill.models.names import check_model
 from vitdistill.models.presets import BUNDLED
+from vitdistill.training.loggers import DEFAULT, check_loggers
 from vitdistill.training.settings import Loader, Optim
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ class Training(Flat):
     """continue the run in `out`."""
     overwrite: bool = False
     """replace the run in `out`."""
+    loggers: Annotated[str, check_loggers] = DEFAULT
+    """where the numbers of every epoch go besides metrics.csv: tensorboard, wandb, mlflow, several of them
+    (tensorboard,wandb), or csv for nowhere else. Projects and servers are those of the libraries' own variables:
+    WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME."""
     trainer: dict[str, Any] | None = None
     """further arguments of lightning.Trainer, e.g. `--trainer.devices 8 --trainer.strategy fsdp`."""
 

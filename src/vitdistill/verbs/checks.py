@@ -5,9 +5,10 @@ from dataclasses import is_dataclass
 from typing import Any
 
 from vitdistill.data.open import check_there
-from vitdistill.errors import UserError, refuse_without_effect
+from vitdistill.errors import UserError, refuse_given, refuse_without_effect
 from vitdistill.models.names import check_model, check_model_there
-from vitdistill.training.settings import out_of_range
+from vitdistill.training.loggers import require_loggers
+from vitdistill.training.settings import out_of_range, refuse_ours
 from vitdistill.verbs.needs import Needs
 from vitdistill.verbs.signatures import options_of
 
@@ -31,9 +32,12 @@ def check(verb: str, values: Mapping[str, Any], needs: Iterable[Needs], *, label
     refuse_unused(verb, values, needs)
     if broken := out_of_range(values["epochs"], values["batch_size"], values["optim"], values["loader"]):
         raise UserError("; ".join(broken))
+    refuse_ours(values["trainer"] or {})
+    require_loggers(values["loggers"])
     values["augment"].resolved()
     if not labels:
         _refuse_what_needs_labels(values["augment"])
+        refuse_given({"loader.balance": values["loader"].balance}, "in training without labels")
     if isinstance(values["data"], str):
         check_there(values["data"])
 

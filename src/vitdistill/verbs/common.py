@@ -19,6 +19,7 @@ from vitdistill.models.record import record_of
 from vitdistill.models.surgery.classes import match_head, renew_head, starts_trained
 from vitdistill.models.surgery.drop_path import set_drop_path
 from vitdistill.models.teacher import Teacher
+from vitdistill.training.loggers import logger_names
 from vitdistill.training.precision import cpu_has_bf16, has_bf16
 from vitdistill.training.settings import Optim, Settings
 from vitdistill.verbs.arguments import Model, is_fresh
@@ -31,6 +32,7 @@ def settings_of(arguments: dict[str, Any], optim_default: Optim = Optim()) -> Se
     return Settings(
         **{name: arguments[name] for name in names},
         trainer=arguments["trainer"] or {},
+        loggers=logger_names(arguments["loggers"]),
         optim_default=optim_default,
         stride=arguments.get("stride"),
         sampling=None if sampling == "dense" else sampling,  # dense says nothing, so it is no option given for images

@@ -18,11 +18,14 @@ from vitdistill.models.classes import class_order
 from vitdistill.models.names import ModelName, absolute_model
 from vitdistill.models.network import Network
 from vitdistill.runs.read import Checkpoint, Run, find_run
-from vitdistill.tasks.classification import Classification
+from vitdistill.tasks.classification import MEAN_PER_CLASS, Classification
+from vitdistill.tasks.confusion import Confusion, table
 from vitdistill.tokens.keep import keep_count
 from vitdistill.verbs.arguments import Data
 from vitdistill.verbs.common import refuse_classes
 from vitdistill.verbs.signatures import options_of
+
+LISTED = 20  # classes up to which each is listed without being asked for
 
 
 def evaluate(
@@ -43,11 +46,12 @@ def evaluate(
     bad_share: float = 0.01,
     model_args: dict[str, Any] | None = None,
     actions: ActionFiles = ActionFiles(),
+    per_class: bool = False,
     out: str | None = None,
     json: bool = False,
 ) -> dict[str, Any]:
-    """Top-1 and top-5 accuracy of a run or a model on the validation images or videos; of a run of `finetune --task
-    actions` frame mAP at IoU 0.5, in all and per action.
+    """Top-1 and top-5 accuracy of a run or a model on the validation images or videos, and accuracy per class; of a run
+    of `finetune --task actions` frame mAP at IoU 0.5, in all and per action.
 
     Args:
         model: run directory, timm name (pretrained weights are downloaded), name@weights-file, or a bundled name.
@@ -70,19 +74,22 @@ def evaluate(
         model_args: further arguments of the architecture.
         actions: of actions: annotations to test on; by default the run's own. `--actions.detections none` tests on the
             annotated boxes.
-        out: of actions: folder for predictions.csv (as AVA submissions are) and detection.json.
+        per_class: list the classes also where there are more than 20 of them.
+        out: folder for per_class.csv, confusion.csv and confusion.png; of actions, for predictions.csv (as AVA
+            submissions are) and detection.json.
         json: print one JSON object in place of the table.
 
     Returns:
-        top1, top5 and loss, in percent and nats, with the number of images, and of views of each. Of actions, map and
-        the ap of each in percent, with the number of boxes, key frames and unreadable ones.
+        top1, top5, mean_per_class and loss, in percent and nats, with the number of images, and of views of each; and
+        per_class, where it is listed: samples, accuracy, precision and the class most often mistaken for. Of actions,
+        map and the ap of each in percent, with the number of boxes, key frames and unreadable ones.
     """
     values = dict(locals())
     defaults = {name: option.default for name, option in options_of("evaluate").items()}
     model = absolute_model(model) if "~" in model else model
     run = find_run(model) if Path(model).is_dir() else None
     if run is not None and run.config.get("task") == "actions":
-        unused = ("keep", "clips", "crops", "sampling", "image_size", "crop_pct", "model_args")
+        unused = ("per_class", "keep", "clips", "crops", "sampling", "image_size", "crop_pct", "model_args")
         refuse_without_effect(values, defaults, unused, "on a run of finetune --task actions")
         return _actions(
             run,
@@ -98,7 +105,7 @@ def evaluate(
             as_json=json,
         )
     refuse_classes(model_args, "model_args")
-    refuse_without_effect(values, defaults, ("actions", "out"), "unless the model is a run of finetune --task actions")
+    refuse_without_effect(values, defaults, ("actions",), "unless the model is a run of finetune --task actions")
     subject = open_subject(
         model,
         data=data,
@@ -118,10 +125,32 @@ def evaluate(
         )
     order = class_order(backbone, source.classes, source.name)
     check_keep(backbone, keep)
+    if out is not None and Path(out).exists() and not Path(out).is_dir():
+        raise UserError("out must be a folder", f"the file {out}")
     reader = Reader(subject, batch_size=batch_size, device=device, workers=workers, bad_share=bad_share)
-    result = {"model": model, "data": source.name, **_accuracy(reader, keep, order)}
+    result, confusion = _accuracy(reader, keep, order)
+    result = {"model": model, "data": source.name, **result}
+    if per_class or len(source.classes) <= LISTED:
+        result["per_class"] = confusion.per_class()
+    if out is not None:
+        result["out"] = str(_write(confusion, Path(out)))
     _show(result, json)
     return result
+
+
+def _write(confusion: Confusion, folder: Path) -> Path:
+    from vitdistill.files import write_atomically
+    from vitdistill.reporting.galleries.confusion import confusion_figure
+    from vitdistill.runs.directory import list_in_run
+
+    rows = confusion.per_class()
+    texts = {"per_class.csv": table(rows, list(rows[0])), "confusion.csv": confusion.csv()}
+    for name, text in texts.items():
+        write_atomically(folder / name, lambda file, text=text: file.write(text.encode(errors="surrogateescape")))
+    picture = confusion_figure(confusion)
+    write_atomically(folder / "confusion.png", lambda file: picture.savefig(file, format="png", dpi=150))
+    list_in_run(*(folder / name for name in (*texts, "confusion.png")))
+    return folder
 
 
 def check_keep(network: Network, keep: int | float) -> None:
@@ -132,7 +161,7 @@ def check_keep(network: Network, keep: int | float) -> None:
         backbone.saliency_capture()
 
 
-def _accuracy(reader: Reader, keep: int | float, order: tuple[Any, ...] | None) -> dict[str, Any]:
+def _accuracy(reader: Reader, keep: int | float, order: tuple[Any, ...] | None) -> tuple[dict[str, Any], Confusion]:
     """Metrics of a model whose scores `order` puts into that of the data's classes."""
     backbone, source = reader.subject.backbone, reader.subject.source
     views = reader.subject.options.clips * reader.subject.options.crops
@@ -149,8 +178,11 @@ def _accuracy(reader: Reader, keep: int | float, order: tuple[Any, ...] | None) 
     for name, metric in task.metrics().items():
         metric.update(preds=log_probabilities, target=labels)
         result[name] = round(100 * float(metric.compute()), 4)
+    confusion = Confusion.between(labels, log_probabilities.argmax(dim=1), source.classes)
+    result[MEAN_PER_CLASS] = round(100 * confusion.mean_per_class, 4)
     result["loss"] = float(torch.nn.functional.nll_loss(log_probabilities, labels))
-    return {**result, "classes": task.classes, "images": len(labels), "views": views, "unreadable": len(corrupt.paths)}
+    counts = {"classes": task.classes, "images": len(labels), "views": views, "unreadable": len(corrupt.paths)}
+    return {**result, **counts}, confusion
 
 
 def averaged(logits: Float[Tensor, "bv c"], views: int) -> Float[Tensor, "b c"]:
@@ -179,21 +211,32 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(result))
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
+    task = Classification(result["classes"], uneven=True)
     columns = {
         "model": str(result["model"]),
         "data": result["data"],
         "images": str(result["images"]),
         "views": str(result["views"]),
-        **{heading: f"{result[name]:.2f}" for name, heading in Classification(result["classes"]).headings().items()},
+        **{heading: f"{result[name]:.2f}" for name, heading in task.headings().items()},
         "loss": f"{result['loss']:.4f}",
     }
     if result["views"] == 1:
         del columns["views"]
-    table = Table(*columns)
-    table.add_row(*columns.values())
-    Console().print(table)
+    summary = Table(*columns)
+    summary.add_row(*columns.values())
+    Console().print(summary)
+    if "per_class" in result:
+        rows = Table("class", "samples", "accuracy %", "precision %", "most often mistaken for")
+        for row in result["per_class"]:
+            shares = ("-" if row[name] is None else f"{row[name]:.2f}" for name in ("accuracy", "precision"))
+            mistaken = f"{row['mistaken_for']} ({row['mistakes']})" if row["mistakes"] else "-"
+            rows.add_row(escape(row["class"]), str(row["samples"]), *shares, escape(mistaken))
+        Console().print(rows)
+    if "out" in result:
+        print(f"wrote per_class.csv, confusion.csv and confusion.png into {result['out']}")
 
 
 def _actions(run: Run, *, as_json: bool, **options: Any) -> dict[str, Any]:

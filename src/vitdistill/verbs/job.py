@@ -5,6 +5,7 @@ gives it the options that all of them share. What text alone can refuse is refus
 """
 
 import logging
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import wraps
@@ -121,8 +122,9 @@ def _train(
     if is_first_process():
         if finish is not None:
             finish(job, run, info)
-        write_report(run)
+        report = write_report(run)
         info = run.read_info()  # with the report among its files
+        print(f"The run is in {run.path}" + (f", its report in {report}" if report else ""), file=sys.stderr)
     return info
 
 
@@ -156,14 +158,15 @@ def _data_name(data: Any) -> str:
     return f"<{', '.join(type(one).__name__ for one in several)}>"
 
 
-def write_report(run: RunDirectory) -> None:
-    """Write report.html into a finished run; what goes wrong is a warning."""
+def write_report(run: RunDirectory) -> Path | None:
+    """Write report.html into a finished run; what goes wrong is a warning, and there is no path then."""
     try:
         from vitdistill.reporting.page import write_report
 
-        write_report([run.path], run.path / "report.html")
+        return write_report([run.path], run.path / "report.html")
     except Exception as error:  # the run itself is safe; a picture must not fail it
         log.warning("The report could not be written: %s", error)
+        return None
 
 
 def _call(function: Callable[..., Any], job: "Job") -> "Method":

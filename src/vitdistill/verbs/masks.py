@@ -93,11 +93,12 @@ def masks(
         columns.append(Column(f"{title}\n{kept.shape[1]} of {student.grid.count}", kept, student.grid))
 
     shown = [Column(c.title, c.kept[:count], c.grid) for c in columns]
+    beside = path.with_name(f"{path.stem}-heatmap{path.suffix}")
+    replaced = [str(each) for each in (path, *([beside] if heatmap else [])) if each.exists()]
     mask_grid_figure(batch[:count], shown).savefig(path, dpi=150)
     list_in_run(path)
-    result: dict[str, Any] = {"masks": str(path), "images": len(batch), "models": []}
+    result: dict[str, Any] = {"masks": str(path), "images": len(batch), "replaced": replaced, "models": []}
     if heatmap:
-        beside = path.with_name(f"{path.stem}-heatmap{path.suffix}")
         heatmap_figure(columns).savefig(beside, dpi=150)
         list_in_run(beside)
         result["heatmap"] = str(beside)
@@ -155,3 +156,5 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
     print(f"wrote {result['masks']}")
     if "heatmap" in result:
         print(f"wrote {result['heatmap']} (over {result['images']} images)")
+    if result["replaced"]:
+        print(f"in place of what was there: {', '.join(result['replaced'])}")

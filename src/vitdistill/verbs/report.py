@@ -27,17 +27,19 @@ def report(runs: list[str], *, out: str | None = None, masks: bool = True, json:
         raise UserError("report needs at least one run directory", ", ".join(runs) or None)
     read = read_runs(paths)
     path = Path(out) if out else (paths[0] if len(paths) == 1 else common_parent(paths)) / "report.html"
+    replaced = path.exists()
     try:
         write_report(paths, path, masks=masks)
     except OSError as error:
         raise UserError("The page must be writable", f"{path} ({error.strerror})", "Choose another --out") from error
-    result = {"report": str(path), "runs": rows_of(read)}
+    result = {"report": str(path), "replaced": replaced, "runs": rows_of(read)}
     if json:
         import json as encoder
 
         print(encoder.dumps(result))
     else:
-        print(f"wrote {path} over {len(read)} run{'s' if len(read) > 1 else ''}")
+        earlier = ", in place of an earlier one" if replaced else ""
+        print(f"wrote {path} over {len(read)} run{'s' if len(read) > 1 else ''}{earlier}")
     return result
 
 

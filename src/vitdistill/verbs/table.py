@@ -38,6 +38,7 @@ VERBS: dict[str, Verb] = {
     "predict": Verb("Classes and probabilities of images and videos, as a table, csv or json."),
     "embed": Verb("Features of images and videos, as npy or parquet."),
     "export": Verb("A run's student as safetensors for timm, or as ONNX, checked."),
+    "check": Verb("Decode all of a data set once: what cannot be read and why, sizes, classes, repeats."),
     "cost": Verb("What a distillation will cost, before spending anything."),
     "bench": Verb("Measured speed and memory of teacher and student on this machine."),
     "masks": Verb("Pictures of what the teacher saw."),

@@ -1,5 +1,6 @@
 """Sets of videos, and how videos become inputs: clips for networks over clips, single frames for those over images."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,12 +15,13 @@ from vitdistill.data.clips.sampling import Sampling, Views
 from vitdistill.data.clips.video import Video
 from vitdistill.data.images.recipes import Augment, ImageTransform
 from vitdistill.data.images.samples import image_transform
-from vitdistill.data.samples import UNREADABLE, Samples, Transform, ViewOptions, reason_of
+from vitdistill.data.samples import UNREADABLE, Facts, Samples, Transform, ViewOptions, reason_of
 from vitdistill.errors import UserError, refuse_given
 from vitdistill.types import InputSpec
 
 STRIDE = 4  # of dense clips by default, as for Kinetics
 LOOKED_AT = 64  # videos that `check` opens
+INSPECTED_AT, INSPECTED_AT_ONCE = 32, 2048  # shorter edge in pixels of the frames that `inspect` decodes, and how many
 
 
 class VideoSamples(Samples):
@@ -90,6 +92,18 @@ class VideoSamples(Samples):
         if options.scale == 1:
             return clip_transforms.finetune_transform(size, sampling, Augment(recipe="none"))
         return clip_transforms.pretrain_transform(size, sampling)
+
+    def inspect(self, index: int) -> Facts:
+        video: Video = self.load(index)[0]
+        if (length := video.length) < 1:
+            raise ValueError("a video without frames")
+        height, width = video.read([0]).shape[1:3]
+        # Of the frames, decoded as for training; so a copy in another container has the same content.
+        content = hashlib.blake2b(digest_size=16)
+        for first in range(0, length, INSPECTED_AT_ONCE):
+            frames = range(first, min(first + INSPECTED_AT_ONCE, length))
+            content.update(video.read(frames, short_side=INSPECTED_AT).tobytes())
+        return Facts(width, height, length, getattr(video, "rate", None), content.hexdigest())
 
     def check(self, spec: InputSpec, options: ViewOptions) -> None:
         """Refuse clips that are longer than every video; opens up to 64 videos, mostly only one.

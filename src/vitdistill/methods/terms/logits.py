@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vitdistill.errors import UserError, near
 from vitdistill.losses.logits import hard_distillation, soft_distillation
+from vitdistill.methods.terms.options import check_tau
 from vitdistill.methods.terms.term import Term
 from vitdistill.types import NOTHING, Capture, Output
 
@@ -34,8 +35,7 @@ class Logits(Term):
             UserError: when tau is not positive, or the kind is unknown.
         """
         super().__init__()
-        if not tau > 0:
-            raise UserError("tau must be positive", tau)
+        check_tau(tau)
         if distillation not in KINDS:
             raise UserError(
                 f"distillation must be {' or '.join(KINDS)}", repr(distillation), near(str(distillation), KINDS)

@@ -52,6 +52,14 @@ class Manifold:
     def __post_init__(self) -> None:
         _check_weights("manifold", self, "weight intra inter random")
 
+    def check(self) -> None:
+        """
+        Raises:
+            UserError: when a number is out of range, as its term would.
+        """
+        if self.rows < 2:
+            raise UserError("--terms.manifold.rows must be at least 2", self.rows)
+
     def build(self, student: "Network", teacher: "Teacher") -> "Term":
         """
         Raises:
@@ -96,6 +104,14 @@ class Attention:
     def __post_init__(self) -> None:
         _check_weights("attention", self, "weight cls_weight")
 
+    def check(self) -> None:
+        """
+        Raises:
+            UserError: when a number is out of range, as its term would.
+        """
+        if not self.temperature > 0:
+            raise UserError("--terms.attention.temperature must be positive", self.temperature)
+
     def build(self, student: "Network", teacher: "Teacher") -> "Term":
         """
         Raises:
@@ -138,11 +154,14 @@ class Terms:
         """The terms in "logits+manifold".
 
         Raises:
-            UserError: for an unknown name, one named twice, or options of a term that is not named.
+            UserError: for an unknown name, one named twice, numbers of a named term that are out of range, or options
+                of a term that is not named.
         """
         names = parse_terms(text)
         for field in fields(self):
-            if field.name not in names and getattr(self, field.name) != field.default:
+            if field.name in names:
+                getattr(self, field.name).check()
+            elif getattr(self, field.name) != field.default:
                 raise UserError(
                     f"--terms.{field.name} has no effect unless --distill names {field.name}", text, "Leave it out"
                 )
@@ -180,7 +199,27 @@ def check_terms(text: str) -> str:
     return text
 
 
+def check_alpha(alpha: float) -> None:
+    """
+    Raises:
+        UserError: when it is no share.
+    """
+    if not 0 <= alpha <= 1:
+        raise UserError("alpha must lie in [0, 1]", alpha)
+
+
+def check_tau(tau: float) -> None:
+    """
+    Raises:
+        UserError: when it is no temperature.
+    """
+    if not tau > 0:
+        raise UserError("tau must be positive", tau)
+
+
 TermNames = Annotated[str, check_terms]
+Alpha = Annotated[float, check_alpha]
+Tau = Annotated[float, check_tau]
 
 
 # --- which blocks ------------------------------------------------------------------------------------------------

@@ -1,0 +1,198 @@
+"""`vitdistill check`: what is wrong with a data set, before a training finds out."""
+
+import csv
+import io
+from collections import Counter
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
+
+from vitdistill.errors import UserError
+from vitdistill.files import write_atomically
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vitdistill.data.inspect import Finding, Survey
+
+SHOWN = 10  # findings of a kind that are printed
+MOST_CLASSES = 20  # of which each has a line
+
+
+def check(
+    data: Union[str, "Any"],
+    *,
+    labels: bool = True,
+    workers: int | None = None,
+    out: str | None = None,
+    json: bool = False,
+) -> dict[str, Any]:
+    """Decode every sample of a data set once, and list what is wrong with it.
+
+    That is what cannot be read and why, sizes, classes and their counts, samples that show the same under two labels or
+    in both splits, and very small ones. The exit status is 1 when something cannot be read, whole or in part, else 0.
+    Ctrl-C ends it early, with what was found until then.
+
+    Args:
+        data: what the training verbs take: a folder with train/ and val/, lists of videos, or a bundled source.
+        labels: false for data without labels: any folder of images or videos.
+        workers: processes that read; by default one per core up to 8.
+        out: file for all that was found (.csv): kind, split, path, label and detail of each.
+        json: print one JSON object in place of text.
+
+    Returns:
+        ok (whether all can be read), complete, splits (counts; least, median and most of width, height, frames and
+        fps), classes (counts), imbalance, repeats (samples that show the same as an earlier one), findings, and how
+        many of each kind.
+    """
+    if out is not None and Path(out).suffix.lower() != ".csv":
+        raise UserError("out must end in .csv", repr(out))
+    if workers is not None and workers < 0:
+        raise UserError("workers must be 0 or more", workers)
+    from vitdistill.data.inspect import Survey, inspections
+    from vitdistill.data.loader import default_workers
+    from vitdistill.data.open import open_source
+    from vitdistill.evaluation.progress import track
+
+    source = open_source(data, labels=labels)
+    survey = Survey(source)
+    stopped = None
+    try:
+        all_samples = inspections(source, default_workers(source) if workers is None else workers)
+        for one in track(all_samples, "checking", len(source.train) + len(source.val)):
+            survey.add(one)
+    except KeyboardInterrupt as error:
+        stopped = error
+    found = survey.findings()
+    result = _result(survey, found)
+    if out is not None:
+        _write(Path(out), found)
+    _show(survey, result, found, out, json)
+    if stopped is not None:
+        raise stopped
+    return result
+
+
+def _result(survey: "Survey", found: "list[Finding]") -> dict[str, Any]:
+    splits, classes = survey.splits(), survey.classes()
+    return {
+        "data": survey.source.name,
+        "ok": not any(finding.kind in ("unreadable", "damaged") for finding in found),
+        "complete": survey.complete,
+        "splits": splits,
+        "classes": classes,
+        "imbalance": {
+            split: _imbalance(classes, split) for split in splits if any(counts[split] for counts in classes.values())
+        },
+        "repeats": survey.repeats(),
+        "counts": dict(Counter(finding.kind for finding in found)),
+        "findings": [asdict(finding) for finding in found],
+    }
+
+
+def _imbalance(classes: dict[str, dict[str, int]], split: str) -> dict[str, Any]:
+    """The most and the least frequent class of a split, of those that it has, and how many times as frequent."""
+    counts = {name: of[split] for name, of in classes.items() if of[split]}
+    most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
+    return {
+        "most": [most, counts[most]],
+        "least": [least, counts[least]],
+        "ratio": round(counts[most] / counts[least], 3),
+        "empty": [name for name, of in classes.items() if not of[split]],
+    }
+
+
+def _write(path: Path, found: "list[Finding]") -> None:
+    from vitdistill.data.inspect import Finding
+
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Finding)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(finding) for finding in found)
+    # Names of files need not be text in any encoding; what is none comes back as the bytes that it was.
+    write_atomically(path, lambda file: file.write(text.getvalue().encode(errors="surrogateescape")))
+
+
+def _show(survey: "Survey", result: dict[str, Any], found: "list[Finding]", out: str | None, as_json: bool) -> None:
+    import json
+
+    if as_json:
+        print(json.dumps(result))
+        return
+    from rich.console import Console
+
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    word = survey.source.train.word
+    if not result["complete"]:
+        done = sum(split["checked"] for split in result["splits"].values())
+        total = sum(split["samples"] for split in result["splits"].values())
+        console.print(f"stopped after {done} of {total} {word}s")
+    _print_splits(console, result["splits"], f"{word}s")
+    if result["classes"]:
+        _print_classes(console, result["classes"])
+        for split, uneven in result["imbalance"].items():
+            (most, high), (least, low) = uneven["most"], uneven["least"]
+            empty = f"; none of {len(uneven['empty'])} classes" if uneven["empty"] else ""
+            spread = (
+                f"{high} {word}s of '{most}', the most, and {low} of '{least}', the least: {uneven['ratio']:g} to 1"
+            )
+            console.print(f"{split}: {spread if high > low else f'{high} {word}s of every class'}{empty}")
+    if result["repeats"]:
+        console.print(f"{result['repeats']} {word}s show the same as an earlier one")
+    _print_findings(console, found, word, out)
+
+
+def _print_splits(console: "Console", splits: dict[str, dict[str, Any]], heading: str) -> None:
+    from rich.table import Table
+
+    sizes = [name for name in ("width", "height", "frames", "fps") if any(name in split for split in splits.values())]
+    table = Table("split", heading, "unreadable", *sizes)
+    for name, split in splits.items():
+        # All alike is one number.
+        spreads = (" / ".join(dict.fromkeys(f"{value:g}" for value in split.get(size, ()))) for size in sizes)
+        table.add_row(name, str(split["samples"]), str(split["unreadable"]), *spreads)
+    console.print(table)
+    if sizes:
+        console.print(f"of {', '.join(sizes)}: least / median / most")
+
+
+def _print_classes(console: "Console", classes: dict[str, dict[str, int]]) -> None:
+    from rich.table import Table
+
+    if len(classes) > MOST_CLASSES:
+        console.print(f"{len(classes)} classes; --json lists them")
+        return
+    table = Table("class", "train", "val")
+    for name, counts in classes.items():
+        table.add_row(name, str(counts["train"]), str(counts["val"]))
+    console.print(table)
+
+
+WORDS = {
+    "unreadable": "cannot be read",
+    "damaged": "damaged in part",
+    "two labels": "the same under two labels",
+    "both splits": "the same in both splits",
+    "small": "very small",
+    "short": "very short",
+}
+
+
+def _print_findings(console: "Console", found: "list[Finding]", word: str, out: str | None) -> None:
+    if not found:
+        console.print("nothing wrong was found")
+    for kind, words in WORDS.items():
+        these = [finding for finding in found if finding.kind == kind]
+        if these:
+            console.print(f"{words}: {len(these)} {word}{'s' if len(these) > 1 else ''}")
+        shown: list[Finding] = []
+        for finding in these:
+            if any(finding.path in each.detail for each in shown):
+                continue  # of samples that are the same, one line says it of all that it names
+            if len(shown) == SHOWN:
+                console.print("  and more" + ("" if out else "; --out FILE.csv lists all"))
+                break
+            shown.append(finding)
+            console.print(f"  {finding.path}: {finding.detail}")
+    if out:
+        console.print(f"wrote {out}")
