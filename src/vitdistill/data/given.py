@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +115,7 @@ def given_files(paths: Sequence[str], *, clips: bool) -> GivenFiles:
 
 def _clips_below(place: Path) -> list[str]:
     """Videos and folders of frames below a folder; the folder itself where its frames lie directly in it."""
-    return VIDEOS.below(place, ()) or (["."] if any(map(is_image, os.listdir(place))) else [])
+    return VIDEOS.below(place, (), Counter()) or (["."] if any(map(is_image, os.listdir(place))) else [])
 
 
 def _is_clip(path: str) -> bool:
