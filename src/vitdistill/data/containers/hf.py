@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from vitdistill.data.containers.address import Address
-from vitdistill.data.containers.encoded import decode
 from vitdistill.data.containers.labels import Part, source_of, texts
-from vitdistill.data.containers.rows import RowImages
+from vitdistill.data.containers.rows import EncodedImages
 from vitdistill.data.containers.splits import choose_splits
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, error_words, near
@@ -22,7 +20,7 @@ IMAGE_NAMES = ("image", "img", "picture", "jpg", "png", "bytes")
 SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves
 
 
-class HubImages(RowImages):
+class HubImages(EncodedImages):
     """Images in a column of a map-style data set, encoded; the data set maps its files into memory."""
 
     def __init__(self, data: Any, column: str, name: str, rows: np.ndarray, labels: np.ndarray | None) -> None:
@@ -37,11 +35,11 @@ class HubImages(RowImages):
         super().__init__(rows, labels)
         self._data, self._column, self._name = data, column, name
 
-    def picture(self, row: int) -> Image.Image:
+    def content(self, row: int) -> bytes:
         value = self._data[row][self._column]
         if value is None or (value["bytes"] is None and not value["path"]):
             raise ValueError("no image in this row")
-        return decode(value["path"] if value["bytes"] is None else value["bytes"])
+        return Path(value["path"]).read_bytes() if value["bytes"] is None else value["bytes"]
 
     def row_name(self, row: int) -> str:
         return f"{self._name}[{row}]"
