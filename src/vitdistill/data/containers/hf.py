@@ -37,7 +37,9 @@ class HubImages(EncodedImages):
 
     def content(self, row: int) -> bytes:
         value = self._data[row][self._column]
-        if value is None or (value["bytes"] is None and not value["path"]):
+        if isinstance(value, bytes):
+            return value
+        if value is None or (value["bytes"] is None and not value.get("path")):
             raise ValueError("no image in this row")
         return Path(value["path"]).read_bytes() if value["bytes"] is None else value["bytes"]
 
@@ -182,10 +184,12 @@ def _part(data: Any, where: str, image: str, label: str | None) -> Part:
 
     if missing := [column for column in (image, label) if column is not None and column not in data.features]:
         raise UserError(f"{where} must have the columns of the training split", f"no {missing[0]}")
-    try:
-        images = data.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-    except (TypeError, ValueError, NotImplementedError, ArithmeticError) as error:
-        raise UserError(f"The column {image} of {where} must hold encoded images", error_words(error)) from error
+    images = data.select_columns([image])
+    feature = data.features[image]
+    if type(feature).__name__ == "Image":
+        images = images.cast_column(image, datasets.Image(decode=False))
+    elif not _holds_bytes(feature):  # other columns are read as they are: a cast would read all of them into memory
+        raise UserError(f"The column {image} of {where} must hold encoded images", f"a column of {feature}")
     values = None if label is None else _values(data, label)
     return Part(where, len(data), values, lambda rows, labels: HubImages(images, image, where, rows, labels))
 
