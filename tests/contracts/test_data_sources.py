@@ -324,13 +324,13 @@ def made_folders(root: Path) -> tuple[str, str]:
     return "here", "there"
 
 
-@pytest.mark.parametrize("workers", [2])
-def test_loader_processes_read_containers_as_one_process_does(workers: int, tmp_path: Path) -> None:
-    samples = contained.shards(tmp_path).train
+@pytest.mark.parametrize("name", ["shards", "parquet", "hf_saved"])
+def test_loader_processes_read_containers_as_one_process_does(name: str, tmp_path: Path) -> None:
+    samples = CONTAINERS[name](tmp_path).train
     transform = samples.transform(SPECS["images"], PLAIN, train=False)
     samples.load(0)  # so that they inherit an open file
     here, there = (
         list(make_loader(samples, transform, EvalBatchSampler(len(samples), 2), seed=0, num_workers=count))
-        for count in (0, workers)
+        for count in (0, 2)
     )
     assert all(torch.equal(one.images, other.images) for one, other in zip(here, there, strict=True))

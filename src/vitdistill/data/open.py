@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdistill.data.containers import checks
-from vitdistill.data.containers.address import SCHEME, Address, check_options, parse, split_path
+from vitdistill.data.containers.address import SCHEME, Address, absolute, check_options, parse, split_path
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, near
 
@@ -140,6 +140,22 @@ def check_there(data: str | Path) -> None:
             f"'{data}'",
             near(text, BUNDLED),
         )
+
+
+def absolute_data(data: str) -> str:
+    """What `--data` says, with the paths in a container's address absolute: so a run's record holds anywhere.
+
+    Bundled names, plain paths and names of the hub stay as they are.
+    """
+    address = None if Path(data).expanduser().exists() else address_of(data)
+    if address is None:
+        return data
+    is_path = address.scheme in ("shards", "parquet", "csv") or Path(address.name).expanduser().is_dir()
+    options = dict(address.options)
+    for name in ("root", "cache", *(("train", "val") if address.scheme in ("shards", "parquet") else ())):
+        if name in options and not (name == "val" and address.share is not None):
+            options[name] = absolute(options[name])
+    return str(Address(address.scheme, absolute(address.name) if is_path else address.name, options))
 
 
 def open_source(data: Any, *, labels: bool = True) -> DataSource:

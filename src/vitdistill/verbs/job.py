@@ -146,10 +146,11 @@ def _named(value: Any) -> Any:
 
 def _data_name(data: Any) -> str:
     """Data in the configuration: what the user wrote, the name of a source, or the classes of data sets."""
+    from vitdistill.data.open import absolute_data
     from vitdistill.data.source import DataSource
 
     if isinstance(data, str | Path):
-        return str(data)
+        return absolute_data(str(data))
     if isinstance(data, DataSource):
         return data.name
     if isinstance(data, Mapping):

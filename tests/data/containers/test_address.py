@@ -1,5 +1,6 @@
 """What `--data` says as text: schemes, options, patterns; refused in one line and without torch."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from vitdistill.data.containers.address import Address, expand_braces, parse, paths_of
 from vitdistill.data.containers.splits import choose_splits, split_files, split_word
-from vitdistill.data.open import address_of, check_there
+from vitdistill.data.open import absolute_data, address_of, check_there
 from vitdistill.errors import UserError
 
 
@@ -152,3 +153,20 @@ def test_files_and_folders_that_are_containers_need_no_scheme(tmp_path: Path) ->
     ]
     found = address_of(f"{tmp_path}/a/labels.csv?label=breed")
     assert found is not None and found.options == {"label": "breed"}
+
+
+def test_a_record_of_a_container_holds_in_other_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "labels.csv").touch()
+    here = os.getcwd()
+    for data, recorded in {
+        "shards:a-{0..1}.tar,b/*.tar?val=c.tar": f"shards:{here}/a-{{0..1}}.tar,{here}/b/*.tar?val={here}/c.tar",
+        "shards:a.tar?val=0.1": f"shards:{here}/a.tar?val=0.1",
+        "torchvision:CIFAR10?root=data": f"torchvision:CIFAR10?root={here}/data",
+        "labels.csv?label=breed": f"csv:{here}/labels.csv?label=breed",
+        "hf:owner/name?val=test": "hf:owner/name?val=test",
+        f"hf:{here}": f"hf:{here}",
+        "digits": "digits",
+        "labels.csv": "labels.csv",
+    }.items():
+        assert absolute_data(data) == recorded and absolute_data(recorded) == recorded

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from contained import png
+from generated_videos import write_video
 from vitdistill.data import open_source
 from vitdistill.errors import UserError
 
@@ -99,3 +100,16 @@ def test_classes_of_validation_must_be_known(folder: Path) -> None:
     written(folder, "6.png,bird", name="val.csv")
     with pytest.raises(UserError, match="among the 2 of the training samples; got 'bird'. Those are 'cat', 'dog'"):
         open_source(folder / "train.csv")
+
+
+def test_videos_have_labels_in_a_csv_as_well(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    for name in "abcd":
+        write_video(tmp_path / f"{name}.mp4", 4)
+    names = written(tmp_path, "video,label", *(f"{name}.mp4,{BREED[n % 2]}" for n, name in enumerate("abcd")))
+    source = open_source(names)
+    assert (source.train.word, source.classes, len(source.train)) == ("video", ["cat", "dog"], 3)
+    listed = written(tmp_path, *(f"{name}.mp4 {n % 2}" for n, name in enumerate("abcd")), name="train.csv")
+    written(tmp_path, "a.mp4 0", name="val.csv")
+    source = open_source(listed)
+    assert (source.train.word, len(source.train), len(source.val)) == ("video", 4, 1), "a list as Kinetics has them"

@@ -65,7 +65,7 @@ def test_forms_of_pictures(value: Any, expected: np.ndarray) -> None:
     [
         (
             torch.linspace(-2, 2, 48).view(3, 4, 4),
-            "Float pictures must lie in 0..1; got -2 to 2 from it. Take Normalize",
+            "Float pictures must lie in 0..1; got -2 to 2 from it. Take Normalize out of its transform, or",
         ),
         (torch.full((3, 4, 4), float("nan")), "Float pictures must lie in 0..1; got nan"),
         (torch.full((3, 4, 4), 300), "whole numbers must lie in 0..255; got 300 to 300"),

@@ -128,6 +128,16 @@ def paths_of(pattern: str) -> list[str]:
     return list(chain.from_iterable(_globbed(os.path.expanduser(path)) for path in expanded))
 
 
+def absolute(pattern: str) -> str:
+    """A pattern of paths that holds wherever the process goes.
+
+    Example:
+        >>> absolute("train-{0..3}.tar, ~/val.tar")
+        '/here/train-{0..3}.tar,/home/me/val.tar'
+    """
+    return ",".join(os.path.abspath(os.path.expanduser(part)) for part in _at_commas(pattern))
+
+
 def expand_braces(pattern: str) -> list[str]:
     """The texts that braces stand for, as in a shell; numbers keep their zeros."""
     start = pattern.find("{")

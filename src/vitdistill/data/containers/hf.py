@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from vitdistill.data.containers.address import Address
-from vitdistill.data.containers.encoded import decode
 from vitdistill.data.containers.labels import Part, source_of, texts
-from vitdistill.data.containers.rows import RowImages
+from vitdistill.data.containers.rows import EncodedImages
 from vitdistill.data.containers.splits import choose_splits
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, error_words, near
@@ -22,7 +20,7 @@ IMAGE_NAMES = ("image", "img", "picture", "jpg", "png", "bytes")
 SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves
 
 
-class HubImages(RowImages):
+class HubImages(EncodedImages):
     """Images in a column of a map-style data set, encoded; the data set maps its files into memory."""
 
     def __init__(self, data: Any, column: str, name: str, rows: np.ndarray, labels: np.ndarray | None) -> None:
@@ -37,11 +35,13 @@ class HubImages(RowImages):
         super().__init__(rows, labels)
         self._data, self._column, self._name = data, column, name
 
-    def picture(self, row: int) -> Image.Image:
+    def content(self, row: int) -> bytes:
         value = self._data[row][self._column]
-        if value is None or (value["bytes"] is None and not value["path"]):
+        if isinstance(value, bytes):
+            return value
+        if value is None or (value["bytes"] is None and not value.get("path")):
             raise ValueError("no image in this row")
-        return decode(value["path"] if value["bytes"] is None else value["bytes"])
+        return Path(value["path"]).read_bytes() if value["bytes"] is None else value["bytes"]
 
     def row_name(self, row: int) -> str:
         return f"{self._name}[{row}]"
@@ -184,10 +184,12 @@ def _part(data: Any, where: str, image: str, label: str | None) -> Part:
 
     if missing := [column for column in (image, label) if column is not None and column not in data.features]:
         raise UserError(f"{where} must have the columns of the training split", f"no {missing[0]}")
-    try:
-        images = data.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-    except (TypeError, ValueError, NotImplementedError, ArithmeticError) as error:
-        raise UserError(f"The column {image} of {where} must hold encoded images", error_words(error)) from error
+    images = data.select_columns([image])
+    feature = data.features[image]
+    if type(feature).__name__ == "Image":
+        images = images.cast_column(image, datasets.Image(decode=False))
+    elif not _holds_bytes(feature):  # other columns are read as they are: a cast would read all of them into memory
+        raise UserError(f"The column {image} of {where} must hold encoded images", f"a column of {feature}")
     values = None if label is None else _values(data, label)
     return Part(where, len(data), values, lambda rows, labels: HubImages(images, image, where, rows, labels))
 

@@ -6,6 +6,7 @@ from abc import abstractmethod
 import numpy as np
 from PIL import Image
 
+from vitdistill.data.containers.encoded import decode
 from vitdistill.data.images.samples import ImageSamples
 
 
@@ -18,7 +19,7 @@ class RowImages(ImageSamples):
             rows: which rows of the container belong to this set, (samples,).
             labels: their class numbers, (samples,); None where there are none.
         """
-        self._rows, self._labels = rows, labels
+        self.rows, self._labels = rows, labels
 
     @abstractmethod
     def picture(self, row: int) -> Image.Image:
@@ -37,14 +38,14 @@ class RowImages(ImageSamples):
         """What tells a row apart wherever the container lies."""
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def load(self, index: int) -> tuple[Image.Image, int | None]:
         label = None if self._labels is None else int(self._labels[index])
-        return self.picture(int(self._rows[index])), label
+        return self.picture(int(self.rows[index])), label
 
     def path(self, index: int) -> str:
-        return self.row_name(int(self._rows[index]))
+        return self.row_name(int(self.rows[index]))
 
     @property
     def labels(self) -> list[int] | None:
@@ -53,8 +54,23 @@ class RowImages(ImageSamples):
     def digest(self) -> str | None:
         """Which samples these are and what their classes are, wherever the container lies."""
         found = hashlib.blake2b(digest_size=16)
-        for row in self._rows.tolist():
+        for row in self.rows.tolist():
             found.update(self.row_key(row).encode("utf-8", "surrogateescape") + b"\0")
         if self._labels is not None:
             found.update(self._labels.astype("<i8").tobytes())
         return found.hexdigest()
+
+
+class EncodedImages(RowImages):
+    """Rows that hold encoded images."""
+
+    @abstractmethod
+    def content(self, row: int) -> bytes:
+        """The encoded image of a row.
+
+        Raises:
+            OSError, ValueError: when it cannot be read.
+        """
+
+    def picture(self, row: int) -> Image.Image:
+        return decode(self.content(row))

@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
 from vitdistill.data.containers.address import Address
-from vitdistill.data.containers.encoded import decode
 from vitdistill.data.containers.labels import Part, source_of
-from vitdistill.data.containers.rows import RowImages
+from vitdistill.data.containers.rows import EncodedImages
 from vitdistill.data.containers.splits import split_files
 from vitdistill.data.containers.tar_index import TarIndex, cache_file, cache_folder, index_of, read_index, write_index
 from vitdistill.data.source import DataSource
@@ -25,7 +23,7 @@ OPEN_FILES = 64  # shards that a process keeps open
 LABEL = "A class is a member such as 0001.cls beside 0001.jpg, a field of a json member, or ?label=folder"
 
 
-class ShardImages(RowImages):
+class ShardImages(EncodedImages):
     """Images in tars. Each process opens the tars that it reads from, and reads at given places only."""
 
     def __init__(self, tars: list[str], indices: list[TarIndex], rows: np.ndarray, labels: np.ndarray | None) -> None:
@@ -45,14 +43,14 @@ class ShardImages(RowImages):
         self._sizes = np.concatenate([index.sizes for index in indices])
         self._open: OrderedDict[int, Any] = OrderedDict()
 
-    def picture(self, row: int) -> Image.Image:
+    def content(self, row: int) -> bytes:
         file = self._file(self._tar_of(row))
         size = int(self._sizes[row])
         # Reading at a place does not move one, so processes that inherited an open file do not disturb each other.
         content = os.pread(file.fileno(), size, int(self._offsets[row]))
         if len(content) < size:
             raise OSError(f"the shard ends {size - len(content)} bytes early")
-        return decode(content)
+        return content
 
     def row_name(self, row: int) -> str:
         return f"{self._tars[self._tar_of(row)]}:{self._member(row)}"

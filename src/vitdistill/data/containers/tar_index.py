@@ -12,7 +12,7 @@ import tarfile
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -243,6 +243,6 @@ def _class_of(opened: tarfile.TarFile, key: str, files: dict[str, tarfile.TarInf
 
 
 def _text(opened: tarfile.TarFile, member: tarfile.TarInfo) -> str:
-    file = opened.extractfile(member)
-    assert file is not None  # a regular file
-    return file.read().decode("utf-8", "replace").strip()
+    file: Any = opened.fileobj  # quicker than `extractfile`, which wraps every member in two objects
+    file.seek(member.offset_data)
+    return file.read(member.size).decode("utf-8", "replace").strip()

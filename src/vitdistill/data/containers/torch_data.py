@@ -209,7 +209,7 @@ def _as_bytes(pixels: np.ndarray, where: str) -> np.ndarray:
             raise UserError(
                 "Float pictures must lie in 0..1",
                 f"{low:.3g} to {high:.3g} from {where}",
-                "Take Normalize out of the data set's transform: pictures are normalised as the network asks",
+                "Take Normalize out of its transform, or divide by 255: pictures are normalised as the network asks",
             )
         return np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)
     if low < 0 or high > 255:
