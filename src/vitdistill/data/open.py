@@ -54,8 +54,8 @@ def open_source(data: str | Path | DataSource, *, labels: bool = True) -> DataSo
     if isinstance(data, str) and data in BUNDLED:
         return bundled()[data]()
     from vitdistill.data.clips.files import has_videos, video_files
+    from vitdistill.data.folders import listing
     from vitdistill.data.images.folder import image_folder
 
-    if has_videos(data):
-        return video_files(data, labels=labels)
-    return image_folder(data, labels=labels)
+    with listing(data):
+        return (video_files if has_videos(data) else image_folder)(data, labels=labels)
