@@ -123,6 +123,12 @@ def test_class_folders_win_over_tables(photos):
     assert open_source(photos).classes == ["cat", "dog"]
 
 
+def test_tables_of_spreadsheets_in_utf_16(flat):
+    root = flat(*FOUR, table="")
+    (root / "labels.csv").write_text("Datei\tArt\n1.jpg\tTäubling\n2.jpg\tb\n3.jpg\tTäubling\n4.jpg\tb\n", "utf-16")
+    assert open_source(root).classes == ["Täubling", "b"]
+
+
 def test_rows(flat):
     root = flat("a.jpg", table="path,label\na.jpg,x y\n")
     assert read_table(root / "labels.csv", IMAGES) == [Row("a.jpg", "x y", None)]

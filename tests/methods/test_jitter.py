@@ -100,3 +100,12 @@ def test_on_a_gpu_it_repeats_and_never_waits_for_the_device(batch):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(outcomes[0], outcomes[1]) and outcomes[0].device == images.device
+
+
+def test_grey_images_have_no_saturation_and_keep_their_shape():
+    images = torch.rand(4, 1, 6, 5)
+    torch.manual_seed(0)
+    jittered = color_jitter(images, 0.4)
+    assert jittered.shape == images.shape and not torch.equal(jittered, images)
+    grey = Jitter(torch.tensor([[1.0] * 4, [1.0] * 4, [0.3] * 4]), (0, 1, 2))
+    assert torch.allclose(apply_jitter(images, grey), images)

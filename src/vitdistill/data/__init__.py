@@ -7,8 +7,10 @@ Read in this order:
 
 1. The interfaces: `samples.py` (a set of samples, which brings its own transforms; views), `source.py` (a source of two
    sets), `open.py` (what `--data` names).
-2. Files: `folders.py` (splits, class folders, what is held out; for images and videos alike).
-3. `images/`: `folder.py`, `recipes.py` (augmentation), `samples.py` (which transform).
+2. Files: `folders.py` (splits, class folders, what is held out; for images and videos alike), `left_out.py` (what is not
+   read), `labels_csv.py` (a table of labels in place of class folders).
+3. `images/`: `decode.py` (from any file to RGB), `folder.py`, `recipes.py` (augmentation), `samples.py` (which
+   transform).
 4. `clips/`: `video.py` (a video, which reads the frames asked of it); `files.py` and `lists.py` (which videos there
    are); `frame_folder.py` (a video as images), `decode.py` (a video file: pictures), on `stream.py` (header, seeking,
    packets) and `packets.py` (which packets a picture needs); `sampling.py` (which frames make a clip), `transforms.py`

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from vitdistill.data.images.decode import image_suffixes
 from vitdistill.data.left_out import of_other_program, say_left_out, say_once
 from vitdistill.data.samples import Samples, digest_of
 from vitdistill.data.source import DataSource
-from vitdistill.errors import UserError
+from vitdistill.errors import MachineError, UserError
 
 # Upper or lower case. Of several, the first is taken.
 TRAIN_NAMES: tuple[str, ...] = ("train", "training")
@@ -207,7 +208,7 @@ def walk(root: Path, leave_out: tuple[str, ...] = ()) -> Iterator[tuple[str, lis
         leave_out: folders directly in it that are not entered, in lower case.
     """
     entered: set[tuple[int, int]] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=_raise):
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in entered:  # links may lead round in a circle
             folders.clear()
@@ -218,6 +219,27 @@ def walk(root: Path, leave_out: tuple[str, ...] = ()) -> Iterator[tuple[str, lis
         # Sorted, so that of two links to one folder the same is followed each time.
         folders[:] = sorted(name for name in folders if not of_other_program(name) and name.lower() not in not_wanted)
         yield below, folders, sorted(name for name in files if not of_other_program(name))
+
+
+@contextmanager
+def listing(place: object) -> Iterator[None]:
+    """Whatever cannot be listed in here, for want of permission or file descriptors, is one line.
+
+    Raises:
+        MachineError: which is also an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, UserError):
+            raise
+        where = error.filename or place
+        raise MachineError(f"{where} must be readable", error.strerror or str(error), "", error.errno) from error
+
+
+def _raise(error: OSError) -> None:
+    """os.walk would go on without the folder, and what is in it would be missing without a word."""
+    raise error
 
 
 def first_folder(root: Path, names: tuple[str, ...]) -> Path | None:

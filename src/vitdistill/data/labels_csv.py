@@ -4,6 +4,7 @@ As competitions and annotation tools write them: with or without a header, separ
 in any order of columns. Paths start from the table's folder; names alone, also without suffix, are searched below it.
 """
 
+import codecs
 import csv
 import os
 from collections import Counter
@@ -119,7 +120,7 @@ def read_table(file: Path, kind: Kind) -> list[Row]:
     """The rows of a table.
 
     Args:
-        file: the table; UTF-8, with or without a byte order mark.
+        file: the table; UTF-8, or UTF-16 with a byte order mark.
         kind: what paths look like, to tell a header from a row.
 
     Raises:
@@ -156,13 +157,19 @@ class _Columns(NamedTuple):
 
 def _lines(file: Path) -> Iterator[tuple[int, list[str]]]:
     """Rows with content, with their line numbers."""
-    with open(file, newline="", encoding="utf-8-sig", errors="surrogateescape") as opened:
+    with open(file, "rb") as raw:
+        wide = raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as Excel writes "Unicode text"
+    errors = "strict" if wide else "surrogateescape"  # names of files are bytes
+    with open(file, newline="", encoding="utf-16" if wide else "utf-8-sig", errors=errors) as opened:
         first = opened.readline()
         opened.seek(0)
         reader = csv.reader(opened, delimiter=max(DELIMITERS, key=first.count))
-        for cells in reader:
-            if any(cells := [cell.strip() for cell in cells]):
-                yield reader.line_num, cells
+        try:
+            for cells in reader:
+                if any(cells := [cell.strip() for cell in cells]):
+                    yield reader.line_num, cells
+        except (csv.Error, UnicodeError) as error:
+            raise UserError(f"{file} must be a table in text", str(error)) from error
 
 
 def _is_header(rows: Sequence[list[str]], kind: Kind) -> bool:

@@ -184,15 +184,15 @@ def open_source(data: Any, *, labels: bool = True) -> DataSource:
     if isinstance(data, str) and data in BUNDLED:
         return bundled()[data]()
     from vitdistill.data.clips.files import has_videos, video_files
+    from vitdistill.data.folders import listing
     from vitdistill.data.images.folder import image_folder
 
     address = address_of(data)
     if address is not None and not _is_video_list(address):
         module, _, function = SCHEMES[address.scheme].opens.partition(":")
         return getattr(import_module(module), function)(address, labels=labels)
-    if has_videos(data):
-        return video_files(data, labels=labels)
-    return image_folder(data, labels=labels)
+    with listing(data):
+        return (video_files if has_videos(data) else image_folder)(data, labels=labels)
 
 
 def _is_video_list(address: Address) -> bool:

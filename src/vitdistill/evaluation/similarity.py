@@ -297,7 +297,7 @@ class _EvenlySpread(Samples):
 
 
 class _SkippedClips(CorruptLog):
-    """Takes note of unreadable videos, and goes on: one of few clips is already more than the usual 1%."""
+    """Takes note of unreadable videos, and goes on: a few of few clips are already more than a run bears."""
 
     def check(self, total: int) -> None:
         return

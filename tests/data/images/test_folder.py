@@ -1,3 +1,4 @@
+import errno
 import logging
 import os
 import pickle
@@ -392,3 +393,19 @@ def test_dark_16_bit_images_are_pointed_out(make_folder, caplog):
             Image.new("I;16", (8, 8), 4000).save(root / split / label / "dark.png")
     image_folder(root).train.check(spec, options)
     assert "nearly black: the highest number in 2 of them is 4000, and 65535 is white" in caplog.text
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES])
+def test_folders_that_cannot_be_listed_are_not_taken_for_empty(photos, monkeypatch, number):
+    listed = os.scandir
+
+    def failing(path):
+        if str(path).endswith("train/dog"):
+            raise OSError(number, os.strerror(number), str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    for read in (open_source, list_images):
+        with pytest.raises(OSError, match=f"train/dog must be readable; got {os.strerror(number)}") as error:
+            read(photos)
+        assert isinstance(error.value, UserError) and error.value.errno == number

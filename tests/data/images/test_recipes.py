@@ -140,3 +140,12 @@ def test_unknown_recipe_names_what_is_near():
     object.__setattr__(augment, "recipe", "deti")
     with pytest.raises(UserError, match=r"one of tiny, deit, .*, none; got 'deti'\. Did you mean 'deit'"):
         augment.resolved()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40_000), (40_000, 1), (3, 2)])
+@pytest.mark.parametrize("recipe", ["none", "tiny"])
+def test_images_of_one_pixel_and_long_strips(size, recipe):
+    strip = Image.new("RGB", size, (10, 200, 30))
+    for make in (train_transform, eval_transform):
+        pixels = make(Augment(recipe=recipe), 32)(strip)
+        assert pixels.shape == (3, 32, 32) and pixels.float().mean((1, 2)).tolist() == [10, 200, 30]

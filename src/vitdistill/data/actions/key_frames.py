@@ -30,7 +30,7 @@ from vitdistill.data.clips.stream import require_av
 from vitdistill.data.clips.video import Video
 from vitdistill.data.folders import as_bytes, some
 from vitdistill.data.images.recipes import Augment
-from vitdistill.data.samples import Samples, ViewOptions, digest_of
+from vitdistill.data.samples import UNREADABLE, Samples, ViewOptions, digest_of, reason_of
 from vitdistill.errors import UserError, refuse_given
 from vitdistill.types import InputSpec
 
@@ -188,7 +188,8 @@ class KeyFrames(Samples):
             frame = self.load(last)[0]
             try:
                 length = frame.length
-            except (OSError, ValueError):
+            except UNREADABLE as error:
+                reason_of(error, frame.path)  # raises what is no fault of the file
                 continue  # unreadable: the loader counts it
             try:
                 _ = frame.number

@@ -12,6 +12,7 @@ from PIL import Image
 from vitdistill.data.clips.video import Picture, Video, distinct, scaled
 from vitdistill.data.folders import is_image
 from vitdistill.data.images.decode import open_image, read_image
+from vitdistill.data.samples import UNREADABLE, reason_of
 
 
 class FrameFolder(Video):
@@ -60,7 +61,11 @@ class FrameFolder(Video):
         pictures: list[Picture] = []
         size: tuple[int, int] | None = None
         for number in numbers:
-            rgb = read_image(os.path.join(self.path, names[number]))
+            path = os.path.join(self.path, names[number])
+            try:
+                rgb = read_image(path)
+            except UNREADABLE as error:
+                raise OSError(f"{names[number]}: {reason_of(error, path)}") from error
             size = size or scaled(*rgb.size, short_side)
             pictures.append(np.asarray(rgb if rgb.size == size else rgb.resize(size, Image.Resampling.BILINEAR)))
         return np.stack([pictures[place] for place in places])

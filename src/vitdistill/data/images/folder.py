@@ -18,6 +18,7 @@ from vitdistill.data.folders import (
     is_image,
     labelled,
     labelled_if_possible,
+    listing,
     unlabelled,
     walk,
 )
@@ -120,7 +121,8 @@ def list_images(path: str | Path) -> list[Path]:
         raise UserError("An image or a folder of images must exist", f"'{path}'")
     left: Counter[str] = Counter()
     if root.is_dir():
-        images = sorted(root / name for name in _images_below(root, (), left))
+        with listing(root):
+            images = sorted(root / name for name in _images_below(root, (), left))
         say_left_out(root, "image", left)
     else:
         images = [root] if is_image(str(root)) else []

@@ -20,6 +20,7 @@ from vitdistill.errors import UserError
 __all__ = ["RECIPES", "Augment", "RecipeName", "ResolvedAugment", "eval_transform", "train_transform"]
 
 ImageSize = int | tuple[int, int]
+SMALLEST = 4  # pixels of the shorter edge that a random crop needs
 LONGEST = 200  # how many times longer than wide a picture may be before the ends are left out in validation
 
 
@@ -38,6 +39,10 @@ class ImageTransform:
     shape: tuple[int, int, int]
 
     def __call__(self, image: Image.Image) -> UInt8[Tensor, "ch height width"]:
+        if (
+            self.random and min(image.size) < SMALLEST
+        ):  # a piece of timm's random crop could be no pixel wide, and black
+            image = image.resize((image.width * SMALLEST, image.height * SMALLEST), Image.Resampling.NEAREST)
         pixels = self.steps(image)
         # timm's prefetcher path ends in a tensor or, in older releases, a numpy array.
         return torch.from_numpy(np.ascontiguousarray(pixels)) if isinstance(pixels, np.ndarray) else pixels
