@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from colours import NETWORK, colours
 from vitdistill.errors import UserError
 from vitdistill.training.module import TrainingModule
 from vitdistill.verbs.chain import chain, read_chain
@@ -145,3 +147,17 @@ def test_a_bad_recipe_is_refused_before_anything_runs(recipe: Path, tmp_path: Pa
     with pytest.raises(UserError, match=words) as error:
         chain(str(write(tmp_path, steps)), out=str(tmp_path / "out"), data="digits")
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_a_finished_step_is_not_skipped_when_its_data_has_changed(tmp_path: Path) -> None:
+    data = colours(tmp_path / "data", {"red": "red", "blue": "blue"})
+    step = {"verb": "supervised", **{k: v for k, v in COMMON.items() if k != "student"}, "epochs": 1, "batch_size": 8}
+    step |= {"student": "vit_tiny_patch16_224", "student_args": dict(NETWORK), "loader": {"workers": 0}}
+    path, out = write(tmp_path, {"only": step}), str(tmp_path / "out")
+    chain(str(path), out=out, data=str(data))
+    assert chain(str(path), out=out, data=str(data))["only"]["status"] == "finished"
+    (data / "train" / "red" / "0.png").unlink()
+    with pytest.raises(UserError, match="only is finished, but on other data.* 15 images to train on, after 16"):
+        chain(str(path), out=out, data=str(data))
+    shutil.rmtree(data)  # what is gone cannot have changed
+    assert chain(str(path), out=out, data=str(data))["only"]["status"] == "finished"

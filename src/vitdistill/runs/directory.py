@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from vitdistill.errors import UserError
-from vitdistill.files import AVERAGED, FULL, RECORD, TEMPORARY, WEIGHTS, is_first_process, write_atomically
+from vitdistill.files import AVERAGED, FULL, RECORD, TEMPORARY, WEIGHTS, absolute, is_first_process, write_atomically
 from vitdistill.runs.data import check_same_data, describe_data
 
 if TYPE_CHECKING:
@@ -292,8 +292,9 @@ def changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[s
 
 def _same_place(old: Any, new: Any) -> bool:
     """Whether two values are one path; runs of earlier versions recorded them as they were given."""
-    texts = isinstance(old, str) and isinstance(new, str)
-    return texts and os.path.isabs(new) and os.path.abspath(os.path.expanduser(old)) == new
+    if not (isinstance(old, str) and isinstance(new, str) and (os.path.isabs(old) or os.path.isabs(new))):
+        return False
+    return absolute(old) == absolute(new)
 
 
 def differences(before: Any, after: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from vitdistill.errors import UserError
 from vitdistill.files import write_atomically
 from vitdistill.models.network import Network
-from vitdistill.models.record import WEIGHTS, ModelRecord, record_of
+from vitdistill.models.record import WEIGHTS, ModelRecord
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -46,17 +46,16 @@ def load_student(path: str | Path) -> Network:
     """The student of `RUN/checkpoints/*.ckpt`, built as `RUN/student.json` says.
 
     Raises:
-        UserError: when the checkpoint or the record of its architecture is missing.
+        UserError: when the checkpoint or the record of its architecture is missing, or they are of different networks.
     """
     from vitdistill.models.build import rebuild
+    from vitdistill.models.weights.read import load_into
 
     path = Path(path)
     if not path.is_file():
         raise UserError("The run must have this checkpoint", path, _remedy(path))
-    record = ModelRecord.read(path.parent.parent)
-    student = rebuild(record)
-    record_of(student.net).classes = record.classes
-    student.net.load_state_dict(student_weights(read_checkpoint(path)["state_dict"]))
+    student = rebuild(ModelRecord.read(path.parent.parent))
+    load_into(student.net, student_weights(read_checkpoint(path)["state_dict"]), str(path))
     return student
 
 

@@ -22,7 +22,7 @@ from vitdistill.data.loader import CorruptLog, default_workers, make_loader
 from vitdistill.data.order import EpochBatchSampler, EvalBatchSampler
 from vitdistill.data.samples import ViewOptions
 from vitdistill.data.source import DataSource
-from vitdistill.errors import UserError
+from vitdistill.errors import UserError, error_words
 from vitdistill.files import AVERAGED, is_first_process
 from vitdistill.methods.method import Method
 from vitdistill.models.record import RECORD, WEIGHTS, ModelRecord, record_of
@@ -111,6 +111,11 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
     try:
         parts.trainer.fit(parts.module, parts.train_loader, parts.val_loader, ckpt_path=checkpoint)
         status = "finished"
+    except RuntimeError as error:
+        if "loading state_dict" not in str(error):
+            raise
+        got = f"{checkpoint} ({error_words(error)[:160]})"
+        raise UserError("The checkpoint must be of this run", got, "Start anew with --overwrite") from error
     except Interrupted:
         status = "interrupted"
         log.warning("Stopped; the checkpoint is written. Continue with: vitdistill resume %s", run.path)

@@ -6,8 +6,9 @@ from typing import Any
 
 from vitdistill.errors import UserError, near
 from vitdistill.files import is_first_process
+from vitdistill.runs.data import changes, describe_data
 from vitdistill.runs.directory import changed_options, plain
-from vitdistill.runs.read import find_run, read_run
+from vitdistill.runs.read import Run, find_run, read_run
 from vitdistill.verbs.parser import check_yaml, parse_config
 from vitdistill.verbs.signatures import options_of
 from vitdistill.verbs.table import TRAINING, verb
@@ -35,7 +36,7 @@ def chain(
 
     Raises:
         UserError: before anything is run, when a step names an unknown verb, option or step, or when a step that is
-            finished or to be resumed was run with other options than the recipe has now.
+            finished or to be resumed was run with other options or on other data than now.
     """
     folder = Path(out)
     steps = {name: _parsed(name, step, folder, data) for name, step in read_chain(recipe).items()}
@@ -144,7 +145,22 @@ def _state(folder: Path, kind: str, options: dict[str, Any]) -> str:
             f"changed {', '.join(changed) or 'verb'}",
             "Run every step anew with --overwrite, or choose another --out",
         )
+    if finished and (found := _data_changes(run, kind, filled)):
+        raise UserError(
+            f"{folder} is finished, but on other data than there is now",
+            "; ".join(found),
+            "Run every step anew with --overwrite, or choose another --out",
+        )
     return "finished" if finished else "resume"
+
+
+def _data_changes(run: Run, kind: str, options: dict[str, Any]) -> list[str]:
+    """What changed of a finished run's data, in words; nothing where the data is not there any more."""
+    try:
+        source = verb(kind).open_data(options)  # type: ignore[attr-defined]
+    except UserError:
+        return []
+    return changes(run.info.get("data") or {}, describe_data(source), source.train.word)
 
 
 def _run(verb_name: str, options: dict[str, Any], *, resume: bool, overwrite: bool) -> dict[str, Any]:
