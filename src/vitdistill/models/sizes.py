@@ -44,7 +44,7 @@ def fixed_size(net: nn.Module, name: str, args: dict[str, Any]) -> nn.Module:
     if not getattr(net, "dynamic_img_size", False) or args.get("dynamic_img_size"):
         return net
     args["dynamic_img_size"] = False
-    args["img_size"] = args["img_size"] or list(net.pretrained_cfg["input_size"][-2:])  # type: ignore[index,call-overload]
+    args["img_size"] = args["img_size"] or list(net.pretrained_cfg["input_size"][-2:])  # type: ignore[index]
     fixed = timm.create_model(name, **args)
     fixed.load_state_dict(net.state_dict())
     fixed.pretrained_cfg = net.pretrained_cfg
@@ -112,10 +112,10 @@ def _problem(name: str, args: dict[str, Any], size: tuple[int, int] | None) -> s
     try:
         with torch.device("meta"), torch.no_grad():
             try:
-                net = timm.create_model(name, **args, img_size=size)
+                net: Any = timm.create_model(name, **args, img_size=size)
             except TypeError:
                 net = timm.create_model(name, **args)
-            channels, *own = (net.pretrained_cfg or {}).get("input_size", (3, 224, 224))
+            channels, *own = net.pretrained_cfg.get("input_size", (3, 224, 224))
             net.eval()(torch.empty(2, args.get("in_chans", channels), *(size or own)))
     except Exception as error:  # whatever timm's modules raise
         lines = str(error).strip().splitlines()
