@@ -18,7 +18,7 @@ REASONS: dict[str, str] = {
     **dict.fromkeys(("hiera", "hieradet_sam2", "mvitv2", "pit", "pvt_v2", "twins", "coat", "levit"), STAGES),
     **dict.fromkeys(("naflexvit", "deepseek_vit", "gemma4_vit", "qwen3_vit"), ANY_SIZE),
     **dict.fromkeys(("mlp_mixer", "sequencer"), PLACES),
-    **dict.fromkeys(("beit", "vision_transformer_relpos"), RELATIVE),
+    "vision_transformer_relpos": RELATIVE,
     "convit": "its attention is computed from the distances on the whole grid",
     "crossvit": "it has two grids of patches, which exchange class tokens",
     "tnt": "its patches are split into pixels that have tokens of their own",

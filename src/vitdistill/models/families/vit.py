@@ -231,7 +231,7 @@ class ViT(Backbone):
         total = Macs(patch_embed=net.patch_embed.proj.weight.numel() * self.grid.count)
         if isinstance(net.patch_embed, PatchEmbed):
             total += norm_macs(net.patch_embed.norm, self.grid.count, layernorm)
-        total += norm_macs(net.norm_pre, tokens, layernorm)
+        total += norm_macs(getattr(net, "norm_pre", None), tokens, layernorm)
         whole, only_qkv = self.blocks_run(capture)
         for block in self.blocks[:whole]:
             total += self.block_macs(block, tokens, layernorm)
