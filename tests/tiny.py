@@ -33,6 +33,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "global_pool": "token",
         },
     ),
+    "beit": ("beit_base_patch16_224", {**SMALL, "global_pool": "token", "use_shared_rel_pos_bias": True}),
     "cait": ("cait_xxs24_224", SMALL),
     "swin": (
         "swin_tiny_patch4_window7_224",

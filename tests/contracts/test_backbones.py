@@ -80,6 +80,8 @@ def expected_logits(net: nn.Module, images: Tensor, keep: Tensor) -> Tensor:
     """Leaving out patches, written out sample by sample on timm's modules."""
     if hasattr(net, "rope"):
         return hidden_logits(net, images, keep)
+    if hasattr(net, "rel_pos_bias"):
+        return torch.cat([biased_logits(net, *one) for one in zip(images, keep, strict=True)])
     patches = net.patch_embed(images)
     positions = net.pos_embed
     cait = hasattr(net, "blocks_token_only")
@@ -110,6 +112,18 @@ def hidden_logits(net: nn.Module, images: Tensor, keep: Tensor) -> Tensor:
     mask = torch.zeros(len(keep), specials + 16, dtype=torch.bool).scatter(1, seen, True)
     tokens = net.forward_features(images, attn_mask=mask[:, None, None].expand(-1, -1, specials + 16, -1))
     return net.forward_head(tokens[mask].unflatten(0, (len(keep), -1)))
+
+
+def biased_logits(net: nn.Module, image: Tensor, keep: Tensor) -> Tensor:
+    """For BEiT: a whole image, in which every block's own biases hide the patches that are left out."""
+    hidden = torch.ones(17, dtype=torch.bool).index_fill(0, torch.cat((torch.zeros(1, dtype=torch.long), keep + 1)), 0)
+    biases = [block.attn._get_rel_pos_bias for block in net.blocks]
+    for block, bias in zip(net.blocks, biases, strict=True):
+        block.attn._get_rel_pos_bias = lambda bias=bias: bias().masked_fill(hidden, float("-inf"))
+    logits = net.forward_head(net.forward_features(image[None]))
+    for block in net.blocks:
+        del block.attn._get_rel_pos_bias
+    return logits
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -472,7 +486,7 @@ def test_compiled_blocks_still_hand_out_queries_and_keys(images, monkeypatch):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("family", ["vit", "dinov3", "rope_mixed", "cait"])
+@pytest.mark.parametrize("family", ["vit", "dinov3", "rope_mixed", "beit", "cait"])
 def test_gradient_checkpointing_gives_the_same_gradients(family, images):
     gradients = []
     for recompute in (False, True):

@@ -31,6 +31,7 @@ AUTO = {
     "dinov3": "cls",
     "rope_mixed": "cls",
     "sapiens": "cls",
+    "beit": "cls",
     "cait": "cls",
     "swin": "avg",
 }

@@ -28,9 +28,14 @@ BLOCK_WORDS = ("first", "middle", "last")
 
 
 class Backbone(Network, ABC):
-    """One network whose patches and blocks are known."""
+    """One network whose patches and blocks are known.
+
+    Attributes:
+        has_bias: whether blocks add something to the scores of queries and keys before the softmax.
+    """
 
     maskable = True
+    has_bias = False
 
     # --- what the network is --------------------
 

@@ -160,7 +160,7 @@ def linears(module: nn.Module | None) -> int:
     return sum(part.weight.numel() for part in modules if isinstance(part, nn.Linear))
 
 
-def norm_macs(norm: nn.Module, tokens: int, layernorm: bool) -> Macs:
+def norm_macs(norm: nn.Module | None, tokens: int, layernorm: bool) -> Macs:
     """A LayerNorm over `tokens` rows; nothing for other modules, or where LayerNorm does not count."""
     if not layernorm or not isinstance(norm, nn.LayerNorm):
         return Macs()

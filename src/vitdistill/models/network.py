@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vitdistill.errors import UserError
 from vitdistill.models.macs import Macs, check_kept, traced_macs
 from vitdistill.models.record import record_of
+from vitdistill.models.whole import why_whole
 from vitdistill.types import NOTHING, Capture, InputSpec, Output
 
 # timm's defaults for networks that carry no pretrained configuration.
@@ -60,10 +61,10 @@ class Network(nn.Module, ABC):
         if (built := record_of(self.net).args.get("in_chans")) is not None:
             return int(built)
         channels = int((self._config.get("input_size") or (3,))[0])
-        first = self._config.get("first_conv")
+        first = self._config.get("first_conv") or ""
         try:
             conv = self.net.get_submodule(first if isinstance(first, str) else first[0])
-        except (AttributeError, TypeError, IndexError):  # none is named, or it is no longer there
+        except AttributeError:  # it is no longer there
             return channels
         # A stem that folds pixels into channels (TResNet) has a multiple of these, and is not taken at its word.
         return int(conv.in_channels) if getattr(conv, "in_channels", 0) in (1, 2, 4) else channels
@@ -125,8 +126,9 @@ class Network(nn.Module, ABC):
 
     def cannot_leave_out(self) -> UserError:
         """What to raise when patches shall be left out of a network that cannot do without them."""
+        why = why_whole(self.net)
         return UserError(
-            f"{self.name} cannot leave out patches, so it cannot be a masked teacher or masked student",
+            f"{self.name} cannot leave out patches ({why}), so it cannot be a masked teacher or student",
             remedy="Use it with every patch (--keep 1.0), or choose a ViT, DeiT or CaiT",
         )
 
@@ -189,4 +191,5 @@ def refuse_opaque(network: Network) -> NoReturn:
     Raises:
         UserError: since what is asked for needs tokens.
     """
-    raise UserError(f"{network.name} hands out logits only", remedy="Choose a ViT, DeiT or CaiT")
+    why = why_whole(network.net)
+    raise UserError(f"{network.name} hands out logits only ({why})", remedy="Choose a ViT, DeiT or CaiT")

@@ -112,7 +112,7 @@ def _problem(name: str, args: dict[str, Any], size: tuple[int, int] | None) -> s
     try:
         with torch.device("meta"), torch.no_grad():
             try:
-                net = timm.create_model(name, **args, img_size=size)
+                net: Any = timm.create_model(name, **args, img_size=size)
             except TypeError:
                 net = timm.create_model(name, **args)
             config: dict[str, Any] = net.pretrained_cfg or {}  # type: ignore[assignment]

@@ -14,6 +14,7 @@ def cls_attention(
     *,
     prefix: int,
     over: Literal["all", "patches"] = "all",
+    bias: Float[Tensor, "1 h m"] | None = None,
 ) -> Float[Tensor, "b n"]:
     """Attention of the class token to each patch, averaged over heads (MaskedKD, Eq. 2).
 
@@ -25,12 +26,15 @@ def cls_attention(
         prefix: number of prefix tokens, left out of the result.
         over: "all" normalises over every token and then drops the prefix columns (the authors' code); "patches"
             normalises over the patches alone (Eq. 2 as written). The kept sets differ by a patch or so.
+        bias: added to the scores of all tokens (BEiT's relative positions).
     """
     q_cls, k = q_cls.detach().float(), k.detach().float()
     if over == "patches":
-        k, prefix = k[:, :, prefix:], 0
+        k, bias = k[:, :, prefix:], None if bias is None else bias[:, :, prefix:]
+        prefix = 0
     with without_autocast(k.device):
         scores = torch.einsum("bhd,bhmd->bhm", q_cls * q_cls.shape[-1] ** -0.5, k)
+        scores = scores if bias is None else scores + bias.detach().float()
         return scores.softmax(dim=-1)[..., prefix:].mean(dim=1)
 
 
@@ -49,7 +53,7 @@ def attention_received(
         q: queries of all tokens, prefix tokens first.
         k: keys of all tokens, prefix tokens first.
         prefix: number of prefix tokens; left out as queries and of the result, kept in the softmax.
-        bias: added to the scores (Swin's relative position bias).
+        bias: added to the scores (Swin's and BEiT's relative position bias).
     """
     q, k = q.detach().float() * q.shape[-1] ** -0.5, k.detach().float()
     total = torch.zeros(k.shape[0], k.shape[2], device=k.device)

@@ -13,6 +13,7 @@ from vitdistill.methods.selection.criterion import Attention, Criterion, Scene
 from vitdistill.models.backbone import Backbone, SaliencyKind
 from vitdistill.models.network import Network
 from vitdistill.models.teacher import Teacher
+from vitdistill.models.whole import why_whole
 from vitdistill.tokens.keep import Keep, KeepSchedule, keep_count
 from vitdistill.tokens.masking import Masking
 from vitdistill.types import Capture, Output
@@ -98,7 +99,7 @@ class Ranked(Selector):
         super().__init__()
         for option, value, known in (
             ("order", order, ("top", "bottom")),
-            ("saliency", saliency, ("cls", "patch", "pool")),
+            ("saliency", saliency, ("pool", "cls", "patch")),
             ("mask", mask, ("teacher", "student")),
         ):
             if value not in known:
@@ -122,7 +123,7 @@ class Ranked(Selector):
                 raise UserError(
                     f"{network.name} cannot leave out patches",
                     f"keep {keep}",
-                    "Use --keep 1.0, or choose a ViT, DeiT or CaiT",
+                    f"Use --keep 1.0, or choose a ViT, DeiT or CaiT ({why_whole(network.net)})",
                 )
         if ever:
             self.criterion.capture(student)  # an impossible block is refused now, not in the first step

@@ -73,6 +73,12 @@ class AttentionTerm(Term):
         ]
         for network, blocks in ((student, student_blocks), (teacher, teacher_blocks)):
             check_class_token("attention compares what class tokens look at", network, blocks)
+            if network.has_bias:
+                raise UserError(
+                    "attention compares the softmax of queries and keys, to which the network adds relative positions",
+                    network.name,
+                    "Choose a ViT or DeiT, or another term",
+                )
         self.temperature, self.reduce = temperature, reduce
         self.weights = {"attention": weight}
         self.project: nn.Module | None = None

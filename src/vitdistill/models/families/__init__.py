@@ -3,12 +3,14 @@
 To add a family: write a file with a subclass of `Backbone`, and add a line to `ADAPTERS`.
 """
 
+from timm.models.beit import Beit
 from timm.models.cait import Cait
 from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from vitdistill.models.families.beit import BiasedViT
 from vitdistill.models.families.cait import CaiT
 from vitdistill.models.families.eva import RotaryViT
 from vitdistill.models.families.swin import Swin
@@ -19,6 +21,7 @@ from vitdistill.models.network import Network, Opaque
 ADAPTERS: dict[type[nn.Module], type[Network]] = {
     VisionTransformer: ViT,
     Eva: RotaryViT,
+    Beit: BiasedViT,
     Cait: CaiT,
     SwinTransformer: Swin,
 }

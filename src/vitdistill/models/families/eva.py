@@ -84,7 +84,8 @@ class RotaryViT(ViT):
         special: bool = True,
     ) -> set[nn.Parameter]:
         reached = super().reached(capture, roles, prediction=prediction, special=special)
-        rotations = set() if self.net.rope is None else set(self.net.rope.parameters())  # learned in mixed RoPE
+        rope = getattr(self.net, "rope", None)
+        rotations = set() if rope is None else set(rope.parameters())  # learned in mixed RoPE
         rotates = any(self.block_index(block) > 0 or point != "qkv" for block, point in capture.points)
         rotates = rotates or capture.head or (bool(capture.points) and bool(roles & set("qk")))
         return reached if rotates else reached - rotations
@@ -123,13 +124,18 @@ class RotaryViT(ViT):
         attention = block.attn
         macs = Macs(
             projections=linears(attention) * tokens,
-            attention=2 * tokens**2 * attention.num_heads * attention.head_dim,
+            attention=2 * tokens**2 * attention.proj.in_features,
         )
         macs += Macs() if is_post_norm(block) else norm_macs(block.norm1, tokens, layernorm)
         # Norms of q and k see every head as a row of its own.
-        macs += norm_macs(attention.q_norm, tokens * attention.num_heads, layernorm)
-        macs += norm_macs(attention.k_norm, tokens * getattr(attention, "num_kv_heads", attention.num_heads), layernorm)
-        return macs + norm_macs(attention.norm, tokens, layernorm)
+        rows = {
+            "q_norm": attention.num_heads,
+            "k_norm": getattr(attention, "num_kv_heads", attention.num_heads),
+            "norm": 1,
+        }
+        for name, count in rows.items():
+            macs += norm_macs(getattr(attention, name, None), tokens * count, layernorm)
+        return macs
 
 
 def is_post_norm(block: Any) -> bool:

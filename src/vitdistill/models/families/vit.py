@@ -210,8 +210,8 @@ class ViT(Backbone):
             normed = self.net.norm(tokens.all.to(pool.kv.weight.dtype))
             if not getattr(self.net, "pool_include_prefix", True):
                 normed, specials = normed[:, specials:], 0
-            weight, bias = (None if both is None else both.chunk(2)[0] for both in (pool.kv.weight, pool.kv.bias))
-            k = pool.k_norm(F.linear(normed, weight, bias).unflatten(2, heads).transpose(1, 2))
+            bias = None if pool.kv.bias is None else pool.kv.bias.chunk(2)[0]
+            k = pool.k_norm(F.linear(normed, pool.kv.weight.chunk(2)[0], bias).unflatten(2, heads).transpose(1, 2))
             q = pool.q_norm(pool.q(pool.latent).unflatten(2, heads).transpose(1, 2))
         rows = [cls_attention(one.expand(len(k), -1, -1), k, prefix=specials) for one in q.unbind(2)]
         return torch.stack(rows).mean(dim=0)
@@ -231,7 +231,7 @@ class ViT(Backbone):
         total = Macs(patch_embed=net.patch_embed.proj.weight.numel() * self.grid.count)
         if isinstance(net.patch_embed, PatchEmbed):
             total += norm_macs(net.patch_embed.norm, self.grid.count, layernorm)
-        total += norm_macs(net.norm_pre, tokens, layernorm)
+        total += norm_macs(getattr(net, "norm_pre", None), tokens, layernorm)
         whole, only_qkv = self.blocks_run(capture)
         for block in self.blocks[:whole]:
             total += self.block_macs(block, tokens, layernorm)

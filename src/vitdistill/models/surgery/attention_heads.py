@@ -70,10 +70,10 @@ def _attention(backbone: Backbone, block: int) -> Any:
 
 
 def _check(backbone: Backbone, block: int, attention: Any, count: int) -> None:
-    if getattr(backbone.net, "rope", None) is not None or attention.qkv is None:
+    if getattr(backbone.net, "rope", None) is not None or backbone.has_bias or attention.qkv is None:
         raise UserError(
-            f"Block {block} of {backbone.name} has {attention.num_heads} heads, and its rotary positions or separate "
-            "projections fix their width",
+            f"Block {block} of {backbone.name} has {attention.num_heads} heads, and its rotary or relative positions, "
+            "or separate projections, fix their width",
             f"{count} heads",
             f"Choose a teacher whose block has {attention.num_heads} heads, or a plain ViT as the student",
         )
