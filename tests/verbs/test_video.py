@@ -25,6 +25,7 @@ from vitdistill.training.settings import Optim
 from vitdistill.verbs.evaluate import averaged, evaluate
 from vitdistill.verbs.export import export
 from vitdistill.verbs.finetune import finetune
+from vitdistill.verbs.job import Job
 from vitdistill.verbs.knn import knn
 from vitdistill.verbs.mae import mae
 from vitdistill.verbs.masks import masks
@@ -183,16 +184,23 @@ def test_a_students_own_frames_win_over_the_data_s(student: Path) -> None:
     options: dict[str, Any] = {"image_size": None, "positions": "sincos_3d", "drop_path": 0.0}
     make = partial(make_video_student, source=source, **options)
     eight = build(str(student), args={"frames": 8})
-    assert make(eight, args=None, frames=None).input.frames == 8
+    assert make(eight, args=None).input.frames == 8
     fresh = "moving_digits_vit_small"
-    assert make(fresh, args=None, frames=None).input.frames == 16
-    for frames in (None, 8):
-        assert make(fresh, args={"frames": 8}, frames=frames).input.frames == 8
-    assert make(str(student), args=None, frames=8).input.frames == 8
-    with pytest.raises(UserError, match=r"--frames and --student_args\.frames must agree; got 4 and 8"):
-        make(fresh, args={"frames": 8}, frames=4)
+    assert make(fresh, args=None).input.frames == 16
+    assert make(fresh, args={"frames": 8}).input.frames == 8
+    assert make(str(student), args={"frames": 8}).input.frames == 8
+
+
+def test_frames_are_an_option_wherever_clips_are_trained_on(student: Path) -> None:
+    job = Job("videomae", {"frames": 8})
+    for spec in ("moving_digits_vit_small", str(student), "video_vit_small_patch16_224@x.pth"):
+        assert job.with_frames(spec, None, "student_args") == {"frames": 8}
+        assert job.with_frames(spec, {"frames": 8, "depth": 1}, "student_args") == {"frames": 8, "depth": 1}
+        with pytest.raises(UserError, match=r"--frames and --student_args\.frames must agree; got 8 and 4"):
+            job.with_frames(spec, {"frames": 4}, "student_args")
     with pytest.raises(UserError, match="--frames has no effect on a module object, which brings its own"):
-        make(eight, args=None, frames=4)
+        job.with_frames(build(str(student)), None, "student_args")
+    assert Job("videomae", {"frames": None}).with_frames("x", {"depth": 1}, "student_args") == {"depth": 1}
 
 
 def test_fine_tuning_takes_clips_as_the_run_before_it(tmp_path: Path) -> None:
