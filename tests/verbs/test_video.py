@@ -85,7 +85,7 @@ def test_the_student_is_fine_tuned_evaluated_and_exported(student: Path, tmp_pat
     assert torch.equal(table, build(str(student)).net.pos_embed)  # fixed positions stay as they are
 
 
-def test_from_mp4_files_to_a_tuned_student(runs: Path, tmp_path: Path) -> None:
+def test_from_mp4_files_to_a_tuned_student(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("av")
     write_mp4(tmp_path / "data", "digit", train=40, val=20, size=32)
     small = {**COMMON, "batch_size": 20, "augment": Augment(recipe="pretrain")}
@@ -103,6 +103,11 @@ def test_from_mp4_files_to_a_tuned_student(runs: Path, tmp_path: Path) -> None:
     )
     plain = evaluate(str(tmp_path / "tuned"))
     assert (plain["images"], plain["views"]) == (20, 1)
+    knn(str(tmp_path / "tuned"), k=[3])
+    shown = capsys.readouterr().out
+    assert shown.count("videos") >= 2 and "images" not in shown
+    page = (tmp_path / "mvd" / "report.html").read_text()
+    assert "videos/s" in page and "teacher MACs / video" in page and "images/s" not in page
     tested = evaluate(str(tmp_path / "tuned"), clips=2, crops=3, batch_size=7)
     assert (tested["images"], tested["views"]) == (20, 6)
     # The clips are whole and square: all views are the same one.

@@ -116,7 +116,7 @@ def evaluate(
     _check_keep(backbone, keep)
     reader = Reader(subject, batch_size=batch_size, device=device, workers=workers)
     result = {"model": model, "data": source.name, **_accuracy(reader, keep)}
-    _show(result, json)
+    _show(result, json, source.val.word)
     return result
 
 
@@ -165,7 +165,7 @@ def _logits(backbone: Network, images: torch.Tensor, keep: int | float) -> torch
     return logits
 
 
-def _show(result: dict[str, Any], as_json: bool) -> None:
+def _show(result: dict[str, Any], as_json: bool, word: str) -> None:
     import json
 
     if as_json:
@@ -177,7 +177,7 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
     columns = {
         "model": str(result["model"]),
         "data": result["data"],
-        "images": str(result["images"]),
+        f"{word}s": str(result["images"]),
         "views": str(result["views"]),
         **{heading: f"{result[name]:.2f}" for name, heading in Classification(result["classes"]).headings().items()},
         "loss": f"{result['loss']:.4f}",

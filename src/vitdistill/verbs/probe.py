@@ -79,8 +79,8 @@ def probe(
     )
     source = subject.source
     reader = Reader(subject, batch_size=feature_batch_size, device=device, workers=workers)
-    train = extract(reader, source.train, pool, "training images")
-    val = extract(reader, source.val, pool, "validation images")
+    train = extract(reader, source.train, pool, f"training {source.train.word}s")
+    val = extract(reader, source.val, pool, f"validation {source.val.word}s")
     found = linear_probe(
         *train.to(reader.place),
         *val.to(reader.place),
@@ -103,11 +103,11 @@ def probe(
         "images": len(val.labels),
         "unreadable": len(train.unreadable) + len(val.unreadable),
     }
-    _show(result, json, len(source.classes))
+    _show(result, json, len(source.classes), source.val.word)
     return result
 
 
-def _show(result: dict[str, Any], as_json: bool, classes: int) -> None:
+def _show(result: dict[str, Any], as_json: bool, classes: int, word: str) -> None:
     import json
 
     if as_json:
@@ -122,7 +122,7 @@ def _show(result: dict[str, Any], as_json: bool, classes: int) -> None:
     columns = {
         "model": result["model"],
         "data": result["data"],
-        "images": str(result["images"]),
+        f"{word}s": str(result["images"]),
         "pool": result["pool"],
         "lr": f"{result['lr']:g}",
         "held-out %": "-" if held_out is None else f"{held_out:.2f}",
