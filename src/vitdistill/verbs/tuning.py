@@ -50,7 +50,8 @@ def tuned_network(job: Job) -> "Network":
 
     if job.rebuilding is not None:
         return job.rebuilding.student()
-    values, model = job.values, job.values["model"]
+    model = job.values["model"]
+    values = {**job.values, "model_args": job.with_frames(model, job.values["model_args"], "model_args")}
     if not isinstance(model, str):
         job.refuse("image_size", "model_args", why="on a module object, which brings its own")
     # A preset has no published weights: fine-tuning it is training from scratch under the same recipe. Nor has any
@@ -58,8 +59,7 @@ def tuned_network(job: Job) -> "Network":
     from_scratch = isinstance(model, str) and model in PRESETS
     pretrained = isinstance(model, str) and not from_scratch and values["task"] == "classification"
     size = values["image_size"] or job.data.image_size
-    args = job.with_frames(model, values["model_args"], "model_args")
-    body = build(model, args=args, image_size=size, pretrained=pretrained)
+    body = build(model, args=values["model_args"], image_size=size, pretrained=pretrained)
     fresh_head = values["new_head"] or job.task.always_fresh or not body.num_classes or from_scratch
     if not fresh_head:
         job.refuse("head_init", why="on a classifier that is kept: --new_head replaces it")

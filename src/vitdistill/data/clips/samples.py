@@ -23,8 +23,9 @@ from vitdistill.types import InputSpec
 
 logger = logging.getLogger(__name__)
 
+LOOKED_FOR = 2.0  # seconds that `check` takes, unless all videos so far are too short
 STRIDE = 4  # of dense clips by default, as for Kinetics
-LOOKED_AT, LOOKED_FOR = 64, 2.0  # videos that `check` opens, and seconds it takes
+LOOKED_AT = 64  # videos that `check` opens
 
 
 class VideoSamples(Samples):
