@@ -116,7 +116,7 @@ def evaluate(
     _check_keep(backbone, keep)
     reader = Reader(subject, batch_size=batch_size, device=device, workers=workers)
     result = {"model": model, "data": source.name, **_accuracy(reader, keep)}
-    _show(result, json, source.val.word)
+    _show(result, json)
     return result
 
 
@@ -139,7 +139,8 @@ def _accuracy(reader: Reader, keep: int | float) -> dict[str, Any]:
         assert labels_of_batch is not None  # labelled data was opened
         targets.append(labels_of_batch)
     log_probabilities, labels = torch.cat(scores), torch.cat(targets)
-    task, result = Classification(len(source.classes)), {}
+    task = Classification(len(source.classes))
+    result: dict[str, Any] = {"sample_word": source.val.word}
     for name, metric in task.metrics().items():
         metric.update(preds=log_probabilities, target=labels)
         result[name] = round(100 * float(metric.compute()), 4)
@@ -165,7 +166,7 @@ def _logits(backbone: Network, images: torch.Tensor, keep: int | float) -> torch
     return logits
 
 
-def _show(result: dict[str, Any], as_json: bool, word: str) -> None:
+def _show(result: dict[str, Any], as_json: bool) -> None:
     import json
 
     if as_json:
@@ -177,7 +178,7 @@ def _show(result: dict[str, Any], as_json: bool, word: str) -> None:
     columns = {
         "model": str(result["model"]),
         "data": result["data"],
-        f"{word}s": str(result["images"]),
+        f"{result['sample_word']}s": str(result["images"]),
         "views": str(result["views"]),
         **{heading: f"{result[name]:.2f}" for name, heading in Classification(result["classes"]).headings().items()},
         "loss": f"{result['loss']:.4f}",
