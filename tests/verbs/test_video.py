@@ -25,6 +25,7 @@ from vitdistill.training.settings import Optim
 from vitdistill.verbs.evaluate import averaged, evaluate
 from vitdistill.verbs.export import export
 from vitdistill.verbs.finetune import finetune
+from vitdistill.verbs.job import Job
 from vitdistill.verbs.knn import knn
 from vitdistill.verbs.mae import mae
 from vitdistill.verbs.masks import masks
@@ -84,7 +85,7 @@ def test_the_student_is_fine_tuned_evaluated_and_exported(student: Path, tmp_pat
     assert torch.equal(table, build(str(student)).net.pos_embed)  # fixed positions stay as they are
 
 
-def test_from_mp4_files_to_a_tuned_student(runs: Path, tmp_path: Path) -> None:
+def test_from_mp4_files_to_a_tuned_student(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("av")
     write_mp4(tmp_path / "data", "digit", train=40, val=20, size=32)
     small = {**COMMON, "batch_size": 20, "augment": Augment(recipe="pretrain")}
@@ -102,6 +103,11 @@ def test_from_mp4_files_to_a_tuned_student(runs: Path, tmp_path: Path) -> None:
     )
     plain = evaluate(str(tmp_path / "tuned"))
     assert (plain["images"], plain["views"]) == (20, 1)
+    knn(str(tmp_path / "tuned"), k=[3])
+    shown = capsys.readouterr().out
+    assert shown.count("videos") >= 2 and "images" not in shown
+    page = (tmp_path / "mvd" / "report.html").read_text()
+    assert "teacher MACs / video" in page and "teacher MACs / image" not in page
     tested = evaluate(str(tmp_path / "tuned"), clips=2, crops=3, batch_size=7)
     assert (tested["images"], tested["views"]) == (20, 6)
     # The clips are whole and square: all views are the same one.
@@ -183,16 +189,23 @@ def test_a_students_own_frames_win_over_the_data_s(student: Path) -> None:
     options: dict[str, Any] = {"image_size": None, "positions": "sincos_3d", "drop_path": 0.0}
     make = partial(make_video_student, source=source, **options)
     eight = build(str(student), args={"frames": 8})
-    assert make(eight, args=None, frames=None).input.frames == 8
+    assert make(eight, args=None).input.frames == 8
     fresh = "moving_digits_vit_small"
-    assert make(fresh, args=None, frames=None).input.frames == 16
-    for frames in (None, 8):
-        assert make(fresh, args={"frames": 8}, frames=frames).input.frames == 8
-    assert make(str(student), args=None, frames=8).input.frames == 8
-    with pytest.raises(UserError, match=r"--frames and --student_args\.frames must agree; got 4 and 8"):
-        make(fresh, args={"frames": 8}, frames=4)
+    assert make(fresh, args=None).input.frames == 16
+    assert make(fresh, args={"frames": 8}).input.frames == 8
+    assert make(str(student), args={"frames": 8}).input.frames == 8
+
+
+def test_frames_are_an_option_wherever_clips_are_trained_on(student: Path) -> None:
+    job = Job("videomae", {"frames": 8})
+    for spec in ("moving_digits_vit_small", str(student), "video_vit_small_patch16_224@x.pth"):
+        assert job.with_frames(spec, None, "student_args") == {"frames": 8}
+        assert job.with_frames(spec, {"frames": 8, "depth": 1}, "student_args") == {"frames": 8, "depth": 1}
+        with pytest.raises(UserError, match=r"--frames and --student_args\.frames must agree; got 8 and 4"):
+            job.with_frames(spec, {"frames": 4}, "student_args")
     with pytest.raises(UserError, match="--frames has no effect on a module object, which brings its own"):
-        make(eight, args=None, frames=4)
+        job.with_frames(build(str(student)), None, "student_args")
+    assert Job("videomae", {"frames": None}).with_frames("x", {"depth": 1}, "student_args") == {"depth": 1}
 
 
 def test_fine_tuning_takes_clips_as_the_run_before_it(tmp_path: Path) -> None:

@@ -84,6 +84,15 @@ def refused(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         ),
         (f"{MVD} --frames 1 --video_teacher {VIDEO}@{{video}}", "multiple of the tubelet's 2; got 1. Use 2"),
         (f"{FINETUNE} --model_args.frames 7", "multiple of the tubelet's 2; got 7. Use 6 or 8"),
+        (f"{FINETUNE} --frames 7", "multiple of the tubelet's 2; got 7. Use 6 or 8"),
+        (f"{FINETUNE} --frames 8 --model_args.frames 4", "--frames and --model_args.frames must agree; got 8 and 4"),
+        (
+            f"{VIDEOMAE} --frames 8 --student_args.frames 4",
+            "--frames and --student_args.frames must agree; got 8 and 4",
+        ),
+        (f"{EVALUATE} --frames 8", "There is no option --frames. Frames belong to the network: give --model_args.fr"),
+        (f"supervised {STUDENT} --frames 6 --student_args.frames 8 --data {{data}} --out {{out}}", "got 6 and 8"),
+        (f"supervised --student {IMAGE} --frames 6 --data {{data}} --out {{out}}", f"over images; {IMAGE} is one"),
         # Clips longer than every video: 16 frames with the default stride of 4.
         (VIDEOMAE, "span 61 frames, and the longest video has 16. Choose fewer frames, a smaller stride or uniform"),
         (FINETUNE, "A clip must not be longer than every video"),

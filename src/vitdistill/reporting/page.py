@@ -63,19 +63,31 @@ RESULTS = (
     Column("teacher", "teacher", str, text=True, void="none"),
     Column("patches kept", "patches", str),
 )
-COSTS = (
-    Column("validation loss", "loss", lambda value: f"{value:.4g}"),
-    Column("teacher MACs / image", "teacher_gmacs_per_image", _macs, void=0.0),
-    Column("saved", "saved_fraction", lambda value: f"{100 * value:.0f}%"),
-)
-SPEED = (
-    RUN,
-    Column("teacher MACs in all", "teacher_pmacs", lambda value: _macs(value * 1e6)),
-    Column("images/s", "images_per_s", _fixed(0)),
-    Column("ms data / student / teacher", "split", str),
-    Column("peak GiB", "peak_memory_gib", _fixed(2)),
-    Column("time", "seconds", _duration),
-)
+
+
+def _costs(word: str) -> tuple[Column, ...]:
+    return (
+        Column("validation loss", "loss", lambda value: f"{value:.4g}"),
+        Column(f"teacher MACs / {word}", "teacher_gmacs_per_image", _macs, void=0.0),
+        Column("saved", "saved_fraction", lambda value: f"{100 * value:.0f}%"),
+    )
+
+
+def _speed(word: str) -> tuple[Column, ...]:
+    return (
+        RUN,
+        Column("teacher MACs in all", "teacher_pmacs", lambda value: _macs(value * 1e6)),
+        Column(f"{word}s/s", "images_per_s", _fixed(0)),
+        Column("ms data / student / teacher", "split", str),
+        Column("peak GiB", "peak_memory_gib", _fixed(2)),
+        Column("time", "seconds", _duration),
+    )
+
+
+def _word(runs: Sequence[Run]) -> str:
+    """What the runs were trained on: image, video, ..., or sample where they differ; earlier runs do not say."""
+    words = {run.text("sample_word") or "image" for run in runs}
+    return words.pop() if len(words) == 1 else "sample"
 
 
 def write_report(run_dirs: Sequence[Path], out: Path, *, masks: bool = True) -> Path:
@@ -97,7 +109,8 @@ def write_report(run_dirs: Sequence[Path], out: Path, *, masks: bool = True) -> 
 
     runs = read_runs(run_dirs)
     metrics = [Column(heading, name, _fixed(2)) for name, heading in metrics_of(runs).items()]
-    named = (("Results", (*RESULTS, *metrics, *COSTS)), ("Cost and speed", SPEED))
+    word = _word(runs)
+    named = (("Results", (*RESULTS, *metrics, *_costs(word))), ("Cost and speed", _speed(word)))
     tables = [(heading, *_table(columns, runs)) for heading, columns in named]
     template = resources.files("vitdistill.reporting").joinpath("page.html").read_text(encoding="utf-8")
     text = (

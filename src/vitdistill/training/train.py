@@ -97,6 +97,7 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
         versions=versions(),
         seed=settings.seed,
         epochs=settings.epochs,
+        sample_word=source.train.word,
         # What the columns of the metrics are called, which of them counts, and whether it has a binomial error.
         metrics={} if method.task is None else method.task.columns,
         score=None if method.task is None else method.task.score,

@@ -100,18 +100,12 @@ class Published(Regularised):
 class Clips(Flat):
     """How clips are taken from videos."""
 
+    frames: int | None = None
+    """of a clip, for networks over clips; by default the network's own, else the data's or 16."""
     stride: int | None = None
     """of videos: frames from one frame of a dense clip to the next; by default 4, and 1 for bundled clips."""
     sampling: Sampling = "dense"
     """of videos: dense takes a window of frames x stride, uniform one frame of each of so many equal parts."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipStudent(Regularised):
-    """A student over clips."""
-
-    frames: int | None = None
-    """of a clip; by default the data's or 16."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -174,7 +174,8 @@ def _accuracy(reader: Reader, keep: int | float, order: tuple[Any, ...] | None) 
         assert labels_of_batch is not None  # labelled data was opened
         targets.append(labels_of_batch)
     log_probabilities, labels = torch.cat(scores), torch.cat(targets)
-    task, result = Classification(len(source.classes)), {}
+    task = Classification(len(source.classes))
+    result: dict[str, Any] = {"sample_word": source.val.word}
     for name, metric in task.metrics().items():
         metric.update(preds=log_probabilities, target=labels)
         result[name] = round(100 * float(metric.compute()), 4)
@@ -218,7 +219,7 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
     columns = {
         "model": str(result["model"]),
         "data": result["data"],
-        "images": str(result["images"]),
+        f"{result['sample_word']}s": str(result["images"]),
         "views": str(result["views"]),
         **{heading: f"{result[name]:.2f}" for name, heading in task.headings().items()},
         "loss": f"{result['loss']:.4f}",

@@ -13,7 +13,7 @@ from inspect import Parameter, isclass, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitdistill.errors import refuse_without_effect
+from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.files import is_first_process
 from vitdistill.runs.directory import RunDirectory, plain
 from vitdistill.verbs.arguments import Flat, Student
@@ -234,7 +234,9 @@ class Job:
 
         if self.rebuilding is not None:
             return self.rebuilding.student()
-        return make_student(student.student, self.data, **{**_options(student), **changes})
+        options = {**_options(student), **changes}
+        options["args"] = self.with_frames(student.student, options["args"], "student_args")
+        return make_student(student.student, self.data, **options)
 
     def pretraining_student(self, student: Student, **changes: Any) -> "Network":
         """A network over images to train without labels; no classifier, and drop path only as the verb sets it."""
@@ -242,7 +244,7 @@ class Job:
 
         if self.rebuilding is not None:
             return self.rebuilding.student()
-        options = {name: value for name, value in _options(student).items() if name not in ("drop_path", "frames")}
+        options = {name: value for name, value in _options(student).items() if name != "drop_path"}
         return make_pretraining_student(student.student, self.data, **{**options, **changes})
 
     def video_student(self, student: Student, **changes: Any) -> "VideoViT":
@@ -252,7 +254,9 @@ class Job:
 
         if self.rebuilding is not None:
             return check_video(self.rebuilding.student(), "student")
-        return make_video_student(student.student, self.data, **{**_options(student), **changes})
+        options = {**_options(student), **changes}
+        options["args"] = self.with_frames(student.student, options["args"], "student_args")
+        return make_video_student(student.student, self.data, **options)
 
     def clip_or_image_student(self, student: Student, *, images: bool) -> "Network":
         """A network over clips with positions of space and time; over images where those are the data.
@@ -302,6 +306,27 @@ class Job:
             trainer=self.values["trainer"],
             check=check,
         )
+
+    def with_frames(self, spec: Any, args: dict[str, Any] | None, option: str) -> dict[str, Any] | None:
+        """Arguments of an architecture with `--frames` among them, where the verb has that option and it was given.
+
+        Raises:
+            UserError: when they have other frames, or the network takes none.
+        """
+        from vitdistill.models.names import VIDEO
+        from vitdistill.models.presets import BUNDLED, PRESETS
+
+        frames = self.values.get("frames")
+        if frames is None:
+            return args
+        if not isinstance(spec, str):
+            self.refuse("frames", why="on a module object, which brings its own")
+        elif not (spec.startswith(VIDEO) or spec in (*PRESETS, *BUNDLED) or ":" in spec or Path(spec).is_dir()):
+            self.refuse("frames", why=f"on a network over images; {spec} is one")
+        if (args or {}).get("frames", frames) != frames:
+            both = f"{frames} and {(args or {})['frames']}"
+            raise UserError(f"--frames and --{option}.frames must agree", both, "Give --frames alone")
+        return {**(args or {}), "frames": frames}
 
     def refuse(self, *names: str, why: str) -> None:
         """Refuse options that were given though nothing will read them, now that the networks and the data are known.

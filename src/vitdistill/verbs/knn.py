@@ -74,8 +74,8 @@ def knn(
     ks = [k] if isinstance(k, int) else list(k)
     check_votes(ks, temperature, len(source.train))
     reader = Reader(subject, batch_size=batch_size, device=device, workers=workers, bad_share=bad_share)
-    train = extract(reader, source.train, pool, "training images")
-    val = extract(reader, source.val, pool, "validation images")
+    train = extract(reader, source.train, pool, f"training {source.train.word}s")
+    val = extract(reader, source.val, pool, f"validation {source.val.word}s")
     scores = knn_accuracy(
         *train.to(reader.place),
         *val.to(reader.place),
@@ -94,11 +94,11 @@ def knn(
         "images": len(val.labels),
         "unreadable": len(train.unreadable) + len(val.unreadable),
     }
-    _show(result, json, len(source.classes))
+    _show(result, json, len(source.classes), source.val.word)
     return result
 
 
-def _show(result: dict[str, Any], as_json: bool, classes: int) -> None:
+def _show(result: dict[str, Any], as_json: bool, classes: int, word: str) -> None:
     import json
 
     if as_json:
@@ -110,7 +110,7 @@ def _show(result: dict[str, Any], as_json: bool, classes: int) -> None:
     from vitdistill.tasks.classification import Classification
 
     tops = Classification(classes).headings()
-    table = Table("model", "data", "images", "pool", "k", *tops.values())
+    table = Table("model", "data", f"{word}s", "pool", "k", *tops.values())
     for score in result["scores"]:
         table.add_row(
             result["model"],

@@ -29,6 +29,9 @@ def refusal(message: str, verb: str) -> UserError:
     types = dict(_types(verb))
     if unknown := _UNKNOWN.search(text):
         name = unknown["name"].partition("=")[0]
+        if name == "--frames" and (args := [each for each in types if each.endswith("_args")]):
+            given = " or ".join(f"--{each}.frames" for each in args)
+            return UserError(f"There is no option {name}", remedy=f"Frames belong to the network: give {given}")
         return UserError(f"There is no option {name}", remedy=near(name, [f"--{each}" for each in types]))
     if unknown := _UNKNOWN_KEY.search(text):
         # The message names the last part only, so compare with the last part of every option.

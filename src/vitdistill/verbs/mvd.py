@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from vitdistill.data.images.augment import Augment
-from vitdistill.verbs.arguments import Clips, ClipStudent, Format, ImageAndVideoTeacher, masked_modelling
+from vitdistill.verbs.arguments import Clips, Format, ImageAndVideoTeacher, Regularised, masked_modelling
 from vitdistill.verbs.job import Job, trains
 from vitdistill.verbs.needs import GIVEN, needs
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     ),
 )
 def mvd(
-    job: Job, *, student: ClipStudent, teachers: ImageAndVideoTeacher, per_token: bool = False, **options: Any
+    job: Job, *, student: Regularised, teachers: ImageAndVideoTeacher, per_token: bool = False, **options: Any
 ) -> "Method":
     """Distil an image teacher, a video teacher, or both into a video student that sees a tenth of a clip (MVD).
 

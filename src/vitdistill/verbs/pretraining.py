@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from vitdistill.data.source import DataSource
-from vitdistill.errors import UserError, refuse_without_effect
+from vitdistill.errors import UserError
 from vitdistill.models.backbone import with_tokens
 from vitdistill.models.decoder import xavier
 from vitdistill.models.families.video_vit import VideoPositions, VideoViT, check_video
@@ -55,24 +55,18 @@ def make_video_student(
     source: DataSource,
     *,
     args: dict[str, Any] | None,
-    frames: int | None,
     image_size: int | None,
     positions: VideoPositions,
     drop_path: float = 0.0,
 ) -> VideoViT:
     """A video ViT without a classifier; a fresh one with the method's positions and MAE's initialisation.
 
-    Frames are the given ones. Otherwise those of bundled data for a fresh network, and its own for another.
+    Frames are those in `args`, else those of bundled data for a fresh network, and its own for another.
 
     Raises:
-        UserError: when the network takes images, or its frames are given twice and differ.
+        UserError: when the network takes images.
     """
     options, fresh = dict(args or {}), is_fresh(spec, pretrained=False)
-    if isinstance(spec, nn.Module):
-        refuse_without_effect({"frames": frames}, {}, ["frames"], "on a module object, which brings its own")
-    if frames is not None and options.setdefault("frames", frames) != frames:
-        both = f"{frames} and {options['frames']}"
-        raise UserError("--frames and --student_args.frames must agree", both, "Give one of them")
     if fresh and source.frames is not None:
         options.setdefault("frames", source.frames)
     if fresh:

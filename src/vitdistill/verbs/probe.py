@@ -100,8 +100,8 @@ def probe(
         channels = _features(subject.backbone, pool).shape[1]
         _with_head(subject, pool, torch.ones(len(source.classes), channels) / channels)  # refuses before the work
     reader = Reader(subject, batch_size=feature_batch_size, device=device, workers=workers, bad_share=bad_share)
-    train = extract(reader, source.train, pool, "training images")
-    val = extract(reader, source.val, pool, "validation images")
+    train = extract(reader, source.train, pool, f"training {source.train.word}s")
+    val = extract(reader, source.val, pool, f"validation {source.val.word}s")
     head, found = fit_probe(
         *train.to(reader.place),
         *val.to(reader.place),
@@ -126,7 +126,7 @@ def probe(
     }
     if keeps is not None:
         _keep(keeps, subject, pool, head, result)
-    _show(result, json, len(source.classes))
+    _show(result, json, len(source.classes), source.val.word)
     return result
 
 
@@ -196,7 +196,7 @@ def _keep(run: RunDirectory, subject: Subject, pool: Pool, head: Heads, result: 
     )
 
 
-def _show(result: dict[str, Any], as_json: bool, classes: int) -> None:
+def _show(result: dict[str, Any], as_json: bool, classes: int, word: str) -> None:
     import json
 
     if as_json:
@@ -211,7 +211,7 @@ def _show(result: dict[str, Any], as_json: bool, classes: int) -> None:
     columns = {
         "model": result["model"],
         "data": result["data"],
-        "images": str(result["images"]),
+        f"{word}s": str(result["images"]),
         "pool": result["pool"],
         "lr": f"{result['lr']:g}",
         "held-out %": "-" if held_out is None else f"{held_out:.2f}",

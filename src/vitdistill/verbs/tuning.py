@@ -51,7 +51,8 @@ def tuned_network(job: Job) -> "Network":
 
     if job.rebuilding is not None:
         return job.rebuilding.student()
-    values, model = job.values, job.values["model"]
+    model = job.values["model"]
+    values = {**job.values, "model_args": job.with_frames(model, job.values["model_args"], "model_args")}
     if not isinstance(model, str):
         job.refuse("image_size", "model_args", why="on a module object, which brings its own")
     # A preset has no published weights: fine-tuning it is training from scratch under the same recipe. Nor has any

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from vitdistill.data.images.augment import Augment
-from vitdistill.verbs.arguments import Clips, ClipStudent, masked_modelling
+from vitdistill.verbs.arguments import Clips, Regularised, masked_modelling
 from vitdistill.verbs.job import Job, trains
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     augment=Augment(recipe="pretrain"),
     optim=masked_modelling(warmup_epochs=40, min_lr=1e-5),
 )
-def videomae(job: Job, *, student: ClipStudent, **options: Any) -> "Method":
+def videomae(job: Job, *, student: Regularised, **options: Any) -> "Method":
     """Pre-train a video ViT without labels by predicting the pixels of masked tubelets (VideoMAE).
 
     Args:

@@ -9,6 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from vitdistill.errors import UserError
+from vitdistill.methods.mvd import MVD, per_token_distillation
+from vitdistill.methods.options import FeatureDecoder
+from vitdistill.methods.videomae import VideoMAE
 from vitdistill.models.build import build
 from vitdistill.models.families.video_vit import VideoViT
 from vitdistill.tokens.positions import sincos_3d, sinusoid_1d
@@ -200,3 +203,22 @@ def test_hugging_face_s_weights_give_hugging_face_s_features(kind: str, clips: t
             hidden = ours(clips, capture=Capture.at(-1, "output")).tokens(-1).all
             expected = body(frames, output_hidden_states=True).hidden_states[-1]
             torch.testing.assert_close(hidden, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "remedy"),
+    [
+        ((2, 4, 3, 16, 16), r"Swap frames and channels: clips\.transpose\(1, 2\)"),
+        ((2, 3, 4, 32, 32), "Build the network with the frames and img_size of the clips, or resize these"),
+        ((2, 3, 8, 8, 16), "Build the network"),
+        ((2, 3, 16, 16), "Build the network"),
+    ],
+)
+def test_clips_of_another_shape_are_refused_by_every_method(shape: tuple[int, ...], remedy: str) -> None:
+    student = build(NAME, args={**SMALL, "num_classes": 2})
+    image = build("vit_tiny_patch16_224", args={key: SMALL[key] for key in SMALL if key != "frames"})
+    small = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
+    mvd = MVD(student, image_teacher=image, decoder=FeatureDecoder(width=16, depth=1, heads=2))
+    for method in (student, mvd, VideoMAE(student, **small), per_token_distillation(student, image_teacher=image)):
+        with pytest.raises(UserError, match=rf"here \(b, 3, 4, 16, 16\); got .*{shape[-1]}\)\. {remedy}"):
+            method(torch.zeros(shape))

@@ -50,7 +50,7 @@ def open_actions(folder: str | Path, files: ActionFiles, *, classes: int | None 
     """Read the files and find the videos.
 
     Args:
-        folder: of the videos: `<video id>.mp4` (or .mkv, .webm, .avi, .mov), or folders `<video id>/` of frames.
+        folder: of the videos: `<video id>.mp4` (or with another suffix of videos), or folders `<video id>/` of frames.
         files: in AVA's formats.
         classes: of a trained network, where there is no label map; None counts what is annotated.
 

@@ -42,7 +42,7 @@ class Movies:
     """Where videos are, and how their time runs.
 
     Args:
-        folder: holds `<video id>.mp4` (or .mkv, .webm, .avi, .mov), or a folder `<video id>/` of frames.
+        folder: holds `<video id>.mp4` (or with another suffix of videos), or a folder `<video id>/` of frames.
         start: second of the movie at which files and folders begin; AVA's annotated quarter of an hour begins at 900.
         frame_rate: frames per second of folders of frames; video files say theirs.
     """
@@ -68,7 +68,7 @@ class Movies:
             raise UserError(
                 f"All annotated videos must be in {self.folder}",
                 f"{len(missing)} of {len(videos)} missing: {some(missing)}",
-                "A video is <video_id>.mp4 (or .mkv, .webm, .avi, .mov) or a folder <video_id> of frames",
+                "A video is <video_id>.mp4 (or with another suffix of videos) or a folder <video_id> of frames",
             )
         paths = [os.path.join(self.folder, name) for name in names if name is not None]
         folders = [os.path.isdir(path) for path in paths]

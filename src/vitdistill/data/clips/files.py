@@ -13,6 +13,7 @@ from pathlib import Path
 from vitdistill.data.clips.decode import VideoFile
 from vitdistill.data.clips.frame_folder import FrameFolder
 from vitdistill.data.clips.lists import LIST_SUFFIXES, find_lists, labelled_lists, names_any, unlabelled_lists
+from vitdistill.data.clips.repeated import warn_of_repeated
 from vitdistill.data.clips.samples import VideoSamples
 from vitdistill.data.clips.stream import require_av
 from vitdistill.data.clips.video import Video
@@ -33,7 +34,13 @@ from vitdistill.data.samples import Samples
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
 
-EXTENSIONS = (".mp4", ".avi", ".mkv", ".webm", ".mov")
+# What FFmpeg reads as video under these names. GIF and APNG are images, and .ogg, .mka and .m4a are mostly sound.
+EXTENSIONS = (
+    *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".mj2"),
+    *(".mkv", ".mk3d", ".webm", ".avi", ".divx", ".wmv", ".asf", ".flv", ".ogv", ".ogm", ".rm", ".rmvb", ".nut"),
+    *(".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".m2p", ".vob", ".ts", ".mts", ".m2ts", ".m2t", ".mod", ".tod", ".mxf"),
+    *(".dv", ".wtv", ".amv", ".ivf", ".y4m", ".h264", ".264", ".h265", ".265", ".hevc", ".obu", ".mjpeg", ".mjpg"),
+)
 LOOKED_AT = 1000  # files that `has_videos` looks at
 # What frames are called when they come out of a video; photos in class folders rarely have such names.
 FRAME_NAME = re.compile(r"(img|image|frame)s?[_-]?\d+\.\w+", re.IGNORECASE)
@@ -85,6 +92,7 @@ def video_files(path: str | Path, *, labels: bool = True, root: str | Path | Non
         source = labelled(place, VIDEOS) if labels else labelled_if_possible(place, VIDEOS) or unlabelled(place, VIDEOS)
     if any(_holds_a_file(videos) for videos in (source.train, source.val)):
         require_av()  # here, as the loader would take its absence for unreadable files
+    warn_of_repeated(source)
     return source
 
 
@@ -207,6 +215,6 @@ VIDEOS = Kind(
     layout=(
         "Expected <data>/train/<class>/*.mp4 and <data>/val/<class>/*.mp4, or the lists <data>/train.csv and val.csv"
     ),
-    formats="mp4, avi, mkv, webm and mov files and folders of frames are read",
+    formats="files of FFmpeg's formats (mp4, mov, mkv, webm, avi, wmv, mpg, ts, ...) and folders of frames are read",
     otherwise=", or lists",
 )

@@ -1,7 +1,10 @@
 """Sets of videos, and how videos become inputs: clips for networks over clips, single frames for those over images."""
 
 import hashlib
+import logging
+import time
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +22,9 @@ from vitdistill.data.samples import UNREADABLE, Facts, Samples, Transform, ViewO
 from vitdistill.errors import UserError, refuse_given
 from vitdistill.types import InputSpec
 
+logger = logging.getLogger(__name__)
+
+LOOKED_FOR = 2.0  # seconds that `check` takes, unless all videos so far are too short
 STRIDE = 4  # of dense clips by default, as for Kinetics
 LOOKED_AT = 64  # videos that `check` opens
 INSPECTED_AT, INSPECTED_AT_ONCE = 32, 2048  # shorter edge in pixels of the frames that `inspect` decodes, and how many
@@ -106,32 +112,47 @@ class VideoSamples(Samples):
         return Facts(width, height, length, getattr(video, "rate", None), content.hexdigest())
 
     def check(self, spec: InputSpec, options: ViewOptions) -> None:
-        """Refuse clips that are longer than every video; opens up to 64 videos, mostly only one.
+        """Refuse clips that are longer than every video, and warn of those that are longer than some.
 
-        64 evenly spaced videos are looked at, unreadable ones among them passed over. Uniform sampling fits every
-        video.
+        Up to 64 evenly spaced videos are opened, fewer where that takes longer than two seconds; unreadable ones among
+        them are passed over. Uniform sampling fits every video.
 
         Raises:
             UserError: when all videos looked at are shorter than a clip.
         """
-        if spec.frames is None or (sampling := self.sampling(spec, options)).kind == "uniform":
+        if spec.frames is None:
             return
-        longest = 0
+        sampling = self.sampling(spec, options)
+        lengths: list[int] = []
+        began = time.monotonic()
         for index in np.unique(np.linspace(0, len(self) - 1, min(LOOKED_AT, len(self))).astype(int)).tolist():
+            if max(lengths, default=0) >= sampling.needed and time.monotonic() - began > LOOKED_FOR:
+                break
             try:
-                longest = max(longest, self.load(index)[0].length)
+                lengths.append(self.load(index)[0].length)
             except UNREADABLE as error:
                 reason_of(error, self.path(index))  # raises what is no fault of the file
-                continue
-            if longest >= sampling.needed:
-                return
-        if longest:
+        short = [length for length in lengths if length < sampling.needed]
+        if not short:
+            return
+        dense = sampling.kind == "dense"
+        clip = f"{sampling.frames} frames with stride {sampling.stride} span {sampling.needed} frames"
+        if dense and len(short) == len(lengths):
             raise UserError(
                 "A clip must not be longer than every video",
-                f"{sampling.frames} frames with stride {sampling.stride} span {sampling.needed} frames, "
-                f"and the longest video has {longest}",
+                f"{clip}, and the longest video has {max(short)}",
                 "Choose fewer frames, a smaller stride or uniform sampling",
             )
+        _warn_of_short(len(short), len(lengths), min(short), clip if dense else f"{sampling.frames} frames", dense)
+
+
+@lru_cache(maxsize=64)  # once, though training and validation both look
+def _warn_of_short(short: int, looked_at: int, shortest: int, clip: str, dense: bool) -> None:
+    logger.warning(
+        "%d of the %d videos looked at are shorter than a clip (%s; the shortest has %d), so frames are repeated%s",
+        *(short, looked_at, clip, shortest),
+        ". Choose fewer frames, a smaller stride or uniform sampling" if dense else "",
+    )
 
 
 @dataclass(frozen=True)

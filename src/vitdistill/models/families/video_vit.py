@@ -75,7 +75,24 @@ class TubeletEmbed(nn.Module):
         kernel = (tubelet, *self.patch_size)
         self.proj = nn.Conv3d(in_chans, embed_dim, kernel, kernel, bias=bias, device=device, dtype=dtype)
 
-    def forward(self, clips: Float[Tensor, "b ch t height width"]) -> Float[Tensor, "b n d"]:
+    def forward(self, clips: Float[Tensor, "b *clip"]) -> Float[Tensor, "b n d"]:
+        """
+        Args:
+            clips: channels, frames, height, width.
+
+        Raises:
+            UserError: when clips have another shape.
+        """
+        wanted = (self.proj.in_channels, self.frames, *self.img_size)
+        if (given := tuple(clips.shape[1:])) != wanted:
+            swapped = len(given) == len(wanted) and (given[1], given[0], *given[2:]) == wanted
+            raise UserError(
+                f"Clips must be (batch, channels, frames, height, width), here (b, {', '.join(map(str, wanted))})",
+                tuple(clips.shape),
+                "Swap frames and channels: clips.transpose(1, 2)"
+                if swapped
+                else "Build the network with the frames and img_size of the clips, or resize these",
+            )
         return self.proj(clips).flatten(2).transpose(1, 2)
 
 
