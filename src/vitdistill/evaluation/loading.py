@@ -18,6 +18,7 @@ from vitdistill.data.samples import Samples, ViewOptions
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.evaluation.progress import track
+from vitdistill.models.names import is_saved
 from vitdistill.models.network import Network
 from vitdistill.models.record import ModelRecord
 from vitdistill.runs.read import Checkpoint, find_run, read_run
@@ -60,7 +61,7 @@ def open_subject(
             is no run, or options of videos are given for images or the reverse.
     """
     folder, run = Path(model), find_run(model)
-    if folder.is_dir():
+    if folder.is_dir() and not is_saved(folder):
         ModelRecord.read(folder)  # a folder that is no run is refused as such, before its data is missed
     config = {} if run is None else run.config
     if run is not None and run.problems and not config:

@@ -16,7 +16,7 @@ from vitdistill.models.network import DEFAULT_MEAN, Network
 from vitdistill.models.presets import BUNDLED, PRESETS
 from vitdistill.models.record import WEIGHTS, ModelRecord, attach_record, record_of, set_statistics
 from vitdistill.models.surgery.attention_heads import set_heads
-from vitdistill.models.weights.folder import cached_folder, open_folder, record_beside
+from vitdistill.models.weights.folder import Folder, cached_folder, open_folder, record_beside
 from vitdistill.models.weights.positions import FILE_SIZE, pair
 from vitdistill.models.weights.read import adapt, classes_in, load_into, read_weights
 from vitdistill.models.weights.videomae import arguments_for, unwrapped
@@ -72,11 +72,7 @@ def _from_text(
         folder = cached_folder(spec)
     saved = None if folder is None else open_folder(folder)
     if saved is not None:
-        assert saved.record.architecture is not None
-        if image_size is None and saved.image_size is not None and "img_size" not in args:
-            args["img_size"] = list(saved.image_size)
-        given = {**saved.record.args, **args}
-        return _with_file(saved.record.architecture, given, num_classes, image_size, saved.weights, meta, saved.record)
+        return _saved(saved, args, num_classes, image_size, meta, with_weights=pretrained or Path(spec).is_dir())
     if folder is not None:
         record = ModelRecord.read(folder)
         if record.architecture is None:
@@ -111,8 +107,36 @@ def _from_text(
                 f"{name} has no published weights that can be downloaded",
                 remedy=f"Give {name}@weights-file, or train it with {verbs} and give the run directory",
             )
-        return _from_timm(preset, args, num_classes, image_size, pretrained and not meta)
+        try:
+            return _from_timm(preset, args, num_classes, image_size, pretrained and not meta)
+        except UserError:
+            if spec.startswith("hf-hub:"):
+                cached_folder(spec)  # timm may have fetched a configuration that is transformers', which says more
+            raise
     return _with_file(preset, args, num_classes, image_size, Path(file), meta, stored)
+
+
+def _saved(
+    saved: Folder,
+    args: dict[str, Any],
+    num_classes: int | None,
+    image_size: int | None,
+    meta: bool,
+    *,
+    with_weights: bool,
+) -> nn.Module:
+    """The network of a folder of `save_pretrained`, at the size to which the folder brings images."""
+    record, given = saved.record, {**saved.record.args, **args}
+    assert record.architecture is not None
+    if image_size is None and saved.image_size is not None and "img_size" not in args:
+        given["img_size"] = list(saved.image_size)
+    if with_weights:
+        net = _with_file(record.architecture, given, num_classes, image_size, saved.weights, meta, record)
+    else:
+        net = _from_timm(record.architecture, given, num_classes, image_size, pretrained=False)
+        set_statistics(net, record.mean, record.std)
+    net.pretrained_cfg = {**(net.pretrained_cfg or {}), **saved.preparation}  # type: ignore[assignment, dict-item]
+    return net
 
 
 def _recorded(record: ModelRecord | None, name: str, asked: dict[str, Any], file: str) -> dict[str, Any]:

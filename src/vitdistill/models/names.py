@@ -8,10 +8,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from vitdistill.errors import UserError, near
+from vitdistill.files import WEIGHTS
 from vitdistill.models.presets import BUNDLED, PRESETS
 
 VIDEO = "video_vit_"  # what the names of our own architectures begin with
+CONFIG = "config.json"  # in a folder of transformers' or timm's
 _PLAIN = re.compile(r"[\w-]+(\.[\w-]+)?$")
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder is one that transformers or timm saved for the hub; a run directory is none."""
+    return (folder / CONFIG).is_file() and not (folder / WEIGHTS).is_file()
 
 
 def check_model(spec: Any) -> None:

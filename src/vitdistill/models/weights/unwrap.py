@@ -53,7 +53,8 @@ def tensors_of(content: Mapping[str, Any], source: object) -> dict[str, Tensor]:
             log.warning("%s holds the networks 'teacher' and 'student'; the teacher's weights are taken", source)
         content = inner[key]
     found = clean_state_dict({key: value for key, value in content.items() if isinstance(key, str)})
-    tensors = {key: torch.as_tensor(value) for key, value in found.items() if _is_array(value)}
+    arrays = {key: value for key, value in found.items() if _is_array(value)}
+    tensors = {key: value if isinstance(value, Tensor) else torch.from_numpy(value) for key, value in arrays.items()}
     if not tensors:
         entries = ", ".join(map(str, list(content)[:6]))
         raise UserError(
