@@ -25,6 +25,7 @@ ORDER = (
     "evaluation",
     "data",
     "models",
+    "weights",
     "training",
     "cost",
     "results",

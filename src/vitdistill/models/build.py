@@ -221,11 +221,11 @@ def _with_file(
     wanted = num_classes if num_classes is not None else in_file or 0
     net = probe if wanted in (None, probe.num_classes) else _from_timm(name, args, wanted, image_size, False)
     new_head = wanted != (in_file or 0)
+    load_into(net, weights, str(file), new_head=new_head)
     if in_file is None and record is None:
         warn_about_statistics(name, file, net)
     if new_head and (in_file or record is None):
         log.warning("%s: a new classifier for %s classes (the file has %s)", file, wanted, in_file or "none")
-    load_into(net, weights, str(file), new_head=new_head)
     if record is not None:
         record_of(net).classes = [] if new_head else record.classes
         set_statistics(net, record.mean, record.std)

@@ -190,15 +190,25 @@ def load_into(net: nn.Module, weights: dict[str, Tensor], source: str, *, new_he
         for name in own
         if name in weights and weights[name].shape != own[name].shape
     ]
+    quantised = [
+        f"{name} {weights[name].dtype}"
+        for name in own
+        if name in weights and own[name].is_floating_point() and not weights[name].is_floating_point()
+    ]
     problems = [
         f"{len(names)} {what} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", shapes),
+            ("of integers", quantised),
+        )
         if names
     ]
     if problems:
         prefix = common_prefix(unexpected) if len(unexpected) > 1 else ""
         found = looks_like(weights)
-        hints = [f"every unexpected name begins with {prefix!r}"] if prefix else []
+        hints = [f"the unexpected names begin with {prefix!r}"] if prefix else []
         hints += [f"the file looks like {found}"] if found else []
         raise UserError(
             f"The weights in {source} must fit {type(net).__name__}",
