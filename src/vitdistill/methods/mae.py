@@ -14,7 +14,7 @@ from vitdistill.models.build import warn_about_statistics
 from vitdistill.models.decoder import Decoder, official_names
 from vitdistill.models.families import as_network
 from vitdistill.models.network import Network
-from vitdistill.models.record import RECORD, ModelRecord, set_statistics
+from vitdistill.models.record import ModelRecord, set_statistics
 from vitdistill.models.surgery.attention_heads import set_heads
 from vitdistill.models.weights.folder import record_beside
 from vitdistill.models.weights.positions import grid_of, pair, resample
@@ -70,7 +70,7 @@ class MAE(MaskedModelling):
         Raises:
             UserError: when the file is encoder-only, or of other sizes.
         """
-        record = _record_of_full(Path(path))
+        record = ModelRecord.of_file(Path(path)) or record_beside(Path(path))
         weights = to_timm(read_weights(path), self.student.net, path)
         decoder = decoder_part(weights)
         self.decoder.load_official(self._on_own_grid(decoder, weights, record))
@@ -125,14 +125,6 @@ class MAE(MaskedModelling):
             true = take(everything, masked)
             predicted = predicted * (true.var(-1, keepdim=True) + 1e-6).sqrt() + true.mean(-1, keepdim=True)
         return unpatchify(restore(predicted, masked, everything), target.grid, target.patch)
-
-
-def _record_of_full(path: Path) -> ModelRecord | None:
-    """The record in a full file, or of the run that wrote it; None for MAE's own."""
-    record = ModelRecord.of_file(path) or record_beside(path)
-    if record is None and path.name == FULL and (path.parent / RECORD).is_file():
-        record = ModelRecord.read(path.parent)
-    return record
 
 
 def pixel_goal(

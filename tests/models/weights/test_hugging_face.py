@@ -235,6 +235,23 @@ def test_the_forward_pass_is_theirs(name, tmp_path, images):
             assert network.input.size == (32, 32)
 
 
+def test_costs_are_counted_without_weights(tmp_path):
+    random_model(CASES["vit"]).save_pretrained(tmp_path / "disk")
+    memory = in_memory(random_model(CASES["vit"]), tmp_path / "disk", tmp_path / "memory")
+    for folder in (tmp_path / "disk", memory):
+        network = build(str(folder), meta=True)
+        assert {p.device.type for p in network.parameters()} == {"meta"} and network.num_classes == 3
+
+
+def test_transformers_own_wrapper_of_timm(tmp_path, images):
+    config = tf("TimmWrapperConfig")(architecture="vit_tiny_patch16_224", model_args={**arguments()}, **NAMES)
+    model = tf("TimmWrapperForImageClassification")(config).eval()
+    model.save_pretrained(tmp_path)
+    network = build(str(tmp_path), args=arguments()).eval()
+    with torch.no_grad():
+        assert torch.equal(network.net(images), model(images).logits)
+
+
 def test_shards_and_an_architecture_by_name(tmp_path, images):
     case = CASES["vit"]
     model = random_model(case)

@@ -87,7 +87,7 @@ def weights_in(folder: Path) -> Path:
             return folder / name
     there = sorted(path.name for path in folder.iterdir())[:6]
     raise UserError(
-        f"A folder with config.json that is given as a model must hold {NAMES[0]} or {NAMES[2]}",
+        f"A folder that is given as a model must hold {NAMES[0]} or {NAMES[2]}",
         f"{folder} with {', '.join(there)}",
     )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitdistill.errors import UserError
-from vitdistill.files import RECORD
+from vitdistill.files import AVERAGED, FULL, RECORD, WEIGHTS
 from vitdistill.models.names import CONFIG, is_saved
 from vitdistill.models.record import ModelRecord
 from vitdistill.models.weights import videomae
@@ -86,14 +86,13 @@ def record_beside(file: Path) -> ModelRecord | None:
     """What is known of the network in a weights file from what lies beside it, or from the run that wrote it.
 
     Args:
-        file: or a folder of `save_pretrained`.
+        file: or a folder of `save_pretrained`, or a run.
     """
-    run = file.parent.parent
-    if file.parent.name == "checkpoints" and (run / RECORD).is_file():
-        return ModelRecord.read(run)
     folder = file if file.is_dir() else file.parent
-    if file.is_dir() and (file / RECORD).is_file():
-        return ModelRecord.read(file)
+    if file.parent.name == "checkpoints" and (folder.parent / RECORD).is_file():
+        return ModelRecord.read(folder.parent)
+    if (file.is_dir() or file.name in (WEIGHTS, AVERAGED, FULL)) and (folder / RECORD).is_file():
+        return ModelRecord.read(folder)
     if not (file.is_dir() or file.name in NAMES):
         return None
     try:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vitdistill.errors import UserError
+from vitdistill.files import WEIGHTS
 from vitdistill.models.families.video_vit import TubeletEmbed
 from vitdistill.models.weights import videomae
 from vitdistill.models.weights.content import read_content, weights_in
@@ -21,7 +22,7 @@ from vitdistill.models.weights.unwrap import common_prefix, tensors_of, without_
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a weights file, or of a folder of transformers' `save_pretrained`.
+    """The tensors of a weights file, of a run, or of a folder of transformers' `save_pretrained`.
 
     Formats are told apart by content. Only tensors and plain values are ever unpickled, so a file cannot run code.
     Containers of training codes (`{"model": ...}`, `{"state_dict": ...}`, DINO's `{"teacher": ...}`) are opened.
@@ -31,7 +32,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if path.is_dir():
-        path = weights_in(path)
+        path = path / WEIGHTS if (path / WEIGHTS).is_file() else weights_in(path)
     if not path.is_file():
         raise UserError("The weights file must exist", path)
     return tensors_of(read_content(path), path)
