@@ -26,6 +26,7 @@ ORDER = (
     "using",
     "data",
     "models",
+    "weights",
     "training",
     "cost",
     "results",

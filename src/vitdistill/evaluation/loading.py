@@ -19,7 +19,7 @@ from vitdistill.data.samples import Samples, ViewOptions
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.evaluation.progress import track
-from vitdistill.models.names import absolute_model, check_model_there
+from vitdistill.models.names import absolute_model, check_model_there, is_saved
 from vitdistill.models.network import Network
 from vitdistill.models.record import ModelRecord, record_of
 from vitdistill.runs.read import Checkpoint, Run, find_run, read_run
@@ -90,7 +90,7 @@ def run_of(model: str) -> tuple[Run | None, dict[str, Any]]:
     """
     check_model_there(model)
     folder, run = Path(model), find_run(model)
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    if folder.is_dir() and not is_saved(folder):
         ModelRecord.read(folder)  # a folder that is no run is refused as such, before its data is missed
     config = {} if run is None else run.config
     if run is not None and run.problems and not config:

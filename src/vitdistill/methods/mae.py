@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -13,11 +14,15 @@ from vitdistill.models.build import warn_about_statistics
 from vitdistill.models.decoder import Decoder, official_names
 from vitdistill.models.families import as_network
 from vitdistill.models.network import Network
-from vitdistill.models.record import RECORD, ModelRecord, set_statistics
+from vitdistill.models.record import ModelRecord, set_statistics
 from vitdistill.models.surgery.attention_heads import set_heads
-from vitdistill.models.weights.read import adapt, decoder_part, load_into, read_weights
+from vitdistill.models.weights.folder import record_beside
+from vitdistill.models.weights.positions import grid_of, pair, resample
+from vitdistill.models.weights.read import adapt, decoder_part, load_into, read_weights, to_timm
 from vitdistill.tokens.gather import restore, take
 from vitdistill.tokens.masking import Masking
+from vitdistill.tokens.positions import sincos_2d
+from vitdistill.types import TokenGrid
 
 GOAL = "pixels"
 
@@ -65,17 +70,35 @@ class MAE(MaskedModelling):
         Raises:
             UserError: when the file is encoder-only, or of other sizes.
         """
-        weights, record = read_weights(path), _record_of_full(Path(path))
+        record = ModelRecord.of_file(Path(path)) or record_beside(Path(path))
+        weights = to_timm(read_weights(path), self.student.net, path)
         decoder = decoder_part(weights)
-        self.decoder.load_official(decoder)
+        self.decoder.load_official(self._on_own_grid(decoder, weights, record))
         if record is None:
             warn_about_statistics(self.student.name, Path(path), self.student.net)
-        load_into(self.student.net, adapt(weights, self.student.net), str(path))
+        recorded = None if record is None else record.args
+        load_into(self.student.net, adapt(weights, self.student.net, recorded, path), str(path))
         if record is not None:
             everywhere = record.args.get("num_heads")
             set_heads(self.student, {} if everywhere is None else dict.fromkeys(range(self.student.depth), everywhere))
             set_heads(self.student, record.heads)
             set_statistics(self.student.net, record.mean, record.std)
+
+    def _on_own_grid(
+        self, decoder: dict[str, Tensor], weights: dict[str, Tensor], record: ModelRecord | None
+    ) -> dict[str, Tensor]:
+        """The decoder's weights with positions of its own grid: its fixed table where the file has a fixed one."""
+        table, own = decoder.get("decoder_pos_embed"), self.decoder.pos_embed
+        if table is None or table.shape[2] != own.shape[2]:
+            return decoder
+        new, prefix = (self.student.grid.h, self.student.grid.w), self.decoder.prefix
+        patch = pair(self.student.net.patch_embed.patch_size)
+        old = grid_of(table.shape[1] - prefix, new, patch, None if record is None else record.args.get("img_size"))
+        if old is None or old == new:
+            return decoder
+        fixed = sincos_2d(table.shape[2], TokenGrid(1, *old), prefix)
+        same = torch.allclose(table.float(), fixed, atol=1e-4)
+        return {**decoder, "decoder_pos_embed": own.detach() if same else resample(table, old, new, prefix)}
 
     def artifacts(self, state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Encoder and decoder under the names of MAE's release."""
@@ -104,14 +127,6 @@ class MAE(MaskedModelling):
         result = images.float().clone()
         target.covered(result).copy_(unpatchify(restore(predicted, masked, everything), target.grid, target.patch))
         return result
-
-
-def _record_of_full(path: Path) -> ModelRecord | None:
-    """The record in a full file, or of the run that wrote it; None for MAE's own."""
-    record = ModelRecord.of_file(path)
-    if record is None and path.name == FULL and (path.parent / RECORD).is_file():
-        record = ModelRecord.read(path.parent)
-    return record
 
 
 def pixel_goal(

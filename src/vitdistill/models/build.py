@@ -26,7 +26,7 @@ from vitdistill.models.record import (
 )
 from vitdistill.models.sizes import check_patches, check_size, feed, fixed_size
 from vitdistill.models.surgery.attention_heads import set_heads
-from vitdistill.models.weights.folder import cached_folder, open_folder, record_beside
+from vitdistill.models.weights.folder import Folder, cached_folder, open_folder, record_beside
 from vitdistill.models.weights.positions import FILE_SIZE, pair
 from vitdistill.models.weights.read import adapt, classes_in, load_into, read_weights
 from vitdistill.models.weights.videomae import arguments_for, unwrapped
@@ -84,11 +84,7 @@ def _from_text(
         folder = cached_folder(spec)
     saved = None if folder is None else open_folder(folder)
     if saved is not None:
-        assert saved.record.architecture is not None
-        if image_size is None and saved.image_size is not None and "img_size" not in args:
-            args["img_size"] = list(saved.image_size)
-        given = {**saved.record.args, **args}
-        return _with_file(saved.record.architecture, given, num_classes, image_size, saved.weights, meta, saved.record)
+        return _saved(saved, args, num_classes, image_size, meta, with_weights=pretrained or Path(spec).is_dir())
     if folder is not None:
         record = ModelRecord.read(folder)
         if record.architecture is None:
@@ -125,13 +121,41 @@ def _from_text(
                 f"{name} has no published weights that can be downloaded",
                 remedy=f"Give {name}@weights-file, or train it with {verbs} and give the run directory",
             )
-        net = _from_timm(preset, args, num_classes, image_size, pretrained and not meta)
+        try:
+            net = _from_timm(preset, args, num_classes, image_size, pretrained and not meta)
+        except UserError:
+            if spec.startswith("hf-hub:"):
+                cached_folder(spec)  # timm may have fetched a configuration that is transformers', which says more
+            raise
         if pretrained:
             if net.num_classes and net.num_classes != (getattr(net, "pretrained_cfg", None) or {}).get("num_classes"):
                 mark_new_head(net)
             record_of(net).classes = published_classes(net)
         return net
     return _with_file(preset, args, num_classes, image_size, Path(file), meta, stored)
+
+
+def _saved(
+    saved: Folder,
+    args: dict[str, Any],
+    num_classes: int | None,
+    image_size: int | None,
+    meta: bool,
+    *,
+    with_weights: bool,
+) -> nn.Module:
+    """The network of a folder of `save_pretrained`, at the size to which the folder brings images."""
+    record, given = saved.record, {**saved.record.args, **args}
+    assert record.architecture is not None
+    if image_size is None and saved.image_size is not None and "img_size" not in args:
+        given["img_size"] = list(saved.image_size)
+    if with_weights:
+        net = _with_file(record.architecture, given, num_classes, image_size, saved.weights, meta, record)
+    else:
+        net = _from_timm(record.architecture, given, num_classes, image_size, pretrained=False)
+        set_statistics(net, record.mean, record.std)
+    net.pretrained_cfg = {**(net.pretrained_cfg or {}), **saved.preparation}  # type: ignore[assignment, dict-item]
+    return net
 
 
 def _recorded(record: ModelRecord | None, name: str, asked: dict[str, Any], file: str) -> dict[str, Any]:
@@ -226,11 +250,11 @@ def _with_file(
     wanted = num_classes if num_classes is not None else in_file or 0
     net = probe if wanted in (None, probe.num_classes) else _from_timm(name, args, wanted, image_size, False)
     new_head = wanted != (in_file or 0)
+    load_into(net, weights, str(file), new_head=new_head)
     if in_file is None and record is None:
         warn_about_statistics(name, file, net)
     if new_head and (in_file or record is None):
         log.warning("%s: a new classifier for %s classes (the file has %s)", file, wanted, in_file or "none")
-    load_into(net, weights, str(file), new_head=new_head)
     if new_head and wanted:
         mark_new_head(net)
     if record is not None:

@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from vitdistill.errors import UserError, near
-from vitdistill.files import absolute, is_run, runs_beside
+from vitdistill.files import WEIGHTS, absolute, is_run, runs_beside
 from vitdistill.models.presets import BUNDLED, PRESETS
 
 HUBS = ("hf-hub:", "hf_hub:", "local-dir:")  # what timm looks up elsewhere
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 VIDEO = "video_vit_"  # what the names of our own architectures begin with
+CONFIG = "config.json"  # in a folder of transformers' or timm's
 _PLAIN = re.compile(r"[\w-]+(\.[\w-]+)?$")
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder is one that transformers or timm saved for the hub; a run directory is none."""
+    return (folder / CONFIG).is_file() and not (folder / WEIGHTS).is_file()
 
 
 def check_model(spec: Any) -> None:

@@ -115,7 +115,7 @@ def _problem(name: str, args: dict[str, Any], size: tuple[int, int] | None) -> s
                 net: Any = timm.create_model(name, **args, img_size=size)
             except TypeError:
                 net = timm.create_model(name, **args)
-            config: dict[str, Any] = net.pretrained_cfg or {}  # type: ignore[assignment]
+            config: dict[str, Any] = net.pretrained_cfg or {}
             channels, *own = config.get("input_size", (3, 224, 224))
             net.eval()(torch.empty(2, args.get("in_chans", channels), *(size or own)))
     except Exception as error:  # whatever timm's modules raise

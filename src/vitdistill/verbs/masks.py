@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitdistill.errors import UserError
+from vitdistill.models.names import is_saved
 from vitdistill.runs.read import find_run
 
 
@@ -115,7 +116,7 @@ def _split(models: list[str], images: str | None) -> tuple[list[str], str | None
     """The last word names the images, if it is a folder or file that is no run and no checkpoint."""
     if images is None and len(models) > 1:
         last = Path(models[-1])
-        if last.exists() and last.suffix != ".ckpt" and not (last / "student.json").is_file():
+        if last.exists() and last.suffix != ".ckpt" and not ((last / "student.json").is_file() or is_saved(last)):
             return models[:-1], models[-1]
     if not models:
         raise UserError("masks needs at least one run, checkpoint or model name")

@@ -259,6 +259,13 @@ def test_a_checkpoint_of_a_run_knows_its_network(tmp_path, weights):
     assert backbone.input.mean == (0.4,) * 3 and record_of(backbone.net).classes == classes
 
 
+def test_an_averaged_model_of_torch_counts_beside_its_weights(tmp_path, weights):
+    average = torch.optim.swa_utils.AveragedModel(tiny("deit", seed=4))
+    torch.save(average.state_dict(), tmp_path / "w.pth")
+    assert "n_averaged" in average.state_dict()
+    loaded(tmp_path / "w.pth", weights)
+
+
 def test_dinov2s_chunks_of_blocks(tmp_path):
     """`blocks.1.2.` of its own training is the third block."""
     net = tiny("deit3", seed=3)
@@ -287,6 +294,7 @@ def test_dinov2_with_registers_as_published(tmp_path):
 
 def test_prefix_of_names():
     assert common_prefix(["a.b.c", "a.b.d.e"]) == "a.b." and common_prefix(["a.b", "c.d"]) == common_prefix([]) == ""
+    assert common_prefix(["a", "a"]) == "" and common_prefix([*["a.b"] * 19, "head.c"]) == "a."
 
 
 def test_names_that_fit_are_left_alone(weights):
@@ -301,7 +309,7 @@ def test_an_unknown_prefix_within_names_is_said(tmp_path, weights):
     renamed = {name.replace("blocks.", "stages.all."): value for name, value in weights.items()}
     save_file(renamed, tmp_path / "w.safetensors")
     text = refused(tmp_path / "w.safetensors")
-    assert "36 missing (blocks.0.norm1.weight" in text and "every unexpected name begins with 'stages.all.'" in text
+    assert "36 missing (blocks.0.norm1.weight" in text and "the unexpected names begin with 'stages.all.'" in text
 
 
 def test_a_missing_block_is_refused(tmp_path, weights):
@@ -330,6 +338,11 @@ def test_files_of_other_networks_are_named(tmp_path, names, what):
     save_file({name: torch.ones(3, 3) for name in names}, tmp_path / "w.safetensors")
     text = refused(tmp_path / "w.safetensors")
     assert "looks like" in text and what in text and str(tmp_path) in text
+
+
+def test_quantised_weights_are_refused(tmp_path, weights):
+    save_file({name: (100 * value).to(torch.int8) for name, value in weights.items()}, tmp_path / "w.safetensors")
+    assert "of integers (cls_token torch.int8" in refused(tmp_path / "w.safetensors")
 
 
 def test_the_body_of_a_segmenter_is_not_taken_for_the_whole(tmp_path, weights):

@@ -235,6 +235,23 @@ def test_the_forward_pass_is_theirs(name, tmp_path, images):
             assert network.input.size == (32, 32)
 
 
+def test_costs_are_counted_without_weights(tmp_path):
+    random_model(CASES["vit"]).save_pretrained(tmp_path / "disk")
+    memory = in_memory(random_model(CASES["vit"]), tmp_path / "disk", tmp_path / "memory")
+    for folder in (tmp_path / "disk", memory):
+        network = build(str(folder), meta=True)
+        assert {p.device.type for p in network.parameters()} == {"meta"} and network.num_classes == 3
+
+
+def test_transformers_own_wrapper_of_timm(tmp_path, images):
+    config = tf("TimmWrapperConfig")(architecture="vit_tiny_patch16_224", model_args={**arguments()}, **NAMES)
+    model = tf("TimmWrapperForImageClassification")(config).eval()
+    model.save_pretrained(tmp_path)
+    network = build(str(tmp_path), args=arguments()).eval()
+    with torch.no_grad():
+        assert torch.equal(network.net(images), model(images).logits)
+
+
 def test_shards_and_an_architecture_by_name(tmp_path, images):
     case = CASES["vit"]
     model = random_model(case)
@@ -368,6 +385,18 @@ def test_a_folder_that_timm_saves(tmp_path, images):
     assert record_of(network.net).classes == ["a", "b", "c"]
 
 
+def test_timms_dynamic_sizes_get_a_fixed_one(tmp_path, images):
+    import timm
+    from timm.models import save_for_hf
+
+    args = {**arguments(), "num_classes": 3, "dynamic_img_size": True}
+    net = timm.create_model("vit_tiny_patch16_224", **args).eval()
+    save_for_hf(net, tmp_path, model_config={"model_args": args, "pretrained_cfg": {"input_size": [3, 32, 32]}})
+    network = build(str(tmp_path)).eval()
+    assert isinstance(network, Backbone) and network.grid.count == 16 and torch.equal(network.net(images), net(images))
+    assert build(str(tmp_path), image_size=48).grid.count == 36  # type: ignore[attr-defined]
+
+
 def test_a_repository_in_the_local_cache(tmp_path, images, monkeypatch):
     import huggingface_hub
     import huggingface_hub.constants
@@ -380,9 +409,12 @@ def test_a_repository_in_the_local_cache(tmp_path, images, monkeypatch):
     (repository / "refs" / "main").write_text("abc")
     known = huggingface_hub.try_to_load_from_cache
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *a, **k: known(*a, cache_dir=tmp_path, **k))
-    network = build("hf-hub:owner/vit").eval()
+    network = build("hf-hub:owner/vit", pretrained=True).eval()
     with torch.no_grad():
         torch.testing.assert_close(network.net(images), model(images).logits, atol=1e-5, rtol=0)
+    fresh = build("hf-hub:owner/vit", num_classes=7)  # a student begins with random weights, as of timm's own
+    assert fresh.num_classes == 7 and fresh.name == network.name
+    assert not torch.equal(fresh.net.patch_embed.proj.weight, network.net.patch_embed.proj.weight)
     (snapshot / "model.safetensors").unlink()
     with pytest.raises(UserError, match="hf download owner/vit"):
         build("hf-hub:owner/vit")

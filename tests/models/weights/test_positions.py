@@ -73,6 +73,13 @@ def test_the_record_in_a_file_counts_as_well(tmp_path, old, new):
     torch.testing.assert_close(again, right(net.pos_embed, old, new, 1), atol=0, rtol=0)
 
 
+def test_the_record_beside_a_file_counts_as_well(tmp_path):
+    net = saved(tmp_path / "run", VIT, SMALL, (16, 64))
+    for place in (tmp_path / "run", tmp_path / "run" / "student.safetensors"):
+        again = build(f"{VIT}@{place}", args={"img_size": [32, 32]}).net.pos_embed
+        torch.testing.assert_close(again, right(net.pos_embed, (16, 64), (32, 32), 1), atol=0, rtol=0)
+
+
 def test_a_file_that_does_not_say_its_grid(tmp_path):
     net = saved(tmp_path / "run", VIT, SMALL, (16, 64))
     (tmp_path / "run" / "student.json").unlink()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy._core import multiarray, numeric
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from vitdistill.errors import UserError
 
@@ -55,6 +55,27 @@ def read_content(path: Path) -> dict[str, Any]:
     return _safetensors(path) if _is_safetensors(path, start) else _pickled(path)
 
 
+def read_shapes(path: Path) -> dict[str, Any]:
+    """What `read_content` gives, of safetensors without their values (tensors on the meta device).
+
+    Raises:
+        UserError: as `read_content`.
+    """
+    if path.name.endswith(".index.json"):
+        shards = sorted(set(_weight_map(path).values()))
+        return {name: value for shard in shards for name, value in read_shapes(path.parent / shard).items()}
+    with path.open("rb") as file:
+        start = file.read(64)
+    if not _is_safetensors(path, start):
+        return read_content(path)
+    try:
+        with safe_open(path, framework="pt") as opened:
+            names = opened.keys()
+            return {name: torch.empty(opened.get_slice(name).get_shape(), device="meta") for name in names}
+    except (SafetensorError, OSError) as error:
+        raise UserError("The weights file must be a whole safetensors file", f"{path} ({error})") from error
+
+
 def weights_in(folder: Path) -> Path:
     """The weights file in a folder of `save_pretrained`.
 
@@ -66,7 +87,7 @@ def weights_in(folder: Path) -> Path:
             return folder / name
     there = sorted(path.name for path in folder.iterdir())[:6]
     raise UserError(
-        f"A folder with config.json that is given as a model must hold {NAMES[0]} or {NAMES[2]}",
+        f"A folder that is given as a model must hold {NAMES[0]} or {NAMES[2]}",
         f"{folder} with {', '.join(there)}",
     )
 
@@ -87,19 +108,25 @@ def _safetensors(path: Path) -> dict[str, Any]:
         raise UserError("The weights file must be a whole safetensors file", f"{path} ({error})") from error
 
 
-def _shards(index: Path) -> dict[str, Any]:
-    """The tensors of all shards that an index names."""
+def _weight_map(index: Path) -> dict[str, str]:
+    """Which file holds which tensor; the files are there."""
     try:
-        files = json.loads(index.read_text())["weight_map"]
-        shards = sorted(set(files.values()))
+        files = {str(name): str(file) for name, file in json.loads(index.read_text())["weight_map"].items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError("The index of weights must map names to files", f"{index} ({error})") from error
+    shards = sorted(set(files.values()))
     missing = [name for name in shards if not (index.parent / name).is_file()]
     if missing:
         got = f"{len(missing)} of {len(shards)} missing: {', '.join(missing[:3])}"
         raise UserError(f"The shards that {index} names must be there", got, "Copy them again")
+    return files
+
+
+def _shards(index: Path) -> dict[str, Any]:
+    """The tensors of all shards that an index names."""
+    files = _weight_map(index)
     content: dict[str, Any] = {}
-    for name in shards:
+    for name in sorted(set(files.values())):
         content |= read_content(index.parent / name)
     absent = [name for name in files if name not in content]
     if absent:

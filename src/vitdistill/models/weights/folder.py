@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitdistill.errors import UserError
-from vitdistill.files import RECORD, WEIGHTS
+from vitdistill.files import AVERAGED, FULL, RECORD, WEIGHTS
+from vitdistill.models.names import CONFIG, is_saved
 from vitdistill.models.record import ModelRecord
 from vitdistill.models.weights import videomae
-from vitdistill.models.weights.content import NAMES, read_content, weights_in
+from vitdistill.models.weights.content import NAMES, read_shapes, weights_in
 from vitdistill.models.weights.layouts import LAYOUTS, anchors
 from vitdistill.models.weights.positions import Size, pair
 from vitdistill.models.weights.unwrap import tensors_of, without_prefix
 
-CONFIG = "config.json"
 _ARGUMENTS = {kind: layout.arguments for layout in LAYOUTS for kind in layout.model_types}
 _ARGUMENTS |= dict.fromkeys(videomae.MODEL_TYPES, videomae.arguments)
 _HEADS = re.compile(r"(^|\.)(classifier|cls_classifier|visual_projection)\.weight$")
@@ -27,11 +27,13 @@ class Folder(NamedTuple):
         record: of the network as it was trained.
         weights: their file.
         image_size: of the images as the folder prepares them, where that is another size than the network's.
+        preparation: `crop_pct` and `interpolation` of the images, as timm's configurations have them.
     """
 
     record: ModelRecord
     weights: Path
     image_size: Size | None
+    preparation: dict[str, Any]
 
 
 def open_folder(folder: Path) -> Folder | None:
@@ -40,10 +42,10 @@ def open_folder(folder: Path) -> Folder | None:
     Raises:
         UserError: when its network is of a kind that is not known, or its files are damaged.
     """
-    if not (folder / CONFIG).is_file() or (folder / WEIGHTS).is_file():
+    if not is_saved(folder):
         return None
     if (folder / RECORD).is_file():
-        return Folder(ModelRecord.read(folder), weights_in(folder), None)
+        return Folder(ModelRecord.read(folder), weights_in(folder), None, {})
     config = _json(folder / CONFIG)
     if "architecture" in config:
         return _of_timm(config, folder)
@@ -56,11 +58,11 @@ def open_folder(folder: Path) -> Folder | None:
             "Other networks of timm can be given as name@folder, if the weights have timm's names",
         )
     weights = weights_in(folder)
-    tensors = without_prefix(tensors_of(read_content(weights), weights), {}, anchors(), weights)
+    tensors = without_prefix(tensors_of(read_shapes(weights), weights), {}, anchors(), weights)
     try:
         architecture, args = arguments(config, tensors)
         images = _json(folder / "preprocessor_config.json")
-        size = _image_size(images, args)
+        size, preparation = _image_size(images, args), _preparation(images)
     except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
         if isinstance(error, UserError):
             raise
@@ -77,21 +79,20 @@ def open_folder(folder: Path) -> Folder | None:
         [float(value) for value in images.get("image_std") or ()],
         _classes(config) if named else [],
     )
-    return Folder(record, weights, size)
+    return Folder(record, weights, size, preparation)
 
 
 def record_beside(file: Path) -> ModelRecord | None:
     """What is known of the network in a weights file from what lies beside it, or from the run that wrote it.
 
     Args:
-        file: or a folder of `save_pretrained`.
+        file: or a folder of `save_pretrained`, or a run.
     """
-    run = file.parent.parent
-    if file.parent.name == "checkpoints" and (run / RECORD).is_file():
-        return ModelRecord.read(run)
     folder = file if file.is_dir() else file.parent
-    if file.is_dir() and (file / RECORD).is_file():
-        return ModelRecord.read(file)
+    if file.parent.name == "checkpoints" and (folder.parent / RECORD).is_file():
+        return ModelRecord.read(folder.parent)
+    if (file.is_dir() or file.name in (WEIGHTS, AVERAGED, FULL)) and (folder / RECORD).is_file():
+        return ModelRecord.read(folder)
     if not (file.is_dir() or file.name in NAMES):
         return None
     try:
@@ -145,14 +146,16 @@ def _of_timm(config: dict[str, Any], folder: Path) -> Folder:
     if config.get("num_classes") is not None:
         args["num_classes"] = config["num_classes"]
     size = images.get("input_size")
-    if size and images.get("fixed_input_size", True):
+    if size and (images.get("fixed_input_size", True) or args.get("dynamic_img_size")):
         args.setdefault("img_size", list(size[-2:]))
+    if args.get("dynamic_img_size"):
+        args["dynamic_img_size"] = False  # a fixed patch grid; positions are resampled when it is built
     labels = config.get("label_names") or images.get("label_names") or []
     names = list(labels.values()) if isinstance(labels, dict) else list(labels)
     record = ModelRecord(
         config["architecture"], args, list(images.get("mean") or ()), list(images.get("std") or ()), names
     )
-    return Folder(record, weights_in(folder), None)
+    return Folder(record, weights_in(folder), None, {})
 
 
 def _classes(config: dict[str, Any]) -> list[str]:
@@ -163,15 +166,36 @@ def _classes(config: dict[str, Any]) -> list[str]:
     return [] if placeholders or sorted(names) != list(range(len(names))) else ordered
 
 
+# PIL's numbers of interpolations, by which transformers writes them.
+_INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+
+def _preparation(images: dict[str, Any]) -> dict[str, Any]:
+    """How images are resized and cropped for the network; empty where the folder does not say."""
+    resized, cropped = _sides(images.get("size")), _crop(images)
+    found: dict[str, Any] = {}
+    if resized:
+        found["crop_pct"] = 1.0 if cropped is None else min(min(cropped) / min(resized), 1.0)
+    if images.get("resample") in _INTERPOLATIONS:
+        found["interpolation"] = _INTERPOLATIONS[images["resample"]]
+    return found
+
+
 def _image_size(images: dict[str, Any], args: dict[str, Any]) -> Size | None:
     """The size to which the folder's own preparation brings images, if the network's patches divide it."""
-    crop = images.get("do_center_crop", "crop_size" in images)
-    size = images.get("crop_size") if crop and images.get("crop_size") else images.get("size")
-    if isinstance(size, dict):
-        side = size.get("shortest_edge")
-        size = (size["height"], size["width"]) if "height" in size else None if side is None else (side, side)
-    if size is None:
+    wanted, patch = _crop(images) or _sides(images.get("size")), pair(args["patch_size"])
+    if wanted is None or any(pixels % side for pixels, side in zip(wanted, patch, strict=True)):
         return None
-    patch, wanted = pair(args["patch_size"]), pair(size)
-    divides = all(pixels % side == 0 for pixels, side in zip(wanted, patch, strict=True))
-    return wanted if divides and wanted != pair(args["img_size"]) else None
+    return wanted if wanted != pair(args["img_size"]) else None
+
+
+def _crop(images: dict[str, Any]) -> Size | None:
+    return _sides(images.get("crop_size")) if images.get("do_center_crop", "crop_size" in images) else None
+
+
+def _sides(size: Any) -> Size | None:
+    """Height and width in transformers' several spellings."""
+    if isinstance(size, dict) and "height" in size:
+        return int(size["height"]), int(size["width"])
+    side = size.get("shortest_edge") if isinstance(size, dict) else size
+    return None if side is None else pair(side)

@@ -29,6 +29,7 @@ OTHER = (
     ("ResNet", r"(^|\.)layer1\.0\.(conv1|bn1)\.|resnet\.encoder\.stages|resnet\.embedder"),
     ("EfficientNet or MobileNet", r"(^|\.)conv_stem\.|(^|\.)features\.\d+\.(\d+\.)?(block|conv|0)\b"),
     ("VGG or AlexNet", r"(^|\.)features\.\d+\.(weight|bias)$"),
+    ("a ViT of MMPretrain", r"(^|\.)layers\.\d+\.ln1\."),
     ("a text network", r"(^|\.)(embeddings\.word_embeddings|embed_tokens|wte|token_embedding)\."),
     ("CLIP as OpenAI saves it", r"(^|\.)visual\.(class_embedding|conv1)"),
     ("DINOv3 as its authors save it", r"(^|\.)storage_tokens$"),

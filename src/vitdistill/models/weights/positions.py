@@ -55,7 +55,7 @@ def on_own_grid(
         UserError: when the grid of the file cannot be told.
     """
     table = weights.get("pos_embed")
-    if table is None or not has_grid(net) or table.ndim != 3:
+    if table is None or not has_grid(net) or table.ndim != 3 or not table.is_floating_point():
         return weights
     new = pair(net.patch_embed.grid_size)
     prefix = net.pos_embed.shape[1] - new[0] * new[1]

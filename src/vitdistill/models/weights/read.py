@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vitdistill.errors import UserError
+from vitdistill.files import WEIGHTS
 from vitdistill.models.families.video_vit import TubeletEmbed
 from vitdistill.models.weights import videomae
 from vitdistill.models.weights.content import read_content, weights_in
@@ -21,7 +22,7 @@ from vitdistill.models.weights.unwrap import common_prefix, tensors_of, without_
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a weights file, or of a folder of transformers' `save_pretrained`.
+    """The tensors of a weights file, of a run, or of a folder of transformers' `save_pretrained`.
 
     Formats are told apart by content. Only tensors and plain values are ever unpickled, so a file cannot run code.
     Containers of training codes (`{"model": ...}`, `{"state_dict": ...}`, DINO's `{"teacher": ...}`) are opened.
@@ -31,7 +32,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if path.is_dir():
-        path = weights_in(path)
+        path = path / WEIGHTS if (path / WEIGHTS).is_file() else weights_in(path)
     if not path.is_file():
         raise UserError("The weights file must exist", path)
     return tensors_of(read_content(path), path)
@@ -190,15 +191,25 @@ def load_into(net: nn.Module, weights: dict[str, Tensor], source: str, *, new_he
         for name in own
         if name in weights and weights[name].shape != own[name].shape
     ]
+    quantised = [
+        f"{name} {weights[name].dtype}"
+        for name in own
+        if name in weights and own[name].is_floating_point() and not weights[name].is_floating_point()
+    ]
     problems = [
         f"{len(names)} {what} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", shapes),
+            ("of integers", quantised),
+        )
         if names
     ]
     if problems:
         prefix = common_prefix(unexpected) if len(unexpected) > 1 else ""
         found = looks_like(weights)
-        hints = [f"every unexpected name begins with {prefix!r}"] if prefix else []
+        hints = [f"the unexpected names begin with {prefix!r}"] if prefix else []
         hints += [f"the file looks like {found}"] if found else []
         raise UserError(
             f"The weights in {source} must fit {type(net).__name__}",

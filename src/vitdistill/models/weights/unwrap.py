@@ -29,6 +29,9 @@ _PREFERRED = ("ema", "teacher", "student", "model", "module", "net", "backbone",
 # What timm's own conversion knows by its prefix.
 _TIMM_KNOWS = re.compile(r"(module\.)?(visual|beit3|radio_model|vision_encoder|preprocessor)\.")
 
+# What torch's AveragedModel and other averages count in, beside the weights.
+_COUNTERS = {"n_averaged", "num_updates", "initted", "step"}
+
 _NO_WEIGHTS = re.compile(r"optim|scheduler|scaler|callbacks|loops|loss|criterion|hyper_parameters|args|config|rng")
 
 
@@ -53,9 +56,10 @@ def tensors_of(content: Mapping[str, Any], source: object) -> dict[str, Tensor]:
             log.warning("%s holds the networks 'teacher' and 'student'; the teacher's weights are taken", source)
         content = inner[key]
     found = clean_state_dict({key: value for key, value in content.items() if isinstance(key, str)})
-    tensors = {key: torch.as_tensor(value) for key, value in found.items() if _is_array(value)}
+    arrays = {key: value for key, value in found.items() if _is_array(value) and key not in _COUNTERS}
+    tensors = {key: value if isinstance(value, Tensor) else torch.from_numpy(value) for key, value in arrays.items()}
     if not tensors:
-        entries = ", ".join(map(str, list(content)[:6]))
+        entries = ", ".join(map(str, list(content)[:6])) or "nothing"
         raise UserError(
             "The weights file must hold tensors by name", f"{source} with {entries}", "Save the network's state_dict()"
         )
@@ -107,7 +111,8 @@ def without_prefix(
     equal = [p for p in enough if 10 * same[p] >= 9 * best[0] and 10 * fitting[p] >= 9 * best[1]]
     equal = equal or [prefix for prefix in enough if same[prefix] == best[0]]
     prefix = min(equal, key=_rank)
-    if not prefix:
+    repeated = len(equal) > 1 and len({re.sub(r"\d+", "", each) for each in equal}) == 1  # parts of one network
+    if not prefix or repeated:
         return weights
     rest = [name for name in weights if not name.startswith(prefix)]
     if len(equal) > 1:
@@ -124,11 +129,12 @@ def _rank(prefix: str) -> tuple[int, int]:
 
 
 def common_prefix(names: Iterable[str]) -> str:
-    """The dotted prefix that all names share; empty where there is none."""
+    """The dotted prefix that nine of ten names share; empty where there is none."""
     split = [name.split(".")[:-1] for name in names]
-    shared = []
-    for parts in zip(*split, strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
-    return ".".join(shared) + "." if shared else ""
+    shared: list[str] = []
+    while True:
+        following = Counter(parts[len(shared)] for parts in split if parts[: len(shared)] == shared != parts)
+        part, count = following.most_common(1)[0] if following else ("", 0)
+        if 10 * count < 9 * len(split) or not count:
+            return ".".join(shared) + "." if shared else ""
+        shared.append(part)
