@@ -120,7 +120,7 @@ def _labels(network: Network) -> list[str]:
         return [str(number) for number in range(network.num_classes)]
     trained_here = record_of(network.net).preprocessing
     subset = None if trained_here else infer_imagenet_subset(network.net)
-    words = {} if subset is None else dict(ImageNetInfo(subset).label_descriptions(as_dict=True))
+    words: Any = {} if subset is None else ImageNetInfo(subset).label_descriptions(as_dict=True)
     return [words.get(name, name) for name in names]
 
 
