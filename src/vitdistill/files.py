@@ -85,6 +85,11 @@ def absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
+def is_first_process() -> bool:
+    """Whether this process may write: the first of a distributed run, or the only one."""
+    return all(int(os.environ.get(name, 0) or 0) == 0 for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"))
+
+
 def check_exist(paths: Iterable[str]) -> None:
     """Refuse paths that lead nowhere, in milliseconds.
 
@@ -100,8 +105,3 @@ def check_exist(paths: Iterable[str]) -> None:
 def readable(path: str) -> str:
     """A path as text that can be printed and written; what is not in the system's encoding is replaced."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def is_first_process() -> bool:
-    """Whether this process may write: the first of a distributed run, or the only one."""
-    return all(int(os.environ.get(name, 0) or 0) == 0 for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"))

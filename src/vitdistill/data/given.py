@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,15 +92,12 @@ def given_files(paths: Sequence[str], *, clips: bool) -> GivenFiles:
     names: list[str] = []
     left_out: list[str] = []
     for place in places:
-        if not place.is_dir():
+        if place.is_dir():
+            wanted, others = _below(place, clips)
+            names += [os.path.join(place, name) for name in wanted]
+            left_out += [os.path.join(place, name) for name in others]
+        else:
             (left_out if clips and not is_video(str(place)) else names).append(str(place))
-            continue
-        found = [os.path.join(below, name) for below, _, files in walk(place) for name in files if name[0] != "."]
-        wanted = _clips_below(place) if clips else [name for name in found if is_image(name) or is_video(name)]
-        names += [os.path.join(place, name) for name in wanted]
-        folders = {name for name in wanted if name not in set(found)}  # of frames, which are not left out
-        rest = [name for name in found if name not in set(wanted) and os.path.dirname(name) not in folders]
-        left_out += [os.path.join(place, name) for name in rest]
     wanted_word = "videos" if clips else "images or videos"
     if left_out:
         log.warning("Left out, since no %s (%d): %s", wanted_word, len(left_out), some(left_out))
@@ -113,9 +109,26 @@ def given_files(paths: Sequence[str], *, clips: bool) -> GivenFiles:
     return GivenFiles(as_bytes(names))
 
 
-def _clips_below(place: Path) -> list[str]:
-    """Videos and folders of frames below a folder; the folder itself where its frames lie directly in it."""
-    return VIDEOS.below(place, (), Counter()) or (["."] if any(map(is_image, os.listdir(place))) else [])
+def _below(place: Path, clips: bool) -> tuple[list[str], list[str]]:
+    """What is read of a folder, and which files of it are left out; relative to it, in order.
+
+    For networks over clips, a folder with images and without videos is one video, whose frames these are.
+    """
+    wanted: list[str] = []
+    others: list[str] = []
+    frames = False  # whether images lie directly in the folder itself
+    for below, folders, files in walk(place):
+        files = [name for name in files if not name.startswith(".")]
+        images, videos = [name for name in files if is_image(name)], [name for name in files if is_video(name)]
+        frames |= bool(images) and not below
+        if clips and below and images and not videos:
+            folders.clear()
+            wanted.append(below)
+            continue
+        taken = set(videos if clips else images + videos)
+        wanted += [os.path.join(below, name) for name in files if name in taken]
+        others += [os.path.join(below, name) for name in files if name not in taken]
+    return (["."], []) if clips and frames and not wanted else (wanted, others)
 
 
 def _is_clip(path: str) -> bool:

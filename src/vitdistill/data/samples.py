@@ -234,6 +234,13 @@ class Samples(ABC):
         """
         return None
 
+    def check(self, spec: "InputSpec", options: ViewOptions) -> None:  # noqa: B027  # most sets have nothing to look at
+        """Look at some samples before training; the set is given the arguments of `transform`.
+
+        Raises:
+            UserError: when no sample gives what the network needs, e.g. videos that are all shorter than a clip.
+        """
+
     def preprocessing(self, spec: "InputSpec", options: ViewOptions) -> dict[str, Any]:
         """What the transform of validation does, for the record of a network; by default what it does to images.
 
@@ -242,13 +249,6 @@ class Samples(ABC):
             options: as for `transform`.
         """
         return image_preprocessing(spec, options.augment)
-
-    def check(self, spec: "InputSpec", options: ViewOptions) -> None:  # noqa: B027  # most sets have nothing to look at
-        """Look at some samples before training; the set is given the arguments of `transform`.
-
-        Raises:
-            UserError: when no sample gives what the network needs, e.g. videos that are all shorter than a clip.
-        """
 
 
 def image_preprocessing(spec: "InputSpec", augment: "Augment") -> dict[str, Any]:

@@ -118,11 +118,10 @@ def _labels(network: Network) -> list[str]:
     if not names:
         log.warning("The names of the classes of %s are not known, so they are called by their numbers", network.name)
         return [str(number) for number in range(network.num_classes)]
-    subset = None if record_of(network.net).classes else infer_imagenet_subset(network.net)
-    if subset is None:
-        return names
-    info = ImageNetInfo(subset)
-    return [info.label_name_to_description(name) for name in names]
+    trained_here = record_of(network.net).preprocessing
+    subset = None if trained_here else infer_imagenet_subset(network.net)
+    words: Any = {} if subset is None else ImageNetInfo(subset).label_descriptions(as_dict=True)
+    return [words.get(name, name) for name in names]
 
 
 def _row(path: str, probabilities: torch.Tensor, names: list[str], top: int) -> dict[str, Any]:
