@@ -10,7 +10,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from vitdistill.errors import UserError, near
-from vitdistill.verbs.messages import refusal
+from vitdistill.verbs.messages import refusal, types_of
 from vitdistill.verbs.signatures import documentation, options_of, signature_of
 from vitdistill.verbs.table import VERBS
 
@@ -69,9 +69,10 @@ def make_parser(verb: str) -> ArgumentParser:
 
 
 def normalised(verb: str, words: list[str]) -> list[str]:
-    """Let flags stand alone (`--resume`), and let positional words fill the first list or required option."""
+    """Let flags stand alone (`--resume`, `--loader.balance`), and let positional words fill the first list or required
+    option."""
     options = options_of(verb)
-    flags = {f"--{name}" for name, option in options.items() if option.type is bool}
+    flags = {f"--{name}" for name, hint in types_of(verb) if hint is bool}
     positional = [option for option in options.values() if option.positional]
     result: list[str] = []
     loose: list[str] = []
