@@ -85,6 +85,7 @@ def test_unknown_key_in_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_flags_stand_alone_and_runs_are_positional() -> None:
     assert normalised("maskedkd", ["--resume", "--seed", "3"]) == ["--resume=true", "--seed", "3"]
+    assert normalised("maskedkd", ["--loader.balance", "--seed", "3"]) == ["--loader.balance=true", "--seed", "3"]
     assert normalised("maskedkd", ["--resume", "false"]) == ["--resume", "false"]
     assert normalised("evaluate", ["runs/x", "--json"]) == ["--json=true", "--model", "runs/x"]
     assert normalised("evaluate", ["--json", "runs/x"]) == ["--json=true", "--model", "runs/x"]

@@ -186,6 +186,14 @@ def test_loading_gives_the_listed_label_and_the_same_pixels_each_time(source: Da
         assert source.image_size is None or pixels(sample).shape[-3:-1] == (source.image_size,) * 2
 
 
+def test_inspecting_tells_what_loading_gives(samples: Samples) -> None:
+    sample, facts = samples.load(0)[0], samples.inspect(0)
+    assert facts == samples.inspect(0)
+    if type(samples).inspect is not Samples.inspect:  # key frames are not looked at
+        assert (facts.height, facts.width) == pixels(sample).shape[-3:-1] and facts.content
+        assert facts.frames == (sample.length if isinstance(sample, Video) else None)
+
+
 def test_paths_tell_samples_apart(source: DataSource) -> None:
     paths = [samples.path(index) for samples in (source.train, source.val) for index in range(len(samples))]
     assert len(set(paths)) == len(paths) and all(paths)

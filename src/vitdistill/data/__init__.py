@@ -19,6 +19,7 @@ Read in this order:
    data set).
 6. `bundled/`: `digits.py`, `moving_digits.py`.
 7. Batches: `order.py` (order and seeds), `loader.py` (batches, unreadable files), `device.py` (after transfer).
+8. `inspect.py`: every sample decoded once, and what is wrong with it.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -26,7 +26,7 @@ def refusal(message: str, verb: str) -> UserError:
         verb: whose options were parsed.
     """
     text = " ".join(str(message).split())
-    types = dict(_types(verb))
+    types = dict(types_of(verb))
     if unknown := _UNKNOWN.search(text):
         name = unknown["name"].partition("=")[0]
         if name == "--frames" and (args := [each for each in types if each.endswith("_args")]):
@@ -53,7 +53,7 @@ def refusal(message: str, verb: str) -> UserError:
     return UserError(text)
 
 
-def _types(verb: str) -> Iterator[tuple[str, Any]]:
+def types_of(verb: str) -> Iterator[tuple[str, Any]]:
     """All options of a verb with their types, those in groups under their dotted names."""
     for name, option in options_of(verb).items():
         yield from _nested(name, option.type)

@@ -10,7 +10,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from vitdistill.errors import UserError, near
-from vitdistill.verbs.messages import refusal
+from vitdistill.verbs.messages import refusal, types_of
 from vitdistill.verbs.signatures import documentation, options_of, signature_of
 from vitdistill.verbs.table import VERBS
 
@@ -69,12 +69,13 @@ def make_parser(verb: str) -> ArgumentParser:
 
 
 def normalised(verb: str, words: list[str]) -> list[str]:
-    """Let flags stand alone (`--resume`), and let words without an option's name fill the positional options in turn.
+    """Let flags stand alone (`--resume`, `--loader.balance`), and let words without an option's name fill the positional
+    options in turn.
 
     A list takes all that are left, so it is the last of them.
     """
     options = options_of(verb)
-    flags = {f"--{name}" for name, option in options.items() if option.type is bool}
+    flags = {f"--{name}" for name, hint in types_of(verb) if hint is bool}
     positional = [option for option in options.values() if option.positional]
     result: list[str] = []
     loose: list[str] = []
