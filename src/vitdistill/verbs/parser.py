@@ -69,8 +69,8 @@ def make_parser(verb: str) -> ArgumentParser:
 
 
 def normalised(verb: str, words: list[str]) -> list[str]:
-    """Let flags stand alone (`--resume`, `--loader.balance`), and let words without an option's name fill the positional
-    options in turn.
+    """Let flags stand alone (`--resume`, `--loader.balance`), and let words without an option's name fill the
+    positional options in turn.
 
     A list takes all that are left, so it is the last of them.
     """
