@@ -146,7 +146,8 @@ def _saved(
 ) -> nn.Module:
     """The network of a folder of `save_pretrained`, at the size to which the folder brings images."""
     record, given = saved.record, {**saved.record.args, **args}
-    assert record.architecture is not None
+    if record.architecture is None:
+        raise UserError(f"{saved.weights.parent} was trained from a module object, so it can only be rebuilt in Python")
     if image_size is None and saved.image_size is not None and "img_size" not in args:
         given["img_size"] = list(saved.image_size)
     if with_weights:
