@@ -223,11 +223,25 @@ def test_a_run_from_before_it_was_recorded(tmp_path: Path) -> None:
     assert timm.data.resolve_model_data_config(eval(result["load"], {"timm": timm}))["input_size"] == (3, 28, 28)
 
 
-def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
-    run = run_of("vit of 28 pixels", tmp_path / "run")
-    (tmp_path / "mine.json").write_text('{"a": 1}')
-    with pytest.raises(UserError, match="mine.json would be replaced, which no export wrote"):
-        vitdistill.export(str(run), out=str(tmp_path / "mine.safetensors"))
-    other = keep_run(network_of("cnn"), tmp_path / "other")
-    with pytest.raises(UserError, match="student.json would be replaced, which belongs to a run"):
+def test_records_lie_beside_the_weights_and_replace_no_other(tmp_path: Path) -> None:
+    run, other = run_of("vit of 28 pixels", tmp_path / "run"), keep_run(network_of("cnn"), tmp_path / "other")
+    folder = tmp_path / "exported"
+
+    def architecture(path: Path) -> str:
+        return json.loads(path.read_text())["architecture"]
+
+    vitdistill.export(str(run), out=str(folder / "small.safetensors"))
+    assert architecture(folder / "student.json").startswith("vit")
+    vitdistill.export(str(other), out=str(folder / "cnn.onnx"), format="onnx")  # beside other weights
+    assert (
+        architecture(folder / "student.json").startswith("vit") and architecture(folder / "cnn.json") == "test_resnet"
+    )
+    before = (other / "student.json").read_text()
+    vitdistill.export(str(run), out=str(other / "small.safetensors"))  # into another run
+    assert (other / "student.json").read_text() == before and architecture(other / "small.json").startswith("vit")
+    assert {"small.safetensors", "small.json"} <= set(json.loads((other / "run.json").read_text())["files"])
+    with pytest.raises(UserError, match="student.json would be replaced, which no export wrote"):
         vitdistill.export(str(run), out=str(other / "student.onnx"), format="onnx")
+    (tmp_path / "student.json").write_text('{"a": 1}')
+    with pytest.raises(UserError, match="student.json would be replaced, which no export wrote"):
+        vitdistill.export(str(run), out=str(tmp_path / "mine.safetensors"))

@@ -77,9 +77,10 @@ def _cost(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def _named(run: Run, option: str) -> str:
-    """A network as the command named it; of a path the last part alone."""
-    text = str(run.setting(option))
-    return f"`{text.rstrip('/').rpartition('/')[2] or text}`"
+    """A network as the command named it; of paths the last part alone."""
+    name, separator, file = str(run.setting(option)).partition("@")
+    parts = (part.rstrip("/").rpartition("/")[2] for part in (name, file))
+    return f"`{separator.join(parts)}`" if separator else f"`{next(parts)}`"
 
 
 def _use(classifier: bool) -> list[Any]:

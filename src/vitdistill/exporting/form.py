@@ -12,6 +12,7 @@ from vitdistill.data.clips.samples import STRIDE
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.samples import image_preprocessing
 from vitdistill.errors import UserError
+from vitdistill.files import RECORD
 from vitdistill.models.network import Network
 from vitdistill.models.record import ModelRecord, record_of
 from vitdistill.runs.read import Run
@@ -72,22 +73,33 @@ def _preprocessing(run: Run, network: Network) -> dict[str, Any]:
     return {**found, **clips, "crop_pct": 1.0, "interpolation": "bilinear"}
 
 
-def write_record(record: ModelRecord, path: Path) -> None:
-    """Write a record beside exported weights.
+def write_record(record: ModelRecord, weights: Path) -> Path:
+    """Write a record beside exported weights: student.json, and WEIGHTS.json where that belongs to other weights.
+
+    Args:
+        record: of the exported network.
+        weights: the file that holds it.
+
+    Returns:
+        The file with the record.
 
     Raises:
-        UserError: when there is such a file that no export wrote, which would be lost.
+        UserError: when a file would be lost that no export wrote.
     """
-    if path.is_file():
-        try:
-            kept = ModelRecord.parse(path.read_text())
-        except (TypeError, ValueError, AttributeError):
-            raise UserError(f"{path} would be replaced, which no export wrote", remedy="Choose another --out") from None
-        in_run = (path.parent / "run.json").is_file()
-        if in_run and (kept.architecture, kept.args, kept.classes) != (
-            record.architecture,
-            record.args,
-            record.classes,
-        ):
-            raise UserError(f"{path} would be replaced, which belongs to a run", remedy="Choose another --out")
+    path, in_run = weights.with_name(RECORD), (weights.parent / "run.json").is_file()
+    same = path.is_file() and _read(path) == asdict(record)
+    others = {file.stem for ending in ("safetensors", "onnx") for file in weights.parent.glob(f"*.{ending}")}
+    if not same and (in_run or others - {weights.stem}):
+        path = weights.with_suffix(".json")
+    if path.is_file() and (_read(path) is None or (in_run and path.name == RECORD and not same)):
+        raise UserError(f"{path} would be replaced, which no export wrote", remedy="Choose another --out")
     path.write_text(json.dumps(asdict(record), indent=2) + "\n")
+    return path
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The record in a file, as plain values; None where it is none."""
+    try:
+        return asdict(ModelRecord.parse(path.read_text()))
+    except (TypeError, ValueError, AttributeError):
+        return None

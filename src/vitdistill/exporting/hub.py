@@ -108,7 +108,9 @@ def _loaded(student: Student, folder: Path) -> Tensor:
         if not student.network.num_classes or find_spec("transformers") is None:
             return logits
         from transformers import AutoModelForImageClassification
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         model = AutoModelForImageClassification.from_pretrained(str(folder), local_files_only=True).eval()
         again = model(student.inputs).logits
     return logits if torch.equal(again, logits) else again

@@ -23,7 +23,7 @@ def write_onnx(student: Student, path: Path, dynamic_batch: bool) -> Exported:
         import onnxruntime
     except ImportError:
         raise UserError("ONNX export needs its extra", remedy="pip install 'vitdistill[onnx]'") from None
-    write_record(student.record, path.with_suffix(".json"))
+    beside = write_record(student.record, path)
     axes = {"images": {0: "batch"}, "logits": {0: "batch"}} if dynamic_batch else None
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -41,7 +41,7 @@ def write_onnx(student: Student, path: Path, dynamic_batch: bool) -> Exported:
     _add_metadata(student, path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     logits = torch.from_numpy(session.run(None, {"images": student.inputs.numpy()})[0])
-    return Exported(logits, f"onnxruntime.InferenceSession({str(path)!r})", (path.with_suffix(".json"),))
+    return Exported(logits, f"onnxruntime.InferenceSession({str(path)!r})", (beside,))
 
 
 def _add_metadata(student: Student, path: Path) -> None:

@@ -22,18 +22,18 @@ def write_safetensors(student: Student, path: Path) -> Exported:
     record = student.record
     if record.architecture is None:
         raise UserError("Only architectures of timm can be exported for timm")
-    write_record(record, path.with_suffix(".json"))
+    beside = write_record(record, path)
     export_weights(student.network.net.state_dict(), path, record)
     if student.network.input.frames is not None:
         network = build(f"{record.architecture}@{path}").eval()
         load = f"vitdistill.build({f'{record.architecture}@{path}'!r})"
         with torch.inference_mode():
-            return Exported(network.net(student.inputs), load, (path.with_suffix(".json"),))
+            return Exported(network.net(student.inputs), load, (beside,))
     net = timm.create_model(record.architecture, checkpoint_path=str(path), **record.args).eval()
     if record.heads:
         set_heads(with_tokens(build(net)), record.heads)
     with torch.inference_mode():
-        return Exported(net(student.inputs), loading_code(record, path), (path.with_suffix(".json"),))
+        return Exported(net(student.inputs), loading_code(record, path), (beside,))
 
 
 def loading_code(record: ModelRecord, path: Path) -> str:

@@ -12,6 +12,7 @@ from vitdistill.evaluation.files import open_files, read_files, reader_of
 from vitdistill.evaluation.loading import Checkpoint
 from vitdistill.files import readable, write_atomically
 from vitdistill.models.names import ModelName
+from vitdistill.runs.directory import list_in_run
 from vitdistill.verbs.rows import RowWriter
 
 if TYPE_CHECKING:
@@ -89,19 +90,20 @@ def embed(
         paths += names
     features = np.concatenate(parts)
     if out is not None:
-        _write(Path(out).expanduser(), paths, features)
+        list_in_run(*_write(Path(out).expanduser(), paths, features))
     count, channels = features.shape
     where = "" if out is None else f", written to {out}"
     print(f"{count} files, {channels} channels (pool {pooling}){where}")
     return {"paths": paths, "features": features}
 
 
-def _write(out: Path, paths: "Sequence[str]", features: np.ndarray) -> None:
+def _write(out: Path, paths: "Sequence[str]", features: np.ndarray) -> list[Path]:
+    """Write the features and their paths; returns the files."""
     if out.suffix == ".npy":
         write_atomically(out, lambda file: np.save(file, features))
         with RowWriter(str(out.with_suffix(".csv")), "csv") as writer:
             writer.write([{"path": path} for path in paths])
-        return
+        return [out, out.with_suffix(".csv")]
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -110,3 +112,4 @@ def _write(out: Path, paths: "Sequence[str]", features: np.ndarray) -> None:
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
     content = pa.table({"path": pa.array(map(readable, paths), pa.string()), "features": vectors})
     write_atomically(out, lambda file: parquet.write_table(content, file))
+    return [out]

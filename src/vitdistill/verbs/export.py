@@ -23,8 +23,8 @@ def export(
 ) -> dict[str, Any]:
     """Write a run's student as safetensors for timm, as ONNX checked against PyTorch, or as a folder for the hub.
 
-    Classes and preprocessing go along: in FILE.json beside the weights (student.json by default), in the metadata of
-    an ONNX file, and in config.json and student.json of a folder for the hub, which has a model card as well.
+    Classes and preprocessing go along: in student.json beside the weights (FILE.json where that belongs to others), in
+    the metadata of an ONNX file, and in config.json of a folder for the hub, which has a model card as well.
 
     Args:
         run: run directory.
@@ -53,8 +53,7 @@ def export(
     difference = float((exported.logits - expected).abs().max())
     scale = float(expected.abs().max())
     if not difference <= 1e-3 * max(scale, 1e-3):
-        for each in (path, *exported.files):
-            shutil.rmtree(each) if each.is_dir() else each.unlink(missing_ok=True)
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         raise UserError(
             f"The exported {format} form must give the student's logits", f"a difference of {difference:.2e}"
         )

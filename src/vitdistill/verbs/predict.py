@@ -1,6 +1,7 @@
 """`vitdistill predict`: classes and probabilities of images and videos."""
 
 import logging
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from vitdistill.models.classes import class_names
 from vitdistill.models.names import ModelName
 from vitdistill.models.network import Network
 from vitdistill.models.record import record_of
+from vitdistill.runs.directory import list_in_run
 from vitdistill.verbs.evaluate import averaged, check_keep, class_scores
 from vitdistill.verbs.rows import Format, RowWriter
 
@@ -108,6 +110,7 @@ def predict(
             writer.write([_flat(row) for row in found] if writer.format != "json" else found)
             rows += found
     if out is not None:
+        list_in_run(Path(out).expanduser())
         print(f"wrote {len(rows)} rows to {out}")
     return rows
 
