@@ -198,6 +198,15 @@ def test_fragments_pieces_and_timestamps_that_lie(tmp_path):
                 packet.pts, packet.stream = packet.dts, stream
                 out.mux(packet)
     check(tmp_path / "lies.mkv", seeks=False)
+    # Pictures that share a timestamp.
+    with av.open(str(clip(tmp_path / "a.mkv", "h264"))) as into, av.open(str(tmp_path / "twice.mkv"), "w") as out:
+        stream = out.add_stream_from_template(into.streams.video[0])
+        for packet in into.demux(video=0):
+            if packet.size:
+                packet.pts = packet.dts = packet.pts - packet.pts % 120
+                packet.stream = stream
+                out.mux(packet)
+    check(tmp_path / "twice.mkv", seeks=False)
 
 
 def test_the_second_picture_stream_is_not_read(tmp_path):
