@@ -138,7 +138,13 @@ def test_whole_files_and_files_that_begin_late(tmp_path, suffix, codec, caplog):
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 @pytest.mark.parametrize(
     "codec",
-    ["h264 B", *(pytest.param(name, marks=pytest.mark.slow) for name in ("h264 open", "h264 refresh", "hevc", "vp9"))],
+    [
+        "h264 B",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("h264 open", "h264 refresh", "hevc", "vp9", "mpeg4 B")
+        ),
+    ],
 )
 @pytest.mark.parametrize("seconds", [(0.28, 0.8), (0.64, 9)])
 def test_files_that_were_cut_without_encoding_them_again(tmp_path, suffix, codec, seconds, caplog):
