@@ -1,4 +1,5 @@
 import builtins
+import errno
 from types import SimpleNamespace
 
 import numpy as np
@@ -105,6 +106,19 @@ def test_what_is_no_video_is_unreadable_and_named(tmp_path):
         with pytest.raises(OSError, match=name) as error:
             VideoFile(tmp_path / name).read([0])
         assert isinstance(error.value, UNREADABLE) and not isinstance(error.value, UserError)
+
+
+def test_what_the_system_says_keeps_its_number(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", 3)
+    for number in (errno.EMFILE, errno.ENFILE):
+        with monkeypatch.context() as patched:
+            patched.setattr(av, "open", lambda *_, number=number: av.error.err_check(-number, str(path)))
+            with pytest.raises(OSError, match="open files") as error:
+                VideoFile(path).read([0])
+            assert error.value.errno == number
+    with pytest.raises(OSError, match="missing.mp4") as missing:
+        VideoFile(tmp_path / "missing.mp4").read([0])
+    assert missing.value.errno == errno.ENOENT
 
 
 def test_sound_without_pictures_is_unreadable(tmp_path):

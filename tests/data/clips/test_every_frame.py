@@ -138,7 +138,13 @@ def test_whole_files_and_files_that_begin_late(tmp_path, suffix, codec, caplog):
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 @pytest.mark.parametrize(
     "codec",
-    ["h264 B", *(pytest.param(name, marks=pytest.mark.slow) for name in ("h264 open", "h264 refresh", "hevc", "vp9"))],
+    [
+        "h264 B",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("h264 open", "h264 refresh", "hevc", "vp9", "mpeg4 B")
+        ),
+    ],
 )
 @pytest.mark.parametrize("seconds", [(0.28, 0.8), (0.64, 9)])
 def test_files_that_were_cut_without_encoding_them_again(tmp_path, suffix, codec, seconds, caplog):
@@ -198,6 +204,15 @@ def test_fragments_pieces_and_timestamps_that_lie(tmp_path):
                 packet.pts, packet.stream = packet.dts, stream
                 out.mux(packet)
     check(tmp_path / "lies.mkv", seeks=False)
+    # Pictures that share a timestamp.
+    with av.open(str(clip(tmp_path / "a.mkv", "h264"))) as into, av.open(str(tmp_path / "twice.mkv"), "w") as out:
+        stream = out.add_stream_from_template(into.streams.video[0])
+        for packet in into.demux(video=0):
+            if packet.size:
+                packet.pts = packet.dts = packet.pts - packet.pts % 120
+                packet.stream = stream
+                out.mux(packet)
+    check(tmp_path / "twice.mkv", seeks=False)
 
 
 def test_the_second_picture_stream_is_not_read(tmp_path):

@@ -233,11 +233,13 @@ class _Renderer:
 
 @contextmanager
 def _unreadable(path: str) -> Iterator[None]:
-    """Turn what PyAV raises into an OSError that names the file, which the loader skips and counts."""
+    """Turn what PyAV raises into an OSError that names the file; errors of the system, with their number, are some."""
     av = require_av()
     try:
         yield
     except av.FFmpegError as error:
+        if isinstance(error, OSError):
+            raise
         raise OSError(f"{path}: no readable video ({error.strerror or error})") from error
 
 

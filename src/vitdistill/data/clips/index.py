@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from vitdistill.data.clips.h264 import Key, kind_of_h264
+from vitdistill.data.clips.keyframes import Key, kind_of
 from vitdistill.data.clips.stream import Stream
 
 # Containers and codecs whose timestamps were compared with decoding the whole file.
@@ -120,11 +120,11 @@ class _Packet(NamedTuple):
 
 def _packets(stream: Stream) -> Iterator[_Packet]:
     codec = _codec_of(stream)
-    for packet in stream.demux():
+    for number, packet in enumerate(stream.demux()):
         odd = packet.is_discard or packet.is_corrupt or _without_picture(packet, codec)
         key: Key = "no"
         if packet.is_keyframe:
-            key = kind_of_h264(bytes(packet), stream.codec.extradata) if codec == "h264" else "clean"
+            key = kind_of(packet, codec, stream.codec, first=number == 0)
         yield _Packet(packet.pts, packet.dts, key, odd)
 
 

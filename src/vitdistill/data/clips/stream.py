@@ -1,7 +1,7 @@
 """An open video file: which of its streams is the picture, its packets in order, seeking, and plain decoding."""
 
+import errno
 from collections.abc import Iterator
-from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -88,10 +88,13 @@ class Stream:
     def demux(self) -> Iterator[Any]:
         """Packets of the picture stream in decoding order, as far as the file can be read."""
         av = require_av()
-        with suppress(av.FFmpegError):  # the end of a truncated file
+        try:
             for packet in self.container.demux(self.stream):
                 if packet.size:  # the last one is empty, a sign for decoders
                     yield packet
+        except av.FFmpegError as error:  # the end of a truncated file, or what the system says
+            if isinstance(error, OSError) and error.errno != errno.EIO:
+                raise
 
     def decode(self, packet: Any) -> list[Any]:
         """The frames that a packet (None: the end) brings; none where it is damaged."""
