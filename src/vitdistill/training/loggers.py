@@ -109,7 +109,7 @@ class Services:
                 if name not in known:  # those of an earlier run may not be changed
                     service.logger.log_hyperparams(dict(config))
             except Exception as error:  # each library has its own
-                words = error_words(error)
+                words = error_words(error).rstrip(".")
                 self.finish("failed")
                 self.run.update(status="failed")
                 raise UserError(f"--loggers {name} must be usable", words, _REMEDY[name]) from error
@@ -205,4 +205,7 @@ def _mlflow(run: "RunDirectory", known: str | None) -> _Service:
 
 
 _OPEN: dict[str, Callable[["RunDirectory", str | None], _Service]] = {"wandb": _wandb, "mlflow": _mlflow}
-_REMEDY = {"wandb": "See WANDB_MODE and WANDB_PROJECT", "mlflow": "See MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME"}
+_REMEDY = {
+    "wandb": "Set WANDB_MODE=offline, or look at WANDB_PROJECT and WANDB_ENTITY",
+    "mlflow": "Set MLFLOW_TRACKING_URI, such as http://localhost:5000; a store in a local database needs the whole mlflow",
+}
