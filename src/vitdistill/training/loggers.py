@@ -207,5 +207,5 @@ def _mlflow(run: "RunDirectory", known: str | None) -> _Service:
 _OPEN: dict[str, Callable[["RunDirectory", str | None], _Service]] = {"wandb": _wandb, "mlflow": _mlflow}
 _REMEDY = {
     "wandb": "Set WANDB_MODE=offline, or look at WANDB_PROJECT and WANDB_ENTITY",
-    "mlflow": "Set MLFLOW_TRACKING_URI, such as http://localhost:5000; a store in a local database needs the whole mlflow",
+    "mlflow": "Set MLFLOW_TRACKING_URI, such as http://localhost:5000; a local database needs the whole of mlflow",
 }
