@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from vitdistill.cli import main
+from vitdistill.errors import UserError
 from vitdistill.verbs.check import check
 
 
@@ -88,6 +89,8 @@ def test_the_command_line_says_so_with_its_status(
 def test_unlabelled_and_bundled_data(tmp_path: Path) -> None:
     for number in range(3):
         picture(tmp_path / f"loose/{number}.png", number)
+    with pytest.raises(UserError, match="must hold a folder 'train'.*To check it without labels, give --labels false"):
+        check(str(tmp_path / "loose"), workers=0)
     result = check(str(tmp_path / "loose"), labels=False, workers=0)
     assert result["ok"] and result["classes"] == {} and result["splits"]["train"]["checked"] == 2
     digits = check("digits")
@@ -98,7 +101,6 @@ def test_what_is_not_a_files_fault_is_not_blamed_on_it(photos: Path, monkeypatch
     import errno
 
     from vitdistill.data.images.folder import FolderImages
-    from vitdistill.errors import UserError
 
     def exhausted(self: FolderImages, index: int) -> None:
         raise OSError(errno.EMFILE, "Too many open files")

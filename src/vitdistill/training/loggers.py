@@ -92,24 +92,28 @@ class Services:
         if "wandb" in self._wanted:
             _check_wandb()
 
-    def start(self, config: Mapping[str, Any], *, resume: bool) -> None:
-        """Begin a run at every service, or continue it where this one is resumed.
+    def start(self, *, resume: bool) -> None:
+        """Begin a run at every service, with the configuration as hyperparameters, or continue it.
 
         Args:
-            config: the resolved configuration, logged as hyperparameters of a new run.
             resume: whether to continue the runs that run.json names.
 
         Raises:
             UserError: when a service cannot be had.
         """
+        if not self._wanted:
+            return  # in other processes, which may be here before the first has written anything
+        from vitdistill.runs.read import read_run
+
+        config = read_run(self.run.path).config
         known = self.run.read_info().get("loggers") or {} if resume else {}
         for name in self._wanted:
             try:
                 service = self._open[name] = _OPEN[name](self.run, known.get(name))
                 if name not in known:  # those of an earlier run may not be changed
-                    service.logger.log_hyperparams(dict(config))
+                    service.logger.log_hyperparams(config)
             except Exception as error:  # each library has its own
-                words = error_words(error)
+                words = error_words(error).rstrip(".")
                 self.finish("failed")
                 self.run.update(status="failed")
                 raise UserError(f"--loggers {name} must be usable", words, _REMEDY[name]) from error
@@ -205,4 +209,7 @@ def _mlflow(run: "RunDirectory", known: str | None) -> _Service:
 
 
 _OPEN: dict[str, Callable[["RunDirectory", str | None], _Service]] = {"wandb": _wandb, "mlflow": _mlflow}
-_REMEDY = {"wandb": "See WANDB_MODE and WANDB_PROJECT", "mlflow": "See MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME"}
+_REMEDY = {
+    "wandb": "Set WANDB_MODE=offline, or look at WANDB_PROJECT and WANDB_ENTITY",
+    "mlflow": "Set MLFLOW_TRACKING_URI, such as http://localhost:5000; a local database needs the whole of mlflow",
+}

@@ -28,7 +28,6 @@ from vitdistill.methods.method import Method
 from vitdistill.models.record import RECORD, WEIGHTS, ModelRecord, record_of
 from vitdistill.runs.data import describe_data
 from vitdistill.runs.directory import RunDirectory
-from vitdistill.runs.read import read_run
 from vitdistill.training.checkpoints import (
     AtomicCheckpointIO,
     SaveCheckpoints,
@@ -103,7 +102,7 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
         score=None if method.task is None else method.task.score,
         score_per_sample=method.task is not None and method.task.per_sample,
     )
-    parts.services.start(read_run(run.path).config, resume=resume)
+    parts.services.start(resume=resume)
     if settings.compile:
         for backbone in (method.student, *(teacher.network for teacher in method.teachers)):
             backbone.compile_blocks()

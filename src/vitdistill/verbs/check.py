@@ -54,7 +54,13 @@ def check(
     from vitdistill.data.open import open_source
     from vitdistill.evaluation.progress import track
 
-    source = open_source(data, labels=labels)
+    try:
+        source = open_source(data, labels=labels)
+    except UserError as error:
+        if not labels:
+            raise
+        open_source(data, labels=False)  # what is wrong with it even then is said
+        raise UserError(str(error), remedy="To check it without labels, give --labels false") from error
     survey = Survey(source)
     stopped = None
     try:
