@@ -7,7 +7,7 @@ Read in this order:
 
 1. The interfaces: `samples.py` (a set of samples, which brings its own transforms; views), `source.py` (a source of two
    sets), `open.py` (what `--data` names).
-2. Files: `folders.py` (splits, class folders, what is held out; for images and videos alike), `left_out.py` (what is not
+2. Files: `folders.py` (splits, class folders, what is held out; of images and videos alike), `left_out.py` (what is not
    read), `labels_csv.py` (a table of labels in place of class folders).
 3. `images/`: `decode.py` (from any file to RGB), `folder.py`, `recipes.py` (augmentation), `samples.py` (which
    transform).
