@@ -39,9 +39,7 @@ class ImageTransform:
     shape: tuple[int, int, int]
 
     def __call__(self, image: Image.Image) -> UInt8[Tensor, "ch height width"]:
-        if (
-            self.random and min(image.size) < SMALLEST
-        ):  # a piece of timm's random crop could be no pixel wide, and black
+        if self.random and min(image.size) < SMALLEST:  # timm's random crop could be no pixel wide, and black
             image = image.resize((image.width * SMALLEST, image.height * SMALLEST), Image.Resampling.NEAREST)
         pixels = self.steps(image)
         # timm's prefetcher path ends in a tensor or, in older releases, a numpy array.
