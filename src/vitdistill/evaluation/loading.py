@@ -119,14 +119,12 @@ def load(
     return read_run(folder).student(checkpoint)
 
 
-def validation_crop(
-    config: dict[str, Any], source: DataSource | None, crop_pct: float | None, backbone: Network
-) -> Augment:
+def validation_crop(config: dict[str, Any], source: DataSource, crop_pct: float | None, backbone: Network) -> Augment:
     """The validation crop: the run's, the bundled data's (none), or the one that the model was published with."""
     published = getattr(backbone.net, "pretrained_cfg", None) or {}
     if config:
         options = dict(config.get("augment") or {})
-    elif source is not None and source.image_size:
+    elif source.image_size:
         options = {"recipe": "none"}
     else:
         options = {"recipe": "tiny"}
