@@ -112,6 +112,7 @@ REFUSED = {
     "parquet:/no.parquet": "got /no.parquet, which is missing",
     "csv:/no.csv": "The csv file must exist; got '/no.csv'",
     "hf:a/b?val=1.5": "the name of a split, or a share above 0 and below 1; got 1.5",
+    "": "--data must be an existing folder or a bundled source",
     "hf:a/b?val": "must be like ?name=value",
     "moving_digits:moton": "Did you mean 'moving_digits:motion'",
     "<ImageFolder>": "The run was given its data as a Python object; got <ImageFolder>. Give --data",
