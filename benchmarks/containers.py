@@ -116,8 +116,8 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         f"`python benchmarks/containers.py`. {result['count']} generated JPEGs of {WIDTH}x{HEIGHT} pixels, "
         f"{result['kilobytes']:.0f} KB each, read in one random order. One thread of {result['cpu']}; "
-        f"{result['repeats']} rounds of {READ_BLOCK} samples read, and {BLOCK} decoded, in which all take turns. Everything comes from memory (page "
-        "cache).",
+        f"{result['repeats']} rounds in which all take turns, of {READ_BLOCK} samples read or {BLOCK} decoded. "
+        "Everything comes from memory (page cache).",
         "",
         "| container | opened first, s | again, s | reading, us/sample | ratio | decoded sample, us | ratio |",
         "|---|---:|---:|---:|---:|---:|---:|",

@@ -134,7 +134,7 @@ def check_there(data: str | Path) -> None:
             check_options(address, scheme.options)
         _ = address.share
         scheme.check(address)
-    elif data not in BUNDLED and not Path(data).expanduser().exists():
+    elif data not in BUNDLED and not (text.strip() and Path(data).expanduser().exists()):
         raise UserError(
             f"--data must be an existing folder or a bundled source ({', '.join(BUNDLED)})",
             f"'{data}'",

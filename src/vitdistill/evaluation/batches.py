@@ -14,6 +14,7 @@ from vitdistill.data.folders import as_bytes
 from vitdistill.data.images.folder import IMAGES
 from vitdistill.data.open import open_source
 from vitdistill.data.samples import UNREADABLE, ViewOptions
+from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, error_words
 from vitdistill.evaluation.loading import data_of, validation_crop
 from vitdistill.models.build import build
@@ -72,7 +73,9 @@ def read_batch(
         sampling = "uniform"
     if stride is None and sampling != "uniform":
         stride = config.get("stride")
-    source = open_source(data_of(model, {})) if isinstance(model, str) and model in BUNDLED else None
+    source = DataSource("files", samples, samples, [])
+    if isinstance(model, str) and model in BUNDLED:
+        source = open_source(data_of(model, {}))  # bundled images are not enlarged before the crop
     augment = validation_crop(config, source, crop_pct, network)
     options = ViewOptions(augment=augment, stride=stride, sampling=sampling)
     transform = samples.transform(network.input, options, train=False)

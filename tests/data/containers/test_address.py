@@ -92,6 +92,14 @@ def test_files_belong_to_the_split_in_their_name_or_their_folder_s(tmp_path: Pat
     assert [Path(file).parent.name for file in named.val] == ["test"]
 
 
+def test_one_file_has_its_partner_beside_it(tmp_path: Path) -> None:
+    for name in ("train-0.tar", "validation-0.tar", "photos.tar"):
+        (tmp_path / name).touch()
+    assert split_files(Address("shards", f"{tmp_path}/train-0.tar"), ".tar").val == [f"{tmp_path}/validation-0.tar"]
+    assert split_files(Address("shards", f"{tmp_path}/train-0.tar", {"val": "0.5"}), ".tar").val == []
+    assert split_files(Address("shards", f"{tmp_path}/photos.tar"), ".tar").val == []
+
+
 REFUSED = {
     "torchvison:CIFAR10": "--data must have a scheme that there is; got 'torchvison:'. Did you mean 'torchvision'?",
     "s3://bucket/data": "got 's3:'. There are torchvision:CIFAR10, hf:owner/name",
@@ -104,6 +112,7 @@ REFUSED = {
     "parquet:/no.parquet": "got /no.parquet, which is missing",
     "csv:/no.csv": "The csv file must exist; got '/no.csv'",
     "hf:a/b?val=1.5": "the name of a split, or a share above 0 and below 1; got 1.5",
+    "": "--data must be an existing folder or a bundled source",
     "hf:a/b?val": "must be like ?name=value",
     "moving_digits:moton": "Did you mean 'moving_digits:motion'",
     "<ImageFolder>": "The run was given its data as a Python object; got <ImageFolder>. Give --data",

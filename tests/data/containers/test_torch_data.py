@@ -105,6 +105,16 @@ def test_labels_in_a_list_that_say_something_else_are_not_believed(caplog: pytes
     assert "Reading every sample of Shifted" in caplog.text
 
 
+def test_names_of_classes_in_a_mapping() -> None:
+    class Mapped(Listed):
+        classes = None  # type: ignore[assignment]
+        class_to_idx = {"wolf": 0, "fox": 1}  # noqa: RUF012
+
+    assert open_source((Mapped("train"), Mapped("val"))).classes == ["wolf", "fox"]
+    parts = torch.utils.data.random_split(Listed("train"), [4, 2])
+    assert [len(part) for part in (open_source(parts).train, open_source(parts).val)] == [4, 2]
+
+
 def test_one_set_lends_a_share_for_validation(folder: Path) -> None:
     source = open_source(ImageFolder(folder))
     assert (source.name, source.classes, len(source.train), len(source.val)) == ("ImageFolder", CLASSES, 7, 1)
@@ -134,6 +144,7 @@ class Stream(IterableDataset[Any]):
             TensorDataset(torch.randn(4, 3, 8, 8), torch.arange(4)),
             r"Float pictures must lie in 0..1; got .*TensorDataset\[0",
         ),
+        (TensorDataset(torch.rand(4, 3, 8, 8), torch.eye(4)), "which has no labels. Samples must be .picture, class."),
         (TensorDataset(torch.rand(4, 3, 8, 8), torch.rand(4)), "one class, a whole number or a name"),
         (TensorDataset(torch.rand(0, 3, 8, 8), torch.arange(0)), "at least one sample"),
         (TensorDataset(torch.rand(4, 3, 8, 8), torch.tensor([0, 0, 0, 0])), "at least two classes"),

@@ -46,8 +46,8 @@ class HubImages(EncodedImages):
     def row_name(self, row: int) -> str:
         return f"{self._name}[{row}]"
 
-    def row_key(self, row: int) -> str:
-        return str(row)
+    def keys(self) -> bytes:
+        return self.rows.astype("<i8").tobytes()
 
 
 def open_hub(address: Address, *, labels: bool) -> DataSource:

@@ -55,8 +55,10 @@ class ShardImages(EncodedImages):
     def row_name(self, row: int) -> str:
         return f"{self._tars[self._tar_of(row)]}:{self._member(row)}"
 
-    def row_key(self, row: int) -> str:
-        return f"{os.path.basename(self._tars[self._tar_of(row)])}:{self._member(row)}"
+    def keys(self) -> bytes:
+        tars = np.searchsorted(self._starts, self.rows, side="right") - 1
+        names = [os.fsencode(os.path.basename(tar)) for tar in self._tars]
+        return b"\0".join([*names, tars.astype("<i8").tobytes(), *self._names[self.rows].tolist()])
 
     def _member(self, row: int) -> str:
         return os.fsdecode(bytes(self._names[row]))

@@ -47,6 +47,8 @@ def split_files(address: Address, suffix: str) -> SplitFiles:
     """
     given = address.options.get("train")
     files = _existing(given or address.name, suffix)
+    if len(files) == 1 and "val" not in address.options and (partner := _partner(Path(files[0]))) is not None:
+        return SplitFiles(files, [str(partner)], [])
     if address.val is not None:
         return SplitFiles(files, _existing(address.val, suffix), [])
     words = {file: split_word(Path(file).name) or split_word(Path(file).parent.name) for file in files}
@@ -56,6 +58,15 @@ def split_files(address: Address, suffix: str) -> SplitFiles:
         return SplitFiles(files, [], [])
     val = [file for file in files if others and words[file] == others[0]] if address.share is None else []
     return SplitFiles(train, val, [file for file in files if file not in {*train, *val}])
+
+
+def _partner(file: Path) -> Path | None:
+    """The file to validate on beside one to train on, which has the other split's word in its name."""
+    word = split_word(file.name)
+    if word not in TRAIN_WORDS:
+        return None
+    beside = (file.with_name(file.name.replace(word, other, 1)) for other in VAL_WORDS)
+    return next((path for path in beside if path.is_file()), None)
 
 
 def _existing(pattern: str, suffix: str) -> list[str]:

@@ -55,8 +55,8 @@ class TorchImages(RowImages):
     def row_name(self, row: int) -> str:
         return file_of(self._data, row) or f"{self._name}[{row}]"
 
-    def row_key(self, row: int) -> str:
-        return str(row)
+    def keys(self) -> bytes:
+        return self.rows.astype("<i8").tobytes()
 
 
 def is_dataset(data: object) -> bool:
@@ -90,7 +90,14 @@ def open_torch(data: Any, *, labels: bool) -> DataSource:
     names = class_names(train)
     if val is not None and names is not None and (theirs := class_names(val)) not in (None, names):
         raise UserError("Both data sets must have the same classes in the same order", f"{names} and {theirs}")
-    return source_of(name, train_part, val_part, names=names, labels=labels, remedy="Give (picture, class) pairs")
+    return source_of(
+        name,
+        train_part,
+        val_part,
+        names=names,
+        labels=labels,
+        remedy="Samples must be (picture, class), with a whole number or a name for the class",
+    )
 
 
 def part_of(data: Any, where: str) -> Part:
@@ -115,6 +122,8 @@ def labels_of(data: Any, where: str) -> np.ndarray | None:
     samples = {index: sample for index in looked_at if (sample := _readable(data, index)) is not None}
     if not all(isinstance(sample, tuple | list) and len(sample) > 1 for sample in samples.values()):
         return None
+    if not all(isinstance(_plain(sample[1]), int | float | str | None) for sample in samples.values()):
+        return None  # boxes, one-hot vectors, ...
     kept = _kept_labels(data)
     if kept is not None and len(kept) == len(data):
         transform = getattr(data, "target_transform", None)
@@ -141,6 +150,9 @@ def class_names(data: Any) -> list[str] | None:
         found = getattr(data, name, None)
         if isinstance(found, Sequence) and not isinstance(found, str) and len(found):
             return texts(found)
+    numbered = getattr(data, "class_to_idx", None)
+    if isinstance(numbered, Mapping) and sorted(numbered.values()) == list(range(len(numbered))):
+        return texts(sorted(numbered, key=lambda name: numbered[name]))
     inner = getattr(data, "dataset", None)  # a Subset's
     if inner is not None:
         return class_names(inner)
