@@ -105,7 +105,7 @@ def test_every_verb_names_the_runs_that_are_there(command: str, capsys: pytest.C
 
 def test_a_bare_name_may_be_a_run_here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place / "runs")
-    with pytest.raises(UserError, match="no folder here.*Did you mean 'demo_small'"):
+    with pytest.raises(UserError, match="got 'demo_smal'. Did you mean 'demo_small'"):
         build("demo_smal")
     with pytest.raises(UserError, match="Did you mean 'demo_small'"):
         read_run("demo_smal")

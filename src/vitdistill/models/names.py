@@ -106,7 +106,7 @@ def unknown_model(name: str, known: list[str]) -> UserError:
     runs = [entry.name for entry in Path().iterdir() if is_run(entry)]
     return UserError(
         "A model is a timm name, name@weights-file, hf-hub:owner/model, or a run directory",
-        f"{name!r}, which is none of timm's, and no folder here",
+        repr(name),
         near(name, runs) or near(name.partition(".")[0], [*known, *PRESETS, *BUNDLED]) or "See timm.list_models()",
     )
 
