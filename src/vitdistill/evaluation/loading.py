@@ -147,7 +147,7 @@ def validation_crop(
             options |= {key: recorded[key] for key in ("crop_pct", "interpolation")}
     elif config:
         options = dict(config.get("augment") or {})
-    elif source.image_size:
+    elif source is not None and source.image_size:
         options = {"recipe": "none"}
     else:
         options = {"recipe": "tiny"}
