@@ -369,14 +369,18 @@ def test_unknown_names_come_with_near_ones(name, near):
     assert f"got '{name}'" in text and f"'{near}'" in text
 
 
-@pytest.mark.parametrize("name", ["", "zzzzzzzzzzzz", "no/such/folder"])
+@pytest.mark.parametrize("name", ["", "zzzzzzzzzzzz"])
 def test_names_near_nothing(name):
     assert "A model is a timm name, name@weights-file" in refused(name)
 
 
+def test_a_path_that_is_not_there():
+    assert "There is no folder such in" in refused("no/such/folder")
+
+
 def test_a_missing_file(tmp_path):
     assert "must exist" in refused(f"{NAME}@{tmp_path / 'nothing.pth'}", args=ARGS)
-    assert "must exist" in refused(f"{NAME}@", args=ARGS)
+    assert "A file must be named behind the @" in refused(f"{NAME}@", args=ARGS)
 
 
 @pytest.mark.parametrize("form", ["safetensors", "zip", "legacy"])

@@ -137,9 +137,9 @@ def wide(tmp_path: Path) -> tuple[str, dict[str, Any]]:
             Image.fromarray(frame).save(folder / f"{index:02d}.png")
     for split in ("train", "val"):
         (tmp_path / f"{split}.csv").write_text("\n".join(lines))
-    args = {**NET, "img_size": 32, "patch_size": 8, "num_classes": 2}
+    args = {**NET, "img_size": 32, "patch_size": 8}
     torch.manual_seed(0)
-    net = timm.create_model("video_vit_small_patch16_224", **args)
+    net = timm.create_model("video_vit_small_patch16_224", **args, num_classes=2)
     torch.nn.init.normal_(net.head.weight)  # so that views differ in what they say
     torch.save(net.state_dict(), tmp_path / "net.pth")
     model = f"video_vit_small_patch16_224@{tmp_path / 'net.pth'}"

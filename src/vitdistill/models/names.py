@@ -73,11 +73,13 @@ def check_model_there(spec: Any) -> None:
             raise UserError("A file must be named behind the @", spec, f"Give {name}@weights-file")
         if not os.path.exists(os.path.expanduser(file)):
             raise UserError("The weights file must exist", file)
-    elif _is_path(spec) or not spec.strip():
+    elif not spec.strip():
+        raise UserError("A model is a timm name, name@weights-file, or a run directory", repr(spec))
+    elif _is_path(spec):
         owner_and_model = re.fullmatch(r"[\w-]+/[\w.-]+", spec) and not place.parent.is_dir()
         hub = f". If it is a model of the Hugging Face hub, give hf-hub:{spec}" if owner_and_model else ""
         rule = "A model that is a path must be an existing run directory"
-        raise UserError(rule, repr(spec) if not spec.strip() else spec, runs_beside(place) + hub)
+        raise UserError(rule, spec, runs_beside(place) + hub)
 
 
 def _is_path(text: str) -> bool:

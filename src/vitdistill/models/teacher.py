@@ -55,7 +55,8 @@ class Teacher:
                 its class scores are 100 * cosine similarity (CLIP zero-shot).
 
         Raises:
-            UserError: when the text embeddings have other channels than the network's output.
+            UserError: when the text embeddings have other channels than the network's output, or the student's
+                images other channels than the teacher's, neither of them grey with the other RGB.
         """
         if text_embeddings is not None:
             channels = network.num_classes or with_tokens(network).width
@@ -72,18 +73,7 @@ class Teacher:
         self.drops_paths = False
         self.order: Tensor | None = None
         own = network.input
-        mean, std, self._repeats = mean or own.mean, std or own.std, 1
-        if len(mean) != len(own.mean):
-            if len(mean) != 1:
-                raise UserError(
-                    "Student and teacher must see images of as many channels, or the student grey ones",
-                    f"{len(mean)} channels, and {len(own.mean)} of the teacher {network.name}",
-                    f"Build the student with --student_args.in_chans {len(own.mean)}, or choose another teacher",
-                )
-            # A grey image is one whose colours are all the same.
-            self._repeats = len(own.mean)
-            mean, std = list(mean) * self._repeats, list(std) * self._repeats
-        self._renormalise = _Renormalise.between(mean, std, own.mean, own.std)
+        self._renormalise = _Renormalise.between(mean or own.mean, std or own.std, own.mean, own.std)
 
     @classmethod
     def of(
@@ -185,8 +175,7 @@ class Teacher:
             module.train()
         dtype = parameter.dtype if parameter is not None else inputs.dtype
         with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
-            colours = inputs if self._repeats == 1 else inputs.repeat_interleave(self._repeats, dim=1)
-            seen = self.resized(self._renormalise(colours.float())).to(dtype)
+            seen = self.resized(self._renormalise(inputs.float())).to(dtype)
             output = self.network(seen, keep=keep, capture=capture)
             if output.prediction is not None:
                 output.prediction = self._class_scores(output.prediction.float())
