@@ -12,15 +12,18 @@ import torch
 from PIL import Image
 
 import contained
+from vitdistill.cli import main
 from vitdistill.data import Augment, DataSource, Samples, ViewOptions, open_source
 from vitdistill.data.actions.annotations import open_actions
 from vitdistill.data.actions.files import ActionFiles
 from vitdistill.data.clips.files import video_files
 from vitdistill.data.clips.video import Video
+from vitdistill.data.images.decode import has_heif
 from vitdistill.data.loader import CorruptLog, default_workers, make_loader
 from vitdistill.data.order import EpochBatchSampler, EvalBatchSampler
 from vitdistill.errors import UserError
 from vitdistill.types import InputSpec
+from vitdistill.verbs.check import check
 
 STATISTICS = ((0.5,) * 3, (0.5,) * 3)
 SPECS = {"images": InputSpec((3, 16, 16), *STATISTICS), "clips": InputSpec((3, 4, 16, 16), *STATISTICS)}
@@ -342,3 +345,53 @@ def test_loader_processes_read_containers_as_one_process_does(name: str, tmp_pat
         for count in (0, 2)
     )
     assert all(torch.equal(one.images, other.images) for one, other in zip(here, there, strict=True))
+
+
+def test_checking_goes_through_every_sample(source: DataSource, capsys: pytest.CaptureFixture[str]) -> None:
+    result = check(source, labels=bool(source.classes), workers=0)
+    assert result["ok"] and result["complete"] and not result["counts"].get("unreadable")
+    for split, samples in (("train", source.train), ("val", source.val)):
+        assert result["splits"][split]["samples"] == result["splits"][split]["checked"] == len(samples)
+        if samples.labels is not None:
+            assert sum(counts[split] for counts in result["classes"].values()) == len(samples)
+    assert f"{source.train.word}s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_checking_containers_names_what_cannot_be_read(name: str, tmp_path: Path) -> None:
+    source = CONTAINERS[name](tmp_path, broken=(2,))
+    found = [one for one in check(source, workers=0)["findings"] if one["kind"] == "unreadable"]
+    assert [(one["split"], one["path"]) for one in found] == [
+        (split, samples.path(2)) for split, samples in (("train", source.train), ("val", source.val))
+    ]
+    assert all(one["detail"] for one in found)
+
+
+def test_checking_reads_what_folders_read(tmp_path: Path) -> None:
+    """HEIC, AVIF, animations and 16 bits, beside what is none."""
+    pytest.importorskip("pillow_heif")
+    endings = ("heic", "avif", "gif", "tiff", "jp2", "jfif")
+    for number, place in enumerate(("train/a", "train/b", "val/a", "val/b")):
+        (tmp_path / place).mkdir(parents=True)
+        for ending in endings:
+            has_heif()  # Pillow saves HEIC once it knows it
+            Image.new("RGB", (24, 20), (10 * number, 80, 0)).save(tmp_path / place / f"1.{ending}")
+    result = check(str(tmp_path), workers=0)
+    assert result["ok"] and result["splits"]["train"]["checked"] == 2 * len(endings)
+
+
+def test_containers_are_checked_by_their_addresses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for write in (contained.shards, contained.saved, contained.parquet, contained.csv, contained.torchvision):
+        (tmp_path / write.__name__).mkdir()
+        write(tmp_path / write.__name__)
+    addresses = (
+        f"shards:{tmp_path}/shards/*.tar",
+        f"hf:{tmp_path}/saved/saved",
+        f"parquet:{tmp_path}/parquet",
+        f"csv:{tmp_path}/csv/labels.csv?label=breed",
+        f"{tmp_path}/csv",
+        f"torchvision:FashionMNIST?root={tmp_path}/torchvision",
+    )
+    for address in addresses:
+        assert main(["check", address, "--workers", "0"]) == 0, address
+        assert "cat" in (printed := capsys.readouterr().out) or "Trouser" in printed

@@ -7,7 +7,8 @@ import pytest
 
 from vitdistill.data import open_source
 from vitdistill.data.images.folder import IMAGES
-from vitdistill.data.labels_csv import Row, find_table, labelled_by_table, read_table
+from vitdistill.data.labels_csv import by_table, find_table
+from vitdistill.data.tables import Row, Table
 from vitdistill.errors import UserError
 
 
@@ -37,7 +38,7 @@ FOUR = ("1.jpg", "2.jpg", "3.jpg", "4.jpg")
     "table",
     [
         "1.jpg,cat,train\n2.jpg,dog,train\n3.jpg,cat,val\n4.jpg,dog,val\n",
-        "path,label,split\n1.jpg,cat,train\n2.jpg,dog,TRAIN\n3.jpg,cat,valid\n4.jpg,dog,Test\n",
+        "path,label,split\n1.jpg,cat,train\n2.jpg,dog,TRAIN\n3.jpg,cat,valid\n4.jpg,dog,Valid\n",
         "Species;Set;File\ncat;training;1.jpg\ndog;train;2.jpg\ncat;validation;3.jpg\ndog;val;4.jpg\n",
         "\ufeffid\tbreed\tsubset\n1\tcat\ttrain\n2\tdog\ttrain\n\n3\tcat\tval\n4\tdog\tval\n",
         "filename,label,is_valid\n1.jpg,cat,False\n2.jpg,dog,False\n3.jpg,cat,True\n4.jpg,dog,True\n",
@@ -75,7 +76,7 @@ def test_names_without_suffix_are_searched_below_the_folder(flat):
 def test_a_second_table_is_for_validation(flat):
     root = flat(*FOUR, table="1.jpg,10\n2.jpg,9\n", name="train.csv")
     (root / "val.csv").write_text("3.jpg,9\n4.jpg,9\n")
-    source = labelled_by_table(root / "train.csv", IMAGES)
+    source = by_table(root / "train.csv", IMAGES)
     assert source.classes == ["9", "10"], "whole numbers are ordered by value"
     assert named(source.train, root) == {"1.jpg": 1, "2.jpg": 0} and source.val.labels == [0, 0]
 
@@ -93,12 +94,15 @@ def test_what_the_table_does_not_name_is_counted(flat, caplog):
         ("1.jpg,cat\n9.jpg,dog\n8.jpg,dog\n", "must exist; got 2 of 3 missing: '9.jpg', '8.jpg'"),
         ("1.jpg,cat\n1.jpg,dog\n", "one label .*; got 1.jpg: cat and dog"),
         ("1.jpg,cat,train\n1.jpg,cat,val\n2.jpg,dog,train\n", "in one split .*got 1.jpg in train and val"),
-        ("1.jpg,cat\n2.jpg,cat\n", "at least two classes; got 'cat'"),
+        ("1.jpg,cat\n2.jpg,cat\n", "at least two classes; got only 'cat'"),
         ("path,label\n1.jpg,\n", r"name a file and its class; got line 2"),
-        ("path,label\n1.jpg\n", r"must have all columns; got line 2"),
+        ("path,label\n1.jpg\n", r"name a file and its class; got line 2"),
         ("path,label\n", "at least one row; got only a header"),
         ("", "at least one row; got none"),
-        ("path,label,split\n1.jpg,cat,never\n", "must be one of train, training, val.*got 'never' in line 2"),
+        (
+            "path,label,split\n1.jpg,cat,never\n",
+            "column split of .* training samples; got 'never'. Name them: .train=",
+        ),
         ("file,weight,height\n1.jpg,3,4\n", "a column of paths and one of class names; got the columns 'file', 'weigh"),
         ("1.jpg,a,train\n2.jpg,b,train\n3.jpg,c,val\n", "must be among those to train on .*; got 'c'"),
     ],
@@ -131,4 +135,4 @@ def test_tables_of_spreadsheets_in_utf_16(flat):
 
 def test_rows(flat):
     root = flat("a.jpg", table="path,label\na.jpg,x y\n")
-    assert read_table(root / "labels.csv", IMAGES) == [Row("a.jpg", "x y", None)]
+    assert Table(root / "labels.csv", IMAGES.is_sample).rows() == [Row("a.jpg", "x y", None)]

@@ -1,5 +1,6 @@
 """Batches from files are those that evaluation makes."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import vitdistill
 from generated_videos import write_video
 from tiny import tiny
 from vitdistill.data.loader import CorruptLog
-from vitdistill.errors import UserError
+from vitdistill.errors import MachineError, UserError
 from vitdistill.evaluation.loading import Reader, open_subject
 
 
@@ -49,7 +50,7 @@ def test_a_batch_of_videos(tmp_path: Path) -> None:
     shape = {"img_size": 16, "patch_size": 8, "frames": 4, "depth": 1, "num_heads": 2, "embed_dim": 32}
     network = vitdistill.build("video_vit_small_patch16_224", args={**shape, "num_classes": 3})
     assert vitdistill.read_batch(files, network, stride=2).shape == (2, 3, 4, 16, 16)
-    with pytest.raises(UserError, match="images or videos, not both"):
+    with pytest.raises(UserError, match="needs videos; got 1 other files, such as .*test_batches.py"):
         vitdistill.read_batch([*files, Path(__file__)], network)
 
 
@@ -58,7 +59,22 @@ def test_what_cannot_be_read_is_named(photos: Path) -> None:
     net = tiny("vit")
     with pytest.raises(UserError, match=r"All files of a batch must be readable; got .*text.jpg \("):
         vitdistill.read_batch([photos / "val/a/3.png", photos / "text.jpg"], net)
-    with pytest.raises(UserError, match="must exist; got 1 of 1 missing, such as .*nothing.png"):
+    with pytest.raises(UserError, match="must exist; got .*nothing.png', which do not"):
         vitdistill.read_batch([photos / "nothing.png"], net)
     with pytest.raises(UserError, match="At least one file"):
         vitdistill.read_batch([], net)
+
+
+def test_what_is_no_fault_of_the_file_is_not_blamed_on_it(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("vitdistill.data.images.folder.read_image", exhausted)
+    with pytest.raises(MachineError, match=r"for no fault of the file; got Too many open files. Allow more with"):
+        vitdistill.read_batch([photos / "val/a/3.png"], tiny("vit"))
+
+
+def test_networks_over_images_see_the_middle_frame_of_a_video_beside_pictures(photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    write_video(tmp_path / "a.mp4", 5)
+    assert vitdistill.read_batch([photos / "val/a/3.png", tmp_path / "a.mp4"], tiny("vit")).shape == (2, 3, 32, 32)

@@ -106,7 +106,7 @@ def test_what_is_not_a_files_fault_is_not_blamed_on_it(photos: Path, monkeypatch
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(FolderImages, "inspect", exhausted)
-    with pytest.raises(UserError, match="cannot be read, and not for what is in it; got .*Too many open files"):
+    with pytest.raises(UserError, match="could not be opened, for no fault of the file; got Too many open files"):
         check(str(photos), workers=0)
 
 

@@ -21,7 +21,7 @@ from vitdistill.verbs.mae import mae
 from vitdistill.verbs.maskedkd import maskedkd
 from vitdistill.verbs.supervised import supervised
 
-TINY = {name: value for name, value in SMALL.items() if name != "num_classes"}
+TINY = {name: value for name, value in SMALL.items() if name != "num_classes"}  # the data says how many
 TINY |= {"img_size": 16, "patch_size": 8, "depth": 1}
 GREY = {**TINY, "in_chans": 1}
 

@@ -113,6 +113,24 @@ def test_refused(model: str, options: dict[str, Any], message: str, tmp_path: Pa
         predict(model, [str(tmp_path / "a.png")], **options)
 
 
+def test_a_new_classifier_predicts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of weights whose classifier is for other classes than the architecture that they are loaded into."""
+    from vitdistill.evaluation import files
+    from vitdistill.models.record import mark_new_head
+
+    network = build("digits-teacher")
+    mark_new_head(network.net)
+    monkeypatch.setattr(files, "load", lambda *_: network)
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="is new and has random weights. Fine-tune it, or use `vitdistill embed`"):
+        predict("digits-teacher", [str(tmp_path / "a.png")])
+    with pytest.raises(UserError, match=r"--model_args.num_classes would replace the trained classifier"):
+        vitdistill.embed("digits-teacher", [str(tmp_path / "a.png")], model_args={"num_classes": 3})
+    assert (
+        vitdistill.embed("digits-teacher", [str(tmp_path / "a.png")])["features"].shape[0] == 1
+    )  # which needs no classifier
+
+
 def test_missing_files_are_refused_from_the_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "digits-teacher", "nowhere/a.jpg", "b.png"]) == 2
     assert "must exist; got 'nowhere/a.jpg', 'b.png'" in capsys.readouterr().err

@@ -212,7 +212,8 @@ def test_an_empty_list_and_a_folder_without_splits(refused: Callable[..., str], 
         (tmp_path / name).touch()
     for data in (tmp_path, tmp_path / "train.csv", tmp_path / "val.csv"):
         for command in (VIDEOMAE, FINETUNE):
-            assert "train.csv must name at least one video; got none" in refused(command, data)
+            line = refused(command, data)  # without a video in it, a file alone may be a table of images
+            assert ".csv must " in line and "at least one" in line and "; got none" in line
     line = refused(FINETUNE, shared / "videos" / "train" / "0")
     assert "must hold a folder 'train', or lists; got no folder in it. Expected <data>/train/<class>/*.mp4" in line
 

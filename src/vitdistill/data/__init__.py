@@ -8,7 +8,8 @@ Read in this order:
 1. The interfaces: `samples.py` (a set of samples, which brings its own transforms; views), `source.py` (a source of two
    sets), `open.py` (what `--data` names).
 2. Files: `folders.py` (splits, class folders, what is held out; for images and videos alike), `left_out.py` (what is
-   not read), `labels_csv.py` (a table of labels in place of class folders).
+   not read), `labels_csv.py` (a table of labels in place of class folders) on
+   `tables.py` (which columns are which).
 3. `images/`: `decode.py` (from any file to RGB), `folder.py`, `recipes.py` (augmentation), `samples.py` (which
    transform).
 4. `clips/`: `video.py` (a video, which reads the frames asked of it); `files.py` and `lists.py` (which videos there

@@ -82,6 +82,7 @@ class Kind:
         layout: what a labelled folder looks like, for messages.
         formats: which files are read, for messages.
         otherwise: what there may be in place of the split folders, for messages.
+        folders: whether a folder may be a sample.
     """
 
     word: str
@@ -91,6 +92,7 @@ class Kind:
     layout: str
     formats: str
     otherwise: str = ""
+    folders: bool = False
 
 
 def labelled(root: Path, kind: Kind) -> DataSource:
@@ -164,13 +166,14 @@ def unlabelled(root: Path, kind: Kind) -> DataSource:
     return DataSource(name, kind.make(train_root, train, None), kind.make(val_root, val, None), [])
 
 
-def hold_out(names: np.ndarray, place: Path, kind: Kind) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(names: np.ndarray, place: Path, kind: Kind, share: float | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The names of the training samples, and of those held out for validation.
 
     Args:
         names: paths as bytes, sorted.
         place: where they were found, for the message.
         kind: what they are.
+        share: as for `held_out`.
 
     Raises:
         UserError: when there are fewer than two.
@@ -179,7 +182,7 @@ def hold_out(names: np.ndarray, place: Path, kind: Kind) -> tuple[np.ndarray, np
         found = "none" if not len(names) else f"only '{os.fsdecode(bytes(names[0]))}'"
         rule = f"At least two {kind.word}s are needed, one to validate on"
         raise UserError(rule, f"{found} in {place}", kind.formats)
-    out = held_out(len(names))
+    out = held_out(len(names), share)
     return names[~out], names[out]
 
 
@@ -251,6 +254,12 @@ def first_folder(root: Path, names: tuple[str, ...]) -> Path | None:
             if found.lower() == name and (root / found).is_dir():
                 return root / found
     return None
+
+
+def has_classes(root: Path) -> bool:
+    """Whether there is a folder to train on with folders in it."""
+    train = first_folder(root, TRAIN_NAMES)
+    return train is not None and any(entry.is_dir() and not of_other_program(entry.name) for entry in os.scandir(train))
 
 
 def is_image(path: str) -> bool:

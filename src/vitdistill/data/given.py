@@ -40,7 +40,7 @@ class GivenFiles(FileSamples):
             each.root = ""  # so that paths are as they were given
 
     def load(self, index: int) -> tuple[Any, int | None]:
-        return (self._videos if _is_clip(self.path(index)) else self._images).load(index)
+        return (self._videos if is_clip(self.path(index)) else self._images).load(index)
 
     def transform(self, spec: InputSpec, options: ViewOptions, *, train: bool) -> "EitherTransform":
         still = self._images.transform(spec, options, train=train) if spec.frames is None else None
@@ -131,5 +131,6 @@ def _below(place: Path, clips: bool) -> tuple[list[str], list[str]]:
     return (["."], []) if clips and frames and not wanted else (wanted, others)
 
 
-def _is_clip(path: str) -> bool:
+def is_clip(path: str) -> bool:
+    """Whether a path names a video: a file, or a folder of frames."""
     return is_video(path) or os.path.isdir(path)

@@ -1,6 +1,5 @@
 """Every sample of a source decoded once: what `vitdistill check` lists."""
 
-import errno
 import logging
 import warnings
 from collections import Counter, defaultdict
@@ -12,15 +11,12 @@ from typing import Any, NamedTuple
 from torch.utils.data import DataLoader, Dataset
 
 from vitdistill.data.loader import start_worker
-from vitdistill.data.samples import UNREADABLE, Facts, Samples
+from vitdistill.data.samples import UNREADABLE, Facts, Samples, reason_of
 from vitdistill.data.source import DataSource
-from vitdistill.errors import UserError, error_words
 
 SPLITS = ("train", "val")
 NAMED = 3  # how many of the samples that are the same as one are named
 SMALL = 4  # a sample is very small below one in so many of the median shorter edge, or frames, of the set
-# What says nothing about the file: every other one would fail alike.
-OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
 
 
 class Inspected(NamedTuple):
@@ -102,14 +98,10 @@ def inspected(samples: Samples, split: str, index: int) -> Inspected:
         warnings.simplefilter("ignore")  # decoders warn of harmless things in files, e.g. of what they left unread
         try:
             facts = samples.inspect(index)
-        except UserError:
-            raise
         except Exception as error:  # a decoder may fail in any way on a broken file
-            if isinstance(error, MemoryError) or getattr(error, "errno", None) in OF_THE_MACHINE:
-                raise UserError(f"{path} cannot be read, and not for what is in it", error_words(error)) from error
+            reason = reason_of(error, path)
             known = isinstance(error, UNREADABLE)
-            words = error_words(error).removeprefix(f"{path}: ")
-            return Inspected(split, index, None, words if known else f"{type(error).__name__}: {words}")
+            return Inspected(split, index, None, reason if known else f"{type(error).__name__}: {reason}")
     return Inspected(split, index, facts, notes=tuple(dict.fromkeys(notes.words)))
 
 

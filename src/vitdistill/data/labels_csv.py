@@ -1,16 +1,13 @@
 """A table of labels beside the files: one path and one class name a row, perhaps with the split.
 
-As competitions and annotation tools write them: with or without a header, separated by commas, semicolons or tabs,
-in any order of columns. Paths start from the table's folder; names alone, also without suffix, are searched below it.
+The one reader of tables: of those that lie in a folder (`--data /data/pets`) and of those that are named
+(`--data labels.csv`, `csv:labels.csv?label=breed`). Paths start from the table's folder; names alone, also without
+suffix, are searched below it. Which column is which: `tables.py`.
 """
 
-import codecs
-import csv
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -20,44 +17,19 @@ from vitdistill.data.folders import (
     FileSamples,
     Kind,
     as_bytes,
+    hold_out,
     in_order,
     some,
 )
 from vitdistill.data.left_out import say_left_out, say_once
 from vitdistill.data.source import DataSource
-from vitdistill.errors import UserError
+from vitdistill.data.tables import Row, Table, TableOptions
+from vitdistill.errors import MachineError, UserError
 
 SUFFIXES = (".csv", ".tsv")
 # What tables of labels are called, the likeliest first; another name will do where it is the only table.
 NAMES = ("labels", "label", "annotations", "metadata", "train", "train_labels", "train_list", "index", "data")
-PATHS: tuple[str, ...] = (
-    "path",
-    "filepath",
-    "file_path",
-    "file",
-    "filename",
-    "file_name",
-    "image_path",
-    "image",
-    "image_name",
-    "img",
-)
-PATHS += ("img_path", "name", "image_id", "id")
-LABELS = ("label", "labels", "class", "class_name", "classname", "category", "target", "species", "breed", "diagnosis")
-SPLITS = ("split", "set", "subset", "partition", "phase")
-IS_VAL = ("is_valid", "is_val", "is_test")  # a column of yes and no
-YES: tuple[str, ...] = ("true", "1", "yes")
-NO: tuple[str, ...] = ("false", "0", "no", "")
-DELIMITERS = ",;\t"
-HOLD_OUT_EVERY = 10  # of each class, one file in so many is held out where there is no split
-
-
-class Row(NamedTuple):
-    """One row: the path as it is written, the class name, and train or val, None where the table does not say."""
-
-    path: str
-    label: str
-    split: str | None
+HOLD_OUT = 0.1  # of each class, where there is no split
 
 
 def find_table(folder: Path) -> Path | None:
@@ -68,42 +40,74 @@ def find_table(folder: Path) -> Path | None:
     return usual or (tables[0] if len(tables) == 1 else None)
 
 
-def labelled_by_table(file: Path, kind: Kind, *, root: Path | None = None) -> DataSource:
-    """The samples that a table names, with its class names.
+def by_table(
+    file: Path,
+    kind: Kind,
+    options: TableOptions = TableOptions(),
+    *,
+    labels: bool = True,
+    share: float | None = None,
+    root: Path | None = None,
+) -> DataSource:
+    """The samples that a table names, in its order, with its class names.
 
     Without a column that says which rows are for validation, those of a second table are (`val.csv` beside
-    `train.csv`); without that, a tenth of each class, at least one file: random, but the same for the same table.
+    `train.csv`, whichever of them is given); without that, a tenth of each class, at least one file: random, but the
+    same for the same table.
+
+    Where labels are not needed, they may be missing or anything. The source then has no classes; and of files that
+    nothing divides, a share of all is held out, as of folders.
 
     Args:
         file: the table.
         kind: images, or videos.
+        options: which columns are which, and what the column of splits says.
+        labels: whether they are needed.
+        share: of each class to hold out for validation, whatever the table says of it; None is as above.
         root: what paths start from; None means the table's folder.
 
     Raises:
-        UserError: naming the line or the column that cannot be understood; when files are missing or stand in both
-            splits, a file has two labels, or there are fewer than two classes.
+        UserError: naming the line or the column that cannot be understood; when files are missing. With labels, when
+            files stand in both splits, a file has two labels, or there are fewer than two classes. Without, when there
+            are fewer than two files.
     """
-    base = root or file.parent
-    rows, second = read_table(file, kind), _partner(file)
-    if second is not None and not any(row.split for row in rows):
-        rows = [row._replace(split="train") for row in rows]
-        rows += [row._replace(split="val") for row in read_table(second, kind)]
-    found = _found(rows, base, file, kind)
-    _check_twice(found, file)
-    found = list(dict.fromkeys(found))
-    if not any(row.split for row in found):
-        found = _held_out(found)
-    splits = {name: [row for row in found if row.split == name] for name in ("train", "val")}
-    classes = in_order({row.label for row in splits["train"]})
+    files = _partners(file)
+    base = root or files[0].parent
+    try:
+        return _labelled(_rows(files, base, kind, options, labels=True, share=share), files[0], base, kind, share)
+    except UserError as error:
+        if labels or isinstance(error, MachineError):
+            raise
+    # What is wrong with the labels does not matter here; all else is found again.
+    rows = _rows(files, base, kind, options, labels=False, share=share)
+    val = np.unique(as_bytes(row.path for row in rows if row.split == "val"))
+    train = np.unique(as_bytes(row.path for row in rows if row.split != "val"))
+    if not len(val):
+        train, val = hold_out(train, files[0], kind, share)
+    return DataSource(base.resolve().name, kind.make(base, train, None), kind.make(base, val, None), [])
+
+
+def _labelled(rows: list[Row], file: Path, base: Path, kind: Kind, share: float | None) -> DataSource:
+    rows = _same_numbers(rows, file)
+    _check_twice(rows, file)
+    if not any(row.split == "val" for row in rows):
+        rows = _held_out(rows, HOLD_OUT if share is None else share)
+    classes = in_order({str(row.label) for row in rows if row.split == "train"})
     if len(classes) < 2:
-        raise UserError("Training needs at least two classes", f"{some(classes)} in {file}")
-    if unknown := in_order({row.label for row in splits["val"]} - set(classes)):
-        raise UserError(f"Classes to validate on must be among those to train on in {file}", some(unknown))
-    if not splits["val"]:
+        raise UserError("Training needs at least two classes", f"only {some(classes)} in {file}")
+    in_val = {str(row.label) for row in rows if row.split == "val"}
+    if unknown := in_order(in_val - set(classes)):
+        rule = f"Classes to validate on must be among those to train on in {file}"
+        raise UserError(rule, some(unknown), f"Those are {some(classes)}")
+    if not in_val:
         raise UserError(f"{file} must name at least one {kind.word} to validate on", "none")
-    if lacking := in_order(set(classes) - {row.label for row in splits["val"]}):
+    if lacking := in_order(set(classes) - in_val):
         say_once(f"{file} has no {kind.word} of {some(lacking)} to validate on: scored on the other classes")
-    train, val = (_samples(splits[name], classes, base, kind) for name in ("train", "val"))
+    if classes != sorted(classes):
+        say_once(f"Classes of {file} are in the order of their numbers: {', '.join(classes[:12])}, not in that of text")
+    train, val = (
+        _samples([row for row in rows if row.split == name], classes, base, kind) for name in ("train", "val")
+    )
     return DataSource(base.resolve().name, train, val, classes)
 
 
@@ -116,123 +120,54 @@ def say_unnamed(place: Path, file: Path, kind: Kind, source: DataSource) -> None
     say_left_out(place, kind.word, left, [f"{unnamed} {kind.word}s not in {file.name}"] if unnamed > 0 else [])
 
 
-def read_table(file: Path, kind: Kind) -> list[Row]:
-    """The rows of a table.
-
-    Args:
-        file: the table; UTF-8, or UTF-16 with a byte order mark.
-        kind: what paths look like, to tell a header from a row.
-
-    Raises:
-        UserError: naming the line or the column that cannot be understood.
-
-    Example:
-        >>> read_table(Path("labels.csv"), IMAGES)[0]
-        Row(path='0001.jpg', label='cat', split=None)
-    """
-    lines = list(_lines(file))
-    if not lines:
-        raise UserError(f"The table {file} must have at least one row", "none")
-    header = _is_header([cells for _, cells in lines[:2]], kind)
-    columns = _columns(file, [cells for _, cells in lines[:2]], kind, header=header)
-    rows = []
-    for number, cells in lines[header:]:
-        if len(cells) <= max(column for column in columns if column is not None):
-            raise UserError(f"Every row of {file} must have all columns", f"line {number}: {cells}")
-        path, label = cells[columns.path], cells[columns.label]
-        if not path or not label:
-            raise UserError(f"Every row of {file} must name a file and its class", f"line {number}: {cells}")
-        rows.append(Row(path, label, _split(cells, columns, file, number)))
-    if not rows:
-        raise UserError(f"The table {file} must have at least one row", "only a header")
-    return rows
-
-
-class _Columns(NamedTuple):
-    path: int
-    label: int
-    split: int | None
-    is_val: int | None
-
-
-def _lines(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Rows with content, with their line numbers."""
-    with open(file, "rb") as raw:
-        wide = raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as Excel writes "Unicode text"
-    errors = "strict" if wide else "surrogateescape"  # names of files are bytes
-    with open(file, newline="", encoding="utf-16" if wide else "utf-8-sig", errors=errors) as opened:
-        first = opened.readline()
-        opened.seek(0)
-        reader = csv.reader(opened, delimiter=max(DELIMITERS, key=first.count))
+def _rows(
+    files: tuple[Path, Path | None],
+    base: Path,
+    kind: Kind,
+    options: TableOptions,
+    *,
+    labels: bool,
+    share: float | None,
+) -> list[Row]:
+    """The rows of a table, and of the one to validate on, each once and with paths that exist; None in place of a
+    split where nothing says it."""
+    file, second = files
+    rows = Table(file, kind.is_sample, options, root=base).rows(labels=labels)
+    if share is not None:
+        rows = [row._replace(split=None) for row in rows if row.split != "val"]
+    elif second is not None and not any(row.split for row in rows):
         try:
-            for cells in reader:
-                if any(cells := [cell.strip() for cell in cells]):
-                    yield reader.line_num, cells
-        except (csv.Error, UnicodeError) as error:
-            raise UserError(f"{file} must be a table in text", str(error)) from error
+            others = Table(second, kind.is_sample, options, root=base).rows(labels=labels)
+            rows = [row._replace(split="train") for row in rows] + [row._replace(split="val") for row in others]
+        except UserError as error:
+            if "test" not in second.stem.lower():
+                raise
+            say_once(f"Not validated on: {error}")  # tests of competitions come without labels
+    return list(dict.fromkeys(_found(rows, base, file, kind)))
 
 
-def _is_header(rows: Sequence[list[str]], kind: Kind) -> bool:
-    if any(map(kind.is_sample, rows[0])):
-        return False
-    known = {cell.lower() for cell in rows[0]} & {*PATHS, *LABELS, *SPLITS, *IS_VAL}
-    return bool(known) or (len(rows) > 1 and any(map(kind.is_sample, rows[1])))
+def _partners(file: Path) -> tuple[Path, Path | None]:
+    """The table to train on and the one to validate on, which has the other word in its name, from either of them."""
+    stem = file.stem.lower()
+    beside = {other.name.lower(): other for other in file.parent.iterdir()}
 
+    def partner(word: str, others: tuple[str, ...]) -> Path | None:
+        names = (f"{stem.replace(word, other, 1)}{file.suffix.lower()}" for other in others)
+        return next((beside[name] for name in names if name in beside), None)
 
-def _columns(file: Path, rows: Sequence[list[str]], kind: Kind, *, header: bool) -> _Columns:
-    """Which column is which: by its heading where there is one, else by what the first row looks like."""
-    names = [cell.lower() for cell in rows[0]] if header else [""] * len(rows[0])
-    cells = rows[-1] if header else rows[0]
-    split, is_val = _named(names, SPLITS), _named(names, IS_VAL)
-    samples = [number for number, cell in enumerate(cells) if kind.is_sample(cell)]
-    path = samples[0] if samples else _named(names, PATHS) if header else 0
-    rest = [number for number in range(len(names)) if number not in (path, split, is_val)]
-    if not header and len(rest) == 2:
-        maybe = [number for number in rest if cells[number].lower() in (*TRAIN_NAMES, *VAL_NAMES)]
-        split = maybe[-1] if maybe else None
-        rest = [number for number in rest if number != split]
-    label = _named(names, LABELS)
-    if label is None and len(rest) == 1:
-        label = rest[0]
-    if path is None or label is None or path == label:
-        raise UserError(
-            f"{file} must have a column of paths and one of class names",
-            f"the columns {some(rows[0])}" if header else f"the row {rows[0]}",
-            "Call them path and label (and split, where the table says it)",
-        )
-    return _Columns(path, label, split, is_val)
-
-
-def _named(names: list[str], wanted: Sequence[str]) -> int | None:
-    return next((names.index(name) for name in wanted if name in names), None)
-
-
-def _split(cells: list[str], columns: _Columns, file: Path, number: int) -> str | None:
-    """train, val, or None where no column says it."""
-    if columns.split is not None:
-        word, train, val = cells[columns.split].lower(), TRAIN_NAMES, VAL_NAMES
-    elif columns.is_val is not None:
-        word, train, val = cells[columns.is_val].lower(), NO, YES
-    else:
-        return None
-    if word not in train and word not in val:
-        words = ", ".join(word for word in (*train, *val) if word)
-        raise UserError(f"A split in {file} must be one of {words}", f"'{word}' in line {number}")
-    return "train" if word in train else "val"
-
-
-def _partner(file: Path) -> Path | None:
-    """The table to validate on beside one to train on, which has the other word in its name."""
-    if "train" not in file.stem.lower():
-        return None
-    at = file.stem.lower().index("train")
-    others = (f"{file.stem[:at]}{word}{file.stem[at + len('train') :]}{file.suffix}" for word in VAL_NAMES[:-1])
-    return next((file.with_name(name) for name in others if file.with_name(name).is_file()), None)
+    if "train" in stem:
+        word = "training" if "training" in stem else "train"
+        return file, partner(word, VAL_NAMES)
+    for word in sorted(VAL_NAMES, key=len, reverse=True):
+        if word in stem and (train := partner(word, TRAIN_NAMES)) is not None:
+            return train, file
+    return file, None
 
 
 def _found(rows: list[Row], base: Path, file: Path, kind: Kind) -> list[Row]:
     """The rows with paths of existing files relative to `base`, or absolute."""
-    missing = [row.path for row in rows if not os.path.isfile(os.path.join(base, row.path))]
+    exists = os.path.exists if kind.folders else os.path.isfile
+    missing = [row.path for row in rows if not exists(os.path.join(base, row.path))]
     if not missing:
         return rows
     by_name: dict[str, list[str]] = {}
@@ -256,6 +191,25 @@ def _found(rows: list[Row], base: Path, file: Path, kind: Kind) -> list[Row]:
     return [row._replace(path=by_name[row.path][0]) if row.path in replaced else row for row in rows]
 
 
+def _same_numbers(rows: list[Row], file: Path) -> list[Row]:
+    """Where all classes are whole numbers, those that are written differently (07 and 7) as one.
+
+    Raises:
+        UserError: when one is negative, by which a table says that there is no class.
+    """
+    try:
+        numbers = {row.label: int(str(row.label)) for row in rows}
+    except ValueError:
+        return rows
+    if min(numbers.values()) < 0:
+        count = sum(numbers[row.label] < 0 for row in rows)
+        raise UserError(f"Every row of {file} must have a class", f"{count} of {len(rows)} with a number below 0")
+    if len(set(numbers.values())) == len(numbers):
+        return rows
+    say_once(f"Classes of {file} that are the same number, such as 07 and 7, are taken for one")
+    return list(dict.fromkeys(row._replace(label=str(numbers[row.label])) for row in rows))
+
+
 def _check_twice(rows: list[Row], file: Path) -> None:
     labels: dict[str, Row] = {}
     for row in rows:
@@ -266,22 +220,20 @@ def _check_twice(rows: list[Row], file: Path) -> None:
             raise UserError(f"A file must be in one split of {file}", f"{row.path} in train and val")
 
 
-def _held_out(rows: list[Row]) -> list[Row]:
-    """The rows with a tenth of each class for validation; a class of one file is trained on."""
-    by_class: dict[str, list[Row]] = {}
+def _held_out(rows: list[Row], share: float) -> list[Row]:
+    """The rows with a share of each class for validation, at least one; a class of one file is trained on."""
+    by_class: dict[str | None, list[Row]] = {}
     for row in sorted(rows):
         by_class.setdefault(row.label, []).append(row)
-    divided = []
-    for label in sorted(by_class):
-        own = by_class[label]
-        count = 0 if len(own) < 2 else max(1, len(own) // HOLD_OUT_EVERY)
-        held = set(np.random.RandomState(0).permutation(len(own))[:count].tolist())  # a stream that never changes
-        divided += [row._replace(split="val" if number in held else "train") for number, row in enumerate(own)]
-    return divided
+    held: set[Row] = set()
+    for own in by_class.values():
+        count = 0 if len(own) < 2 else min(max(1, int(share * len(own) + 1e-9)), len(own) - 1)
+        # A stream that never changes.
+        held.update(own[number] for number in np.random.RandomState(0).permutation(len(own))[:count].tolist())
+    return [row._replace(split="val" if row in held else "train") for row in rows]
 
 
 def _samples(rows: list[Row], classes: list[str], base: Path, kind: Kind) -> FileSamples:
     numbers = {name: number for number, name in enumerate(classes)}
-    rows = sorted(rows, key=lambda row: (numbers[row.label], row.path))
-    labels = np.array([numbers[row.label] for row in rows], dtype=np.int64)
+    labels = np.array([numbers[str(row.label)] for row in rows], dtype=np.int64)
     return kind.make(base, as_bytes(row.path for row in rows), labels)

@@ -199,6 +199,7 @@ def _is_video_list(address: Address) -> bool:
     """Whether a csv file without options is a list of videos, which has rules of its own."""
     if address.scheme != "csv" or address.options:
         return False
-    from vitdistill.data.containers.csv_file import is_labels
+    from vitdistill.data.clips.files import is_video
+    from vitdistill.data.tables import is_table
 
-    return not is_labels(Path(address.name).expanduser())
+    return not is_table(Path(address.name).expanduser(), is_video)

@@ -6,12 +6,24 @@ from typing import Any
 
 from torch import Tensor
 
-from vitdistill.data.given import given_files
+from vitdistill.data.given import GivenFiles, given_files
+from vitdistill.data.images.augment import Augment
 from vitdistill.data.loader import CorruptLog
+from vitdistill.data.open import open_source
 from vitdistill.data.samples import ViewOptions
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
-from vitdistill.evaluation.loading import Checkpoint, Reader, Subject, clips_of, load, run_of, validation_crop
+from vitdistill.evaluation.loading import (
+    Checkpoint,
+    Reader,
+    Subject,
+    data_of,
+    load,
+    made_ready,
+    run_of,
+)
+from vitdistill.models.network import Network
+from vitdistill.models.presets import BUNDLED
 
 
 def open_files(
@@ -42,12 +54,23 @@ def open_files(
         )
     network = load(model, Path(model), checkpoint, image_size, model_args)
     given = given_files(files, clips=network.input.frames is not None)
-    source = DataSource("files", given, given, [])
-    stride, sampling = clips_of(network, config, stride, sampling)
-    augment = validation_crop(config, source, crop_pct, network)
-    options = ViewOptions(augment=augment, stride=stride, sampling=sampling, clips=clips, crops=crops)
-    given.transform(network.input, options, train=False)  # refuses now what the reader would refuse later
-    return Subject(network, source, options)
+    views = ViewOptions(augment=Augment(), stride=stride, sampling=sampling, clips=clips, crops=crops)
+    return subject_of(model, network, given, config, views, crop_pct)
+
+
+def subject_of(
+    model: object,
+    network: Network,
+    given: GivenFiles,
+    config: dict[str, Any],
+    views: ViewOptions,
+    crop_pct: float | None,
+) -> Subject:
+    """As `made_ready`, for files. Networks trained on bundled images, which are not enlarged before the crop, are known
+    by their names.
+    """
+    own = open_source(data_of(model, config)) if isinstance(model, str) and model in BUNDLED else None
+    return made_ready(network, DataSource("files", given, given, []), config, views, crop_pct, trained_on=own)
 
 
 def reader_of(subject: Subject, *, batch_size: int, device: str, workers: int | None) -> Reader:

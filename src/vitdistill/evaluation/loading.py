@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,9 +75,35 @@ def open_subject(
         run.source(labels=False)
         raise UserError(f"Labelled data is needed, and the run's own is not: {error}", remedy="Give --data") from error
     backbone = load(model, Path(model), checkpoint, image_size, model_args)
-    stride, sampling = clips_of(backbone, config, stride, sampling)
-    augment = validation_crop(config, source, crop_pct, backbone)
-    options = ViewOptions(augment=augment, stride=stride, sampling=sampling, clips=clips, crops=crops)
+    views = ViewOptions(augment=Augment(), stride=stride, sampling=sampling, clips=clips, crops=crops)
+    return made_ready(backbone, source, config, views, crop_pct)
+
+
+def made_ready(
+    backbone: Network,
+    source: DataSource,
+    config: dict[str, Any],
+    given: ViewOptions,
+    crop_pct: float | None,
+    *,
+    trained_on: DataSource | None = None,
+) -> Subject:
+    """A network and samples, with the transform of the network's own evaluation.
+
+    Args:
+        backbone: the network.
+        source: whose validation set is read.
+        config: of the run that the network is of; empty where it is of none.
+        given: how clips are taken; what is None is as in the network's training. Its `augment` is replaced.
+        crop_pct: share of the resized image that the centre crop keeps; None is as recorded.
+        trained_on: the network's own data, where that is known and another one.
+
+    Raises:
+        UserError: when the network takes something else than these samples.
+    """
+    stride, sampling = clips_of(backbone, config, given.stride, given.sampling)
+    augment = validation_crop(config, trained_on or source, crop_pct, backbone)
+    options = replace(given, augment=augment, stride=stride, sampling=sampling)
     source.val.check(backbone.input, options)
     source.val.transform(backbone.input, options, train=False)  # refuses now what the reader would refuse later
     return Subject(backbone, source, options)

@@ -8,14 +8,9 @@ import torch
 from torch import nn
 
 from vitdistill.errors import UserError
+from vitdistill.models.weights.positions import pair
 
 STEPS = (32, 64, 14)  # multiples of these are tried when a size does not work
-
-
-def pair(size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width, from one number or two."""
-    height, width = (size, size) if isinstance(size, int) else size
-    return int(height), int(width)
 
 
 def feed(net: nn.Module, size: int | Sequence[int] | None = None, channels: int | None = None) -> None:

@@ -13,6 +13,7 @@ from vitdistill.evaluation.loading import Checkpoint
 from vitdistill.files import readable, write_atomically
 from vitdistill.models.names import ModelName
 from vitdistill.runs.directory import list_in_run
+from vitdistill.verbs.common import refuse_classes
 from vitdistill.verbs.rows import RowWriter
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def embed(
     """
     if out is not None and Path(out).suffix not in ENDINGS:
         raise UserError(f"--out must end in {' or '.join(ENDINGS)}", out)
+    refuse_classes(model_args, "model_args")
     subject = open_files(
         model,
         files,

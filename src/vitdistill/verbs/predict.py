@@ -13,8 +13,9 @@ from vitdistill.evaluation.loading import Checkpoint
 from vitdistill.models.classes import class_names
 from vitdistill.models.names import ModelName
 from vitdistill.models.network import Network
-from vitdistill.models.record import record_of
+from vitdistill.models.record import has_new_head, record_of
 from vitdistill.runs.directory import list_in_run
+from vitdistill.verbs.common import refuse_classes
 from vitdistill.verbs.evaluate import averaged, check_keep, class_scores
 from vitdistill.verbs.rows import Format, RowWriter
 
@@ -75,8 +76,7 @@ def predict(
     """
     if top < 1:
         raise UserError("top must be at least 1", top)
-    if "num_classes" in (model_args or {}):
-        raise UserError("A classifier of other classes would have random weights", "--model_args.num_classes")
+    refuse_classes(model_args, "model_args")
     writer = RowWriter(out, format)
     subject = open_files(
         model,
@@ -93,6 +93,9 @@ def predict(
     network = subject.backbone
     if not network.num_classes:
         raise UserError(f"{model} has no classifier to predict with", remedy="Fine-tune it, or use `vitdistill embed`")
+    if has_new_head(network.net):
+        remedy = "Fine-tune it, or use `vitdistill embed`"
+        raise UserError(f"The classifier of {network.name} is new and has random weights", remedy=remedy)
     check_keep(network, keep)
     reader = reader_of(subject, batch_size=batch_size, device=device, workers=workers)
     network.eval().to(reader.place)

@@ -177,7 +177,7 @@ def test_lists_of_which_something_is_missing_still_look_like_videos(tmp_path):
         ("c.mkv 0\nvideos/b.mp4 1000000000000\n", None, "no label 1, 2, 3 and 999999999996 more below 1000000000000"),
         ("c.mkv 0\nvideos/b.mp4 99999999999999999999\n", None, "line 2: .*with a whole number as label"),
         ("c.mkv 0\nvideos/b.mp4 1.0\n", None, "line 2: 'videos/b.mp4 1.0'. A line is 'path label'"),
-        ("path,label\nc.mkv,0\n", None, "line 1: 'path,label'"),
+        ("path,label\nc.mkv,0\n", None, r"val.csv must have a column of paths and one of class names; got .*c.mkv 1"),
         ("c.mkv 0\nvideos/b.mp4 0\n", None, "at least two classes; got only label 0"),
         (None, "c.mkv 2\n", "must be among the 0 to 1 of train.csv; got 2. Number the classes alike in both lists"),
         (None, "c.mkv -1\n", "must be among the 0 to 1 of train.csv; got -1"),

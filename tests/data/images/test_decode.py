@@ -167,6 +167,14 @@ def test_every_orientation_is_brought_upright(orientation, kind):
     assert all(abs(shown[at] - UPRIGHT[at].astype(int)).max() < 40 for at in corners)
 
 
+def test_what_is_upright_is_not_turned_once_more():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = read_image(file(Image.fromarray(GREY), "PNG", exif=exif))
+    assert image.size == (2, 3) and image.getexif().get(0x0112) is None
+    assert np.array_equal(grey_of(image), np.rot90(GREY, -1))
+
+
 def test_damaged_exif_data_says_nothing_and_does_no_harm():
     exif = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\x01\x12" * 5
     with warnings.catch_warnings():

@@ -194,6 +194,7 @@ class KeyFrames(Samples):
             try:
                 _ = frame.number
             except OSError as error:
+                reason_of(error, frame.path)
                 raise UserError(
                     "Videos must last to their last key frame",
                     f"second {frame.second} of {frame.path}, which has {length} frames from second "

@@ -22,6 +22,7 @@ from vitdistill.data.folders import (
     FileSamples,
     Kind,
     first_folder,
+    has_classes,
     is_image,
     labelled,
     labelled_if_possible,
@@ -29,9 +30,11 @@ from vitdistill.data.folders import (
     walk,
 )
 from vitdistill.data.images.decode import HEIF_SUFFIXES
+from vitdistill.data.labels_csv import by_table, find_table
 from vitdistill.data.left_out import say_once, suffix
 from vitdistill.data.samples import Samples
 from vitdistill.data.source import DataSource
+from vitdistill.data.tables import begins_as_table
 from vitdistill.errors import UserError
 
 # What FFmpeg reads as video under these names. GIF and APNG are images, and .ogg, .mka and .m4a are mostly sound.
@@ -61,6 +64,7 @@ def video_files(path: str | Path, *, labels: bool = True, root: str | Path | Non
       one of these lists itself. Every line names a video and its class number: `path label` or `path,label`, and
       `path count label` for a folder of frames, where the count is not needed. Paths may hold spaces. The training
       list must have every class from 0 on; the other one may lack some. Lists win over folders.
+    - A table of paths and class names in their place, see `labels_csv.by_table`, or beside the videos.
     - A folder with `train/` and `val/` (or `validation/`, `test/`), one folder per class in each, with video files or
       folders of frames at any depth in it. Images directly in a class folder are not taken for a video.
 
@@ -84,16 +88,35 @@ def video_files(path: str | Path, *, labels: bool = True, root: str | Path | Non
         raise UserError("The data must be an existing folder or list of videos", f"'{path}'", VIDEOS.layout)
     below = None if root is None else Path(root).expanduser()
     lists = find_lists(place)
-    if lists.train is not None or (lists.val is not None and place.is_file()):
+    table = _table(place, lists.train, labels)
+    if table is not None:
+        source = by_table(table, VIDEOS, labels=labels, root=below)
+    elif lists.train is not None or (lists.val is not None and place.is_file()):
         source = labelled_lists(lists, below, VIDEOS) if labels else unlabelled_lists(lists, below, VIDEOS)
     elif not place.is_dir():
         raise UserError(f"A list of videos must end in {' or '.join(LIST_SUFFIXES)}", f"'{place}'", VIDEOS.layout)
     else:
         source = labelled(place, VIDEOS) if labels else labelled_if_possible(place, VIDEOS) or unlabelled(place, VIDEOS)
+    return ready(source)
+
+
+def ready(source: DataSource) -> DataSource:
+    """A source of videos, once it is known that they can be read, and said which are under two labels or splits.
+
+    Raises:
+        UserError: when there are video files and PyAV is not installed.
+    """
     if any(_holds_a_file(videos) for videos in (source.train, source.val)):
         require_av()  # here, as the loader would take its absence for unreadable files
     warn_of_repeated(source)
     return source
+
+
+def _table(place: Path, listed: Path | None, labels: bool) -> Path | None:
+    """The table of labels in place of a list; or, where labels are needed, that beside videos without class folders."""
+    if listed is not None:
+        return listed if begins_as_table(listed, is_video) else None
+    return find_table(place) if labels and place.is_dir() and not has_classes(place) else None
 
 
 def has_videos(path: str | Path) -> bool:
@@ -217,4 +240,5 @@ VIDEOS = Kind(
     ),
     formats="files of FFmpeg's formats (mp4, mov, mkv, webm, avi, wmv, mpg, ts, ...) and folders of frames are read",
     otherwise=", or lists",
+    folders=True,
 )

@@ -124,14 +124,7 @@ def _loaded(address: Address) -> Mapping[str, Any]:
 
 def _image_column(data: Any, wanted: str | None, where: str) -> str:
     if wanted is not None:
-        if wanted not in data.features:
-            there = ", ".join(data.column_names)
-            raise UserError(
-                f"{where} must have the column that ?image= names",
-                f"'{wanted}' of {there}",
-                near(wanted, data.column_names),
-            )
-        return wanted
+        return _named(data, "image", wanted, where)
     images = [name for name, feature in data.features.items() if type(feature).__name__ == "Image"]
     if not images:  # parquet files that know nothing of features
         encoded = [name for name, feature in data.features.items() if _holds_bytes(feature)]
@@ -141,6 +134,13 @@ def _image_column(data: Any, wanted: str | None, where: str) -> str:
     there = ", ".join(images or data.column_names)
     rule = f"{where} must have one column of images" if images else f"{where} must have a column of images"
     raise UserError(rule, there, f"Name it: ?image={images[0] if images else 'COLUMN'}")
+
+
+def _named(data: Any, option: str, wanted: str, where: str) -> str:
+    if wanted not in data.features:
+        what = f"'{wanted}' of {', '.join(data.column_names)}"
+        raise UserError(f"{where} must have the column that ?{option}= names", what, near(wanted, data.column_names))
+    return wanted
 
 
 def _holds_bytes(feature: Any) -> bool:
@@ -153,14 +153,7 @@ def _holds_bytes(feature: Any) -> bool:
 def _label_column(data: Any, wanted: str | None, where: str, *, labels: bool) -> str | None:
     """The column that says the class; None where there is none, which only matters where labels are needed."""
     if wanted is not None:
-        if wanted not in data.features:
-            there = ", ".join(data.column_names)
-            raise UserError(
-                f"{where} must have the column that ?label= names",
-                f"'{wanted}' of {there}",
-                near(wanted, data.column_names),
-            )
-        return wanted
+        return _named(data, "label", wanted, where)
     classes = [name for name, feature in data.features.items() if type(feature).__name__ == "ClassLabel"]
     scalar = [
         name

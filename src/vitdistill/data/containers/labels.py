@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vitdistill.data.folders import held_out, some
+from vitdistill.data.folders import held_out, in_order, some
 from vitdistill.data.samples import Samples
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
@@ -90,7 +90,7 @@ def _numbered(parts: list[Part], names: Sequence[str] | None, remedy: str) -> tu
     if train.dtype.kind in "iu" and names is not None:
         classes = list(names)
     else:
-        classes = ordered({str(value) for value in train.tolist()})
+        classes = in_order({str(value) for value in train.tolist()})
         columns = [np.array([str(value) for value in column.tolist()], dtype=object) for column in columns]
     if len(classes) < 2:
         raise UserError("Training needs at least two classes", f"only '{classes[0]}' in {parts[0].name}")
@@ -121,7 +121,7 @@ def _numbers(column: np.ndarray, classes: list[str], where: str) -> np.ndarray:
         numbers = column.astype(np.int64)
     else:
         known = {name: number for number, name in enumerate(classes)}
-        unknown = ordered({str(value) for value in column} - set(known))
+        unknown = in_order({str(value) for value in column} - set(known))
         numbers = np.array([known.get(str(value), -1) for value in column], dtype=np.int64)
     if unknown:
         raise UserError(
@@ -130,11 +130,6 @@ def _numbers(column: np.ndarray, classes: list[str], where: str) -> np.ndarray:
             f"Those are {some(classes)}",
         )
     return numbers
-
-
-def ordered(names: "set[str]") -> list[str]:
-    """Class names in order: by number where all are whole numbers, else as text."""
-    return sorted(names, key=int) if all(name.isascii() and name.isdigit() for name in names) else sorted(names)
 
 
 def texts(values: Sequence[Any] | None) -> list[str] | None:

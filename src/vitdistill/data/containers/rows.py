@@ -1,13 +1,14 @@
 """Rows of a container as a set of images."""
 
-import hashlib
+import io
 from abc import abstractmethod
 
 import numpy as np
 from PIL import Image
 
-from vitdistill.data.containers.encoded import decode
+from vitdistill.data.images.decode import read_image
 from vitdistill.data.images.samples import ImageSamples
+from vitdistill.data.samples import digest_of
 
 
 class RowImages(ImageSamples):
@@ -53,10 +54,7 @@ class RowImages(ImageSamples):
 
     def digest(self) -> str | None:
         """Which samples these are and what their classes are, wherever the container lies."""
-        found = hashlib.blake2b(self.keys(), digest_size=16)
-        if self._labels is not None:
-            found.update(self._labels.astype("<i8").tobytes())
-        return found.hexdigest()
+        return digest_of(self.keys(), b"" if self._labels is None else self._labels.astype("<i8").tobytes())
 
 
 class EncodedImages(RowImages):
@@ -71,4 +69,4 @@ class EncodedImages(RowImages):
         """
 
     def picture(self, row: int) -> Image.Image:
-        return decode(self.content(row))
+        return read_image(io.BytesIO(self.content(row)))

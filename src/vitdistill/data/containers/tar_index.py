@@ -4,7 +4,6 @@ The `webdataset` package reads shards as streams, in which a sample cannot be re
 orders that do not depend on the number of workers need just that. Python's `tarfile` gives the offsets.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -16,45 +15,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vitdistill.data.images.decode import image_suffixes
+from vitdistill.data.samples import digest_of, reason_of
 from vitdistill.errors import UserError, error_words
 from vitdistill.files import write_atomically
 
-VERSION = 1  # of the cached files
+VERSION = 2  # of the cached files
 CACHE = "VITDISTILL_CACHE"
 # As webdataset: a sample is what agrees up to the first dot of the file's name.
 MEMBER = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)")
-IMAGES = frozenset(
-    [
-        "jpg",
-        "jpeg",
-        "jpe",
-        "jfif",
-        "png",
-        "apng",
-        "webp",
-        "bmp",
-        "dib",
-        "gif",
-        "tif",
-        "tiff",
-        "ppm",
-        "pgm",
-        "pbm",
-        "pnm",
-        "jp2",
-        "j2k",
-        "jpx",
-        "avif",
-        "avifs",
-        "heic",
-        "heif",
-        "hif",
-        "ico",
-        "tga",
-        "img",
-        "image",
-    ]
-)
+NAMED_IMAGE = (".img", ".image")  # what pictures of any format are called in some shards
 CLASS_SUFFIXES = ("cls", "cls.txt", "label", "class")
 CLASS_KEYS = ("label", "cls", "class", "target", "class_id", "class_name", "label_name")
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -94,7 +64,7 @@ def cache_file(tar: str, image: str | None, label: str | None, folder: Path) -> 
     except OSError as error:
         raise UserError("A shard must be readable", f"{tar} ({error.strerror})") from error
     facts = [VERSION, os.path.abspath(tar), status.st_size, status.st_mtime_ns, image, label]
-    return folder / f"{hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()}.npz"
+    return folder / f"{digest_of(json.dumps(facts).encode())}.npz"
 
 
 def read_index(file: Path) -> TarIndex | None:
@@ -155,7 +125,8 @@ def index_of(tar: str, image: str | None, label: str | None) -> TarIndex:
             other += sum(len(files) for key, files in samples.items() if key not in chosen)
             classes = [_class_of(opened, key, samples[key], label) for key in chosen]
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise UserError("A shard must be a whole tar file", f"{tar} ({error_words(error)})", "Get it anew") from error
+        reason = reason_of(error, tar)
+        raise UserError("A shard must be a whole tar file", f"{tar} ({reason})", "Get it anew") from error
     known = sum(one is not None for one in classes)
     if 0 < known < len(classes):
         missing = next(key for key, one in zip(chosen, classes, strict=True) if one is None)
@@ -207,7 +178,8 @@ def _image(tar: str, key: str, files: dict[str, tarfile.TarInfo], wanted: str | 
     """The image among a sample's members; None where there is none."""
     if wanted is not None:
         return files.get(wanted.lower().lstrip("."))
-    found = [suffix for suffix in files if suffix.rpartition(".")[2] in IMAGES]
+    known = image_suffixes().union(NAMED_IMAGE)
+    found = [suffix for suffix in files if f".{suffix.rpartition('.')[2]}" in known]
     if len(found) > 1:
         raise UserError(
             "A sample must have one image",

@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from vitdistill.data.containers.encoded import rgb
 from vitdistill.data.containers.labels import Part, source_of, texts
 from vitdistill.data.containers.rows import RowImages
-from vitdistill.data.samples import UNREADABLE
+from vitdistill.data.images.decode import as_rgb
+from vitdistill.data.samples import UNREADABLE, reason_of
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
 
@@ -140,7 +140,8 @@ def _readable(data: Any, index: int) -> Any | None:
     """A sample; None where it is unreadable, which the loader will say."""
     try:
         return data[index]
-    except UNREADABLE:
+    except UNREADABLE as error:
+        reason_of(error, file_of(data, index) or f"sample {index}")  # raises what is no fault of the file
         return None
 
 
@@ -181,13 +182,14 @@ def file_of(data: Any, row: int) -> str | None:
 
 
 def as_picture(value: Any, where: str) -> Image.Image:
-    """A picture of any of the accepted forms, as RGB.
+    """A picture of any of the accepted forms, as upright RGB.
 
     Raises:
+        OSError, SyntaxError, ValueError: as `images.decode.as_rgb`.
         UserError: when it is none of them, or its numbers are out of range.
     """
     if isinstance(value, Image.Image):
-        return rgb(value)
+        return as_rgb(value)
     if isinstance(value, Tensor):
         array = value.detach().cpu()
         if array.is_floating_point():
@@ -204,7 +206,7 @@ def as_picture(value: Any, where: str) -> Image.Image:
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[-1] not in (1, 3, 4)):
         raise UserError(f"A picture must be {PICTURE}", f"the shape {tuple(value.shape)} from {where}")
     pixels = _as_bytes(pixels, where)
-    return rgb(Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels))
+    return as_rgb(Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels))
 
 
 def _as_bytes(pixels: np.ndarray, where: str) -> np.ndarray:

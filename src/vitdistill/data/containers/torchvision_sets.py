@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from vitdistill.data.containers.address import FLAGS, Address
-from vitdistill.data.containers.encoded import decode
 from vitdistill.data.containers.labels import Part, source_of
 from vitdistill.data.containers.splits import VAL_WORDS
 from vitdistill.data.containers.torch_data import class_names, part_of
+from vitdistill.data.images.decode import read_image
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, error_words
 from vitdistill.files import write_atomically
@@ -168,7 +168,7 @@ def _opened(
     if "root" in parameters:
         arguments["root"] = str(root)
     if "loader" in parameters:
-        arguments["loader"] = decode  # the set's own would not say why a picture is unreadable
+        arguments["loader"] = read_image  # the set's own clips 16 bits, and leaves pictures lying on their side
     downloads, wanted = "download" in parameters, address.flag("download")
     if wanted and not downloads:
         raise UserError(

@@ -107,7 +107,9 @@ def as_rgb(image: Image.Image) -> Image.Image:
         rgb = _on_background(image)
     else:
         rgb = image.convert("RGB")
-    return rgb if turn is None else rgb.transpose(turn)
+    upright = rgb if turn is None else rgb.transpose(turn)
+    upright.info = {}  # else whoever asks its EXIF data would turn it once more
+    return upright
 
 
 def highest_of_16_bit(path: str) -> int | None:

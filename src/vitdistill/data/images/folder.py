@@ -11,10 +11,9 @@ import numpy as np
 from PIL import Image
 
 from vitdistill.data.folders import (
-    TRAIN_NAMES,
     FileSamples,
     Kind,
-    first_folder,
+    has_classes,
     is_image,
     labelled,
     labelled_if_possible,
@@ -31,8 +30,8 @@ from vitdistill.data.images.decode import (
     read_image,
 )
 from vitdistill.data.images.samples import ImageSamples
-from vitdistill.data.labels_csv import find_table, labelled_by_table, say_unnamed
-from vitdistill.data.left_out import of_other_program, say_left_out, say_once, suffix
+from vitdistill.data.labels_csv import by_table, find_table, say_unnamed
+from vitdistill.data.left_out import say_left_out, say_once, suffix
 from vitdistill.data.samples import UNREADABLE, ViewOptions, reason_of
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
@@ -71,7 +70,7 @@ def image_folder(path: str | Path, *, labels: bool = True) -> DataSource:
 
     Other programs' files and folders (names that start with a dot, `@eaDir`, `__MACOSX`) are ignored; images may lie
     deeper inside a class folder. Without class folders, a table of labels such as `labels.csv` names images and their
-    classes, see `labels_csv.labelled_by_table`. What is not read is counted and named once.
+    classes, see `labels_csv.by_table`. What is not read is counted and named once.
 
     Without labels, a folder as above is opened as ever, and any other folder with at least two images is good as
     well. Its images have no labels, and the source no classes:
@@ -96,18 +95,12 @@ def image_folder(path: str | Path, *, labels: bool = True) -> DataSource:
         raise UserError("The data folder must exist and be a folder", f"'{path}'", layout)
     if not labels:
         return labelled_if_possible(root, IMAGES) or unlabelled(root, IMAGES)
-    table = None if _has_classes(root) else find_table(root)
+    table = None if has_classes(root) else find_table(root)
     if table is None:
         return labelled(root, IMAGES)
-    source = labelled_by_table(table, IMAGES)
+    source = by_table(table, IMAGES)
     say_unnamed(root, table, IMAGES, source)
     return source
-
-
-def _has_classes(root: Path) -> bool:
-    """Whether there is a folder to train on with folders in it."""
-    train = first_folder(root, TRAIN_NAMES)
-    return train is not None and any(entry.is_dir() and not of_other_program(entry.name) for entry in os.scandir(train))
 
 
 def list_images(path: str | Path) -> list[Path]:

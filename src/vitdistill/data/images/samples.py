@@ -1,10 +1,9 @@
 """Sets of images, and how images become inputs of networks."""
 
-import hashlib
 from typing import ClassVar
 
 from vitdistill.data.images.recipes import ImageTransform, eval_transform, train_transform
-from vitdistill.data.samples import Facts, Samples, ViewOptions
+from vitdistill.data.samples import Facts, Samples, ViewOptions, digest_of
 from vitdistill.errors import UserError, refuse_given
 from vitdistill.types import InputSpec
 
@@ -25,8 +24,7 @@ class ImageSamples(Samples):
     def inspect(self, index: int) -> Facts:
         image = self.load(index)[0]
         # Of the pixels and not of the file: sets without files have it too, and a comment in a file changes nothing.
-        content = hashlib.blake2b(f"{image.mode} {image.size}".encode() + image.tobytes(), digest_size=16)
-        return Facts(*image.size, content=content.hexdigest())
+        return Facts(*image.size, content=digest_of(repr(image.size).encode(), image.tobytes()))
 
 
 def image_transform(spec: InputSpec, options: ViewOptions, *, train: bool) -> ImageTransform:

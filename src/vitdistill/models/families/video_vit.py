@@ -17,6 +17,7 @@ from vitdistill.errors import UserError, near
 from vitdistill.models.families.vit import ViT
 from vitdistill.models.names import VIDEO
 from vitdistill.models.network import Network
+from vitdistill.models.weights.positions import pair
 from vitdistill.tokens.positions import TABLES
 from vitdistill.types import InputSpec, TokenGrid
 
@@ -57,7 +58,7 @@ class TubeletEmbed(nn.Module):
             UserError: when frames or pixels are no multiple of the tubelet.
         """
         super().__init__()
-        self.img_size, self.patch_size = _pair(img_size), _pair(patch_size)
+        self.img_size, self.patch_size = pair(img_size), pair(patch_size)
         self.frames, self.tubelet = frames, tubelet
         if frames < tubelet or frames % tubelet:
             low, high = frames // tubelet * tubelet, (frames // tubelet + 1) * tubelet
@@ -116,10 +117,6 @@ class QueryValueBias(nn.Linear):
                 third = old.out_features // 3
                 new.bias[third : 2 * third].zero_()
             block.attn.qkv = new
-
-
-def _pair(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def video_vit(
