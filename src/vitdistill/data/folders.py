@@ -4,6 +4,7 @@
 """
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from vitdistill.errors import MachineError, UserError
 
 # Upper or lower case. Of several, the first is taken.
 TRAIN_NAMES: tuple[str, ...] = ("train", "training")
-VAL_NAMES: tuple[str, ...] = ("val", "validation", "valid", "test")
+VAL_NAMES: tuple[str, ...] = ("val", "validation", "valid", "testing", "test")
 HOLD_OUT_EVERY = 100  # one sample in so many is held out for validation where there is no folder for it
 HOLD_OUT_MOST = 5000
 THREADS = 16  # that list class folders
@@ -110,10 +111,13 @@ def labelled(root: Path, kind: Kind) -> DataSource:
         raise UserError("Training needs at least two classes", f"only '{classes[0]}' in {train}", kind.layout)
     only_train, only_val = in_order(set(classes) - set(val_classes)), in_order(set(val_classes) - set(classes))
     if only_val:
+        composed = [{unicodedata.normalize("NFC", name) for name in names} for names in (only_train, only_val)]
         raise UserError(
             f"The class folders of {val} must be among those of {train}",
             f"{some(only_train)} only in {train.name}, {some(only_val)} only in {val.name}",
-            "Remove or rename the folders that differ",
+            "Letters with accents are encoded in two ways (Unicode NFC and NFD): rename the folders alike"
+            if composed[0] & composed[1]
+            else "Remove or rename the folders that differ",
         )
     left: Counter[str] = Counter()
     samples = _of_classes(train, classes, kind, left)
@@ -210,7 +214,9 @@ def walk(root: Path, leave_out: tuple[str, ...] = ()) -> Iterator[tuple[str, lis
         root: the folder.
         leave_out: folders directly in it that are not entered, in lower case.
     """
-    entered: set[tuple[int, int]] = set()
+    # A link that leads up from a class folder would bring the other classes into it.
+    above = map(os.stat, Path(root).resolve().parents)
+    entered = {(status.st_dev, status.st_ino) for status in above}
     for folder, folders, files in os.walk(root, followlinks=True, onerror=_raise):
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in entered:  # links may lead round in a circle
@@ -291,7 +297,7 @@ def _split_folder(root: Path, names: tuple[str, ...], kind: Kind) -> Path:
     if (folder := first_folder(root, names)) is not None:
         return folder
     found = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-    shown = [name for name in names if name not in ("training", "valid")]  # taken as well, but less usual
+    shown = [name for name in names if name not in ("training", "valid", "testing")]  # taken as well, but less usual
     raise UserError(
         f"The data folder {root} must hold a folder {' or '.join(map(repr, shown))}{kind.otherwise}",
         f"the folders {some(found)}" if found else "no folder in it",

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from generated_videos import av, picture, write_video
+from generated_videos import av, numbers, picture, write_video
 from vitdistill.data.clips.decode import VideoFile
 
 SIZE, RATE, COUNT = (64, 64), 25, 26
@@ -115,9 +115,9 @@ def check(path: Path, *, seeks: bool | None = None) -> None:
     requests: list[list[int]] = [list(range(len(right))), [len(right) - 1]]
     requests += [[draws.randrange(len(right))] for _ in range(6)]
     requests += [sorted(draws.sample(range(len(right)), min(4, len(right)))) for _ in range(4)]
-    for numbers in requests:
-        for number, got in zip(numbers, VideoFile(path).read(numbers), strict=True):
-            assert np.array_equal(got, right[number]), (path.name, numbers, number)
+    for asked in requests:
+        for number, got in zip(asked, VideoFile(path).read(asked), strict=True):
+            assert np.array_equal(got, right[number]), (path.name, asked, number)
 
 
 def kinds() -> Iterator[object]:
@@ -167,6 +167,45 @@ def test_normal_files_and_those_that_decoding_has_proved_are_read_by_seeking(tmp
     check(clip(tmp_path / "a.mkv", "h264"), seeks=True)
     check(copied(tmp_path / "a.mp4", tmp_path / "cut.mp4", (0.4, 0.9)), seeks=True)
     check(clip(tmp_path / "a.avi", "h264 B"), seeks=False)
+
+
+def test_files_without_timestamps_of_pictures_still_tell_the_time(tmp_path):
+    # A copy into AVI: two ticks a picture, each of which the decoder hands to another picture.
+    with av.open(str(clip(tmp_path / "a.ts", "h264 B"))) as into, av.open(str(tmp_path / "a.avi"), "w") as out:
+        stream = out.add_stream_from_template(into.streams.video[0])
+        stream.time_base = Fraction(1, 2 * RATE)
+        for number, packet in enumerate(packet for packet in into.demux(video=0) if packet.size):
+            packet.pts = packet.dts = 2 * number
+            packet.time_base, packet.stream = Fraction(1, 2 * RATE), stream
+            out.mux(packet)
+    with av.open(str(tmp_path / "a.avi")) as container:
+        assert container.streams.video[0].average_rate == 2 * RATE  # what the header says
+    video = VideoFile(tmp_path / "a.avi")
+    assert video.length == COUNT and video.rate == pytest.approx(RATE, rel=0.05)
+    assert [video.number_at(second) for second in (0, 0.4, 0.8)] == [0, 10, 20]
+    check(tmp_path / "a.avi", seeks=False)
+
+
+def test_packets_of_prores_that_hold_nothing_are_no_pictures(tmp_path, caplog):
+    if "prores_ks" not in av.codecs_available:
+        pytest.skip("no encoder prores_ks")
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("prores_ks", rate=RATE)
+        stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv422p10le"
+        for number in range(6):
+            frame = av.VideoFrame.from_ndarray(picture(number, *SIZE), format="rgb24")
+            frame.pts, frame.time_base = 2 * number, Fraction(1, RATE)
+            for packet in stream.encode(frame):
+                container.mux(packet)
+                nothing = av.Packet(
+                    b"\0\0\0\x08icpf"
+                )  # as of a copy out of AVI, which counts pictures that are not there
+                nothing.pts = nothing.dts = 2 * number + 1
+                nothing.time_base, nothing.stream, nothing.is_keyframe = Fraction(1, RATE), stream, True
+                container.mux(nothing)
+        container.mux(stream.encode())
+    video = VideoFile(tmp_path / "a.mkv")
+    assert video.length == 6 and numbers(video.read(range(6))) == list(range(6)) and not caplog.records
 
 
 def test_sound_that_lasts_longer_or_begins_earlier_changes_nothing(tmp_path):

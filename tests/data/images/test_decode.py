@@ -295,6 +295,23 @@ def test_reasons(tmp_path):
             read_image(tmp_path / name)
 
 
+def test_reasons_of_known_formats_in_files_and_in_memory(tmp_path):
+    whole = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(whole, "TIFF")
+    data = bytearray(whole.getvalue())
+    at = data.index(struct.pack("<HHIH", 258, 3, 1, 32)) + 8  # bits per sample: 64-bit floats, which Pillow has not
+    data[at : at + 2] = struct.pack("<H", 64)
+    for content, reason in (
+        (bytes(data), "a TIFF file .*pixel mode"),
+        (b"\xff\xd8\xff\xe0\0", "a JPEG file"),
+        (b"", "empty"),
+    ):
+        (tmp_path / "a.tif").write_bytes(content)
+        for source in (tmp_path / "a.tif", io.BytesIO(content)):
+            with pytest.raises(OSError, match=reason):
+                read_image(source)
+
+
 def test_heic_without_its_package_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     from vitdistill.data.images.folder import list_images

@@ -255,6 +255,19 @@ def test_links_are_followed_and_a_circle_of_links_ends(touch, tmp_path):
     assert sorted(names(source.train, root) + names(source.val, root)) == ["a/1.jpg", "a/2.jpg", "b/3.jpg"]
 
 
+def test_a_link_out_of_a_class_folder_brings_no_other_classes_into_it(make_folder):
+    root = make_folder(train={"a": 1, "b": 2}, val={"a": 1, "b": 1})
+    (root / "train/a/up").symlink_to(root / "train")
+    (root / "train/a/top").symlink_to(root)
+    assert image_folder(root).train.labels == [0, 1, 1]
+
+
+def test_class_names_that_only_look_alike_are_told_apart(make_folder):
+    root = make_folder(train={"caf\u00e9": 1, "b": 1}, val={"cafe\u0301": 1, "b": 1})
+    with pytest.raises(UserError, match="NFC and NFD"):
+        image_folder(root)
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
@@ -327,7 +340,8 @@ def test_folders_of_other_programs_are_neither_classes_nor_samples(touch, caplog
 
 
 @pytest.mark.parametrize(
-    ("train", "val"), [("Train", "VAL"), ("training", "valid"), ("TRAIN", "Validation"), ("train", "Test")]
+    ("train", "val"),
+    [("Train", "VAL"), ("training", "valid"), ("TRAIN", "Validation"), ("train", "Test"), ("Training", "Testing")],
 )
 def test_usual_names_of_splits_in_any_case(make_folder, train, val):
     root = make_folder(**{train: {"a": 1, "b": 1}, val: {"a": 1, "b": 2}})

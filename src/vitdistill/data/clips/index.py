@@ -22,7 +22,8 @@ CONTAINERS = ("mov", "matroska", "avi")
 CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg", "prores", "dnxhd", "ffv1", "huffyuv", "ffvhuff")
 DECODERS = {"libvpx-vp9": "vp9", "libvpx": "vp8", "libdav1d": "av1", "libaom-av1": "av1"}
 PROGRESSIVE = (0, 1)  # FFmpeg's field order: unknown, and no fields at all
-EMPTY_MPEG4 = 19  # bytes; an MPEG-4 packet as small as that may say "no picture"
+# Bytes of a packet that may say "no picture": of MPEG-4, and of ProRes, whose header FFmpeg puts before nothing.
+EMPTY = {"mpeg4": 19, "prores": 8}
 KEPT_TIMES = 4_000_000  # of all indexes that a process keeps, 32 MB
 
 
@@ -32,7 +33,8 @@ class Index:
 
     Attributes:
         length: how many there are.
-        times: their timestamps, in ticks of the time base; None where a picture has none.
+        times: their timestamps in ascending order, in ticks of the time base; None where a picture has none, or where
+            they run backwards. Where there is a doubt, a decoder may give them to other pictures.
         doubt: why they are found by decoding from the start; "" where their timestamps find them.
         missing: pictures that the container lists and the file no longer holds.
     """
@@ -90,11 +92,14 @@ def _read(stream: Stream) -> Index:
     stamps = [frame.pts for frame in stream.frames()]
     if not stamps:
         raise OSError(f"{stream.path}: no picture could be decoded (truncated or damaged)")
-    if None in stamps or stamps != sorted(stamps):
+    # AVI files number pictures in the order of decoding: there are as many steps of time, handed out in another order.
+    in_order = None not in stamps and stamps == sorted(stamps)
+    if None in stamps or not (in_order or stream.container.format.name == "avi"):
         return Index(len(stamps), None, doubt, missing)
-    if _seekable(packets, stream) and len(set(stamps)) == len(stamps) and set(stamps) <= {one.pts for one in packets}:
+    unique = len(set(stamps)) == len(stamps) and set(stamps) <= {one.pts for one in packets}
+    if in_order and unique and _seekable(packets, stream):
         doubt = ""  # the decoder has shown that each timestamp stands for one picture
-    return Index(len(stamps), np.array(stamps, dtype=np.int64), doubt, missing)
+    return Index(len(stamps), np.array(sorted(stamps), dtype=np.int64), doubt, missing)
 
 
 def _missing(stream: Stream, packets: int) -> int:
@@ -168,9 +173,9 @@ def _codec_of(stream: Stream) -> str:
 
 
 def _without_picture(packet: Any, codec: str) -> bool:
-    """Whether a packet may bring no picture: hidden ones of VP8 and VP9, and MPEG-4's sign that one is repeated."""
-    if codec == "mpeg4":
-        return packet.size <= EMPTY_MPEG4
+    """Whether a packet may bring no picture: hidden ones of VP8 and VP9, and signs that one is repeated."""
+    if codec in EMPTY:
+        return packet.size <= EMPTY[codec]
     if codec not in ("vp8", "vp9"):
         return False
     data = memoryview(packet)

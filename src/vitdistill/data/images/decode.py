@@ -7,8 +7,10 @@ clips to white, transparent pixels, whose hidden colour it shows, and orientatio
 import os
 import struct
 import zlib
+from contextlib import ExitStack
 from functools import cache
 from io import BufferedIOBase
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -185,14 +187,24 @@ def _tiff_tag(image: Image.Image, name: str) -> object:
 
 
 def _why_unidentified(file: str | os.PathLike[str] | BufferedIOBase) -> str:
-    head = b""
-    if isinstance(file, str | os.PathLike):
-        with open(file, "rb") as opened:
-            head = opened.read(12)
+    with ExitStack() as stack:
+        opened: Any = stack.enter_context(open(file, "rb")) if isinstance(file, str | os.PathLike) else file
+        opened.seek(0)
+        head = opened.read(16)
         if not head:
             return "the file is empty"
-    if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS and not has_heif():
-        return f"a HEIC picture; to read these, {HEIF_EXTRA}"
+        if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS and not has_heif():
+            return f"a HEIC picture; to read these, {HEIF_EXTRA}"
+        for kind, (factory, accepts) in Image.OPEN.items():  # Pillow keeps to itself what it stumbled over
+            known = False
+            try:
+                known = accepts is not None and accepts(head) is True
+                if known:
+                    opened.seek(0)
+                    factory(opened, "")
+            except Exception as error:  # on what is no image, it may be anything
+                if known:
+                    return f"a {kind} file of a kind that is not read, or damaged: {error_words(error)}"
     return "cannot identify image file: its content is in no format that is read"
 
 
