@@ -369,14 +369,18 @@ def test_unknown_names_come_with_near_ones(name, near):
     assert f"got '{name}'" in text and f"'{near}'" in text
 
 
-@pytest.mark.parametrize("name", ["", "zzzzzzzzzzzz", "no/such/folder"])
-def test_names_near_nothing(name):
-    assert "A model is a timm name, name@weights-file" in refused(name)
+def test_names_near_nothing():
+    assert "A model is a timm name, name@weights-file" in refused("zzzzzzzzzzzz")
+
+
+@pytest.mark.parametrize("name", ["", "no/such/folder"])
+def test_paths_that_lead_nowhere(name):
+    assert "must be an existing run directory" in refused(name)
 
 
 def test_a_missing_file(tmp_path):
     assert "must exist" in refused(f"{NAME}@{tmp_path / 'nothing.pth'}", args=ARGS)
-    assert "must exist" in refused(f"{NAME}@", args=ARGS)
+    assert "must be named behind the @" in refused(f"{NAME}@", args=ARGS)
 
 
 @pytest.mark.parametrize("form", ["safetensors", "zip", "legacy"])
@@ -397,7 +401,8 @@ def test_truncated_files_are_called_damaged_and_never_code(tmp_path, weights, fo
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_files_of_another_kind(tmp_path, content, suffix):
     (tmp_path / f"w.{suffix}").write_bytes(content)
-    assert "whole" in refused(f"{NAME}@{tmp_path / f'w.{suffix}'}", args=ARGS)
+    said = "web page" if content.startswith(b"<") and suffix == "pth" else "whole"
+    assert said in refused(f"{NAME}@{tmp_path / f'w.{suffix}'}", args=ARGS)
 
 
 class Bomb:
