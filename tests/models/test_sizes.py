@@ -1,5 +1,6 @@
 """The size and the channels that a network is fed: read where they are used, and refused with sizes that work."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from vitdistill.models.families.vit import ViT
 from vitdistill.models.network import Opaque
 from vitdistill.models.record import record_of
 from vitdistill.models.teacher import Teacher
+from vitdistill.training.train import export_weights
 from vitdistill.types import TokenGrid
 
 SMALLER = {"embed_dim": 24, "depth": 2, "num_heads": 3}
@@ -177,3 +179,18 @@ def test_a_module_without_a_configuration_takes_what_it_is_given() -> None:
 
     network = as_network(Plain())
     assert network.input.shape == (3, 224, 224) and not network.sized
+
+
+def test_a_size_that_is_given_wins_over_that_of_a_run_of_a_cnn(tmp_path: Path) -> None:
+    network = build("test_resnet", num_classes=2, image_size=64)
+    record = record_of(network.net)
+    record.preprocessing = {
+        **{"size": [64, 64], "channels": 3, "crop_pct": 1.0, "interpolation": "bicubic", "crop_mode": "center"},
+        **{"mean": list(network.input.mean), "std": list(network.input.std)},
+    }
+    record.write(tmp_path)
+    export_weights(network.net.state_dict(), tmp_path / "student.safetensors", record)
+    assert build(str(tmp_path)).input.size == (64, 64)
+    assert build(str(tmp_path), image_size=96).input.size == (96, 96)
+    assert build(str(tmp_path), args={"img_size": [32, 96]}).input.size == (32, 96)
+    assert rebuild(record, img_size=96).input.size == (96, 96)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from vitdistill.errors import UserError
+from vitdistill.hub import hub_in_reach
 from vitdistill.models.backbone import Backbone, with_tokens
 from vitdistill.models.classes import published_classes
 from vitdistill.models.families import as_network
@@ -183,6 +184,8 @@ def _from_timm(
         args["img_size"] = image_size
     args.setdefault("img_size", None)
     size = args["img_size"]
+    if pretrained and not name.startswith("local-dir:"):
+        hub_in_reach()
     try:
         net = fixed_size(timm.create_model(name, pretrained=pretrained, **args), name, args)
     except UserError:  # our own networks say what is wrong
@@ -263,7 +266,7 @@ def _with_file(
         set_statistics(net, record.mean, record.std)
         if record.heads:
             set_heads(with_tokens(as_network(net)), record.heads)
-        _set_preprocessing(net, record, image_size)
+        _set_preprocessing(net, record, sized=image_size is not None or args.get("img_size") is not None)
     return net
 
 
@@ -297,14 +300,14 @@ def rebuild(record: ModelRecord, **args: Any) -> Network:
     set_statistics(network.net, record.mean, record.std)
     if "num_classes" not in args:
         record_of(network.net).classes = list(record.classes)
-    _set_preprocessing(network.net, record, None)
+    _set_preprocessing(network.net, record, sized={**record.args, **args}.get("img_size") is not None)
     return network
 
 
-def _set_preprocessing(net: nn.Module, record: ModelRecord, image_size: int | None) -> None:
+def _set_preprocessing(net: nn.Module, record: ModelRecord, *, sized: bool) -> None:
     """What a record says of it; a network without a size of its own (a CNN) gets the recorded one if none is given."""
     network = as_network(net)
-    own = network.input.size if isinstance(network, Backbone) or image_size is not None else None
+    own = network.input.size if isinstance(network, Backbone) or sized else None
     if record.preprocessing:
         set_preprocessing(net, record.preprocessing, own or record.preprocessing["size"])
 

@@ -43,6 +43,7 @@ from vitdistill.training.precision import training_precision
 from vitdistill.training.progress import ProgressBar
 from vitdistill.training.settings import Settings
 from vitdistill.training.summary import cost_of, describe, speed_of, versions
+from vitdistill.training.timing import StepTiming
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +167,7 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
     bar = ProgressBar(settings.batch_size * world, f"{source.train.word}s", method.task)
     if trainer.is_global_zero:
         module.listeners += [run.add_row, lambda _: _write_details(module, source, run), bar.on_row, services.on_row]
-    callbacks = [_Timing(), bar, StopBetweenSteps(run.last), SaveCheckpoints(run.checkpoints)]
+    callbacks = [StepTiming(), bar, StopBetweenSteps(run.last), SaveCheckpoints(run.checkpoints)]
     trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
     train_loader = make_loader(source.train, train_transform, sampler, **options)
     val_loader = make_loader(source.val, val_transform, eval_sampler, **options)
@@ -229,43 +230,6 @@ def _lightning_trainer(run: RunDirectory, settings: Settings, arguments: dict[st
         enable_checkpointing=False,
         **arguments,
     )
-
-
-class _Timing(pl.Callback):
-    """Feeds the module's clock with each epoch's wall time and waiting for data; the first steps warm up uncounted.
-
-    The device is waited for once, at an epoch's last step, so that work still queued then is counted.
-    """
-
-    WARM_UP = 3
-
-    def __init__(self) -> None:
-        self._seen = self._steps = 0
-        self._opened = self._ended = self._data = 0.0
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._opened = 0.0
-
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        now = time.perf_counter()
-        self._seen += 1
-        if self._seen == self.WARM_UP + 1:
-            pl_module.clock.reset()
-            self._opened = 0.0
-        if self._opened == 0.0:
-            self._opened, self._steps, self._data = now, 0, 0.0
-        else:
-            self._data += now - self._ended
-        self._steps += 1
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch and self._seen > self.WARM_UP:
-            if pl_module.device.type == "cuda":
-                torch.cuda.synchronize(pl_module.device)
-            pl_module.clock.add("wall", (time.perf_counter() - self._opened) * 1e3)
-            pl_module.clock.add("data", self._data * 1e3)
-            pl_module.steps_timed += self._steps
-        self._ended = time.perf_counter()
 
 
 def _write_record(method: Method, source: DataSource, run: RunDirectory, settings: Settings) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import collections
 import datetime
+import gzip
 import json
 import logging
 import pathlib
@@ -159,7 +160,10 @@ def test_shards(tmp_path, weights):
         ("w.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 88\n", "git lfs pull"),
         ("w.npz", b"PK\x03\x04", "safetensors format; got"),
         ("w.h5", b"\x89HDF", "(Keras)"),
-        ("w.pth", b"<!DOCTYPE html><html>", "must be whole"),
+        ("w.pth", b"<!DOCTYPE html><html>", "(a web page, such as a site answers in place of the file)"),
+        ("w.pth", b'{"error": "not found"}', "(JSON, perhaps a configuration or a site's answer)"),
+        ("w.pth.gz", gzip.compress(b"weights"), "(compressed by gzip). Unpack it first"),
+        ("w.pkl", pickle.dumps({"a": np.zeros(2)}, protocol=4), "(a pickle of another writer)"),
     ],
 )
 def test_other_files(tmp_path, name, content, message):
@@ -366,3 +370,20 @@ def test_files_without_weights_say_what_they_hold(tmp_path):
     logging.getLogger("vitdistill").debug("a list")
     with pytest.raises(UserError):
         read_weights(tmp_path / "w.pth")
+
+
+def test_weights_of_a_training_that_diverged_are_refused(tmp_path, weights):
+    torch.save({**weights, "norm.weight": weights["norm.weight"] * float("nan")}, tmp_path / "w.pth")
+    assert "must be finite numbers" in (words := refused(tmp_path / "w.pth"))
+    assert "1 of" in words
+    assert "(norm.weight)" in words
+
+
+def test_another_special_token_is_named_and_no_grid_is_asked_for(tmp_path, weights):
+    """One more row of positions is that of the token, not of another size."""
+    positions = torch.cat((weights["pos_embed"][:, :1], weights["pos_embed"]), dim=1)
+    torch.save({**weights, "dist_token": weights["cls_token"], "pos_embed": positions}, tmp_path / "w.pth")
+    assert "1 unexpected (dist_token)" in refused(tmp_path / "w.pth")
+    torch.save(weights, tmp_path / "plain.pth")
+    with pytest.raises(UserError, match=r"missing \(dist_token"):
+        build(f"deit_tiny_distilled_patch16_224@{tmp_path / 'plain.pth'}", args=ARGS)

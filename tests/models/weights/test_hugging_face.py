@@ -426,3 +426,39 @@ def test_quiet_where_all_is_known(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         build(str(tmp_path))
     assert not [record for record in caplog.records if record.name.startswith("vitdistill")]
+
+
+@pytest.mark.parametrize("own_file", [True, False])
+@pytest.mark.parametrize(
+    "images",
+    [
+        {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]},
+        {"image_mean": 0.5, "image_std": 0.25},
+        {"image_mean": [0.4] * 3, "image_std": [0.2] * 3, "do_normalize": False},
+        {"image_mean": [0.4] * 3, "image_std": [0.2] * 3, "rescale_factor": 1 / 127.5},
+    ],
+)
+def test_images_are_normalised_as_transformers_does(tmp_path: Path, images: dict[str, Any], own_file: bool) -> None:
+    """Whether its settings lie in a file of their own or in that of a processor."""
+    tf("ViTModel")(tf("ViTConfig")(**SIZES)).save_pretrained(tmp_path)
+    file, content = (
+        ("preprocessor_config.json", images) if own_file else ("processor_config.json", {"image_processor": images})
+    )
+    (tmp_path / file).write_text(json.dumps(content))
+    seen = build(str(tmp_path)).input
+    pixels = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    theirs = tf("ViTImageProcessor")(size={"height": 32, "width": 32}, **images)(
+        pixels, return_tensors="pt"
+    ).pixel_values
+    mean, std = (torch.tensor(side).view(-1, 1, 1) for side in (seen.mean, seen.std))
+    torch.testing.assert_close((pixels / 255 - mean) / std, theirs[0], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"), [(["x", "y", "z"], ["x", "y", "z"]), ({"x": 0, "y": 1, "z": 2}, []), (None, [])]
+)
+def test_labels_in_other_forms(tmp_path: Path, labels: Any, classes: list[str]) -> None:
+    tf("ViTForImageClassification")(tf("ViTConfig")(**SIZES, **NAMES)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "id2label": labels}))
+    assert record_of(build(str(tmp_path)).net).classes == classes

@@ -14,6 +14,7 @@ from vitdistill.data.containers.rows import EncodedImages
 from vitdistill.data.containers.splits import choose_splits
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, error_words, near
+from vitdistill.hub import hub_in_reach
 
 LABEL_NAMES = ("label", "labels", "class", "target", "cls", "category", "class_name", "label_name")
 IMAGE_NAMES = ("image", "img", "picture", "jpg", "png", "bytes")
@@ -98,10 +99,12 @@ def quiet_in_logs() -> None:
 
 
 def _loaded(address: Address) -> Mapping[str, Any]:
+    place = os.path.expanduser(address.name)
+    if not os.path.isdir(place):
+        hub_in_reach()
     import datasets
 
     quiet_in_logs()
-    place = os.path.expanduser(address.name)
     options = address.options
     try:
         if os.path.isdir(place) and any((Path(place) / name).is_file() for name in SAVED):

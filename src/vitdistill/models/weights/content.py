@@ -35,6 +35,16 @@ _OTHERS = {
     ".tflite": "TensorFlow Lite",
 }
 
+# What begins like this was downloaded or packed, and is no file of weights.
+_SIGNS = {
+    b"<": ("a web page, such as a site answers in place of the file", "Download it again"),
+    b"{": ("JSON, perhaps a configuration or a site's answer", "Give the file of the weights"),
+    b"\x1f\x8b": ("compressed by gzip", "Unpack it first"),
+    b"BZh": ("compressed by bzip2", "Unpack it first"),
+    b"\xfd7zXZ": ("compressed by xz", "Unpack it first"),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", "Unpack it first"),
+}
+
 
 def read_content(path: Path) -> dict[str, Any]:
     """What a weights file holds, as it stands there.
@@ -52,7 +62,12 @@ def read_content(path: Path) -> dict[str, Any]:
     if start.startswith(b"version https://git-lfs"):
         remedy = "Fetch the file itself with `git lfs pull`"
         raise UserError("The weights file must be whole", f"{path} (a Git LFS pointer)", remedy)
-    return _safetensors(path) if _is_safetensors(path, start) else _pickled(path)
+    if _is_safetensors(path, start):
+        return _safetensors(path)
+    if found := next((words for sign, words in _SIGNS.items() if start.lstrip().startswith(sign)), None):
+        rule = "The weights file must be in PyTorch's or the safetensors format"
+        raise UserError(rule, f"{path} ({found[0]})", found[1])
+    return _pickled(path)
 
 
 def read_shapes(path: Path) -> dict[str, Any]:
@@ -141,6 +156,12 @@ def _pickled(path: Path) -> dict[str, Any]:
             with path.open("rb") as file:  # by a path, torch would go by its suffix
                 content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if _is_plain_pickle(path):
+            raise UserError(
+                "The weights file must be one that torch.save or safetensors wrote",
+                f"{path} (a pickle of another writer)",
+                "Load it where you trust it, and save its tensors by name as safetensors",
+            ) from error
         if any(sign in str(error).lower() for sign in _SIGNS_OF_CODE):
             found = re.search(r"GLOBAL ([\w.]+)", str(error))
             raise UserError(
@@ -162,6 +183,14 @@ def _pickled(path: Path) -> dict[str, Any]:
             "The weights file must hold a mapping from names to tensors", f"{path}: {type(content).__name__}"
         )
     return content
+
+
+def _is_plain_pickle(path: Path) -> bool:
+    """Whether a file is a whole pickle of a protocol that torch does not write; nothing of it is executed."""
+    with path.open("rb") as file:
+        head = file.read(2)
+        file.seek(max(0, path.stat().st_size - 1))
+        return head[:1] == b"\x80" and head[1:] > b"\x02" and file.read(1) == b"."
 
 
 def _dict(*_: Any) -> dict[Any, Any]:

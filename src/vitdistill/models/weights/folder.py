@@ -1,6 +1,7 @@
 """A folder of `save_pretrained`, or a repository of the hub in the local cache: which network, and its weights."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,8 +62,9 @@ def open_folder(folder: Path) -> Folder | None:
     tensors = without_prefix(tensors_of(read_shapes(weights), weights), {}, anchors(), weights)
     try:
         architecture, args = arguments(config, tensors)
-        images = _json(folder / "preprocessor_config.json")
+        images = _images(folder)
         size, preparation = _image_size(images, args), _preparation(images)
+        mean, std = _statistics(images, args.get("in_chans", 3))
     except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
         if isinstance(error, UserError):
             raise
@@ -75,8 +77,8 @@ def open_folder(folder: Path) -> Folder | None:
     record = ModelRecord(
         architecture,
         args,
-        [float(value) for value in images.get("image_mean") or ()],
-        [float(value) for value in images.get("image_std") or ()],
+        mean,
+        std,
         _classes(config) if named else [],
     )
     return Folder(record, weights, size, preparation)
@@ -160,7 +162,11 @@ def _of_timm(config: dict[str, Any], folder: Path) -> Folder:
 
 def _classes(config: dict[str, Any]) -> list[str]:
     """Names of the classes by number; none where they are transformers' placeholders."""
-    names = {int(number): str(name) for number, name in (config.get("id2label") or {}).items()}
+    given = config.get("id2label") or {}
+    given = given if isinstance(given, dict) else dict(enumerate(given))
+    if not all(str(number).isdecimal() for number in given):
+        return []
+    names = {int(number): str(name) for number, name in given.items()}
     ordered = [names[number] for number in sorted(names)]
     placeholders = all(re.fullmatch(r"LABEL_\d+", name) for name in ordered)
     return [] if placeholders or sorted(names) != list(range(len(names))) else ordered
@@ -179,6 +185,27 @@ def _preparation(images: dict[str, Any]) -> dict[str, Any]:
     if images.get("resample") in _INTERPOLATIONS:
         found["interpolation"] = _INTERPOLATIONS[images["resample"]]
     return found
+
+
+def _images(folder: Path) -> dict[str, Any]:
+    """How transformers makes images ready for the network: a file of its own, or part of a processor's."""
+    own = _json(folder / "preprocessor_config.json")
+    return own or dict(_json(folder / "processor_config.json").get("image_processor") or {})
+
+
+def _statistics(images: dict[str, Any], channels: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation for pixels in 0..1, where transformers rescales and normalises in two steps."""
+    mean, std = images.get("image_mean"), images.get("image_std")
+    if images.get("do_normalize") is False:
+        mean, std = 0.0, 1.0
+    if mean is None or std is None:
+        return [], []
+    factor = images.get("rescale_factor") if images.get("do_rescale", True) else 1.0
+    scale = 1.0 if factor is None or math.isclose(255 * factor, 1.0, abs_tol=1e-3) else 255 * factor
+    values = (
+        [float(v) / scale for v in (side if isinstance(side, list) else [side] * channels)] for side in (mean, std)
+    )
+    return next(values), next(values)
 
 
 def _image_size(images: dict[str, Any], args: dict[str, Any]) -> Size | None:

@@ -63,7 +63,9 @@ def on_own_grid(
     try:
         old = grid_of(table.shape[1] - prefix, new, patch, trained_at, asked)
     except UserError:
-        if any(name.startswith("blocks.") and name not in weights for name in net.state_dict()):
+        own = set(net.state_dict())
+        tokens = {name for name in own ^ set(weights) if name.endswith("_token")}
+        if tokens or any(name.startswith("blocks.") and name not in weights for name in own):
             return weights  # of another architecture, which strict loading says better
         raise
     return weights if old is None else {**weights, "pos_embed": resample(table, old, new, prefix)}

@@ -18,6 +18,7 @@ from vitdistill.models.weights.content import read_content, weights_in
 from vitdistill.models.weights.known import composite, looks_like
 from vitdistill.models.weights.layouts import anchors, recognised
 from vitdistill.models.weights.positions import FILE_SIZE, has_grid, on_own_grid, pair
+from vitdistill.models.weights.relative import on_own_windows
 from vitdistill.models.weights.unwrap import common_prefix, tensors_of, without_prefix
 
 
@@ -110,7 +111,8 @@ def adapt(
     decoder = decoder_part(weights)
     weights = {name: value for name, value in weights.items() if name not in decoder}
     trained_at = recorded.get(FILE_SIZE) or recorded.get("img_size")
-    converted = _by_timm(weights, net, source)
+    tables = {} if trained_at is None else on_own_windows(weights, net, recorded, trained_at)
+    converted = _by_timm({name: value for name, value in weights.items() if name not in tables}, net, source) | tables
     if not has_grid(net):
         _check_positions(converted, net, trained_at)
         return converted
@@ -179,7 +181,7 @@ def load_into(net: nn.Module, weights: dict[str, Tensor], source: str, *, new_he
         new_head: leave the classifier as initialised, whatever the file holds.
 
     Raises:
-        UserError: naming missing, unexpected and differently shaped tensors.
+        UserError: naming missing, unexpected and differently shaped tensors, and those with NaN in them.
     """
     own = net.state_dict()
     skipped = set(head_names(net)) if new_head else set()
@@ -215,5 +217,12 @@ def load_into(net: nn.Module, weights: dict[str, Tensor], source: str, *, new_he
             f"The weights in {source} must fit {type(net).__name__}",
             "; ".join(["tensors " + "; ".join(problems), *hints]),
             "Check the architecture's name, image size and arguments",
+        )
+    broken = [name for name, _ in net.named_parameters() if name in weights and not weights[name].isfinite().all()]
+    if broken:
+        raise UserError(
+            f"The weights in {source} must be finite numbers",
+            f"{len(broken)} of {len(own)} tensors with others ({broken[0]}{', ...' if len(broken) > 1 else ''})",
+            "Take an earlier checkpoint of the training, which has diverged",
         )
     net.load_state_dict(weights, strict=not skipped)
