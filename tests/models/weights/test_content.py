@@ -165,6 +165,7 @@ def test_shards(tmp_path, weights):
         ("w.pth.gz", gzip.compress(b"weights"), "(compressed by gzip). Unpack it first"),
         ("w.pkl", pickle.dumps({"a": np.zeros(2)}, protocol=4), "(a pickle of another writer)"),
     ],
+    ids=["git lfs", "npz", "keras", "web page", "json", "gzip", "pickle"],  # gzip's bytes hold the time
 )
 def test_other_files(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
