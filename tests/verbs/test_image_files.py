@@ -21,7 +21,8 @@ from vitdistill.verbs.mae import mae
 from vitdistill.verbs.maskedkd import maskedkd
 from vitdistill.verbs.supervised import supervised
 
-TINY = {**SMALL, "img_size": 16, "patch_size": 8, "depth": 1}
+TINY = {name: value for name, value in SMALL.items() if name != "num_classes"}  # the data says how many
+TINY |= {"img_size": 16, "patch_size": 8, "depth": 1}
 GREY = {**TINY, "in_chans": 1}
 
 
@@ -89,6 +90,10 @@ def test_a_few_unreadable_files_are_borne_and_recorded_with_their_reasons(folder
     with pytest.raises(UserError, match="At most 1% of the images may be unreadable; got 5 of 20"):
         evaluate(str(folder.parent / "run"), batch_size=5)
     assert evaluate(str(folder.parent / "run"), bad_share=0.5)["unreadable"] == 7
+    for file in folder.glob("val/*/*"):
+        file.write_bytes(b"")
+    with pytest.raises(UserError, match=r"At least one image to validate on must be readable; got none \(the file is"):
+        supervised(**options(folder, "nothing", epochs=1, loader=Loader(workers=0, bad_share=1.0)))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -104,7 +109,7 @@ def test_too_many_open_files_are_one_line_and_no_damage(
 
     monkeypatch.setattr(builtins, "open", failing)
     words = ["supervised", "--student", "vit_tiny_patch16_224", "--data", str(folder), "--epochs", "1"]
-    words += [f"--student_args.{name}={value}" for name, value in TINY.items() if name != "num_classes"]
+    words += [f"--student_args.{name}={value}" for name, value in TINY.items()]
     status = main([*words, "--out", str(folder.parent / "x"), "--batch_size", "10", "--loader.workers", str(workers)])
     printed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert status == 2 and len(printed) == 1
