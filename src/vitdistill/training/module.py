@@ -247,7 +247,7 @@ class TrainingModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         loss, images, read = self.trainer.strategy.reduce(self._val_sum, reduce_op="sum").tolist()
         if not read:  # a score of nothing would be 0%
-            reason = next(iter(self._corrupt.paths.values()), "")
+            reason = next(reversed(self._corrupt.paths.values()), "")
             raise UserError(f"At least one {self._corrupt.word} to validate on must be readable", f"none ({reason})")
         self._val_row = {"val/loss": loss / images} if images else {}
         for name in self._metrics if self._ema else list(self._metrics)[:1]:
