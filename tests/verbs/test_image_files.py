@@ -90,6 +90,10 @@ def test_a_few_unreadable_files_are_borne_and_recorded_with_their_reasons(folder
     with pytest.raises(UserError, match="At most 1% of the images may be unreadable; got 5 of 20"):
         evaluate(str(folder.parent / "run"), batch_size=5)
     assert evaluate(str(folder.parent / "run"), bad_share=0.5)["unreadable"] == 7
+    for file in folder.glob("val/*/*"):
+        file.write_bytes(b"")
+    with pytest.raises(UserError, match=r"At least one image to validate on must be readable; got none \(the file is"):
+        supervised(**options(folder, "nothing", epochs=1, loader=Loader(workers=0, bad_share=1.0)))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -1,5 +1,6 @@
 """A data source: samples to train and to validate on."""
 
+import os
 from dataclasses import dataclass
 
 from vitdistill.data.samples import Samples
@@ -24,3 +25,18 @@ class DataSource:
     classes: list[str]
     image_size: int | None = None
     frames: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", [_as_text(name) for name in self.classes])
+
+
+def _as_text(name: str) -> str:
+    """A class name that reports, model cards and terminals can show.
+
+    Folders and tables of older systems may not be in UTF-8; what is not is taken for Windows-1252 (and Latin-1).
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(name).decode("cp1252", errors="backslashreplace")
+    return name

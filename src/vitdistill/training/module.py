@@ -72,7 +72,7 @@ class TrainingModule(pl.LightningModule):
         self._details = None if details is None else MetricCollection({"details": details})
         self.details: Tensor | None = None
         self._val_row: dict[str, float] = {}
-        self._val_sum = torch.zeros(2, dtype=torch.float64)  # loss, images; this process
+        self._val_sum = torch.zeros(3, dtype=torch.float64)  # of this process
 
     # --- setting up ---------------------------------------------------------------------------------------------
 
@@ -201,12 +201,14 @@ class TrainingModule(pl.LightningModule):
     # --- validation ---------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        self._val_sum = torch.zeros(2, dtype=self._wide, device=self.device)
+        # Of the loss, of the images that have one, and of all that were read.
+        self._val_sum = torch.zeros(3, dtype=self._wide, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._note_unreadable(batch)
         if (count := len(batch.index)) == 0:
             return
+        self._val_sum[2] += count
         images = self._on_device.eval(batch.images)
         if (task := self.method.task) is None:
             # The same masks in every epoch, so that epochs can be compared.
@@ -240,10 +242,13 @@ class TrainingModule(pl.LightningModule):
             self.method.clock = clock
 
     def _note_val_loss(self, loss: Tensor, images: int) -> None:
-        self._val_sum += torch.stack((loss.to(self._wide), torch.full_like(loss, images, dtype=self._wide)))
+        self._val_sum[:2] += torch.stack((loss.to(self._wide), torch.full_like(loss, images, dtype=self._wide)))
 
     def on_validation_epoch_end(self) -> None:
-        loss, images = self.trainer.strategy.reduce(self._val_sum, reduce_op="sum").tolist()
+        loss, images, read = self.trainer.strategy.reduce(self._val_sum, reduce_op="sum").tolist()
+        if not read:  # a score of nothing would be 0%
+            reason = next(reversed(self._corrupt.paths.values()), "")
+            raise UserError(f"At least one {self._corrupt.word} to validate on must be readable", f"none ({reason})")
         self._val_row = {"val/loss": loss / images} if images else {}
         for name in self._metrics if self._ema else list(self._metrics)[:1]:
             metrics: Any = self._metrics[name]

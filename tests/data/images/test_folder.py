@@ -262,6 +262,15 @@ def test_a_link_out_of_a_class_folder_brings_no_other_classes_into_it(make_folde
     assert image_folder(root).train.labels == [0, 1, 1]
 
 
+def test_class_names_in_another_encoding_become_text(make_folder):
+    root = make_folder(train={"a": 1, "b": 2}, val={"a": 1, "b": 1})
+    for split in ("train", "val"):
+        os.rename(root / split / "b", os.fsencode(root / split) + b"/caf\xe9")
+    source = image_folder(root)
+    assert source.classes == ["a", "caf\u00e9"] and source.train.labels == [0, 1, 1]
+    assert source.train.load(2)[1] == 1
+
+
 def test_class_names_that_only_look_alike_are_told_apart(make_folder):
     root = make_folder(train={"caf\u00e9": 1, "b": 1}, val={"cafe\u0301": 1, "b": 1})
     with pytest.raises(UserError, match="NFC and NFD"):

@@ -75,9 +75,9 @@ def open_torch(data: Any, *, labels: bool) -> DataSource:
         UserError: when it is none, pictures are none, or labels are needed and not there.
     """
     train, val = _pair(data)
-    for one in (train, val):
-        if one is not None:
-            _check_map_style(one)
+    _check_map_style(train)
+    if val is not None:
+        _check_map_style(val)
     if type(train).__module__.partition(".")[0] == "datasets":
         from vitdistill.data.containers.address import Address
         from vitdistill.data.containers.hf import of_splits
