@@ -65,5 +65,5 @@ def test_equal_statistics_do_not_hide_that_channels_differ():
 
 def test_other_channels_are_one_line():
     student = as_network(timm.create_model("vit_tiny_patch16_224", in_chans=4, **SMALL))
-    with pytest.raises(UserError, match=r"the same channels.*got 4 and 3"):
+    with pytest.raises(UserError, match=r"the same channels.*got 4 channels, and 3"):
         Teacher.of(as_network(tiny("vit")), student)

@@ -190,3 +190,8 @@ def test_rows_of_a_start_are_put_in_order(family: str, images: torch.Tensor, cap
 @pytest.fixture(autouse=True)
 def warnings_are_seen(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
+
+
+def test_a_network_without_a_classifier_is_sent_to_the_linear_probe() -> None:
+    with pytest.raises(UserError, match="has no classifier. Fit one with `vitdistill probe MODEL --out FOLDER`"):
+        class_order(network([]), ["blue", "red"], "data")

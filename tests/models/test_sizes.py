@@ -163,6 +163,11 @@ def test_a_colour_teacher_sees_grey_images_as_colours_that_are_all_the_same() ->
     assert bool(step.loss.isfinite())
 
 
+def test_a_teacher_of_other_channels_is_refused_with_a_remedy() -> None:
+    with pytest.raises(UserError, match=r"got 3 channels, and 4 of the teacher .*--student_args.in_chans 4"):
+        MaskedKD(tiny("deit", seed=1), tiny("deit3", seed=2, in_chans=4))
+
+
 @pytest.mark.parametrize(
     "make", [lambda net: TinyMIM(net, tiny("vit", seed=2)), lambda net: MAE(net, decoder_width=16)]
 )

@@ -236,8 +236,8 @@ def check_pair(student: Network, teacher: Network) -> None:
             f"Student and teacher must see the same patches; the student {student.name} has {student.grid} at "
             f"{_pixels(student.input.size)} pixels and the teacher {teacher.name} {teacher.grid} at "
             f"{_pixels(teacher.input.size)}",
-            remedy=f"They match at --image_size {_matching(student, teacher)} for the student, or at "
-            f"--teacher_args.img_size {_matching(teacher, student)} for the teacher",
+            remedy=f"They match at --student_args.img_size {_matching(student, teacher)}, or at "
+            f"--teacher_args.img_size {_matching(teacher, student)}",
         )
 
 
@@ -252,7 +252,7 @@ def _matching(backbone: Backbone, other: Backbone) -> str:
             strict=True,
         )
     )
-    return str(height) if height == width else f"({height},{width})"
+    return str(height) if height == width else f"[{height},{width}]"
 
 
 def _pixels(size: tuple[int, int]) -> str:

@@ -123,6 +123,9 @@ def class_order(network: Network, classes: Sequence[str], data: str, *, role: st
             f"{rule}; the classifier of {network.name} is new and has random weights",
             remedy=f"Leave its num_classes out, {elsewhere}",
         )
+    if not network.num_classes:
+        remedy = "Fit one with `vitdistill probe MODEL --out FOLDER` and give that folder"
+        raise UserError(f"{rule}; {network.name} has no classifier", remedy=remedy)
     found = compare(network, classes, data)
     if found.kind == "other count":
         raise UserError(f"{rule}; {found.words}", remedy=elsewhere[0].upper() + elsewhere[1:])

@@ -55,8 +55,8 @@ class Teacher:
                 its class scores are 100 * cosine similarity (CLIP zero-shot).
 
         Raises:
-            UserError: when the text embeddings have other channels than the network's output, or the student's
-                images other channels than the teacher's, neither of them grey with the other RGB.
+            UserError: when the text embeddings have other channels than the network's output, or the network takes
+                other channels than the inputs have, and neither is grey and the other RGB.
         """
         if text_embeddings is not None:
             channels = network.num_classes or with_tokens(network).width
@@ -73,7 +73,14 @@ class Teacher:
         self.drops_paths = False
         self.order: Tensor | None = None
         own = network.input
-        self._renormalise = _Renormalise.between(mean or own.mean, std or own.std, own.mean, own.std)
+        mean, std = mean or own.mean, std or own.std
+        if {len(mean), len(own.mean)} not in ({len(own.mean)}, {1, 3}):
+            raise UserError(
+                "Student and teacher must take the same channels, or one of them grey images (1) and the other RGB (3)",
+                f"{len(mean)} channels, and {len(own.mean)} of the teacher {network.name}",
+                f"Build the student with --student_args.in_chans {len(own.mean)}, or choose another teacher",
+            )
+        self._renormalise = _Renormalise.between(mean, std, own.mean, own.std)
 
     @classmethod
     def of(
@@ -267,20 +274,11 @@ class _Renormalise(nn.Module):
     def between(
         cls, mean: Sequence[float], std: Sequence[float], to_mean: Sequence[float], to_std: Sequence[float]
     ) -> nn.Module:
-        """The map between two statistics; the identity when they agree, so that nothing is rounded.
-
-        Raises:
-            UserError: when the channels differ, and neither side is grey and the other RGB.
-        """
+        """The map between two statistics; the identity when they agree, so that nothing is rounded."""
         channels = len(mean), len(to_mean)
         pairs = zip((*mean, *std), (*to_mean, *to_std), strict=False)
         if channels[0] == channels[1] and all(math.isclose(a, b, abs_tol=1e-6) for a, b in pairs):
             return nn.Identity()
-        if channels[0] != channels[1] and channels not in ((1, 3), (3, 1)):
-            raise UserError(
-                "Student and teacher must take the same channels, or one of them grey (1) and the other RGB (3)",
-                f"{channels[0]} and {channels[1]}",
-            )
         old_mean, old_std, new_mean, new_std = (
             torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std, to_mean, to_std)
         )

@@ -151,6 +151,7 @@ def out_of_range(epochs: int, batch_size: int, optim: Optim, loader: Loader) -> 
         f"--optim.warmup_lr must be 0 or more, not {optim.warmup_lr}": optim.warmup_lr >= 0,
         f"--optim.min_lr must be 0 or more, not {optim.min_lr}": optim.min_lr >= 0,
         f"--optim.decay_rate must lie in (0, 1], not {optim.decay_rate}": 0 < optim.decay_rate <= 1,
+        f"--optim.clip must be positive, or null for none, not {optim.clip}": optim.clip is None or optim.clip > 0,
         f"--optim.power must be positive, not {optim.power}": optim.power > 0,
         f"--optim.schedule must be one of {', '.join(get_args(Schedule))}, not {optim.schedule!r}": (
             optim.schedule in get_args(Schedule)
