@@ -245,3 +245,9 @@ def test_records_lie_beside_the_weights_and_replace_no_other(tmp_path: Path) -> 
     (tmp_path / "student.json").write_text('{"a": 1}')
     with pytest.raises(UserError, match="student.json would be replaced, which no export wrote"):
         vitdistill.export(str(run), out=str(tmp_path / "mine.safetensors"))
+
+
+@pytest.mark.parametrize(("format", "out"), [("safetensors", "s.pt"), ("onnx", "."), ("onnx", "s.safetensors")])
+def test_a_file_of_another_ending_is_refused(format: Any, out: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"--out must be a file that ends in \.{format}; got "):
+        vitdistill.export(str(tmp_path / "run"), format=format, out=str(tmp_path / out))

@@ -42,6 +42,9 @@ def export(
     Raises:
         UserError: when the exported file gives other logits than the student, or the format cannot say what it is.
     """
+    ending = f".{format}"
+    if out and format != "hub" and (Path(out).suffix != ending or Path(out).expanduser().is_dir()):
+        raise UserError(f"--out must be a file that ends in {ending}", out, f"For example {Path(out).stem}{ending}")
     found = read_run(run)
     student = student_of(found, found.student(checkpoint))
     default = found.path / "export" / ("hub" if format == "hub" else f"student.{format}")
