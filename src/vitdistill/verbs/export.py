@@ -49,10 +49,15 @@ def export(
     student = student_of(found, found.student(checkpoint))
     default = found.path / "export" / ("hub" if format == "hub" else f"student.{format}")
     path = Path(out).expanduser() if out else default
-    path.parent.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
         expected = student.network.net(student.inputs)
-    exported = _write(student, path, format, dynamic_batch)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        exported = _write(student, path, format, dynamic_batch)
+    except OSError as error:
+        raise UserError(
+            "What is exported must be written and read back", f"{path} ({error.strerror or error})"
+        ) from error
     difference = float((exported.logits - expected).abs().max())
     scale = float(expected.abs().max())
     if not difference <= 1e-3 * max(scale, 1e-3):
