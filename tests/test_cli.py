@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from vitdistill.cli import main
+from vitdistill.cli import main, usage
 from vitdistill.errors import UserError
-from vitdistill.verbs.parser import check_yaml, make_parser, normalised
-from vitdistill.verbs.table import VERBS, verb
+from vitdistill.verbs.parser import check_yaml, make_parser, normalised, parse
+from vitdistill.verbs.table import EXAMPLES, GROUPS, VERBS, verb
 
 
 def error_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -32,6 +32,18 @@ def test_every_verb_has_help_for_every_option(name: str, capsys: pytest.CaptureF
     assert f"vitdistill {name}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", VERBS)
+def test_every_verb_has_an_example_that_parses(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    parse(name, EXAMPLES[name].split())
+    assert f"example: vitdistill {name} {EXAMPLES[name]}\n" in make_parser(name).format_help()
+
+
+def test_the_list_of_verbs_has_each_once() -> None:
+    assert [name for group in GROUPS.values() for name in group] == list(VERBS)
+    assert all(f"\n  {name:<12}{VERBS[name].summary}" in usage() for name in VERBS)
+
+
 def test_verbs_are_python_functions_of_the_same_name() -> None:
     import vitdistill
 
@@ -52,6 +64,8 @@ def test_missing_and_ill_typed_options(capsys: pytest.CaptureFixture[str]) -> No
     assert error_line(["supervised", "--student", "x"], capsys) == "error: --data and --out are required"
     line = error_line(["supervised", "--student", "x", "--data", "digits", "--out", "y", "--epochs", "many"], capsys)
     assert line == "error: --epochs must be a whole number; got 'many'"
+    usage_line = "vitdistill predict MODEL FILES ... [options]"
+    assert error_line(["predict", "runs/x"], capsys) == f"error: --files is required. Usage: {usage_line}"
 
 
 @pytest.mark.parametrize(

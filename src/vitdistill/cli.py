@@ -5,7 +5,7 @@ import os
 import sys
 
 from vitdistill.errors import UserError, near
-from vitdistill.verbs.table import MOVED, VERBS, verb
+from vitdistill.verbs.table import GROUPS, MOVED, VERBS, verb
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,7 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def usage() -> str:
     """The list of verbs."""
-    lines = [f"  {name:<12}{verb.summary}" for name, verb in VERBS.items()]
+    lines: list[str] = []
+    for group, names in GROUPS.items():
+        lines += [f"{group}:", *(f"  {name:<12}{VERBS[name].summary}" for name in names)]
     return "\n".join(
         [
             "usage: vitdistill VERB [options]",
@@ -56,8 +58,8 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "vitdistill VERB --help lists a verb's options. Every verb takes --config file.yaml, --print_config and",
-            "dotted overrides such as --optim.lr 1e-3.",
+            "vitdistill VERB --help lists a verb's options and shows an example. Every verb takes --config file.yaml,",
+            "--print_config and dotted overrides such as --optim.lr 1e-3.",
         ]
     )
 

@@ -1,5 +1,6 @@
 """Files: written whole or not at all, and by the first process of a distributed run alone."""
 
+import errno
 import os
 import re
 import shutil
@@ -37,13 +38,13 @@ def write_atomically(path: Path, write: Any) -> None:
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        parent = next(folder for folder in path.absolute().parents if folder.is_dir())
-        free = shutil.disk_usage(parent).free / 2**30
-        raise UserError(
-            f"{path} must be writable; the earlier one is intact",
-            f"{str(error).splitlines()[0]} ({free:.1f} GiB free)",
-            "Make room and continue with --resume",
-        ) from error
+        rule = f"{path} must be writable" + ("; the earlier one is intact" if path.exists() else "")
+        reason, remedy = str(error).splitlines()[0], ""
+        if not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT):
+            parent = next(folder for folder in path.absolute().parents if folder.is_dir())
+            reason += f" ({shutil.disk_usage(parent).free / 2**30:.1f} GiB free)"
+            remedy = "Make room; a training goes on with --resume"
+        raise UserError(rule, reason, remedy) from error
 
 
 def check_path(path: str) -> None:

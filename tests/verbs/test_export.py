@@ -245,3 +245,17 @@ def test_records_lie_beside_the_weights_and_replace_no_other(tmp_path: Path) -> 
     (tmp_path / "student.json").write_text('{"a": 1}')
     with pytest.raises(UserError, match="student.json would be replaced, which no export wrote"):
         vitdistill.export(str(run), out=str(tmp_path / "mine.safetensors"))
+
+
+@pytest.mark.parametrize(("format", "out"), [("safetensors", "s.pt"), ("onnx", "."), ("onnx", "s.safetensors")])
+def test_a_file_of_another_ending_is_refused(format: Any, out: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"--out must be a file that ends in \.{format}; got "):
+        vitdistill.export(str(tmp_path / "run"), format=format, out=str(tmp_path / out))
+
+
+@pytest.mark.parametrize("format", ["safetensors", "onnx", "hub"])
+def test_a_place_that_cannot_be_written_is_one_line(format: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    ending = "" if format == "hub" else f".{format}"
+    with pytest.raises(UserError, match="must be written and read back; got .*(File exists|Not a directory)"):
+        vitdistill.export(str(run_of("cnn", tmp_path / "run")), format=format, out=f"{tmp_path}/file/student{ending}")

@@ -17,9 +17,11 @@ from generated_videos import write_video
 from kept_models import CLASSES, keep_model
 from vitdistill.cli import main
 from vitdistill.data.bundled.digits import digits
+from vitdistill.data.given import given_files
 from vitdistill.errors import UserError
 from vitdistill.models.build import build
 from vitdistill.verbs.parser import normalised
+from vitdistill.verbs.rows import RowWriter
 
 
 def predict(*arguments: Any, **options: Any) -> list[dict[str, Any]]:
@@ -101,6 +103,7 @@ def test_unreadable_files_are_named_and_left_out(
     [
         ("digits-mae", {}, "no classifier to predict with"),
         ("digits-teacher", {"top": 0}, "top must be at least 1"),
+        ("digits-teacher", {"batch_size": 0}, "batch_size must be at least 1"),
         ("digits-teacher", {"model_args": {"num_classes": 3}}, "random weights"),
         ("digits-teacher", {"clips": 2}, "clips has no effect with a network over single images"),
         ("digits-teacher", {"out": "."}, "--out must be a file"),
@@ -223,6 +226,21 @@ def test_features_need_a_known_ending(digit_files: Path) -> None:
         vitdistill.embed("digits-teacher", [str(digit_files)], out="a.txt")
 
 
+def test_paths_of_features_replace_no_other_table(digit_files: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos.csv").write_text("predictions")
+    with pytest.raises(UserError, match="photos.csv would be replaced by the paths of photos.npy"):
+        vitdistill.embed("digits-teacher", [str(digit_files)], out=str(tmp_path / "photos.npy"))
+    assert (tmp_path / "photos.csv").read_text() == "predictions"
+
+
+def test_rows_in_json_can_be_read_when_interrupted(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    writer = RowWriter(str(path), None).__enter__()
+    writer.write([{"path": "a.jpg"}, {"path": "b.jpg"}])
+    writer.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert json.loads(path.read_text()) == [{"path": "a.jpg"}, {"path": "b.jpg"}]
+
+
 def test_a_published_network_says_imagenets_names_in_words() -> None:
     from vitdistill.verbs.predict import _labels
 
@@ -236,3 +254,12 @@ def test_classes_without_names_are_numbers(caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level(logging.WARNING):
         assert _labels(build("digits_vit_small", args={"num_classes": 3})) == ["0", "1", "2"]
     assert "not known" in caplog.text
+
+
+def test_a_folder_with_one_picture_is_no_video(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("clip/1.png", "clip/2.png", "holiday/only.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (20, 20)).save(tmp_path / name)
+    assert given_files([str(tmp_path)], clips=True).path(0) == str(tmp_path / "clip")
+    assert len(given_files([str(tmp_path)], clips=True)) == 1
+    assert "Left out, since no videos (1)" in caplog.text and "only.png" in caplog.text

@@ -103,7 +103,9 @@ def given_files(paths: Sequence[str], *, clips: bool) -> GivenFiles:
         log.warning("Left out, since no %s (%d): %s", wanted_word, len(left_out), some(left_out))
     if not names:
         formats = VIDEOS.formats if clips else f"{FORMATS}; {VIDEOS.formats}"
-        raise UserError(f"There must be {wanted_word}", f"none in {some(map(str, paths))}", formats)
+        raise UserError(
+            f"There must be {wanted_word}", f"none in {some(map(str, paths))}", formats[0].upper() + formats[1:]
+        )
     if any(is_video(name) and not os.path.isdir(name) for name in names):
         require_av()  # here, as the loader would take its absence for unreadable files
     return GivenFiles(as_bytes(names))
@@ -112,7 +114,7 @@ def given_files(paths: Sequence[str], *, clips: bool) -> GivenFiles:
 def _below(place: Path, clips: bool) -> tuple[list[str], list[str]]:
     """What is read of a folder, and which files of it are left out; relative to it, in order.
 
-    For networks over clips, a folder with images and without videos is one video, whose frames these are.
+    For networks over clips, a folder with several images and without videos is one video, whose frames these are.
     """
     wanted: list[str] = []
     others: list[str] = []
@@ -121,7 +123,7 @@ def _below(place: Path, clips: bool) -> tuple[list[str], list[str]]:
         files = [name for name in files if not name.startswith(".")]
         images, videos = [name for name in files if is_image(name)], [name for name in files if is_video(name)]
         frames |= bool(images) and not below
-        if clips and below and images and not videos:
+        if clips and below and len(images) > 1 and not videos:
             folders.clear()
             wanted.append(below)
             continue

@@ -236,10 +236,12 @@ class Reader:
             bad_share: share of a set that may be unreadable; in small sets up to 3 files are borne.
 
         Raises:
-            UserError: when this machine has no such device, or the share is none.
+            UserError: when this machine has no such device, the share is none, or a batch would be empty.
         """
         if not 0 <= bad_share <= 1:
             raise UserError("bad_share must lie in [0, 1]", bad_share)
+        if batch_size < 1:
+            raise UserError("batch_size must be at least 1", batch_size)
         self.bad_share = bad_share
         self.subject, self.batch_size, self.place = subject, batch_size, place_of(device)
         self.workers = default_workers(subject.source) if workers is None else workers

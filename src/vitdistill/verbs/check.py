@@ -143,7 +143,8 @@ def _show(survey: "Survey", result: dict[str, Any], found: "list[Finding]", out:
             spread = (
                 f"{high} {word}s of '{most}', the most, and {low} of '{least}', the least: {uneven['ratio']:g} to 1"
             )
-            console.print(f"{split}: {spread if high > low else f'{high} {word}s of every class'}{empty}")
+            even = f"{high} {word if high == 1 else f'{word}s'} of every class"
+            console.print(f"{split}: {spread if high > low else even}{empty}")
     if result["repeats"]:
         console.print(f"{result['repeats']} {word}s show the same as an earlier one")
     _print_findings(console, found, word, out)

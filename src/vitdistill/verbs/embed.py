@@ -70,6 +70,11 @@ def embed(
     if out is not None and Path(out).suffix not in ENDINGS:
         raise UserError(f"--out must end in {' or '.join(ENDINGS)}", out)
     refuse_classes(model_args, "model_args")
+    if out is not None and out.endswith(".npy"):
+        place = Path(out).expanduser()
+        if place.with_suffix(".csv").exists() and not place.exists():
+            beside = place.with_suffix(".csv")
+            raise UserError(f"{beside} would be replaced by the paths of {place.name}", remedy="Choose another --out")
     subject = open_files(
         model,
         files,
@@ -94,7 +99,7 @@ def embed(
     if out is not None:
         list_in_run(*_write(Path(out).expanduser(), paths, features))
     count, channels = features.shape
-    where = "" if out is None else f", written to {out}"
+    where = ", kept nowhere: --out names a file" if out is None else f", written to {out}"
     print(f"{count} files, {channels} channels (pool {pooling}){where}")
     return {"paths": paths, "features": features}
 

@@ -42,14 +42,22 @@ def export(
     Raises:
         UserError: when the exported file gives other logits than the student, or the format cannot say what it is.
     """
+    ending = f".{format}"
+    if out and format != "hub" and (Path(out).suffix != ending or Path(out).expanduser().is_dir()):
+        raise UserError(f"--out must be a file that ends in {ending}", out, f"For example {Path(out).stem}{ending}")
     found = read_run(run)
     student = student_of(found, found.student(checkpoint))
     default = found.path / "export" / ("hub" if format == "hub" else f"student.{format}")
     path = Path(out).expanduser() if out else default
-    path.parent.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
         expected = student.network.net(student.inputs)
-    exported = _write(student, path, format, dynamic_batch)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        exported = _write(student, path, format, dynamic_batch)
+    except OSError as error:
+        raise UserError(
+            "What is exported must be written and read back", f"{path} ({error.strerror or error})"
+        ) from error
     difference = float((exported.logits - expected).abs().max())
     scale = float(expected.abs().max())
     if not difference <= 1e-3 * max(scale, 1e-3):

@@ -8,7 +8,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from vitdistill.errors import UserError, near
-from vitdistill.verbs.signatures import options_of
+from vitdistill.verbs.signatures import options_of, usage_of
 
 _REFUSED = re.compile(r'Parser key "(?P<key>[^"]+)": .*?(?:Got|Given) value: (?P<value>.*)$')
 _GROUP = re.compile(r'Parser key "(?P<key>[^"]+)": Unable to load config [\'"](?P<value>.*?)[\'"]')
@@ -42,7 +42,9 @@ def refusal(message: str, verb: str) -> UserError:
     if missing := _MISSING.search(text):
         names = [f"--{name.strip()}" for name in (missing["names"] or missing["name"]).split(",")]
         words = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-        return UserError(f"{words} {'is' if len(names) == 1 else 'are'} required")
+        positional = any(f"--{option.name}" in names for option in options_of(verb).values() if option.positional)
+        remedy = f"Usage: {usage_of(verb)}" if positional else ""
+        return UserError(f"{words} {'is' if len(names) == 1 else 'are'} required", remedy=remedy)
     if no_value := _NO_VALUE.search(text):
         return UserError(f"{no_value['option']} needs a value")
     if refused := _GROUP.search(text) or _REFUSED.search(text):

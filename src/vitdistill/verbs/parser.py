@@ -11,8 +11,8 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 
 from vitdistill.errors import UserError, near
 from vitdistill.verbs.messages import refusal, types_of
-from vitdistill.verbs.signatures import documentation, options_of, signature_of
-from vitdistill.verbs.table import VERBS
+from vitdistill.verbs.signatures import documentation, options_of, signature_of, usage_of
+from vitdistill.verbs.table import EXAMPLES, VERBS
 
 
 def parse(verb: str, words: list[str]) -> dict[str, Any]:
@@ -62,7 +62,13 @@ def make_parser(verb: str) -> ArgumentParser:
     function.__signature__ = signature  # type: ignore[attr-defined]
     function.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
     function.__doc__ = documentation(verb)
-    parser = Parser(prog=f"vitdistill {verb}", description=VERBS[verb].summary, exit_on_error=True, allow_abbrev=False)
+    parser = Parser(
+        prog=f"vitdistill {verb}",
+        usage=f"{usage_of(verb)}\n\nexample: vitdistill {verb} {EXAMPLES[verb]}",
+        description=VERBS[verb].summary,
+        exit_on_error=True,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the options below")
     parser.add_function_arguments(function, fail_untyped=False, sub_configs=False)
     return parser

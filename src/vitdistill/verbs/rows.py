@@ -71,7 +71,7 @@ class RowWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and self.format == "json":
+        if self.format == "json" and (kind is None or self._count):  # what was interrupted can be read as well
             self._file.write("\n]\n" if self._count else "[]\n")
         if kind is None and self.format == "table":
             self._file.writelines(f"{line}\n" for line in table(self._rows))

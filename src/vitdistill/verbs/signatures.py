@@ -87,6 +87,19 @@ def signature_of(verb: str) -> inspect.Signature:
     )
 
 
+def usage_of(verb: str) -> str:
+    """How a verb is called: what may be given without its option's name, and what must be given."""
+    words = []
+    for option in options_of(verb).values():
+        name, required = option.name.upper(), option.default is REQUIRED
+        if option.positional:
+            name += " ..." if "list" in str(option.type) else ""
+            words.append(name if required else f"[{name}]")
+        elif required:
+            words.append(f"--{option.name} {name}")
+    return f"vitdistill {' '.join([verb, *words, '[options]'])}"
+
+
 def documentation(verb: str) -> str:
     """A verb's docstring with all of its options."""
     function = Source.of(module_of(verb)).definition(verb)

@@ -30,21 +30,57 @@ VERBS: dict[str, Verb] = {
     "videomae": Verb("Pre-train a video teacher, without labels, by predicting masked pixels.", trains=True),
     "mvd": Verb("Distil image and video teachers into a video student that sees a tenth of each clip.", trains=True),
     "finetune": Verb("Fine-tune a pre-trained network on labels: classes, or actions of people (AVA).", trains=True),
-    "probe": Verb("Linear probe: how well a linear classifier does on frozen features."),
-    "knn": Verb("k-nearest-neighbour accuracy of frozen features."),
-    "chain": Verb("Several runs that build on each other, from one recipe; resumes in the middle."),
     "resume": Verb("Continue an interrupted run, exactly where it was."),
-    "evaluate": Verb("Accuracy of a run or a model; frame mAP of a run that tells actions (AVA)."),
+    "chain": Verb("Several runs that build on each other, from one recipe; resumes in the middle."),
+    "evaluate": Verb("Accuracy of a run or a model, also per class; frame mAP of one that tells actions (AVA)."),
+    "knn": Verb("k-nearest-neighbour accuracy of frozen features."),
+    "probe": Verb("Linear probe: how well a linear classifier does on frozen features; --out makes a model of it."),
     "predict": Verb("Classes and probabilities of images and videos, as a table, csv or json."),
     "embed": Verb("Features of images and videos, as npy or parquet."),
-    "export": Verb("A run's student as safetensors for timm, or as ONNX, checked."),
+    "export": Verb("A run's student as safetensors for timm, as ONNX, or as a folder for the hub, checked."),
     "check": Verb("Decode all of a data set once: what cannot be read and why, sizes, classes, repeats."),
     "cost": Verb("What a distillation will cost, before spending anything."),
     "bench": Verb("Measured speed and memory of teacher and student on this machine."),
+    "report": Verb("One self-contained HTML page over one or more runs."),
     "masks": Verb("Pictures of what the teacher saw."),
     "similarity": Verb("How alike the frames of a clip are to teachers and students."),
-    "report": Verb("One self-contained HTML page over one or more runs."),
     "demo": Verb("A complete small study on real handwritten digits, offline, in a few minutes."),
+}
+
+# How `vitdistill --help` lists them.
+GROUPS = {
+    "train": ("maskedkd", "supervised", "tinymim", "mae", "videomae", "mvd", "finetune", "resume", "chain"),
+    "judge": ("evaluate", "knn", "probe"),
+    "use": ("predict", "embed", "export"),
+    "beforehand": ("check", "cost", "bench"),
+    "afterwards": ("report", "masks", "similarity"),
+    "to begin with": ("demo",),
+}
+
+# A command line of each, behind its name, for its own help.
+EXAMPLES = {
+    "maskedkd": "--student deit_tiny_patch16_224 --teacher runs/big --data /data/pets --out runs/small",
+    "supervised": "--student deit_tiny_patch16_224 --pretrained --data /data/pets --out runs/big",
+    "tinymim": "--student deit_tiny_patch16_224 --teacher vit_base_patch16_224.mae --data photos --out runs/s",
+    "mae": "--student deit_tiny_patch16_224 --data photos --out runs/mae",
+    "videomae": "--student video_vit_small_patch16_224 --data videos --out runs/videomae",
+    "mvd": "--student video_vit_small_patch16_224 --video_teacher runs/videomae --data videos --out runs/v",
+    "finetune": "runs/s --data /data/pets --out runs/tuned",
+    "resume": "runs/small",
+    "chain": "recipes/tinymim/chain.yaml --data /data/imagenet --out runs/chain",
+    "evaluate": "runs/small --per_class",
+    "knn": "runs/s --data /data/pets",
+    "probe": "runs/s --data /data/pets --out runs/teacher",
+    "predict": "runs/small photos/ --out predictions.csv",
+    "embed": "runs/small photos/ --out features.npy",
+    "export": "runs/small --format hub --out exported/small",
+    "check": "/data/pets --out problems.csv",
+    "cost": "--teacher deit_base_patch16_224 --student deit_small_patch16_224 --keep 98 --epochs 300",
+    "bench": "--teacher deit_base_patch16_224 --student deit_small_patch16_224 --keep 0.5",
+    "report": "runs/small runs/big --out report.html",
+    "masks": "runs/small",
+    "similarity": "runs/v",
+    "demo": "tinymim",
 }
 
 # Earlier verbs, and what does their work now.
