@@ -34,7 +34,8 @@ def check(
     Ctrl-C ends it early, with what was found until then.
 
     Args:
-        data: what the training verbs take: a folder with train/ and val/, lists of videos, or a bundled source.
+        data: what the training verbs take: a folder with train/ and val/, lists of videos, a container such as
+            torchvision:CIFAR10, or a bundled source.
         labels: false for data without labels: any folder of images or videos.
         workers: processes that read; by default one per core up to 8.
         out: file for all that was found (.csv): kind, split, path, label and detail of each.
