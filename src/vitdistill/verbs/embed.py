@@ -58,7 +58,7 @@ def embed(
         image_size: input size in pixels; by default the model's.
         crop_pct: share of the resized image that the centre crop keeps; by default as in the model's evaluation.
         device: auto, cpu, cuda, ...
-        workers: loader processes.
+        workers: loader processes; by default one per core up to 8, and none for bundled data or a single batch.
         model_args: further arguments of the architecture.
 
     Returns:

@@ -55,8 +55,8 @@ def evaluate(
 
     Args:
         model: run directory, timm name (pretrained weights are downloaded), name@weights-file, or a bundled name.
-        data: folder with a val/ folder, or a bundled source; of actions, the folder of videos. By default the
-            run's own.
+        data: folder with a val/ folder, a container such as torchvision:CIFAR10, or a bundled source; of actions, the
+            folder of videos. By default the run's own.
         checkpoint: of a run: the exported student, the last or best checkpoint, or the averaged weights.
         keep: evaluate on the patches to which the model itself attends: a count or a fraction; 1.0 takes all.
         clips: of videos: test clips spread over each video, whose probabilities are averaged; Kinetics is tested with
@@ -69,7 +69,7 @@ def evaluate(
         crop_pct: share of the resized image that the centre crop keeps; by default that of the run's recipe, or the
             one that the model was published with.
         device: auto, cpu, cuda, ...
-        workers: loader processes.
+        workers: loader processes; by default one per core up to 8, and none for bundled data.
         bad_share: share of the files that may be unreadable; in small sets up to 3 are borne.
         model_args: further arguments of the architecture.
         actions: of actions: annotations to test on; by default the run's own. `--actions.detections none` tests on the

@@ -47,9 +47,10 @@ def finetune(
     Args:
         model: run directory, timm name (downloads its weights), name@weights-file, hf-hub:owner/model, or (in Python)
             a module.
-        data: folder with train/ and val/ (one folder per class), lists of videos, or a bundled source: digits,
-            moving_digits, moving_digits:motion. Of actions, the folder of videos: <video_id>.mp4 (or
-            with another suffix of videos), or a folder <video_id> of frames for each.
+        data: folder with train/ and val/ (one folder per class), lists of videos, a container such as
+            torchvision:CIFAR10, or a bundled source: digits, moving_digits, moving_digits:motion. Of actions, the
+            folder of videos: <video_id>.mp4 (or with another suffix of videos), or a folder <video_id> of frames for
+            each.
         task: what labels mean: a class for each image or video, or the actions of each box in key frames.
         actions: of the task actions, the annotations in AVA's csv formats.
         pool: avg pools the patches under a fresh norm, cls takes the class token; auto is avg for a ViT without a

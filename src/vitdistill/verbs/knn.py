@@ -36,7 +36,8 @@ def knn(
 
     Args:
         model: run directory, timm name (pretrained weights are downloaded), name@weights-file, or a bundled name.
-        data: folder with train/ and val/, or a bundled source; by default the run's own data.
+        data: folder with train/ and val/, a container such as torchvision:CIFAR10, or a bundled source; by default the
+            run's own data.
         checkpoint: of a run: the exported student, the last or best checkpoint, or the averaged weights.
         pool: features are the class token (cls) or the mean over the patches (avg); auto takes the class token where
             the network's own head reads it, and the mean elsewhere.
@@ -49,7 +50,7 @@ def knn(
         stride: of videos: frames from one frame of a dense clip to the next; by default the run's.
         sampling: of videos: dense or uniform; by default the run's.
         device: auto, cpu, cuda, ...
-        workers: loader processes.
+        workers: loader processes; by default one per core up to 8, and none for bundled data.
         bad_share: share of the files that may be unreadable; in small sets up to 3 are borne.
         model_args: further arguments of the architecture.
         json: print one JSON object in place of the table.

@@ -27,7 +27,8 @@ def mae(
     run also holds mae.safetensors, encoder and decoder under the names of MAE's release.
 
     Args:
-        data: folder of images or videos (labels are not needed), or a bundled source: digits, moving_digits.
+        data: folder of images or videos (labels are not needed), a container such as torchvision:CIFAR10, or a bundled
+            source: digits, moving_digits.
         init: begin with encoder and decoder of a full MAE file (mae_pretrain_vit_base_full.pth, mae.safetensors of a
             run) or of a run of this verb; `student` is then an architecture without weights.
         positions: fixed sine-cosine position embeddings, or learned ones; a loaded student keeps its own.

@@ -40,7 +40,8 @@ def maskedkd(
     """Distil a teacher that sees only the patches to which the student attends (MaskedKD).
 
     Args:
-        data: folder with train/ and val/ (one folder per class), or a bundled source: digits.
+        data: folder with train/ and val/ (one folder per class), a container such as torchvision:CIFAR10, or a bundled
+            source: digits.
         teacher: as `student`; a bare timm name downloads its pretrained weights. Not needed with `--alpha 0`.
         teacher_text: for a CLIP teacher, a file with one text embedding per class; its class scores are then
             100 * cosine similarity (zero-shot).

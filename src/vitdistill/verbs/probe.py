@@ -46,7 +46,8 @@ def probe(
 
     Args:
         model: run directory, timm name (pretrained weights are downloaded), name@weights-file, or a bundled name.
-        data: folder with train/ and val/, or a bundled source; by default the run's own data.
+        data: folder with train/ and val/, a container such as torchvision:CIFAR10, or a bundled source; by default the
+            run's own data.
         out: run directory to make of the frozen network and its new classifier: a model for --teacher, evaluate,
             predict, export and finetune.
         overwrite: replace the run in `out`.
@@ -65,7 +66,7 @@ def probe(
         stride: of videos: frames from one frame of a dense clip to the next; by default the run's.
         sampling: of videos: dense or uniform; by default the run's.
         device: auto, cpu, cuda, ...
-        workers: loader processes.
+        workers: loader processes; by default one per core up to 8, and none for bundled data.
         bad_share: share of the files that may be unreadable; in small sets up to 3 are borne.
         model_args: further arguments of the architecture.
         json: print one JSON object in place of the table.

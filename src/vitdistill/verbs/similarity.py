@@ -48,7 +48,7 @@ def similarity(
         sampling: dense or uniform; by default the run's.
         batch_size: clips per step.
         device: auto, cpu, cuda, ...
-        workers: loader processes.
+        workers: loader processes; by default one per core up to 8, and none for bundled data.
         json: print one JSON object, with whole matrices, in place of the table.
 
     Returns:

@@ -37,7 +37,8 @@ def tinymim(
     The run's student has no classifier: fine-tune it, probe it, or make it the teacher of the next smaller student.
 
     Args:
-        data: folder of images (labels are not needed), or a bundled source: digits.
+        data: folder of images (labels are not needed), a container such as torchvision:CIFAR10, or a bundled source:
+            digits.
         teacher: pre-trained ViT, given as `student` is; a bare timm name (vit_base_patch16_224.mae) downloads its
             weights, and a run directory of `mae` or `tinymim` is the way to distil in sequence.
         positions: fixed sine-cosine position embeddings, or learned ones; a loaded student keeps its own.
