@@ -167,6 +167,8 @@ def test_what_text_decides_loads_no_torch(tmp_path: Any) -> None:
     base = [*student, "--out", str(tmp_path / "run")]
     cases = {
         "--epochs must be a whole number; got 'many'": ["supervised", *base, "--epochs", "many"],
+        "A run directory holds run.json or config.yaml": ["export", "nosuch"],
+        "--out must be a file that ends in .onnx": ["export", "nosuch", "--format", "onnx", "--out", "x.pt"],
         "epochs must be at least 1": ["supervised", *base, "--epochs", "0"],
         "--augment.scale must be a number or null; got '[0.6, 1.0]'": ["mae", *base, "--augment.scale", "[0.6,1.0]"],
         "mixup -1.0": ["maskedkd", *base, "--alpha", "0", "--augment.mixup", "-1"],

@@ -2,14 +2,14 @@
 
 import shutil
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from vitdistill.errors import UserError
-from vitdistill.exporting.form import Exported, Student, student_of
 from vitdistill.runs.directory import list_in_run
 from vitdistill.runs.read import Checkpoint, read_run
+
+if TYPE_CHECKING:  # loads torch, and what text decides is refused before
+    from vitdistill.exporting.form import Exported, Student
 
 
 def export(
@@ -46,6 +46,11 @@ def export(
     if out and format != "hub" and (Path(out).suffix != ending or Path(out).expanduser().is_dir()):
         raise UserError(f"--out must be a file that ends in {ending}", out, f"For example {Path(out).stem}{ending}")
     found = read_run(run)
+
+    import torch
+
+    from vitdistill.exporting.form import student_of
+
     student = student_of(found, found.student(checkpoint))
     default = found.path / "export" / ("hub" if format == "hub" else f"student.{format}")
     path = Path(out).expanduser() if out else default
@@ -78,7 +83,7 @@ def export(
     return result
 
 
-def _write(student: Student, path: Path, format: str, dynamic_batch: bool) -> Exported:
+def _write(student: "Student", path: Path, format: str, dynamic_batch: bool) -> "Exported":
     if format == "onnx":
         from vitdistill.exporting.onnx import write_onnx
 
