@@ -106,6 +106,7 @@ def test_what_is_no_video_is_unreadable_and_named(tmp_path):
         with pytest.raises(OSError, match=name) as error:
             VideoFile(tmp_path / name).read([0])
         assert isinstance(error.value, UNREADABLE) and not isinstance(error.value, UserError)
+        assert ("the file is empty" in str(error.value)) == (name == "empty.mp4")
 
 
 def test_what_the_system_says_keeps_its_number(tmp_path, monkeypatch):

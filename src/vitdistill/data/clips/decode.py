@@ -240,6 +240,8 @@ def _unreadable(path: str) -> Iterator[None]:
     except av.FFmpegError as error:
         if isinstance(error, OSError):
             raise
+        if not os.path.getsize(path):
+            raise OSError(f"{path}: the file is empty") from error
         raise OSError(f"{path}: no readable video ({error.strerror or error})") from error
 
 
