@@ -199,3 +199,16 @@ def test_a_size_that_is_given_wins_over_that_of_a_run_of_a_cnn(tmp_path: Path) -
     assert build(str(tmp_path), image_size=96).input.size == (96, 96)
     assert build(str(tmp_path), args={"img_size": [32, 96]}).input.size == (32, 96)
     assert rebuild(record, img_size=96).input.size == (96, 96)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("size", ["32", [32], [32, 32, 3], [32.5, 32]])
+def test_a_size_is_one_number_or_two(size: Any) -> None:
+    for name in ("vit_tiny_patch16_224", "test_resnet"):
+        with pytest.raises(UserError, match="one number of pixels, or height and width"):
+            build(name, args={"img_size": size})
+
+
+def test_impossible_arguments_are_not_a_matter_of_weights() -> None:
+    with pytest.raises(UserError, match="cannot be built with .*'num_heads': 0.*Check its arguments"):
+        build("vit_tiny_patch16_224", args={"num_heads": 0})

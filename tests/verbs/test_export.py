@@ -212,6 +212,23 @@ def test_onnx_says_classes_and_preprocessing(tmp_path: Path) -> None:
     assert json.loads((run / "export" / "student.json").read_text())["classes"] == CLASSES
 
 
+def test_onnx_of_a_rotary_student(tmp_path: Path) -> None:
+    """Its `forward` takes more than images."""
+    pytest.importorskip("onnxruntime")
+    network = build("vit_small_patch16_dinov3", args={**VIT, "embed_dim": 24, "img_size": 28})
+    result = vitdistill.export(str(keep_run(network, tmp_path / "run")), format="onnx")
+    assert result["max_difference"] < 1e-4
+
+
+def test_what_onnx_has_no_operation_for_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    network = build("aimv2_large_patch14_224", args={**VIT, "img_size": 28})  # RMSNorm came with a later version
+    run = keep_run(network, tmp_path / "run")
+    with pytest.raises(UserError, match="must be made of operations that ONNX has.*--format safetensors"):
+        vitdistill.export(str(run), format="onnx")
+    assert not (run / "export" / "student.onnx").exists()
+
+
 def test_a_run_from_before_it_was_recorded(tmp_path: Path) -> None:
     run = run_of("vit of 28 pixels", tmp_path / "run")
     record = json.loads((run / "student.json").read_text())

@@ -8,16 +8,29 @@ import warnings
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
-from vitdistill.errors import UserError
+from vitdistill.errors import UserError, error_words
 from vitdistill.exporting.form import Exported, Student, write_record
+
+
+class _OfImages(nn.Module):
+    """A network whose `forward` takes images alone: torch traces other arguments with their defaults as tensors."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.net(images)
+        return logits
 
 
 def write_onnx(student: Student, path: Path, dynamic_batch: bool) -> Exported:
     """Write the network, and run it with onnxruntime.
 
     Raises:
-        UserError: when the packages for it are not installed.
+        UserError: when the packages for it are not installed, or have no such operation.
     """
     try:
         import onnxruntime
@@ -26,21 +39,31 @@ def write_onnx(student: Student, path: Path, dynamic_batch: bool) -> Exported:
     beside = write_record(student.record, path)
     axes = {"images": {0: "batch"}, "logits": {0: "batch"}} if dynamic_batch else None
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            student.network.net,
-            (student.inputs,),
-            str(path),
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_axes=axes,
-            opset_version=17,
-            dynamo=False,
-        )
-    _add_metadata(student, path)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    logits = torch.from_numpy(session.run(None, {"images": student.inputs.numpy()})[0])
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                _OfImages(student.network.net).eval(),
+                (student.inputs,),
+                str(path),
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_axes=axes,
+                opset_version=17,
+                dynamo=False,
+            )
+        _add_metadata(student, path)
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        logits = torch.from_numpy(session.run(None, {"images": student.inputs.numpy()})[0])
+    except OSError:  # no room, no permission
+        raise
+    except Exception as error:  # of either package, which have many kinds
+        path.unlink(missing_ok=True)
+        raise UserError(
+            f"{student.network.name} must be made of operations that ONNX has",
+            error_words(error)[:200],
+            "Try --dynamic_batch false, or --format safetensors" if dynamic_batch else "Use --format safetensors",
+        ) from error
     return Exported(logits, f"onnxruntime.InferenceSession({str(path)!r})", (beside,))
 
 

@@ -15,9 +15,10 @@ from vitdistill.models.decoder import Decoder, official_names
 from vitdistill.models.families import as_network
 from vitdistill.models.network import Network
 from vitdistill.models.record import ModelRecord, set_statistics
+from vitdistill.models.sizes import pair
 from vitdistill.models.surgery.attention_heads import set_heads
 from vitdistill.models.weights.folder import record_beside
-from vitdistill.models.weights.positions import grid_of, pair, resample
+from vitdistill.models.weights.positions import grid_of, resample
 from vitdistill.models.weights.read import adapt, decoder_part, load_into, read_weights, to_timm
 from vitdistill.tokens.gather import restore, take
 from vitdistill.tokens.masking import Masking

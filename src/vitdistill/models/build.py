@@ -25,10 +25,10 @@ from vitdistill.models.record import (
     set_preprocessing,
     set_statistics,
 )
-from vitdistill.models.sizes import check_patches, check_size, feed, fixed_size
+from vitdistill.models.sizes import check_patches, check_size, feed, fixed_size, pair
 from vitdistill.models.surgery.attention_heads import set_heads
 from vitdistill.models.weights.folder import Folder, cached_folder, open_folder, record_beside
-from vitdistill.models.weights.positions import FILE_SIZE, pair
+from vitdistill.models.weights.positions import FILE_SIZE
 from vitdistill.models.weights.read import adapt, classes_in, load_into, read_weights
 from vitdistill.models.weights.videomae import arguments_for, unwrapped
 
@@ -182,8 +182,9 @@ def _from_timm(
         args["num_classes"] = num_classes
     if image_size is not None:
         args["img_size"] = image_size
-    args.setdefault("img_size", None)
-    size = args["img_size"]
+    size = args.setdefault("img_size", None)
+    if size is not None:
+        pair(size)  # refuses what is no size
     if pretrained and not name.startswith("local-dir:"):
         hub_in_reach()
     try:
@@ -212,6 +213,8 @@ def _from_timm(
             check_size(name, args, size)
         raise UserError(f"{name} cannot be built with {args}", _short(error), "Check its arguments") from error
     except Exception as error:  # the hub raises its own kinds of errors, depending on its version
+        if not pretrained and not name.startswith("hf-hub:"):
+            raise UserError(f"{name} cannot be built with {args}", _short(error), "Check its arguments") from error
         raise UserError(
             f"The weights of {name} must be in timm's cache or downloadable",
             _short(error),

@@ -8,9 +8,21 @@ import torch
 from torch import nn
 
 from vitdistill.errors import UserError
-from vitdistill.models.weights.positions import pair
 
 STEPS = (32, 64, 14)  # multiples of these are tried when a size does not work
+
+
+def pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width, from one number or two.
+
+    Raises:
+        UserError: for anything else, such as text.
+    """
+    sides = (size, size) if isinstance(size, int) else () if isinstance(size, str) else tuple(size)
+    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        raise UserError("An image size must be one number of pixels, or height and width ([224,160])", repr(size))
+    height, width = sides
+    return height, width
 
 
 def feed(net: nn.Module, size: int | Sequence[int] | None = None, channels: int | None = None) -> None:

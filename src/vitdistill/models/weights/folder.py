@@ -10,10 +10,11 @@ from vitdistill.errors import UserError
 from vitdistill.files import AVERAGED, FULL, RECORD, WEIGHTS
 from vitdistill.models.names import CONFIG, is_saved
 from vitdistill.models.record import ModelRecord
+from vitdistill.models.sizes import pair
 from vitdistill.models.weights import videomae
 from vitdistill.models.weights.content import NAMES, read_shapes, weights_in
 from vitdistill.models.weights.layouts import LAYOUTS, anchors
-from vitdistill.models.weights.positions import Size, pair
+from vitdistill.models.weights.positions import Size
 from vitdistill.models.weights.unwrap import tensors_of, without_prefix
 
 _ARGUMENTS = {kind: layout.arguments for layout in LAYOUTS for kind in layout.model_types}

@@ -10,16 +10,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitdistill.errors import UserError
+from vitdistill.models.sizes import pair
 
 Size = tuple[int, int]
 
 # The architecture's argument that says what a file without a record does not; it is no argument of timm's.
 FILE_SIZE = "file_img_size"
-
-
-def pair(size: int | Sequence[int]) -> Size:
-    """Height and width, of a square where one number is given."""
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def resample(table: Float[Tensor, "1 m d"], old: Size, new: Size, prefix: int = 0) -> Float[Tensor, "1 _ d"]:

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from vitdistill.errors import UserError
 from vitdistill.files import WEIGHTS
 from vitdistill.models.families.video_vit import TubeletEmbed
+from vitdistill.models.sizes import pair
 from vitdistill.models.weights import videomae
 from vitdistill.models.weights.content import read_content, weights_in
 from vitdistill.models.weights.known import composite, looks_like
 from vitdistill.models.weights.layouts import anchors, recognised
-from vitdistill.models.weights.positions import FILE_SIZE, has_grid, on_own_grid, pair
+from vitdistill.models.weights.positions import FILE_SIZE, has_grid, on_own_grid
 from vitdistill.models.weights.relative import on_own_windows
 from vitdistill.models.weights.unwrap import common_prefix, tensors_of, without_prefix
 

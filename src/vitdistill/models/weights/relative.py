@@ -14,7 +14,8 @@ from timm.layers import resize_rel_pos_bias_table
 from torch import Tensor, nn
 
 from vitdistill.models.record import record_of
-from vitdistill.models.weights.positions import Size, pair
+from vitdistill.models.sizes import pair
+from vitdistill.models.weights.positions import Size
 
 TABLE = ".relative_position_bias_table"
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from vitdistill.errors import UserError
+from vitdistill.models.sizes import pair
 from vitdistill.models.weights.layout import (
     HUGGING_FACE,
     PATCHES,
@@ -21,7 +22,6 @@ from vitdistill.models.weights.layout import (
     vit_arguments,
     without,
 )
-from vitdistill.models.weights.positions import pair
 from vitdistill.models.weights.unwrap import without_prefix
 
 _PRETRAINING = r"(decoder\.|encoder_to_decoder|mask_token|position_embeddings)"
