@@ -17,7 +17,7 @@ from vitdistill.errors import UserError, near
 from vitdistill.models.families.vit import ViT
 from vitdistill.models.names import VIDEO
 from vitdistill.models.network import Network
-from vitdistill.models.weights.positions import pair
+from vitdistill.models.sizes import pair
 from vitdistill.tokens.positions import TABLES
 from vitdistill.types import InputSpec, TokenGrid
 
