@@ -167,7 +167,6 @@ def test_what_text_decides_loads_no_torch(tmp_path: Any) -> None:
     base = [*student, "--out", str(tmp_path / "run")]
     cases = {
         "--epochs must be a whole number; got 'many'": ["supervised", *base, "--epochs", "many"],
-        "A run directory holds run.json or config.yaml": ["export", "nosuch"],
         "--out must be a file that ends in .onnx": ["export", "nosuch", "--format", "onnx", "--out", "x.pt"],
         "epochs must be at least 1": ["supervised", *base, "--epochs", "0"],
         "--augment.scale must be a number or null; got '[0.6, 1.0]'": ["mae", *base, "--augment.scale", "[0.6,1.0]"],
@@ -209,6 +208,7 @@ def test_what_text_decides_loads_no_torch(tmp_path: Any) -> None:
         ],
         "There must be a run to resume": ["supervised", *base, "--resume"],
         "A run directory holds run.json or config.yaml": ["resume", str(tmp_path / "none")],
+        "got nosuch (nothing there)": ["export", "nosuch"],
         "must be a mapping": ["chain", write(tmp_path / "chain.yaml", "- a\n"), "--out", str(tmp_path)],
     }
     for words, result in zip(cases, outcomes(list(cases.values())), strict=True):
