@@ -73,6 +73,13 @@ def test_names_without_suffix_are_searched_below_the_folder(flat):
     }
 
 
+def test_paths_of_windows_are_found(flat):
+    table = "path,label,split\ni\\1.jpg,cat,train\ni\\2.jpg,dog,train\ni\\3.jpg,cat,val\ni\\4.jpg,dog,val\n"
+    root = flat(*(f"i/{name}" for name in FOUR), table=table)
+    source = open_source(root / "labels.csv")
+    assert named(source.train, root) == {"i/1.jpg": 0, "i/2.jpg": 1} and len(source.val) == 2
+
+
 def test_a_second_table_is_for_validation(flat):
     root = flat(*FOUR, table="1.jpg,10\n2.jpg,9\n", name="train.csv")
     (root / "val.csv").write_text("3.jpg,9\n4.jpg,9\n")

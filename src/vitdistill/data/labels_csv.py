@@ -167,6 +167,10 @@ def _partners(file: Path) -> tuple[Path, Path | None]:
 def _found(rows: list[Row], base: Path, file: Path, kind: Kind) -> list[Row]:
     """The rows with paths of existing files relative to `base`, or absolute."""
     exists = os.path.exists if kind.folders else os.path.isfile
+    # Tables that were written on Windows part folders by a backslash.
+    slashed = {row.path: row.path.replace("\\", "/") for row in rows if "\\" in row.path}
+    slashed = {old: new for old, new in slashed.items() if exists(os.path.join(base, new))}
+    rows = [row._replace(path=slashed.get(row.path, row.path)) for row in rows]
     missing = [row.path for row in rows if not exists(os.path.join(base, row.path))]
     if not missing:
         return rows
