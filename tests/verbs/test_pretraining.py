@@ -210,7 +210,7 @@ def test_an_unfinished_teacher_is_refused(student: Path, tmp_path: Path) -> None
         ({"relations": "qk+vw"}, "Did you mean 'vv'"),
         ({"teacher_block": 3}, "between 1 and 2"),
         ({"student_args": {**STUDENT, "embed_dim": 16}}, r"16 channels.*got 6 heads\. 1, 2, 4, 8, 16 would do"),
-        ({"image_size": 16}, r"8x8 at 16x16 pixels.*6x6 at 12x12.*--image_size 12"),
+        ({"image_size": 16}, r"8x8 at 16x16 pixels.*6x6 at 12x12.*--student_args.img_size 12"),
         ({"target": "cls", "relations": "vv"}, "--relations has no effect unless --target is relations"),
         ({"feature": "q"}, "--feature has no effect unless --target is features"),
         ({"augment": Augment(recipe="deit")}, "Only labelled images can be mixed"),
