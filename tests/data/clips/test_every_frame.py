@@ -105,10 +105,14 @@ def whole(path: Path) -> list[np.ndarray]:
 
 
 def check(path: Path, *, seeks: bool | None = None) -> None:
-    """Every way of asking gives the pictures of the whole."""
+    """Every way of asking gives the pictures of the whole; where an edit list hides all of them, an error."""
     right = whole(path)
     video = VideoFile(path)
-    assert right and video.length == len(right)
+    if not right:
+        with pytest.raises(OSError, match="no picture could be decoded"):
+            _ = video.length
+        return
+    assert video.length == len(right)
     if seeks is not None:
         assert (not video._pictures().doubt) == seeks
     draws = random.Random(0)
@@ -160,6 +164,12 @@ def test_any_cut(tmp_path_factory, begin, frames, suffix):
     if not (source := folder / "cuts.mp4").exists():
         clip(source, "h264 B")
     check(copied(source, folder / f"cut.{suffix}", (begin / RATE, (begin + frames) / RATE)))
+
+
+def test_a_cut_of_which_nothing_is_shown_is_unreadable(tmp_path):
+    cut = copied(clip(tmp_path / "a.mp4", "h264 B"), tmp_path / "cut.mp4", (9 / RATE, 12 / RATE))
+    assert not whole(cut)
+    check(cut)
 
 
 def test_normal_files_and_those_that_decoding_has_proved_are_read_by_seeking(tmp_path):
