@@ -5,7 +5,7 @@ import logging
 import pytest
 import timm
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiny import tiny
@@ -55,6 +55,7 @@ def test_comparisons(names: str, classes: str, kind: str, order: tuple[int, ...]
     assert (found.kind, found.order) == (kind, order)
 
 
+@settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.text(min_size=1, max_size=6), min_size=2, max_size=8, unique=True), st.randoms(use_true_random=False)
 )

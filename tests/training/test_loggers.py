@@ -128,6 +128,7 @@ def test_wandb_without_an_account_is_refused_before_training(tmp_path: Path, mon
         Services(("wandb",), None)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_wandb_offline_continues_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
