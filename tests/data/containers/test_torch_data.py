@@ -134,10 +134,25 @@ class Stream(IterableDataset[Any]):
         return iter([])
 
 
+class HalfBroken(torch.utils.data.Dataset[Any]):
+    """Has no list of classes, and a picture in the middle that cannot be read."""
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 9:
+            raise OSError("damaged")
+        return torch.zeros(3, 8, 8, dtype=torch.uint8), index % 2
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         (3, "a map-style Dataset or a pair"),
+        ([None, None], "Samples of the list must be .picture, class.; got NoneType as sample 0"),
+        ((None, None), "must be .picture, class.; got NoneType as sample 0"),
+        (HalfBroken(), "class of every sample of HalfBroken must be known; got sample 9 cannot be read .damaged."),
         (Stream(), "how many samples it has; got Stream"),
         (TensorDataset(torch.rand(4, 3, 8, 8), torch.arange(4), torch.arange(4)), "3 values a sample"),
         (

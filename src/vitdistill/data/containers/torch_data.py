@@ -104,7 +104,8 @@ def part_of(data: Any, where: str) -> Part:
     """A data set as a split; its labels are found without loading pictures where it keeps them in a usual place.
 
     Raises:
-        UserError: when its first sample is not a picture, or a picture with something else than a class.
+        UserError: when its first sample is not a picture, or a picture with something else than a class; or a sample
+            that has to be read for its class cannot be.
     """
     first = next(
         (sample for index in range(min(len(data), TRIED)) if (sample := _readable(data, index)) is not None), None
@@ -133,7 +134,23 @@ def labels_of(data: Any, where: str) -> np.ndarray | None:
     logger.warning("Reading every sample of %s once, as it does not keep its labels in a list", where)
     console = Console(stderr=True)
     numbers = track(range(len(data)), f"Labels of {where}", console=console, disable=not console.is_terminal)
-    return _array([_plain(data[index][1]) for index in numbers])
+    return _array([_label(data, index, where) for index in numbers])
+
+
+def _label(data: Any, index: int, where: str) -> Any:
+    """The class of a sample that has to be read for it."""
+    try:
+        sample = data[index]
+    except UNREADABLE as error:
+        reason = reason_of(error, file_of(data, index) or f"sample {index}")  # raises what is no fault of the file
+        raise UserError(
+            f"The class of every sample of {where} must be known",
+            f"sample {index} cannot be read ({reason})",
+            "Give the data set a list `targets` of its classes, or leave the sample out",
+        ) from error
+    if not isinstance(sample, tuple | list) or len(sample) < 2:
+        raise UserError(f"Samples of {where} must be (picture, class)", f"{type(sample).__name__} as sample {index}")
+    return _plain(sample[1])
 
 
 def _readable(data: Any, index: int) -> Any | None:
@@ -273,7 +290,7 @@ def _kept_labels(data: Any) -> Sequence[Any] | None:
     if isinstance(data, torch.utils.data.TensorDataset):
         return data.tensors[1].tolist() if len(data.tensors) > 1 and data.tensors[1].ndim == 1 else None
     if isinstance(data, list):
-        return [sample[1] for sample in data]
+        return [_label(data, index, "the list") for index in range(len(data))]
     for attribute in LABEL_ATTRIBUTES:
         found = getattr(data, attribute, None)
         if isinstance(found, Tensor | np.ndarray):
