@@ -174,6 +174,23 @@ class Output:
         assert isinstance(captured, QKV)
         return captured
 
+    def first(self, rows: int) -> "Output":
+        """The same pass over the first `rows` inputs alone."""
+        captured: dict[tuple[int, Point], Tokens | QKV] = {}
+        for point, value in self.captured.items():
+            if isinstance(value, QKV):
+                captured[point] = QKV(value.q[:rows], value.k[:rows], value.v[:rows], value.specials)
+            else:
+                captured[point] = Tokens(value.all[:rows], value.specials)
+        return Output(
+            prediction=None if self.prediction is None else self.prediction[:rows],
+            distilled=None if self.distilled is None else self.distilled[:rows],
+            final=None if self.final is None else Tokens(self.final.all[:rows], self.final.specials),
+            captured=captured,
+            grid=self.grid,
+            kept=None if self.kept is None else self.kept[:rows],
+        )
+
 
 @dataclass
 class Step:
@@ -184,8 +201,9 @@ class Step:
         terms: the named, unweighted parts of the loss, detached scalars.
         prediction: the student's prediction, where it makes one.
         kept: patches that the masked network saw, in its own coordinates: the teacher's, or the student's where that is
-            masked. None when it saw all.
+            masked. None when it saw all. Where inputs keep different numbers, rows are filled up with -1.
         teacher_prediction: the (masked) teacher's prediction, where it makes one.
+        measured: what else of the step is worth averaging over an epoch, by name.
     """
 
     loss: Float[Tensor, ""]
@@ -193,3 +211,4 @@ class Step:
     prediction: Tensor | None = None
     kept: Int[Tensor, "b k"] | None = None
     teacher_prediction: Tensor | None = None
+    measured: dict[str, float] = field(default_factory=dict)

@@ -20,7 +20,8 @@ from vitdistill.methods.maskedkd import MaskedKD
 from vitdistill.methods.method import Method
 from vitdistill.methods.mvd import MVD, FeatureDecoder, per_token_distillation
 from vitdistill.methods.selection.criterion import Criterion
-from vitdistill.methods.selection.selector import Ranked, SameMask
+from vitdistill.methods.selection.ranked import Ranked
+from vitdistill.methods.selection.selector import SameMask
 from vitdistill.methods.supervised import Supervised
 from vitdistill.methods.terms.features import Features
 from vitdistill.methods.terms.logits import Logits

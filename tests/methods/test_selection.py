@@ -12,10 +12,10 @@ from torch import Tensor
 from tiny import tiny
 from vitdistill.errors import UserError
 from vitdistill.methods.maskedkd import MaskedKD
-from vitdistill.methods.selection import CRITERIA, MIXED, make_criterion
+from vitdistill.methods.selection import ALONE, CRITERIA, MIXED, make_criterion
 from vitdistill.methods.selection.attention import NetworkAttention, StudentAttention
 from vitdistill.methods.selection.criterion import Attention, Criterion, MixedWithRandom, Scene
-from vitdistill.methods.selection.selector import Ranked
+from vitdistill.methods.selection.ranked import Ranked
 from vitdistill.models.backbone import SaliencyKind
 from vitdistill.models.build import build
 from vitdistill.models.families.vit import ViT
@@ -47,7 +47,7 @@ STUDENT = build(tiny("deit", seed=1))
 TEACHER = Teacher(build(tiny("deit3", seed=2)))
 NETWORK = Teacher(build(tiny("registers", seed=3)))
 LAST = Attention(network=NETWORK)
-NAMES = [*CRITERIA, *(f"{name}{MIXED}" for name in CRITERIA if name != "random")]
+NAMES = [*CRITERIA, *(f"{name}{MIXED}" for name in CRITERIA if name not in ALONE)]
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 

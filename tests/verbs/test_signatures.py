@@ -14,7 +14,7 @@ from vitdistill.errors import UserError
 from vitdistill.methods.mae import MAE
 from vitdistill.methods.maskedkd import MaskedKD
 from vitdistill.methods.mvd import MVD
-from vitdistill.methods.selection.selector import Ranked
+from vitdistill.methods.selection.ranked import Ranked
 from vitdistill.methods.tinymim import TinyMIM
 from vitdistill.methods.videomae import VideoMAE
 from vitdistill.verbs.arguments import Training
@@ -116,7 +116,7 @@ def test_module_objects_are_no_options_of_the_command_line() -> None:
 
 
 def test_reading_runs_nothing() -> None:
-    source = Source("vitdistill.methods.selection.selector")
+    source = Source("vitdistill.methods.selection.ranked")
     assert "Ranked" in source and get_origin(source["Keep"]) is Annotated
     assert source["Ranked"] is source["Teacher"] is source["torch"].Tensor is OnlyInPython
 

@@ -1,14 +1,15 @@
 """The one supervised step: a student, its teachers, what it learns from each, and what the labels add."""
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitdistill.errors import UserError
-from vitdistill.methods.method import Method, Pass, freeze_unreached
+from vitdistill.methods.method import Method, Pass, Spent, freeze_unreached
+from vitdistill.methods.selection.mass import see
 from vitdistill.methods.selection.selector import Selector
 from vitdistill.methods.terms.term import Term
 from vitdistill.models.backbone import Backbone
@@ -68,9 +69,9 @@ class Distillation(Method):
         self.selector = selector or Selector()
         self.weights = {name: weight for term in self.terms for name, weight in term.weights.items()}  # type: ignore[union-attr,operator]
         self.task_weight = task_weight
-        for teacher, _ in self.lessons:
+        for teacher, taught in self.lessons:
             check_inputs(self.student, teacher)
-            self.selector.check(self.student, teacher)
+            self.selector.check(self.student, teacher, tuple(taught))
 
     # --- one step --------------------
 
@@ -85,19 +86,22 @@ class Distillation(Method):
 
         # Each teacher sees what the selector keeps, up to the last point that its terms ask for.
         losses: dict[str, Tensor] = {}
+        measured: dict[str, float] = {}
         scores = None
         for lesson in self.lessons:
             teacher = lesson.teacher
             with self.clock("teacher"):
                 keep = self.selector.for_teacher(inputs, student, self.student, teacher, progress)
-                output = teacher(inputs, keep=keep, capture=lesson.capture)
+                output = see(teacher, inputs, keep, lesson.capture)
+                if lesson is self.lessons[0]:  # what a selector learns, it learns from the first teacher
+                    measured = self.selector.observe(inputs, student, self.student, teacher, keep, output, progress)
             for term in lesson.terms:
                 learned = term(student, output)
                 if twice := losses.keys() & learned.keys():
                     raise ValueError(f"two losses are both named {', '.join(twice)}, of which one would be lost")
                 losses |= learned
                 scores = output.prediction if term.compares_predictions else scores
-            kept = kept if keep is None else keep
+            kept = kept if keep is None else output.kept
 
         # Labels, or whatever else the method learns without a teacher.
         own = self.own_losses(inputs, student, targets)
@@ -106,7 +110,7 @@ class Distillation(Method):
         loss = torch.stack([weights.get(name, 1.0) * value for name, value in losses.items()]).sum()
         parts = {name: value.detach() for name, value in losses.items()}
         prediction = None if self.task is None else student.prediction  # without labels its head learns nothing
-        return Step(loss, parts, prediction, kept, scores)
+        return Step(loss, parts, prediction, kept, scores, measured)
 
     def view(self, inputs: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b ch *pixels"]:
         """The student's view of the inputs; by default as they are."""
@@ -154,6 +158,25 @@ class Distillation(Method):
                 passes += self.selector.ranking_passes(self.student, teacher, progress)
             passes.append(Pass("teacher", teacher.network, of_teacher, lesson.capture, teacher.passes))
         return [Pass("student", self.student, of_student, self.student_capture(progress)), *passes]
+
+    # --- what it has learned about its teacher --------------------
+
+    def remembered(self, total: Callable[[Tensor], Tensor] = lambda local: local) -> dict[str, Any]:
+        return self.selector.state(total)
+
+    def recall(self, state: dict[str, Any], *, first: bool = True) -> None:
+        self.selector.load(state, first=first)
+
+    def observations(self) -> dict[str, float]:
+        return self.selector.observations()
+
+    def spent(self, remembered: dict[str, Any]) -> Spent | None:
+        if len(self.lessons) != 1:
+            return None
+        lesson = self.lessons[0]
+        return self.selector.spent(remembered, self.student, lesson.teacher, lesson.capture)
+
+    # --- what trains --------------------
 
     def freeze_unreached(self) -> None:
         """Keep from training what no term reaches; with labels, all is reached. For subclasses, once complete."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from vitdistill.errors import UserError
 from vitdistill.methods.distillation import Distillation, Lesson, check_inputs
-from vitdistill.methods.selection.selector import Ranked
+from vitdistill.methods.selection.ranked import Ranked
 from vitdistill.methods.terms.logits import Logits
 from vitdistill.methods.terms.options import Alpha, Tau, TermNames, Terms, check_alpha
 from vitdistill.methods.terms.term import Term

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -33,6 +33,18 @@ class Pass(NamedTuple):
     capture: Capture = NOTHING
     times: int = 1
     embeds: bool = True
+
+
+class Spent(NamedTuple):
+    """What the teacher's side of a training has computed.
+
+    Attributes:
+        macs: multiply-accumulates of the teacher's passes, of those that ranked patches, and of questions.
+        inputs: seen in training.
+    """
+
+    macs: float
+    inputs: int
 
 
 class Method(nn.Module, ABC):
@@ -69,6 +81,36 @@ class Method(nn.Module, ABC):
     def passes(self, progress: float) -> list[Pass]:
         """What a step at a training progress in [0, 1] runs, for the cost report."""
         return [Pass("student", self.student)]
+
+    def spent(self, remembered: dict[str, Any]) -> Spent | None:
+        """What the teacher's side of the training has cost so far; None where `passes` says it all.
+
+        Args:
+            remembered: of `remembered`, summed over all processes.
+        """
+        return None
+
+    def remembered(self, total: Callable[[Tensor], Tensor] = lambda local: local) -> dict[str, Any]:
+        """What the method has learned about its teacher, for checkpoints: plain values and lists.
+
+        In a loop of your own, save it beside the method's state dict.
+
+        Args:
+            total: the sum of a tensor over all processes; every process calls it.
+        """
+        return {}
+
+    def recall(self, state: dict[str, Any], *, first: bool = True) -> None:  # most methods have nothing to recall
+        """Take up what `remembered` gave.
+
+        Args:
+            state: empty in checkpoints of earlier versions.
+            first: whether this is the first process, which takes up what was summed over all.
+        """
+
+    def observations(self) -> dict[str, float]:
+        """What the method has found out about its teacher so far, for an epoch's metrics; equal in all processes."""
+        return {}
 
     def after_step(self, progress: float) -> None:  # most methods have nothing to do
         """Called after every optimizer step."""

@@ -79,6 +79,13 @@ class KeepSchedule:
             raise UserError("A keep schedule starts at progress 0 and ends at most at 1", text, _REMEDY)
         return self
 
+    def __str__(self) -> str:
+        if self.constant:
+            return str(self.points[0][1])
+        if self.linear:
+            return "->".join(str(keep) for _, keep in self.points)
+        return ",".join(f"{at:g}:{keep}" for at, keep in self.points)
+
     @property
     def constant(self) -> bool:
         """Whether the count stays the same throughout."""

@@ -34,6 +34,7 @@ class TrainingModule(pl.LightningModule):
             patches kept in its last step.
         details: what the last validation has counted for `Task.detail_files`; None before there was one.
         listeners: called with each epoch's row, before its checkpoint is written.
+        remembered: what the method has learned, summed over all processes, as of the last epoch's end or checkpoint.
         position: (epoch, batch) at which training goes on; what a checkpoint has to know.
     """
 
@@ -55,6 +56,7 @@ class TrainingModule(pl.LightningModule):
         self.row: dict[str, float] = {}
         self.listeners: list[Callable[[dict[str, float]], None]] = []
         self.position = (0, 0)
+        self.remembered: dict[str, Any] = {}
         self.clock: Clock | None = None
         self.steps_timed = 0
         self._sums: dict[str, Tensor] = {}
@@ -116,7 +118,9 @@ class TrainingModule(pl.LightningModule):
         if step.teacher_prediction is not None and self.method.task is not None and targets is not None:
             hits = self.method.task.hits(step.teacher_prediction, targets)
             values |= {f"teacher/{name}": 100 * share for name, share in hits.items()}
-        for name, value in {**values, "batches": torch.ones_like(step.loss.detach())}.items():
+        one = torch.ones_like(step.loss.detach())
+        values |= {name: one * value for name, value in step.measured.items()}
+        for name, value in {**values, "batches": one}.items():
             self._sums[name] = self._sums[name] + value.to(self._wide) if name in self._sums else value.to(self._wide)
         return step.loss
 
@@ -186,6 +190,8 @@ class TrainingModule(pl.LightningModule):
             **{name: float(value / batches) for name, value in sums.items()},
             **self._val_row,
         }
+        self.row |= {name: round(value, 4) for name, value in self.method.observations().items()}
+        self.remembered = self.method.remembered(self._total)
         self._val_row = {}
         for listener in self.listeners:
             listener(self.row)
@@ -194,9 +200,11 @@ class TrainingModule(pl.LightningModule):
 
     def _summed(self) -> dict[str, Tensor]:
         """The epoch's sums so far over all processes (a collective: every process must call it)."""
-        return {
-            name: self.trainer.strategy.reduce(value.clone(), reduce_op="sum") for name, value in self._sums.items()
-        }
+        return {name: self._total(value) for name, value in self._sums.items()}
+
+    def _total(self, value: Tensor) -> Tensor:
+        """A tensor's sum over all processes, on the device (a collective, too)."""
+        return self.trainer.strategy.reduce(value.to(self.device, copy=True), reduce_op="sum")
 
     # --- validation ---------------------------------------------------------------------------------------------
 
@@ -262,11 +270,13 @@ class TrainingModule(pl.LightningModule):
     # --- checkpoints --------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.remembered = self.method.remembered(self._total)
         checkpoint["vitdistill"] = {
             "position": self.position,
             "global_batch": self._global_batch,
             "sums": {name: value.cpu() for name, value in self._summed().items()},
             "corrupt": dict(self._corrupt.paths),
+            "method": self.remembered,
             "ema": self._ema[0].module.state_dict() if self._ema else None,
             "ema_steps": self._ema_steps,
         }
@@ -289,6 +299,8 @@ class TrainingModule(pl.LightningModule):
         self._sums = {
             name: (value if first else torch.zeros_like(value)).to(self.device) for name, value in sums.items()
         }
+        self.remembered = state.get("method", {})
+        self.method.recall(self.remembered, first=first)
         known = state["corrupt"]  # of earlier versions a list, without the reasons
         self._corrupt.paths.update(known if isinstance(known, dict) else dict.fromkeys(known, "no reason recorded"))
         self._ema_state, self._ema_steps = state["ema"], state["ema_steps"]

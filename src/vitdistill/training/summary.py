@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from vitdistill.methods.method import Method, Pass
+from vitdistill.methods.method import Method, Pass, Spent
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.network import Network
 from vitdistill.tokens.keep import tally
@@ -21,7 +21,13 @@ def describe(network: Network) -> dict[str, Any]:
 
 
 def cost_of(
-    method: Method, *, epochs: int, steps_per_epoch: int, images_per_epoch: int, epochs_done: int
+    method: Method,
+    *,
+    epochs: int,
+    steps_per_epoch: int,
+    images_per_epoch: int,
+    epochs_done: int,
+    spent: Spent | None = None,
 ) -> dict[str, Any]:
     """Tokens kept, and MACs of forward passes: per image (or clip) at the end of training, and the teachers' in total.
 
@@ -34,6 +40,7 @@ def cost_of(
         steps_per_epoch: batches, at each of which the method is asked how many patches it keeps.
         images_per_epoch: images, or clips.
         epochs_done: of them, so far.
+        spent: what the teacher's side has computed, where the method has counted it; otherwise its schedule tells.
     """
     passes = method.passes(1.0)
     cost: dict[str, Any] = {
@@ -54,16 +61,21 @@ def cost_of(
         return kept
 
     steps, done, last = epochs * steps_per_epoch, epochs_done * steps_per_epoch, kept_at(1.0)
-    in_all, so_far = tally(kept_at, steps), tally(kept_at, steps, done)
+    if spent is None or not spent.inputs:
+        in_all, so_far = tally(kept_at, steps), tally(kept_at, steps, done)
+        total = sum(gmacs[k] * n for k, n in so_far.items()) / steps_per_epoch * images_per_epoch
+        share = sum(gmacs[k] * n for k, n in in_all.items()) / (full * steps)
+    else:
+        total = spent.macs / 1e9
+        share = total / (full * spent.inputs)
     return {
         "tokens": _tokens(method, teachers[0].network),
         "cost": {
             **cost,
             "teacher_gmacs_per_image": gmacs[last],
             "teacher_gmacs_full_per_image": full,
-            "teacher_gmacs_total": sum(gmacs[k] * n for k, n in so_far.items()) / steps_per_epoch * images_per_epoch,
-            # + 0.0: no negative zero
-            "saved_fraction": round(1 - sum(gmacs[k] * n for k, n in in_all.items()) / (full * steps), 6) + 0.0,
+            "teacher_gmacs_total": total,
+            "saved_fraction": round(1 - share, 6) + 0.0,  # + 0.0: no negative zero
         },
     }
 

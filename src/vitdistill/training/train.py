@@ -273,6 +273,7 @@ def _results(parts: _Parts, source: DataSource, run: RunDirectory, seconds: floa
         steps_per_epoch=len(parts.module._sampler),
         images_per_epoch=images_per_epoch,
         epochs_done=len(rows),
+        spent=method.spent(parts.module.remembered),
     )
     if speed := speed_of(parts.module, settings.batch_size, parts.trainer.world_size):
         result["speed"] = speed

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from vitdistill.methods.selection.amounts import amount_of, check_selection
 from vitdistill.methods.terms.options import LOGITS, parse_terms
 from vitdistill.verbs.arguments import File, Model, Published, TeacherOptions
 from vitdistill.verbs.job import Job, trains
@@ -12,8 +13,9 @@ if TYPE_CHECKING:
 
 
 def check_terms(values: dict[str, Any]) -> dict[str, Any]:
-    """Refuse options of terms that `--distill` does not name, before torch is imported; fills in nothing."""
+    """Refuse options of terms that `--distill` does not name, and selections that have no meaning; fills in nothing."""
     values["terms"].named(values["distill"])
+    check_selection(values["keep"], values["criterion"], values["order"], values["mask"])
     return {}
 
 
@@ -51,7 +53,7 @@ def maskedkd(
         The content of the run's run.json.
     """
     from vitdistill.methods.maskedkd import MaskedKD
-    from vitdistill.methods.selection.selector import Ranked
+    from vitdistill.methods.selection.ranked import check_maskable
 
     network_to_train = job.student(student)
     guide = third = None
@@ -62,14 +64,14 @@ def maskedkd(
     elif teacher is not None:
         classes = LOGITS in terms
         # What can be masked does not depend on who ranks the patches.
-        masked = Ranked(keep=options["keep"], mask=options["mask"], criterion="random")
+        amount, masks_student = amount_of(options["keep"]), options["mask"] == "student"
         guide = job.teacher(
             teacher,
             network_to_train,
             args=teachers.teacher_args,
             text=teacher_text,
             classes=classes,
-            check=lambda sketch: masked.check(network_to_train, sketch),
+            check=lambda sketch: check_maskable(network_to_train if masks_student else sketch.network, amount),
         )
     if network is not None:
         third = job.teacher(network, network_to_train)

@@ -11,13 +11,16 @@ from vitdistill.errors import UserError, near
 if TYPE_CHECKING:
     from vitdistill.methods.selection.criterion import Attention, Criterion
 
-# Who ranks the patches, by the name that `--criterion` takes. Each can also be mixed with chance, as "student+random".
+# Who ranks the patches, by the name that `--criterion` takes. Those that look at attention can be mixed with chance, as
+# "student+random".
 CRITERIA = {
     "student": "vitdistill.methods.selection.attention:StudentAttention",
     "teacher": "vitdistill.methods.selection.attention:TeacherAttention",
     "network": "vitdistill.methods.selection.attention:NetworkAttention",
     "random": "vitdistill.methods.selection.random:Random",
+    "auto": "vitdistill.methods.selection.auto:Auto",
 }
+ALONE = ("random", "auto")  # make no sense mixed with chance
 MIXED = "+random"
 
 
@@ -26,7 +29,7 @@ def check_criterion(name: str) -> str:
     Raises:
         UserError: for an unknown name.
     """
-    known = [*CRITERIA, *(f"{each}{MIXED}" for each in CRITERIA if each != "random")]
+    known = [*CRITERIA, *(f"{each}{MIXED}" for each in CRITERIA if each not in ALONE)]
     if name not in known:
         raise UserError(f"criterion must be one of {', '.join(known)}", repr(name), near(str(name), known))
     return name

@@ -17,6 +17,8 @@ from vitdistill.models.teacher import Teacher
 from vitdistill.tokens.select import top_k, top_then_random
 from vitdistill.types import Capture, Output, TokenGrid
 
+Order = Literal["top", "bottom"]
+
 
 @dataclass
 class Scene:
@@ -77,10 +79,13 @@ class Criterion:
         """Scores in the patch coordinates of `scene.grid`."""
         raise NotImplementedError
 
-    def select(self, scene: Scene, k: int, *, order: Literal["top", "bottom"] = "top") -> Int[Tensor, "b k"]:
+    def pick(self, scores: Float[Tensor, "b n"], k: int, *, order: Order = "top") -> Int[Tensor, "b k"]:
         """The `k` patches of highest (or lowest) score, ascending."""
-        scores = self.scores(scene)
         return top_k(scores if order == "top" else -scores, k)
+
+    def select(self, scene: Scene, k: int, *, order: Order = "top") -> Int[Tensor, "b k"]:
+        """The `k` patches of a scene that are kept, ascending."""
+        return self.pick(self.scores(scene), k, order=order)
 
 
 class MixedWithRandom(Criterion):
@@ -104,7 +109,6 @@ class MixedWithRandom(Criterion):
     def scores(self, scene: Scene) -> Float[Tensor, "b n"]:
         return self.base.scores(scene)
 
-    def select(self, scene: Scene, k: int, *, order: Literal["top", "bottom"] = "top") -> Int[Tensor, "b k"]:
-        scores = self.scores(scene)
+    def pick(self, scores: Float[Tensor, "b n"], k: int, *, order: Order = "top") -> Int[Tensor, "b k"]:
         noise = torch.rand_like(scores)
         return top_then_random(scores if order == "top" else -scores, noise, k, self.random_share)

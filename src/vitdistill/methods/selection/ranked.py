@@ -1,0 +1,367 @@
+"""The patches that someone ranks highest: how many, ranked by whom, and what the teacher makes of them."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vitdistill.errors import UserError, near
+from vitdistill.methods.method import Pass, Spent
+from vitdistill.methods.selection import CriterionName, make_criterion
+from vitdistill.methods.selection.amounts import Agree, Amount, Keep, Mass, amount_of, check_selection
+from vitdistill.methods.selection.auto import Auto
+from vitdistill.methods.selection.criterion import Attention, Criterion, Scene
+from vitdistill.methods.selection.ledger import Ledger
+from vitdistill.methods.selection.mass import Groups, by_mass
+from vitdistill.methods.selection.probe import FOLLOWING, WATCHING, Probe, Question
+from vitdistill.methods.selection.selector import Selector
+from vitdistill.methods.terms.term import Term
+from vitdistill.models.backbone import Backbone, SaliencyKind
+from vitdistill.models.network import Network
+from vitdistill.models.teacher import Teacher
+from vitdistill.models.whole import why_whole
+from vitdistill.tokens.keep import KeepSchedule
+from vitdistill.types import NOTHING, Capture, Output
+
+# Backward computes two products per linear map (for inputs and for weights) where forward computes one.
+TRAINING_FORWARDS = 3
+
+
+class Ranked(Selector):
+    """The patches that someone ranks highest: for the teacher (MaskedKD), or for the student (its Sec. 5.3).
+
+    A small share of the training steps also asks the whole teacher about a few inputs (`Probe`), so that it is known
+    how often the masked one names the same class. `keep` "agree:..." and the criterion `auto` go by the answers.
+    """
+
+    def __init__(
+        self,
+        *,
+        keep: Keep | KeepSchedule | Amount = 0.5,
+        criterion: CriterionName | Criterion = "student",
+        order: Literal["top", "bottom"] = "top",
+        saliency: SaliencyKind = "cls",
+        saliency_layer: str | int = "last",
+        mask: Literal["teacher", "student"] = "teacher",
+        network: Teacher | None = None,
+        random_share: float = 0.5,
+    ) -> None:
+        """
+        Args:
+            keep: patches that the teacher sees: a count (98), a fraction (0.5; 1.0 for all), a schedule over training
+                ('1.0->0.5' linear, '0:1.0,0.5:0.25' in steps), as few as agree with the whole teacher on so many images
+                (agree:0.9), what a share of its cost pays for over training (budget:0.5, 'budget:0.5@1.0->0.25'), or
+                per image as few as hold so much of the attention (mass:0.9).
+            criterion: who ranks the patches: the student, the teacher, a third network, chance (random), half one
+                of them and half chance (student+random), or student or random, whichever the teacher knows more of
+                (auto).
+            order: keep the highest ranked patches, or (an ablation) the lowest.
+            saliency: attention of the class token (cls), attention received from all patches (patch), or attention of
+                the head that pools the patches (pool: SigLIP, Perception Encoder). Where the head reads no class token,
+                cls stands for pool if the network pools so, else for patch.
+            saliency_layer: block whose attention ranks the patches: first, middle, last, or its number from 0.
+            mask: who sees only the kept patches; masking the student is the variant that the paper argues against.
+            network: the frozen network of the criteria that name one.
+            random_share: share of the kept patches drawn at random by the mixed criteria.
+
+        Raises:
+            UserError: when an option is unknown, options contradict each other, or a third network is missing.
+        """
+        super().__init__()
+        for option, value, known in (
+            ("order", order, ("top", "bottom")),
+            ("saliency", saliency, ("pool", "cls", "patch")),
+            ("mask", mask, ("teacher", "student")),
+        ):
+            if value not in known:
+                words = f"{', '.join(known[:-1])} or {known[-1]}"
+                raise UserError(f"{option} must be {words}", repr(value), near(str(value), known))
+        check_selection(keep, criterion, order, mask)
+        self.amount, self.order, self.mask = amount_of(keep), order, mask
+        attention = Attention(saliency_layer, saliency, network)
+        self.criterion = (
+            criterion if isinstance(criterion, Criterion) else make_criterion(criterion, attention, random_share)
+        )
+        follows = isinstance(self.amount, Agree) or isinstance(self.criterion, Auto)
+        self.probe = Probe(FOLLOWING if follows else WATCHING)
+        self._ledger = Ledger()
+        self._costs: dict[tuple[int, int | None, Capture], float] = {}
+
+    # --- what is masked --------------------
+
+    def check(self, student: Network, teacher: Teacher, terms: Iterable[Term] = ()) -> None:
+        network = teacher.network if self.mask == "teacher" else student
+        masked = self.masked(student, teacher)
+        check_maskable(network, self.amount)
+        if masked is None:
+            return
+        patches = masked.grid.count
+        self.amount.fit(lambda kept: self._cost(kept, student, teacher), patches)
+        if self.amount.smallest(patches) < patches:
+            self.criterion.capture(student)  # an impossible block is refused now, not in the first step
+            self.criterion.ranking(teacher)
+        self._check_terms(tuple(terms))
+
+    def _check_terms(self, terms: tuple[Any, ...]) -> None:
+        """
+        Raises:
+            UserError: when the teacher's answers shall decide and nobody asks for them, or a term compares tokens of
+                which inputs have different numbers.
+        """
+        if not terms:
+            return
+        asks = isinstance(self.amount, Agree) or isinstance(self.criterion, Auto)
+        if asks and not any(term.compares_predictions for term in terms):
+            what = "--criterion auto" if isinstance(self.criterion, Auto) else "--keep agree"
+            raise UserError(
+                f"{what} needs the teacher's class scores",
+                f"--distill {'+'.join(type(term).__name__.lower() for term in terms)}",
+                "Add logits to --distill, or give a number of patches and another criterion",
+            )
+        if self.amount.per_input and not all(term.compares_predictions for term in terms):
+            raise UserError(
+                "--keep mass keeps different numbers of patches, which only class scores can be compared of",
+                f"--distill {'+'.join(type(term).__name__.lower() for term in terms)}",
+                "Use --distill logits, or another --keep",
+            )
+
+    def masked(self, student: Network, teacher: Teacher) -> Backbone | None:
+        network = teacher.network if self.mask == "teacher" else student
+        return network if isinstance(network, Backbone) else None
+
+    def counts(self, student: Network, teacher: Teacher, progress: float) -> tuple[int | None, int | None]:
+        count = self._count(student, teacher, progress)
+        return (None, count) if self.mask == "teacher" else (count, None)
+
+    def _count(self, student: Network, teacher: Teacher, progress: float) -> int | None:
+        masked = self.masked(student, teacher)
+        if masked is None:
+            return None
+        count = self.amount.count(progress, masked.grid.count)
+        return None if count == masked.grid.count else count
+
+    def _ranks(self, student: Network, teacher: Teacher, progress: float) -> bool:
+        """Whether patches may be ranked in a step: because some are left out, or because the teacher may be asked."""
+        masked = self.masked(student, teacher)
+        return masked is not None and (self._count(student, teacher, progress) is not None or self._follows)
+
+    @property
+    def _follows(self) -> bool:
+        """Whether patches may be left out although the count says otherwise now."""
+        return self.amount.follows
+
+    def capture(self, student: Network, teacher: Teacher, progress: float) -> Capture:
+        asks = self.mask == "teacher" and self._ranks(student, teacher, progress)
+        return self.criterion.capture(student) if asks else Capture(head=False)
+
+    def for_student(
+        self, inputs: Float[Tensor, "b ch *pixels"], student: Network, teacher: Teacher, progress: float
+    ) -> Int[Tensor, "b k"] | None:
+        count = self._count(student, teacher, progress)
+        if self.mask == "teacher" or count is None:
+            return None
+        # A student that ranks its own patches needs a pass over all of them first; it carries no gradient.
+        wanted, output = self.criterion.capture(student), Output()
+        if wanted.points:
+            with torch.no_grad():
+                output = student(inputs, capture=wanted)
+        return self.criterion.select(self._scene(inputs, output, student, teacher), count, order=self.order)
+
+    def for_teacher(
+        self,
+        inputs: Float[Tensor, "b ch *pixels"],
+        output: Output,
+        student: Network,
+        teacher: Teacher,
+        progress: float,
+    ) -> Int[Tensor, "b k"] | Groups | None:
+        if self.mask == "student" or not self._ranks(student, teacher, progress):
+            return None
+        if isinstance(self.amount, Mass):
+            return by_mass(self.criterion.scores(self._scene(inputs, output, student, teacher)), self.amount.share)
+        count = self._count(student, teacher, progress)
+        if count is None:
+            return None
+        return self.criterion.select(self._scene(inputs, output, student, teacher), count, order=self.order)
+
+    def _scene(self, inputs: Tensor, output: Output, student: Network, teacher: Teacher) -> Scene:
+        masked = self.masked(student, teacher)
+        assert masked is not None
+        return Scene(inputs.detach(), student, output, teacher, masked.grid)
+
+    # --- what the teacher makes of it --------------------
+
+    def observe(
+        self,
+        inputs: Float[Tensor, "b ch *pixels"],
+        output: Output,
+        student: Network,
+        teacher: Teacher,
+        keep: Int[Tensor, "b k"] | Groups | None,
+        seen: Output,
+        progress: float,
+    ) -> dict[str, float]:
+        if self.mask == "student" or not isinstance(teacher.network, Backbone) or not self.training:
+            return {}
+        patches = teacher.grid.count
+        kept = mean_kept(keep, len(inputs), patches)
+        self._ledger.note(keep, len(inputs), patches)
+        measured = {"keep": kept} if self.amount.follows else {}
+        if isinstance(self.criterion, Auto):
+            measured["random"] = float(self.criterion.chosen == "random")
+        if isinstance(self.amount, Mass):
+            self.amount.kept = round(kept)
+        if seen.prediction is not None and self._ranks(student, teacher, progress) and self.probe.due():
+            self._ask(inputs, output, student, teacher, seen, round(kept))
+        return measured
+
+    def _ask(self, inputs: Tensor, output: Output, student: Network, teacher: Teacher, seen: Output, kept: int) -> None:
+        """Ask the teacher about the first inputs of a batch: whole, and as other counts and criteria would mask it.
+
+        Draws of random patches come after those of the step itself.
+        """
+        rows, patches = self.probe.rows(len(inputs)), teacher.grid.count
+        scene = self._scene(inputs[:rows], output.first(rows), student, teacher)
+        assert seen.prediction is not None
+        masked: dict[Question, Tensor] = {}
+        for name, counts in self._questions(patches).items():
+            criterion = self._candidates[name]
+            scores = criterion.scores(scene)
+            for count in counts:
+                keep = criterion.pick(scores, count, order=self.order)
+                masked[name, count] = _prediction(teacher, scene.inputs, keep)
+        whole = _prediction(teacher, scene.inputs, None)
+        self.probe.tell(whole, seen.prediction[:rows], masked)
+        cost = rows * (self._cost(patches, student, teacher) + sum(self._cost(k, student, teacher) for _, k in masked))
+        step = self._cost(kept, student, teacher) + TRAINING_FORWARDS * self._macs(Pass("student", student))
+        self.probe.wait(cost, len(inputs) * step)
+        self._ledger.ask(
+            rows, [patches, *(count for _, count in masked)], patches, rankings=len({n for n, _ in masked})
+        )
+        self._follow(patches)
+
+    @property
+    def _candidates(self) -> dict[str, Criterion]:
+        return self.criterion.candidates if isinstance(self.criterion, Auto) else {"": self.criterion}
+
+    @property
+    def _chosen(self) -> str:
+        return self.criterion.chosen if isinstance(self.criterion, Auto) else ""
+
+    def _questions(self, patches: int) -> dict[str, tuple[int, ...]]:
+        """The counts to ask about, by the criterion's name."""
+        asked: dict[str, set[int]] = {}
+        if isinstance(self.criterion, Auto):
+            asked = {name: {half(patches)} for name in self.criterion.candidates}
+        if isinstance(self.amount, Agree):
+            asked.setdefault(self._chosen, set()).update(self.amount.asked(patches))
+        return {name: tuple(sorted(counts)) for name, counts in asked.items()}
+
+    def _follow(self, patches: int) -> None:
+        """Choose the criterion and the count by the answers so far."""
+        if isinstance(self.criterion, Auto):
+            self.criterion.chosen = self.probe.better(self.criterion.chosen, self._candidates, half(patches))
+        if isinstance(self.amount, Agree):
+            tallies = {count: self.probe.of(self._chosen, count) for count in self.amount.asked(patches)}
+            self.amount.follow({count: tally.certain for count, tally in tallies.items()}, patches)
+
+    def observations(self) -> dict[str, float]:
+        found = {"teacher/agreement": 100 * self.probe.own.share} if self.probe.own.asked else {}
+        if isinstance(self.criterion, Auto):
+            patches = {count for name, count in self.probe.tallies if name == "random"}
+            for name in self.criterion.candidates if patches else ():
+                found[f"teacher/agreement_{name}"] = 100 * self.probe.of(name, max(patches)).share
+        return found
+
+    # --- what it costs --------------------
+
+    def _cost(self, kept: int, student: Network, teacher: Teacher) -> float:
+        """MACs of the teacher's pass over so many patches of an input, and of what ranks them."""
+        some = kept < teacher.grid.count
+        own = self._macs(Pass("teacher", teacher.network, kept if some else None, times=teacher.passes))
+        return own + (sum(self._macs(one) for one in self._rankings(student, teacher)) if some else 0.0)
+
+    def _macs(self, one: Pass) -> float:
+        """MACs of a pass, counted once: networks that are not known by their layers are traced."""
+        key = id(one.network), one.kept, one.capture
+        if key not in self._costs:
+            self._costs[key] = one.network.macs(one.kept, one.capture).total
+        return one.times * self._costs[key]
+
+    def _rankings(self, student: Network, teacher: Teacher) -> list[Pass]:
+        passes = [Pass("ranking", asked.network, capture=where) for asked, where in self.criterion.ranking(teacher)]
+        own = self.criterion.capture(student)
+        if self.mask == "student" and own.points:
+            passes.append(Pass("student", student, capture=own))
+        return passes
+
+    def ranking_passes(self, student: Network, teacher: Teacher, progress: float) -> list[Pass]:
+        return [] if self._count(student, teacher, progress) is None else self._rankings(student, teacher)
+
+    def spent(self, state: dict[str, Any], student: Network, teacher: Teacher, capture: Capture) -> Spent | None:
+        ledger = Ledger.of(state.get("ledger"))
+        if self.mask == "student" or not isinstance(teacher.network, Backbone) or ledger is None or not ledger.complete:
+            return None
+        total = 0.0
+        for inputs, stop in ((ledger.seen, capture), (ledger.asked, NOTHING)):
+            for kept, number in enumerate(inputs):
+                if number:
+                    some = kept if kept < teacher.grid.count else None
+                    total += number * self._macs(Pass("teacher", teacher.network, some, stop, teacher.passes))
+        total += ledger.ranked * sum(self._macs(one) for one in self._rankings(student, teacher))
+        return Spent(total, sum(ledger.seen))
+
+    # --- checkpoints --------------------
+
+    def state(self, total: Callable[[Tensor], Tensor] = lambda local: local) -> dict[str, Any]:
+        return {
+            "ledger": self._ledger.state(total),
+            "probe": self.probe.state(),
+            "kept": self.amount.kept if isinstance(self.amount, Agree | Mass) else None,
+            "chosen": self._chosen,
+        }
+
+    def load(self, state: dict[str, Any], *, first: bool = True) -> None:
+        self._ledger = Ledger.of(state.get("ledger"), first=first) or Ledger(complete=False)
+        if not state:
+            return
+        self.probe.load(state["probe"])
+        if isinstance(self.amount, Agree | Mass):
+            self.amount.kept = state["kept"]
+        if isinstance(self.criterion, Auto):
+            self.criterion.chosen = state["chosen"]
+
+
+def half(patches: int) -> int:
+    """The number of patches at which criteria are compared."""
+    return max(1, patches // 2)
+
+
+def mean_kept(keep: Int[Tensor, "b k"] | Groups | None, batch: int, patches: int) -> float:
+    """Patches that the inputs of a batch keep, on average; read from shapes, not from the device."""
+    if isinstance(keep, Groups):
+        return sum(len(group.rows) * group.kept.shape[1] for group in keep.groups) / batch
+    return float(patches if keep is None else keep.shape[1])
+
+
+def _prediction(teacher: Teacher, inputs: Tensor, keep: Tensor | None) -> Tensor:
+    prediction = teacher(inputs, keep=keep).prediction
+    assert prediction is not None
+    return prediction
+
+
+def check_maskable(network: Network, amount: Amount) -> None:
+    """
+    Raises:
+        UserError: when patches shall be left out of a network that cannot do without them, or more kept than it has.
+    """
+    # A network whose patches are not known counts as one patch, and half of one is rounded to all.
+    patches = network.grid.count if isinstance(network, Backbone) else 1
+    if (amount.smallest(patches) < patches or amount.below_all) and not network.maskable:
+        raise UserError(
+            f"{network.name} cannot leave out patches",
+            f"keep {amount}",
+            f"Use --keep 1.0, or choose a ViT, DeiT or CaiT ({why_whole(network.net)})",
+        )
