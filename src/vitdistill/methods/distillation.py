@@ -93,14 +93,15 @@ class Distillation(Method):
             with self.clock("teacher"):
                 keep = self.selector.for_teacher(inputs, student, self.student, teacher, progress)
                 output = see(teacher, inputs, keep, lesson.capture)
-                if lesson is self.lessons[0]:  # what a selector learns, it learns from the first teacher
-                    measured = self.selector.observe(inputs, student, self.student, teacher, keep, output, progress)
             for term in lesson.terms:
                 learned = term(student, output)
                 if twice := losses.keys() & learned.keys():
                     raise ValueError(f"two losses are both named {', '.join(twice)}, of which one would be lost")
                 losses |= learned
                 scores = output.prediction if term.compares_predictions else scores
+            if lesson is self.lessons[0]:  # what a selector learns, it learns from the first teacher
+                with self.clock("teacher"):
+                    measured = self.selector.observe(inputs, student, self.student, teacher, keep, output, progress)
             kept = kept if keep is None else output.kept
 
         # Labels, or whatever else the method learns without a teacher.
@@ -169,6 +170,12 @@ class Distillation(Method):
 
     def observations(self) -> dict[str, float]:
         return self.selector.observations()
+
+    def doubt(self) -> str | None:
+        return self.selector.doubt(self.student, self.lessons[0].teacher) if self.lessons else None
+
+    def describe(self) -> dict[str, Any]:
+        return self.selector.describe()
 
     def spent(self, remembered: dict[str, Any]) -> Spent | None:
         if len(self.lessons) != 1:

@@ -112,6 +112,14 @@ class Method(nn.Module, ABC):
         """What the method has found out about its teacher so far, for an epoch's metrics; equal in all processes."""
         return {}
 
+    def doubt(self) -> str | None:
+        """Why the teacher may mislead the student, and what to do, in one line; None where nothing speaks for it."""
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """What the method has decided by itself, for run.json."""
+        return {}
+
     def after_step(self, progress: float) -> None:  # most methods have nothing to do
         """Called after every optimizer step."""
 

@@ -55,6 +55,7 @@ class Curve(NamedTuple):
 VALIDATION_LOSS = Curve("val/loss", "validation loss", label_free=True)
 TRAINING_LOSS = Curve("train/loss", "training loss")
 KEEP = Curve("keep", "patches the teacher sees")
+AGREEMENT = Curve("teacher/agreement", "masked teacher agrees with the whole (%)")
 TERM = "train/"  # before the name of a part of the loss
 TERMS = {
     "image": "image teacher",
@@ -173,6 +174,7 @@ def curves_of(runs: Sequence[Run]) -> list[Curve]:
         TRAINING_LOSS,
         *parts,
         *(Curve(f"teacher/{score}", f"teacher {name} under the mask (%)") for score, name in scores.items()),
+        AGREEMENT,
         KEEP,
     ]
 

@@ -1,5 +1,6 @@
 """The only `LightningModule`: drives any `Method`."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -22,6 +23,8 @@ from vitdistill.training.clock import Clock
 from vitdistill.training.optim import make_optimizer, make_schedules, plan_groups
 from vitdistill.training.settings import Settings
 
+log = logging.getLogger(__name__)
+
 
 class TrainingModule(pl.LightningModule):
     """One method on one data source.
@@ -35,6 +38,7 @@ class TrainingModule(pl.LightningModule):
         details: what the last validation has counted for `Task.detail_files`; None before there was one.
         listeners: called with each epoch's row, before its checkpoint is written.
         remembered: what the method has learned, summed over all processes, as of the last epoch's end or checkpoint.
+        doubt: what was said of a teacher that may mislead; None where nothing was.
         position: (epoch, batch) at which training goes on; what a checkpoint has to know.
     """
 
@@ -57,6 +61,7 @@ class TrainingModule(pl.LightningModule):
         self.listeners: list[Callable[[dict[str, float]], None]] = []
         self.position = (0, 0)
         self.remembered: dict[str, Any] = {}
+        self.doubt: str | None = None
         self.clock: Clock | None = None
         self.steps_timed = 0
         self._sums: dict[str, Tensor] = {}
@@ -192,11 +197,19 @@ class TrainingModule(pl.LightningModule):
         }
         self.row |= {name: round(value, 4) for name, value in self.method.observations().items()}
         self.remembered = self.method.remembered(self._total)
+        self._say_doubt()
         self._val_row = {}
         for listener in self.listeners:
             listener(self.row)
         if self.logger is not None:
             self.logger.log_metrics({k: v for k, v in self.row.items() if k not in ("epoch", "step")}, self.global_step)
+
+    def _say_doubt(self) -> None:
+        """Once, behind the warm-up, in which students do not know yet where to look."""
+        if self.doubt is None and self.current_epoch + 1 > self.settings.optim.warmup_epochs:
+            self.doubt = self.method.doubt()
+            if self.doubt is not None and self.trainer.is_global_zero:
+                log.warning(self.doubt)
 
     def _summed(self) -> dict[str, Tensor]:
         """The epoch's sums so far over all processes (a collective: every process must call it)."""
@@ -277,6 +290,7 @@ class TrainingModule(pl.LightningModule):
             "sums": {name: value.cpu() for name, value in self._summed().items()},
             "corrupt": dict(self._corrupt.paths),
             "method": self.remembered,
+            "doubt": self.doubt,
             "ema": self._ema[0].module.state_dict() if self._ema else None,
             "ema_steps": self._ema_steps,
         }
@@ -301,6 +315,7 @@ class TrainingModule(pl.LightningModule):
         }
         self.remembered = state.get("method", {})
         self.method.recall(self.remembered, first=first)
+        self.doubt = state.get("doubt")
         known = state["corrupt"]  # of earlier versions a list, without the reasons
         self._corrupt.paths.update(known if isinstance(known, dict) else dict.fromkeys(known, "no reason recorded"))
         self._ema_state, self._ema_steps = state["ema"], state["ema_steps"]

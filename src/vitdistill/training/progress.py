@@ -70,6 +70,7 @@ class ProgressBar(pl.Callback):
         """Show an epoch's scores."""
         scores = f"loss {row['train/loss']:.3f}"
         scores += "".join(f"  {name} {row[column]:.1f}%" for column, name in self.shown.items() if column in row)
+        scores += teacher_words(row)
         if self.bar is not None:
             self.bar.update(self.task, scores=scores)
         else:
@@ -89,3 +90,17 @@ class ProgressBar(pl.Callback):
 
     def _rate(self) -> float:
         return self._epoch_steps * self.samples_per_step / max(self._epoch_end - self._epoch_start, 1e-9)
+
+
+def teacher_words(row: dict[str, float]) -> str:
+    """How the teacher fares on training batches, and, where it is masked, how often it agrees with the whole one.
+
+    Example:
+        >>> teacher_words({"teacher/top1": 64.31, "teacher/agreement": 71.0})
+        '  masked teacher 64.3%, agrees with the whole 71%'
+    """
+    if "teacher/top1" not in row:
+        return ""
+    if "teacher/agreement" not in row:
+        return f"  teacher {row['teacher/top1']:.1f}%"
+    return f"  masked teacher {row['teacher/top1']:.1f}%, agrees with the whole {row['teacher/agreement']:.0f}%"

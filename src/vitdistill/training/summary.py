@@ -1,6 +1,6 @@
 """What `run.json` says about a run's networks, cost and speed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitdistill.methods.method import Method, Pass, Spent
@@ -8,6 +8,8 @@ from vitdistill.models.backbone import Backbone
 from vitdistill.models.network import Network
 from vitdistill.tokens.keep import tally
 from vitdistill.training.module import TrainingModule
+
+AGREEMENT = "teacher/agreement"  # a column of metrics.csv, in percent
 
 
 def describe(network: Network) -> dict[str, Any]:
@@ -111,6 +113,21 @@ def speed_of(module: TrainingModule, batch_size: int, world: int) -> dict[str, f
         "teacher_ms": round(teacher, 3),
         "teacher_ms_per_image": round(teacher / batch_size, 4),
     }
+
+
+def teacher_of(method: Method, rows: Sequence[Mapping[str, str]], doubt: str | None) -> dict[str, Any]:
+    """What is known of how the teacher fared under masks; nothing where it had none.
+
+    Args:
+        method: what was trained.
+        rows: of metrics.csv.
+        doubt: what was said about it.
+    """
+    agreement = [float(row[AGREEMENT]) for row in rows if AGREEMENT in row]
+    if not agreement:
+        return {}
+    shown = {"agreement": agreement[-1], "lowest_agreement": min(agreement)}
+    return {"masked_teacher": {**shown, **method.describe(), "warning": doubt}}
 
 
 def versions() -> dict[str, str]:

@@ -42,7 +42,7 @@ from vitdistill.training.optim import warn_about_rates
 from vitdistill.training.precision import training_precision
 from vitdistill.training.progress import ProgressBar
 from vitdistill.training.settings import Settings
-from vitdistill.training.summary import cost_of, describe, speed_of, versions
+from vitdistill.training.summary import cost_of, describe, speed_of, teacher_of, versions
 from vitdistill.training.timing import StepTiming
 
 log = logging.getLogger(__name__)
@@ -275,6 +275,7 @@ def _results(parts: _Parts, source: DataSource, run: RunDirectory, seconds: floa
         epochs_done=len(rows),
         spent=method.spent(parts.module.remembered),
     )
+    result |= teacher_of(method, rows, parts.module.doubt)
     if speed := speed_of(parts.module, settings.batch_size, parts.trainer.world_size):
         result["speed"] = speed
         result["peak_memory_gib"] = _peak_memory_gib(parts.trainer.strategy.root_device)

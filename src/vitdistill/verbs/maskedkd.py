@@ -53,7 +53,7 @@ def maskedkd(
         The content of the run's run.json.
     """
     from vitdistill.methods.maskedkd import MaskedKD
-    from vitdistill.methods.selection.ranked import check_maskable
+    from vitdistill.methods.selection.checks import check_maskable
 
     network_to_train = job.student(student)
     guide = third = None

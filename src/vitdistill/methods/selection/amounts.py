@@ -82,10 +82,12 @@ class Budget(Amount):
     def fit(self, cost: Callable[[int], float], patches: int) -> None:
         whole = cost(patches)
         known: dict[int, float] = {}
+        schedule = tally(lambda progress: self.schedule.count(progress, patches), STEPS)
 
         def share_at(factor: float) -> float:
             total = 0.0
-            for kept, steps in tally(lambda at: self._scaled(at, patches, factor), STEPS).items():
+            for scheduled, steps in schedule.items():
+                kept = _scaled(scheduled, factor, patches)
                 known[kept] = known[kept] if kept in known else cost(kept)
                 total += known[kept] * steps
             return total / (whole * STEPS)
@@ -103,13 +105,14 @@ class Budget(Amount):
         self.factor = low
 
     def count(self, progress: float, patches: int) -> int:
-        return self._scaled(progress, patches, self.factor)
+        return _scaled(self.schedule.count(progress, patches), self.factor, patches)
 
     def __str__(self) -> str:
         return f"budget:{self.share:g}@{self.schedule}"
 
-    def _scaled(self, progress: float, patches: int, factor: float) -> int:
-        return min(patches, max(1, math.floor(factor * self.schedule.count(progress, patches) + 0.5)))
+
+def _scaled(count: int, factor: float, patches: int) -> int:
+    return min(patches, max(1, math.floor(factor * count + 0.5)))
 
 
 class Agree(Amount):

@@ -12,21 +12,20 @@ from vitdistill.methods.method import Pass, Spent
 from vitdistill.methods.selection import CriterionName, make_criterion
 from vitdistill.methods.selection.amounts import Agree, Amount, Keep, Mass, amount_of, check_selection
 from vitdistill.methods.selection.auto import Auto
+from vitdistill.methods.selection.checks import check_maskable, check_terms
+from vitdistill.methods.selection.costs import Costs
 from vitdistill.methods.selection.criterion import Attention, Criterion, Scene
 from vitdistill.methods.selection.ledger import Ledger
 from vitdistill.methods.selection.mass import Groups, by_mass
-from vitdistill.methods.selection.probe import FOLLOWING, WATCHING, Probe, Question
+from vitdistill.methods.selection.probe import ENOUGH, FOLLOWING, TRUSTED, WATCHING, Probe, Question
+from vitdistill.methods.selection.random import Random
 from vitdistill.methods.selection.selector import Selector
 from vitdistill.methods.terms.term import Term
 from vitdistill.models.backbone import Backbone, SaliencyKind
 from vitdistill.models.network import Network
 from vitdistill.models.teacher import Teacher
-from vitdistill.models.whole import why_whole
 from vitdistill.tokens.keep import KeepSchedule
-from vitdistill.types import NOTHING, Capture, Output
-
-# Backward computes two products per linear map (for inputs and for weights) where forward computes one.
-TRAINING_FORWARDS = 3
+from vitdistill.types import Capture, Output
 
 
 class Ranked(Selector):
@@ -86,8 +85,9 @@ class Ranked(Selector):
         )
         follows = isinstance(self.amount, Agree) or isinstance(self.criterion, Auto)
         self.probe = Probe(FOLLOWING if follows else WATCHING)
+        self._patches = 1
         self._ledger = Ledger()
-        self._costs: dict[tuple[int, int | None, Capture], float] = {}
+        self._costs = Costs(self.criterion, mask)
 
     # --- what is masked --------------------
 
@@ -97,35 +97,12 @@ class Ranked(Selector):
         check_maskable(network, self.amount)
         if masked is None:
             return
-        patches = masked.grid.count
+        self._patches = patches = masked.grid.count
         self.amount.fit(lambda kept: self._cost(kept, student, teacher), patches)
         if self.amount.smallest(patches) < patches:
             self.criterion.capture(student)  # an impossible block is refused now, not in the first step
             self.criterion.ranking(teacher)
-        self._check_terms(tuple(terms))
-
-    def _check_terms(self, terms: tuple[Any, ...]) -> None:
-        """
-        Raises:
-            UserError: when the teacher's answers shall decide and nobody asks for them, or a term compares tokens of
-                which inputs have different numbers.
-        """
-        if not terms:
-            return
-        asks = isinstance(self.amount, Agree) or isinstance(self.criterion, Auto)
-        if asks and not any(term.compares_predictions for term in terms):
-            what = "--criterion auto" if isinstance(self.criterion, Auto) else "--keep agree"
-            raise UserError(
-                f"{what} needs the teacher's class scores",
-                f"--distill {'+'.join(type(term).__name__.lower() for term in terms)}",
-                "Add logits to --distill, or give a number of patches and another criterion",
-            )
-        if self.amount.per_input and not all(term.compares_predictions for term in terms):
-            raise UserError(
-                "--keep mass keeps different numbers of patches, which only class scores can be compared of",
-                f"--distill {'+'.join(type(term).__name__.lower() for term in terms)}",
-                "Use --distill logits, or another --keep",
-            )
+        check_terms(tuple(terms), self.amount, auto=isinstance(self.criterion, Auto))
 
     def masked(self, student: Network, teacher: Teacher) -> Backbone | None:
         network = teacher.network if self.mask == "teacher" else student
@@ -145,12 +122,7 @@ class Ranked(Selector):
     def _ranks(self, student: Network, teacher: Teacher, progress: float) -> bool:
         """Whether patches may be ranked in a step: because some are left out, or because the teacher may be asked."""
         masked = self.masked(student, teacher)
-        return masked is not None and (self._count(student, teacher, progress) is not None or self._follows)
-
-    @property
-    def _follows(self) -> bool:
-        """Whether patches may be left out although the count says otherwise now."""
-        return self.amount.follows
+        return masked is not None and (self.amount.follows or self._count(student, teacher, progress) is not None)
 
     def capture(self, student: Network, teacher: Teacher, progress: float) -> Capture:
         asks = self.mask == "teacher" and self._ranks(student, teacher, progress)
@@ -234,12 +206,10 @@ class Ranked(Selector):
                 masked[name, count] = _prediction(teacher, scene.inputs, keep)
         whole = _prediction(teacher, scene.inputs, None)
         self.probe.tell(whole, seen.prediction[:rows], masked)
-        cost = rows * (self._cost(patches, student, teacher) + sum(self._cost(k, student, teacher) for _, k in masked))
-        step = self._cost(kept, student, teacher) + TRAINING_FORWARDS * self._macs(Pass("student", student))
-        self.probe.wait(cost, len(inputs) * step)
-        self._ledger.ask(
-            rows, [patches, *(count for _, count in masked)], patches, rankings=len({n for n, _ in masked})
-        )
+        numbers = [patches, *(count for _, count in masked)]
+        cost = rows * sum(self._costs.of(number, student, teacher) for number in numbers)
+        self.probe.wait(cost, len(inputs) * self._costs.of_step(kept, student, teacher))
+        self._ledger.ask(rows, numbers, patches, rankings=len({name for name, _ in masked}))
         self._follow(patches)
 
     @property
@@ -270,48 +240,44 @@ class Ranked(Selector):
     def observations(self) -> dict[str, float]:
         found = {"teacher/agreement": 100 * self.probe.own.share} if self.probe.own.asked else {}
         if isinstance(self.criterion, Auto):
-            patches = {count for name, count in self.probe.tallies if name == "random"}
-            for name in self.criterion.candidates if patches else ():
-                found[f"teacher/agreement_{name}"] = 100 * self.probe.of(name, max(patches)).share
+            answers = {name: self.probe.of(name, half(self._patches)) for name in self.criterion.candidates}
+            found |= {f"teacher/agreement_{name}": 100 * one.share for name, one in answers.items() if one.asked}
         return found
+
+    def doubt(self, student: Network, teacher: Teacher) -> str | None:
+        own, asked_for = self.probe.own, isinstance(self.amount, Agree)
+        if asked_for or own.asked < ENOUGH or own.share + own.error >= TRUSTED:
+            return None
+        remedies = ["more patches (--keep 0.75, or agree:0.9)"]
+        if not isinstance(self.criterion, Auto | Random):
+            remedies.append("other patches (--criterion random or student+random)")
+        remedies.append("a teacher that was tuned for masks (vitdistill finetune --patch_drop 0.5)")
+        kept = self._count(student, teacher, 1.0) or teacher.grid.count
+        return (
+            f"The masked teacher names the class that the whole one names on only {100 * own.share:.0f}% of the inputs "
+            f"({teacher.name}, {kept} of {teacher.grid.count} patches), and may mislead its student. In order of cost: "
+            f"{'; '.join(remedies)}"
+        )
+
+    def describe(self) -> dict[str, Any]:
+        return {"criterion": self.criterion.chosen} if isinstance(self.criterion, Auto) else {}
 
     # --- what it costs --------------------
 
     def _cost(self, kept: int, student: Network, teacher: Teacher) -> float:
-        """MACs of the teacher's pass over so many patches of an input, and of what ranks them."""
-        some = kept < teacher.grid.count
-        own = self._macs(Pass("teacher", teacher.network, kept if some else None, times=teacher.passes))
-        return own + (sum(self._macs(one) for one in self._rankings(student, teacher)) if some else 0.0)
-
-    def _macs(self, one: Pass) -> float:
-        """MACs of a pass, counted once: networks that are not known by their layers are traced."""
-        key = id(one.network), one.kept, one.capture
-        if key not in self._costs:
-            self._costs[key] = one.network.macs(one.kept, one.capture).total
-        return one.times * self._costs[key]
-
-    def _rankings(self, student: Network, teacher: Teacher) -> list[Pass]:
-        passes = [Pass("ranking", asked.network, capture=where) for asked, where in self.criterion.ranking(teacher)]
-        own = self.criterion.capture(student)
-        if self.mask == "student" and own.points:
-            passes.append(Pass("student", student, capture=own))
-        return passes
+        """Of an input in training, in MACs: the teacher's pass, the ranking of patches, and questions now and then."""
+        cost = self._costs.of(kept, student, teacher)
+        asks = kept < teacher.grid.count and self.mask == "teacher"
+        return cost + (self.probe.share * self._costs.of_step(kept, student, teacher) if asks else 0.0)
 
     def ranking_passes(self, student: Network, teacher: Teacher, progress: float) -> list[Pass]:
-        return [] if self._count(student, teacher, progress) is None else self._rankings(student, teacher)
+        return [] if self._count(student, teacher, progress) is None else self._costs.rankings(student, teacher)
 
     def spent(self, state: dict[str, Any], student: Network, teacher: Teacher, capture: Capture) -> Spent | None:
         ledger = Ledger.of(state.get("ledger"))
         if self.mask == "student" or not isinstance(teacher.network, Backbone) or ledger is None or not ledger.complete:
             return None
-        total = 0.0
-        for inputs, stop in ((ledger.seen, capture), (ledger.asked, NOTHING)):
-            for kept, number in enumerate(inputs):
-                if number:
-                    some = kept if kept < teacher.grid.count else None
-                    total += number * self._macs(Pass("teacher", teacher.network, some, stop, teacher.passes))
-        total += ledger.ranked * sum(self._macs(one) for one in self._rankings(student, teacher))
-        return Spent(total, sum(ledger.seen))
+        return Spent(self._costs.spent(ledger, student, teacher, capture), sum(ledger.seen))
 
     # --- checkpoints --------------------
 
@@ -350,18 +316,3 @@ def _prediction(teacher: Teacher, inputs: Tensor, keep: Tensor | None) -> Tensor
     prediction = teacher(inputs, keep=keep).prediction
     assert prediction is not None
     return prediction
-
-
-def check_maskable(network: Network, amount: Amount) -> None:
-    """
-    Raises:
-        UserError: when patches shall be left out of a network that cannot do without them, or more kept than it has.
-    """
-    # A network whose patches are not known counts as one patch, and half of one is rounded to all.
-    patches = network.grid.count if isinstance(network, Backbone) else 1
-    if (amount.smallest(patches) < patches or amount.below_all) and not network.maskable:
-        raise UserError(
-            f"{network.name} cannot leave out patches",
-            f"keep {amount}",
-            f"Use --keep 1.0, or choose a ViT, DeiT or CaiT ({why_whole(network.net)})",
-        )

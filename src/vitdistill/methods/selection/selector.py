@@ -116,6 +116,14 @@ class Selector(nn.Module):
         """What it has found out so far, for the metrics of an epoch, by column; in percent."""
         return {}
 
+    def doubt(self, student: Network, teacher: Teacher) -> str | None:
+        """Why the selection may be doing harm, and what to do, in one line; None where nothing speaks for it."""
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """What it has decided by itself, for run.json."""
+        return {}
+
     def spent(self, state: dict[str, Any], student: Network, teacher: Teacher, capture: Capture) -> Spent | None:
         """What the teacher's side of a training has cost so far; None where the schedule tells.
 
