@@ -78,14 +78,14 @@ def test_a_training_goes_on_from_what_it_remembers(options):
         losses = []
         for number in numbers:
             torch.manual_seed(number)
-            losses.append(float(one(IMAGES, LABELS, progress=number / 39).loss.detach()))
+            losses.append(float(one(IMAGES, LABELS, progress=number / 23).loss.detach()))
         return losses
 
     through, first, second = method(**options), method(**options), method(**options)
-    whole = steps(through, range(40))
-    before = steps(first, range(25))
+    whole = steps(through, range(24))
+    before = steps(first, range(15))
     second.recall(json.loads(json.dumps(first.remembered())))
-    assert before + steps(second, range(25, 40)) == whole
+    assert before + steps(second, range(15, 24)) == whole
     assert second.remembered() == through.remembered() and second.observations() == through.observations()
 
 
@@ -124,7 +124,7 @@ def test_questions_change_nothing_of_the_step():
 
 def test_agree_keeps_all_until_it_knows_and_then_what_is_asked():
     one = method(keep="agree:0.5")
-    kept = [one(IMAGES, LABELS).measured["keep"] for _ in range(200)]
+    kept = [one(IMAGES, LABELS).measured["keep"] for _ in range(60)]
     assert kept[0] == 16 and min(kept) < 16
     assert one.observations()["teacher/agreement"] >= 50
     assert method(keep="agree:1.0")(IMAGES, LABELS).kept is None

@@ -206,7 +206,7 @@ def unmasked_because(run: "Run") -> str | None:
     scores_alone = run.setting("distill") in (None, "logits")
     if run.has_no_teacher or (scores_alone and run.setting("alpha") == 0):
         return "it has no teacher"
-    criterion = run.setting("criterion")
+    criterion = run.text("masked_teacher.criterion") or run.setting("criterion")  # what `auto` ended with
     if criterion is None or run.setting("keep") is None:
         return "its configuration does not say which patches were kept"
     if criterion != "student":
@@ -225,7 +225,8 @@ def run_columns(run: "Run", images: UInt8[Tensor, "b 3 height width"]) -> list[C
     if student.grid.t > 1:
         raise UserError("Masks are drawn over images", f"{student.name}, which sees clips")
     grid = student.grid if run.setting("mask") == "student" else _teacher_grid(run) or student.grid
-    count = KeepSchedule.parse(run.setting("keep")).count(1.0, grid.count)
+    ended = run.number("tokens.kept")  # rules such as agree:0.9 go by what happened in training
+    count = KeepSchedule.parse(run.setting("keep")).count(1.0, grid.count) if ended is None else int(ended)
     kept = masks_of(
         student,
         normalised(images, student),
