@@ -124,7 +124,7 @@ def _split(models: list[str], images: str | None) -> tuple[list[str], str | None
 
 
 def _kept_by(run: Run | None) -> Any:
-    """How many patches a run ends with: as it says, where a rule such as agree:0.9 goes by what happened in training."""
+    """How many patches a run ends with; where a rule such as agree:0.9 decides, what the run says of it."""
     from vitdistill.methods.selection.amounts import Scheduled, amount_of
 
     keep = None if run is None else run.config.get("keep")
