@@ -28,6 +28,7 @@ class Scene:
         output: the student's pass over all patches, with what `Criterion.capture` asked for.
         teacher: the teacher.
         grid: the grid in which patches are selected.
+        noise: what chance goes by, for draws that can be repeated; None draws it.
     """
 
     inputs: Float[Tensor, "b ch *pixels"]
@@ -35,6 +36,7 @@ class Scene:
     output: Output
     teacher: Teacher | None
     grid: TokenGrid
+    noise: Float[Tensor, "b n"] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,12 @@ class Criterion:
 
     def select(self, scene: Scene, k: int, *, order: Literal["top", "bottom"] = "top") -> Int[Tensor, "b k"]:
         """The `k` patches of highest (or lowest) score, ascending."""
-        scores = self.scores(scene)
+        return self.pick(self.scores(scene), scene, k, order=order)
+
+    def pick(
+        self, scores: Float[Tensor, "b n"], scene: Scene, k: int, *, order: Literal["top", "bottom"] = "top"
+    ) -> Int[Tensor, "b k"]:
+        """The same by scores that are known, so that several numbers of patches cost one pass of who ranks them."""
         return top_k(scores if order == "top" else -scores, k)
 
 
@@ -104,7 +111,8 @@ class MixedWithRandom(Criterion):
     def scores(self, scene: Scene) -> Float[Tensor, "b n"]:
         return self.base.scores(scene)
 
-    def select(self, scene: Scene, k: int, *, order: Literal["top", "bottom"] = "top") -> Int[Tensor, "b k"]:
-        scores = self.scores(scene)
-        noise = torch.rand_like(scores)
+    def pick(
+        self, scores: Float[Tensor, "b n"], scene: Scene, k: int, *, order: Literal["top", "bottom"] = "top"
+    ) -> Int[Tensor, "b k"]:
+        noise = torch.rand_like(scores) if scene.noise is None else scene.noise
         return top_then_random(scores if order == "top" else -scores, noise, k, self.random_share)
