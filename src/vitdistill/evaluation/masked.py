@@ -238,7 +238,7 @@ def meaning(rows: Sequence[dict[str, Any]]) -> str | None:
     counts = {row["kept"] for row in masked}
     count = half if (half := keep_count(0.5, patches)) in counts else min(counts)
     here = {row["criterion"]: row["agreement"] for row in masked if row["kept"] == count}
-    shares = ", ".join(f"{100 * share:.0f}% ({name})" for name, share in here.items())
+    shares = ", ".join(f"{_percent(share)} ({name})" for name, share in here.items())
     found = f"On {count} of {patches} patches the model names the class that it names on all of them for {shares} of "
     found += "the samples"
     poor = {name: share for name, share in here.items() if share < READY}
@@ -248,10 +248,10 @@ def meaning(rows: Sequence[dict[str, Any]]) -> str | None:
     enough = [row for row in masked if row["agreement"] >= READY and row["criterion"] in poor and row["kept"] > count]
     if enough:
         best = min(enough, key=lambda row: (row["kept"], -row["agreement"]))
-        named = f"--keep {best['keep']}: {100 * best['agreement']:.0f}% with {best['criterion']}"
+        named = f"--keep {best['keep']}: {_percent(best['agreement'])} with {best['criterion']}"
         remedies = [f"keep more patches ({named})"]
     others = [
-        f"{name} ({100 * here[name]:.0f}%)" if name in here else name
+        f"{name} ({_percent(here[name])})" if name in here else name
         for name in ("random", "student+random")
         if name not in here or here[name] > min(poor.values())
     ]
@@ -260,3 +260,8 @@ def meaning(rows: Sequence[dict[str, Any]]) -> str | None:
     remedies.append("tune the teacher for masks first (finetune --patch_drop 0.5)")
     words = "; ".join(f"{number}) {remedy}" for number, remedy in enumerate(remedies, start=1))
     return f"{found}. A student would often be taught another class there. In order of cost: {words}."
+
+
+def _percent(share: float) -> str:
+    """Rounded down, so that what is short of a threshold does not look as if it met it."""
+    return f"{int(100 * share + 1e-6)}%"

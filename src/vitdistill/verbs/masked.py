@@ -64,7 +64,10 @@ def masked_table(rows: Sequence[Mapping[str, Any]], score: str, heading: str) ->
     from rich.table import Column, Table
 
     scale, unit = _unit(rows)
-    table = Table(Column("ranked by", no_wrap=True), "patches", heading, "agreement", unit, "+ ranking", "of whole")
+    table = Table(
+        *(Column("ranked by", no_wrap=True), "patches", heading, "agreement", unit, "ranking", "cost"),
+        caption=f"{unit} per input of the masked pass and of ranking; cost: of the whole pass",
+    )
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         table.add_row(
             row["criterion"] or "-",
