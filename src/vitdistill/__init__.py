@@ -39,6 +39,7 @@ _LAZY = {
     "build": "vitdistill.models.build",
     "UserError": "vitdistill.errors",
     "read_batch": "vitdistill.evaluation.batches",
+    "MaskedAccuracy": "vitdistill.evaluation.masked",
     "cls_attention": "vitdistill.tokens.saliency",
     "top_k": "vitdistill.tokens.select",
     **{verb: module_of(verb) for verb in VERBS},
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from vitdistill.data.images.augment import Augment
     from vitdistill.errors import UserError
     from vitdistill.evaluation.batches import read_batch
+    from vitdistill.evaluation.masked import MaskedAccuracy
     from vitdistill.methods.distillation import Distillation, Lesson
     from vitdistill.methods.mae import MAE
     from vitdistill.methods.masked_modelling import MaskedModelling

@@ -209,6 +209,14 @@ def test_what_text_decides_loads_no_torch(tmp_path: Any) -> None:
         "There must be a run to resume": ["supervised", *base, "--resume"],
         "A run directory holds run.json or config.yaml": ["resume", str(tmp_path / "none")],
         "got nosuch (nothing there)": ["export", "nosuch"],
+        "got '1.5'": ["evaluate", "digits-teacher", "--keep", "0.5,1.5"],
+        "criterion must be one or several of": ["evaluate", "digits-teacher", "--keep", "0.5", "--criterion", "chance"],
+        "The criterion student needs a student": [
+            *["evaluate", "digits-teacher", "--keep", "0.5,1.0", "--criterion", "random,student"],
+        ],
+        "--student has no effect unless --criterion names student": [
+            *["evaluate", "digits-teacher", "--keep", "0.5", "--student", "digits_vit_small"],
+        ],
         "must be a mapping": ["chain", write(tmp_path / "chain.yaml", "- a\n"), "--out", str(tmp_path)],
     }
     for words, result in zip(cases, outcomes(list(cases.values())), strict=True):

@@ -19,10 +19,11 @@ from vitdistill.data.bundled.moving_digits import write_mp4
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.open import open_source
 from vitdistill.errors import UserError
+from vitdistill.evaluation.classifier import averaged
 from vitdistill.methods.options import FeatureDecoder
 from vitdistill.models.build import build
 from vitdistill.training.settings import Optim
-from vitdistill.verbs.evaluate import averaged, evaluate
+from vitdistill.verbs.evaluate import evaluate
 from vitdistill.verbs.export import export
 from vitdistill.verbs.finetune import finetune
 from vitdistill.verbs.job import Job

@@ -1,29 +1,18 @@
 """`vitdistill evaluate`: accuracy on a validation set, or frame mAP of a run of `finetune --task actions`."""
 
-import math
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from vitdistill.data.actions.files import ActionFiles
-from vitdistill.data.loader import CorruptLog
 from vitdistill.errors import UserError, refuse_without_effect
-from vitdistill.evaluation.loading import Reader, open_subject
-from vitdistill.models.backbone import Backbone, with_tokens
-from vitdistill.models.classes import class_order
+from vitdistill.evaluation.asked import Criteria, Keeps, masks_of
 from vitdistill.models.names import ModelName, absolute_model
-from vitdistill.models.network import Network
 from vitdistill.runs.read import Checkpoint, Run, find_run
-from vitdistill.tasks.classification import MEAN_PER_CLASS, Classification
-from vitdistill.tasks.confusion import Confusion, table
-from vitdistill.tokens.keep import keep_count
 from vitdistill.verbs.arguments import Data
-from vitdistill.verbs.common import refuse_classes
 from vitdistill.verbs.signatures import options_of
+
+if TYPE_CHECKING:
+    from vitdistill.tasks.confusion import Confusion
 
 LISTED = 20  # classes up to which each is listed without being asked for
 
@@ -33,7 +22,10 @@ def evaluate(
     *,
     data: Data | None = None,
     checkpoint: Checkpoint = "exported",
-    keep: int | float = 1.0,
+    keep: Keeps = 1.0,
+    criterion: Criteria = "teacher",
+    student: ModelName | None = None,
+    seed: int = 0,
     clips: int = 1,
     crops: Literal[1, 3] = 1,
     stride: int | None = None,
@@ -58,7 +50,13 @@ def evaluate(
         data: folder with a val/ folder, a container such as torchvision:CIFAR10, or a bundled source; of actions, the
             folder of videos. By default the run's own.
         checkpoint: of a run: the exported student, the last or best checkpoint, or the averaged weights.
-        keep: evaluate on the patches to which the model itself attends: a count or a fraction; 1.0 takes all.
+        keep: patches that the model sees: a count (98), a fraction (0.5; 1.0 for all), or several of them
+            (0.25,0.5,0.75,1.0), which are compared with the whole image and with what they cost.
+        criterion: who ranks the patches: teacher (the model itself, by its attention), random, student, or half by
+            one of them and half at random (teacher+random, student+random); or several of them (random,teacher).
+        student: of the criteria that name it: run or model whose attention ranks the patches; a bare name is one with
+            random weights, as at the start of a training.
+        seed: of random masks, and of the weights of a student that has none.
         clips: of videos: test clips spread over each video, whose probabilities are averaged; Kinetics is tested with
             5 clips x 3 crops, Something-Something with 2 x 3.
         crops: of videos: 1 takes the centre of each clip, 3 both ends of the longer edge and the centre.
@@ -75,22 +73,27 @@ def evaluate(
         actions: of actions: annotations to test on; by default the run's own. `--actions.detections none` tests on the
             annotated boxes.
         per_class: list the classes also where there are more than 20 of them.
-        out: folder for per_class.csv, confusion.csv and confusion.png; of actions, for predictions.csv (as AVA
-            submissions are) and detection.json.
+        out: folder for per_class.csv, confusion.csv and confusion.png, and with several masks for masked.csv,
+            masked.png and masked.svg; of actions, for predictions.csv (as AVA submissions are) and detection.json.
         json: print one JSON object in place of the table.
 
     Returns:
         top1, top5, mean_per_class and loss, in percent and nats, with the number of images, and of views of each; and
-        per_class, where it is listed: samples, accuracy, precision and the class most often mistaken for. Of actions,
+        per_class, where it is listed: samples, accuracy, precision and the class most often mistaken for. Where patches
+        are left out, also masked: a row for each criterion and number of patches with its metrics, agreement with the
+        whole model and cost; of several rows, the rest is of the whole model, and meaning says it in words. Of actions,
         map and the ap of each in percent, with the number of boxes, key frames and unreadable ones.
     """
     values = dict(locals())
     defaults = {name: option.default for name, option in options_of("evaluate").items()}
+    masks = masks_of(values, defaults)  # what the words alone show to be wrong is refused before torch is imported
     model = absolute_model(model) if "~" in model else model
     run = find_run(model) if Path(model).is_dir() else None
     if run is not None and run.config.get("task") == "actions":
-        unused = ("per_class", "keep", "clips", "crops", "sampling", "image_size", "crop_pct", "model_args")
-        refuse_without_effect(values, defaults, unused, "on a run of finetune --task actions")
+        unused = ("per_class", "keep", "criterion", "student", "seed", "clips", "crops", "sampling", "image_size")
+        refuse_without_effect(
+            values, defaults, (*unused, "crop_pct", "model_args"), "on a run of finetune --task actions"
+        )
         return _actions(
             run,
             data=data,
@@ -104,6 +107,17 @@ def evaluate(
             out=out,
             as_json=json,
         )
+
+    import torch
+
+    from vitdistill.evaluation.classifier import accuracy, log_probabilities
+    from vitdistill.evaluation.loading import Reader, open_subject
+    from vitdistill.evaluation.masked import meaning
+    from vitdistill.models.classes import class_order
+    from vitdistill.models.teacher import Teacher
+    from vitdistill.verbs.common import refuse_classes
+    from vitdistill.verbs.masked import counted_under
+
     refuse_classes(model_args, "model_args")
     refuse_without_effect(values, defaults, ("actions",), "unless the model is a run of finetune --task actions")
     subject = open_subject(
@@ -118,30 +132,44 @@ def evaluate(
         stride=stride,
         sampling=sampling,
     )
-    backbone, source = subject.backbone, subject.source
-    if not backbone.num_classes:
+    source, views = subject.source, clips * crops
+    if not subject.backbone.num_classes:
         raise UserError(
             f"{model} has no classifier to evaluate", remedy="Fine-tune it, or look at its features with knn or probe"
         )
-    order = class_order(backbone, source.classes, source.name)
-    check_keep(backbone, keep)
+    network = Teacher(subject.backbone)
+    order = class_order(subject.backbone, source.classes, source.name)
+    network.order = None if order is None else torch.tensor(order)
+    masked = None
+    if masks.leave_out:
+        masked = counted_under(masks, network, student, views=views, seed=seed, image_size=source.image_size)
     if out is not None and Path(out).exists() and not Path(out).is_dir():
         raise UserError("out must be a folder", f"the file {out}")
     reader = Reader(subject, batch_size=batch_size, device=device, workers=workers, bad_share=bad_share)
-    result, confusion = _accuracy(reader, keep, order)
+    several = masked is not None and len(masked.rows) > 1
+    if masked is None:
+        result, confusion = accuracy(reader, lambda images, _: log_probabilities(network, images, views))
+    else:  # of several masks each has its row, beside the whole model; of one, it is what is evaluated
+        result, confusion = accuracy(reader, lambda images, labels: masked.update(images, labels)[0 if several else 1])
     result = {"model": model, "data": source.name, **result}
     if per_class or len(source.classes) <= LISTED:
         result["per_class"] = confusion.per_class()
+    if masked is not None:
+        result["masked"] = masked.compute()
+        if several:
+            result["meaning"] = meaning(result["masked"])
     if out is not None:
-        result["out"] = str(_write(confusion, Path(out)))
+        result["out"] = str(_write(confusion, result, Path(out)))
     _show(result, json)
     return result
 
 
-def _write(confusion: Confusion, folder: Path) -> Path:
+def _write(confusion: "Confusion", result: dict[str, Any], folder: Path) -> Path:
     from vitdistill.files import write_atomically
     from vitdistill.reporting.galleries.confusion import confusion_figure
     from vitdistill.runs.directory import list_in_run
+    from vitdistill.tasks.confusion import table
+    from vitdistill.verbs.masked import write_masked
 
     rows = confusion.per_class()
     texts = {"per_class.csv": table(rows, list(rows[0])), "confusion.csv": confusion.csv()}
@@ -149,60 +177,9 @@ def _write(confusion: Confusion, folder: Path) -> Path:
         write_atomically(folder / name, lambda file, text=text: file.write(text.encode(errors="surrogateescape")))
     picture = confusion_figure(confusion)
     write_atomically(folder / "confusion.png", lambda file: picture.savefig(file, format="png", dpi=150))
-    list_in_run(*(folder / name for name in (*texts, "confusion.png")))
+    more = write_masked(result, folder) if "meaning" in result else ()
+    list_in_run(*(folder / name for name in (*texts, "confusion.png", *more)))
     return folder
-
-
-def check_keep(network: Network, keep: int | float) -> None:
-    """Refuse to leave out patches of networks without attention."""
-    if not isinstance(keep, float) or keep != 1:
-        backbone = with_tokens(network)
-        keep_count(keep, backbone.grid.count)
-        backbone.saliency_capture()
-
-
-def _accuracy(reader: Reader, keep: int | float, order: tuple[Any, ...] | None) -> tuple[dict[str, Any], Confusion]:
-    """Metrics of a model whose scores `order` puts into that of the data's classes."""
-    backbone, source = reader.subject.backbone, reader.subject.source
-    views = reader.subject.options.clips * reader.subject.options.crops
-    backbone.eval().to(reader.place)
-    corrupt, scores, targets = CorruptLog.of(source.val, reader.bad_share), [], []
-    for images, labels_of_batch in reader.batches(source.val, corrupt, "evaluating"):
-        logits = class_scores(backbone, images, keep).float().cpu()
-        logits = logits if order is None else logits[:, list(order)]
-        scores.append(logits.log_softmax(dim=1) if views == 1 else averaged(logits, views))
-        assert labels_of_batch is not None  # labelled data was opened
-        targets.append(labels_of_batch)
-    log_probabilities, labels = torch.cat(scores), torch.cat(targets)
-    task = Classification(len(source.classes))
-    result: dict[str, Any] = {"sample_word": source.val.word}
-    for name, metric in task.metrics().items():
-        metric.update(preds=log_probabilities, target=labels)
-        result[name] = round(100 * float(metric.compute()), 4)
-    confusion = Confusion.between(labels, log_probabilities.argmax(dim=1), source.classes)
-    result[MEAN_PER_CLASS] = round(100 * confusion.mean_per_class, 4)
-    result["loss"] = float(torch.nn.functional.nll_loss(log_probabilities, labels))
-    counts = {"classes": task.classes, "images": len(labels), "views": views, "unreadable": len(corrupt.paths)}
-    return {**result, **counts}, confusion
-
-
-def averaged(logits: Float[Tensor, "bv c"], views: int) -> Float[Tensor, "b c"]:
-    """Logarithm of the mean of the views' probabilities (averaged after the softmax, as VideoMAE and MVD do)."""
-    return logits.log_softmax(dim=1).unflatten(0, (-1, views)).logsumexp(dim=1) - math.log(views)
-
-
-@torch.inference_mode()
-def class_scores(backbone: Network, images: torch.Tensor, keep: int | float) -> torch.Tensor:
-    """The logits of a batch, of the patches alone to which the network attends where `keep` leaves some out."""
-    from vitdistill.tokens.select import top_k
-
-    kept = None
-    if isinstance(backbone, Backbone) and (count := keep_count(keep, backbone.grid.count)) < backbone.grid.count:
-        ranking = backbone(images, capture=replace(backbone.saliency_capture(), head=False))
-        kept = top_k(backbone.saliency(ranking), count)
-    logits = backbone(images, keep=kept).prediction
-    assert logits is not None
-    return logits
 
 
 def _show(result: dict[str, Any], as_json: bool) -> None:
@@ -214,6 +191,9 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from vitdistill.tasks.classification import Classification
+    from vitdistill.verbs.masked import masked_table, masked_words
 
     task = Classification(result["classes"], uneven=True)
     columns = {
@@ -236,8 +216,15 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
             mistaken = f"{row['mistaken_for']} ({row['mistakes']})" if row["mistakes"] else "-"
             rows.add_row(escape(row["class"]), str(row["samples"]), *shares, escape(mistaken))
         Console().print(rows)
+    if "meaning" in result:
+        Console().print(masked_table(result["masked"], task.score, task.columns[task.score]))
+        print(result["meaning"])
+    elif "masked" in result:
+        print(masked_words(result["masked"][0]))
     if "out" in result:
-        print(f"wrote per_class.csv, confusion.csv and confusion.png into {result['out']}")
+        more = ", masked.csv, masked.png and masked.svg" if "meaning" in result else ""
+        files = f"per_class.csv, confusion.csv{', ' if more else ' and '}confusion.png{more}"
+        print(f"wrote {files} into {result['out']}")
 
 
 def _actions(run: Run, *, as_json: bool, **options: Any) -> dict[str, Any]:

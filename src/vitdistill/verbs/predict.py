@@ -8,6 +8,7 @@ import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from vitdistill.errors import UserError
+from vitdistill.evaluation.classifier import averaged, check_keep, class_scores
 from vitdistill.evaluation.files import open_files, read_files, reader_of
 from vitdistill.evaluation.loading import Checkpoint
 from vitdistill.models.classes import class_names
@@ -16,7 +17,6 @@ from vitdistill.models.network import Network
 from vitdistill.models.record import has_new_head, record_of
 from vitdistill.runs.directory import list_in_run
 from vitdistill.verbs.common import refuse_classes
-from vitdistill.verbs.evaluate import averaged, check_keep, class_scores
 from vitdistill.verbs.rows import Format, RowWriter
 
 log = logging.getLogger(__name__)

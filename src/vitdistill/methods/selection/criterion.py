@@ -30,6 +30,7 @@ class Scene:
         output: the student's pass over all patches, with what `Criterion.capture` asked for.
         teacher: the teacher.
         grid: the grid in which patches are selected.
+        noise: what chance goes by, for draws that can be repeated; None draws it.
     """
 
     inputs: Float[Tensor, "b ch *pixels"]
@@ -37,6 +38,7 @@ class Scene:
     output: Output
     teacher: Teacher | None
     grid: TokenGrid
+    noise: Float[Tensor, "b n"] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,14 @@ class Criterion:
         """Scores in the patch coordinates of `scene.grid`."""
         raise NotImplementedError
 
-    def pick(self, scores: Float[Tensor, "b n"], k: int, *, order: Order = "top") -> Int[Tensor, "b k"]:
-        """The `k` patches of highest (or lowest) score, ascending."""
+    def pick(self, scores: Float[Tensor, "b n"], scene: Scene, k: int, *, order: Order = "top") -> Int[Tensor, "b k"]:
+        """The `k` patches of highest (or lowest) score, ascending; of known scores, so that several `k` cost one pass of
+        who ranks them."""
         return top_k(scores if order == "top" else -scores, k)
 
     def select(self, scene: Scene, k: int, *, order: Order = "top") -> Int[Tensor, "b k"]:
         """The `k` patches of a scene that are kept, ascending."""
-        return self.pick(self.scores(scene), k, order=order)
+        return self.pick(self.scores(scene), scene, k, order=order)
 
 
 class MixedWithRandom(Criterion):
@@ -109,6 +112,6 @@ class MixedWithRandom(Criterion):
     def scores(self, scene: Scene) -> Float[Tensor, "b n"]:
         return self.base.scores(scene)
 
-    def pick(self, scores: Float[Tensor, "b n"], k: int, *, order: Order = "top") -> Int[Tensor, "b k"]:
-        noise = torch.rand_like(scores)
+    def pick(self, scores: Float[Tensor, "b n"], scene: Scene, k: int, *, order: Order = "top") -> Int[Tensor, "b k"]:
+        noise = torch.rand_like(scores) if scene.noise is None else scene.noise
         return top_then_random(scores if order == "top" else -scores, noise, k, self.random_share)

@@ -202,7 +202,7 @@ class Ranked(Selector):
             criterion = self._candidates[name]
             scores = criterion.scores(scene)
             for count in counts:
-                keep = criterion.pick(scores, count, order=self.order)
+                keep = criterion.pick(scores, scene, count, order=self.order)
                 masked[name, count] = _prediction(teacher, scene.inputs, keep)
         whole = _prediction(teacher, scene.inputs, None)
         self.probe.tell(whole, seen.prediction[:rows], masked)
