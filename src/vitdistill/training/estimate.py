@@ -17,7 +17,8 @@ VALIDATING = 1 / 3
 
 
 class Estimate(pl.Callback):
-    """A warning where the disk is too full; and one line after some timed steps: the time of all that is left, validation included, and the bytes written.
+    """A warning where the disk is too full; and one line after some timed steps: the time of all that is left,
+    validation included, and the bytes written.
 
     Runs of less than a minute say nothing. Validation is taken to cost `VALIDATING` of training per sample until one
     was seen; from then on it is measured, with all else that happens between two epochs.
@@ -76,10 +77,12 @@ class Estimate(pl.Callback):
         seconds = step * steps + epochs * self._after_epoch(trainer, pl_module, step)
         if seconds < self.SHORT:
             return
-        which = f"{epochs} epochs" if trainer.current_epoch == 0 else f"the {epochs} epochs left"
+        which = f"{epochs} epoch{'s' if epochs > 1 else ''}"
+        which = which if trainer.current_epoch == 0 else f"the {which} left"
         rate = self.bar.samples_per_step / step
+        shown = f"{rate:.{0 if rate >= 10 else 1}f} {self.bar.unit}/s"
         self._print(
-            f"about {duration(seconds)} for {which.replace('1 epochs', '1 epoch')} ({rate:.{0 if rate >= 10 else 1}f} {self.bar.unit}/s), "
+            f"about {duration(seconds)} for {which} ({shown}), "
             f"validation included; {in_words(self.written.total)} will be written in {self.run.path}"
         )
 
