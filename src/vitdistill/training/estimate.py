@@ -42,7 +42,7 @@ class Estimate(pl.Callback):
         self._epoch_end: float | None = None
         self._between: float | None = None  # from the last step of an epoch to the first of the next
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:  # before the bar begins
         warn_of_full_disk(self.written, self.run)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:

@@ -172,7 +172,7 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
     if trainer.is_global_zero:
         module.listeners += [run.add_row, lambda _: _write_details(module, source, run), bar.on_row, services.on_row]
     estimate = Estimate(bar, footprint(method, settings.optim), run, len(source.val))
-    callbacks = [StepTiming(), estimate, bar, StopBetweenSteps(run.last), SaveCheckpoints(run.checkpoints)]
+    callbacks = [StepTiming(), bar, StopBetweenSteps(run.last), SaveCheckpoints(run.checkpoints), estimate]
     trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
     train_loader = make_loader(source.train, train_transform, sampler, **options)
     val_loader = make_loader(source.val, val_transform, eval_sampler, **options)
