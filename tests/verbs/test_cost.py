@@ -1,11 +1,17 @@
 """`vitdistill cost`: the paper's figures, schedules, and what it does without weights."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
+from tiny import SMALL as SMALL_ARGS
 from vitdistill.errors import UserError
+from vitdistill.methods.maskedkd import MaskedKD
+from vitdistill.models.build import build
+from vitdistill.models.record import record_of
+from vitdistill.training.summary import cost_of
 from vitdistill.verbs.cost import cost
 
 SMALL, BASE = "deit_small_patch16_224", "deit_base_patch16_224"
@@ -99,7 +105,7 @@ def test_no_weights_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
 
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda *a, **k: seen.append((create(*a, **k), k)) or seen[-1][0])
-    cost(teacher="vit_large_patch16_224.mae", student="resnet50", keep=49, json=True)
+    cost(teacher="vit_large_patch16_224.mae", student="resnet50", keep=49, criterion="random", json=True)
     assert len(seen) == 2
     for net, options in seen:
         assert not options["pretrained"]
@@ -136,4 +142,146 @@ def test_tables_name_what_is_saved(capsys: pytest.CaptureFixture) -> None:
 def test_bad_input(options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         cost(**{"teacher": SMALL, "json": True, **options})
+    assert "\n" not in str(caught.value)
+
+
+# --- what ranks the patches --------------------------------------------------------------------------------------
+
+
+def ranked(**options: object) -> dict:
+    shallow = {"teacher_args": {"depth": 4}, "student_args": {"depth": 4}}
+    return cost(**{"teacher": BASE, "student": SMALL, **shallow, "keep": 98, "json": True, **options})
+
+
+def test_the_student_and_chance_rank_for_nothing() -> None:
+    for criterion in ("student+random", "random"):
+        result = ranked(criterion=criterion)
+        assert result["ranking_gmacs_per_image"] == result["ranking_pflops"] == 0
+        assert result["saved_fraction"] > 0.49
+
+
+@pytest.mark.parametrize("criterion", ["teacher", "teacher+random"])
+def test_a_teacher_that_ranks_runs_nearly_twice(criterion: str) -> None:
+    result, alone = ranked(criterion=criterion, gpu_tflops=100), ranked(student=None, student_args=None)
+    full = result["teacher_gmacs_per_image"]["full"]["total"]
+    ranking = result["ranking_gmacs_per_image"]
+    assert 0.8 * full < ranking < 0.85 * full  # it ends at the attention of the last block
+    assert result["teacher_pflops"] == alone["teacher_pflops"]  # the paper's convention knows no ranking
+    assert result["ranking_pflops"] == pytest.approx(ranking * 300 * 1281167 / 1e6)
+    paid = result["teacher_gmacs_per_image"]["kept"]["total"] + ranking
+    assert result["saved_fraction"] == pytest.approx(1 - paid / full) and result["saved_fraction"] < 0
+    assert result["teacher_speedup_limit"] == pytest.approx(full / paid)
+    training = result["student_gmacs_per_image"]["training"]
+    assert result["step_speedup_limit"] == pytest.approx((full + training) / (paid + training))
+    assert result["teacher_share_of_step"]["kept"] == pytest.approx(paid / (paid + training))
+    assert result["gpu_hours"]["ranking"] == pytest.approx(2 * result["ranking_pflops"] / 0.1 / 3600)
+
+
+def test_an_earlier_block_costs_less() -> None:
+    first, last = (ranked(criterion="teacher", saliency_layer=n)["ranking_gmacs_per_image"] for n in (0, "last"))
+    assert first < 0.1 * last
+
+
+def test_a_third_network_is_counted_at_its_own_size() -> None:
+    result = ranked(criterion="network", network="deit_tiny_patch16_224", image_size=384, keep=288)
+    assert 0.9 * 1.26 < result["ranking_gmacs_per_image"] < 1.26  # DeiT-Ti's GMACs at 224
+
+
+def test_nothing_is_ranked_while_all_patches_are_kept() -> None:
+    half, later = (ranked(criterion="teacher", keep=keep, epochs=10) for keep in (0.5, "0:1.0,0.5:0.5"))
+    assert later["ranking_gmacs_per_image"] == pytest.approx(half["ranking_gmacs_per_image"] / 2)
+
+
+def test_a_masked_student_ranks_by_a_pass_of_its_own() -> None:
+    result = ranked(mask="student", keep=49, gpu_tflops=100)
+    gmacs = result["student_gmacs_per_image"]
+    assert result["student_patches"] == 196 and result["kept_patches"] == 49
+    assert result["saved_fraction"] == 0 and result["teacher_pflops"] == result["teacher_full_pflops"]
+    assert 0.8 * gmacs["forward"] < result["ranking_gmacs_per_image"] < gmacs["forward"]
+    assert gmacs["forward_kept"] < gmacs["forward"] / 3 and gmacs["training_kept"] == pytest.approx(
+        3 * gmacs["forward_kept"]
+    )
+    assert result["student_full_pflops"] == pytest.approx(gmacs["training"] * 300 * 1281167 / 1e6)
+    assert result["gpu_hours"]["student_full"] > 3 * result["gpu_hours"]["student"]
+    teacher = result["teacher_gmacs_per_image"]["full"]["total"]
+    after = teacher + result["ranking_gmacs_per_image"] + gmacs["training_kept"]
+    assert result["step_speedup_limit"] == pytest.approx((teacher + gmacs["training"]) / after)
+    assert ranked(mask="student", criterion="random")["ranking_gmacs_per_image"] == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"criterion": "teacher"},
+        {"criterion": "teacher+random", "saliency_layer": 1},
+        {"criterion": "network"},
+        {"mask": "student"},
+        {"mask": "student", "criterion": "teacher"},
+    ],
+    ids=["teacher", "an earlier block", "network", "masked student", "masked student by teacher"],
+)
+def test_training_and_this_verb_count_ranking_alike(
+    options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitdistill.verbs.cost.STEPS_PER_EPOCH", 20)
+    name, student = "vit_tiny_patch16_224", "deit_tiny_patch16_224"
+    networks = {}
+    if options.get("criterion") == "network":
+        networks = {"network": build(student, args=dict(SMALL_ARGS))}
+    method = MaskedKD(
+        build(student, args=dict(SMALL_ARGS)), build(name, args=dict(SMALL_ARGS)), keep="1.0->4", **networks, **options
+    )
+    trained = cost_of(method, epochs=2, steps_per_epoch=20, images_per_epoch=50, epochs_done=2)["cost"]
+    network = {}
+    if networks:
+        record_of(networks["network"].net).write(tmp_path)
+        network = {"network": str(tmp_path)}
+    asked = cost(
+        teacher=name,
+        student=student,
+        teacher_args=dict(SMALL_ARGS),
+        student_args=dict(SMALL_ARGS),
+        keep="1.0->4",
+        epochs=2,
+        images=50,
+        json=True,
+        **network,
+        **options,
+    )
+    assert asked["saved_fraction"] == pytest.approx(trained["saved_fraction"], abs=1e-6)
+    of_frozen = asked["teacher_pflops"] + (asked["ranking_pflops"] if options.get("criterion") else 0)
+    assert of_frozen * 1e6 == pytest.approx(trained["teacher_gmacs_total"])
+
+
+def test_tables_have_a_row_for_ranking(capsys: pytest.CaptureFixture) -> None:
+    ranked(criterion="teacher", gpu_tflops=50, json=False)
+    text = capsys.readouterr().out
+    for words in ("ranking (teacher)", "ranking, PFLOPs", "all, PFLOPs"):
+        assert words in text
+    ranked(mask="student", json=False)
+    text = capsys.readouterr().out
+    for words in ("ranking (student)", "masked student", "whole student"):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"network": SMALL}, "--network has no effect unless --criterion is network or network.random"),
+        ({"saliency_layer": 3}, "--saliency_layer has no effect unless --criterion is teacher or .* --mask is student"),
+        ({"mask": "student", "student": None, "student_args": None}, "--mask has no effect unless --student is given"),
+        ({"criterion": "network"}, "needs a third network. Name it with --network"),
+        ({"criterion": "teachr"}, "Did you mean 'teacher'"),
+        ({"criterion": "teacher", "saliency_layer": 4}, "4"),
+        ({"student": "resnet10t", "student_args": None}, "Use --criterion random"),
+        ({"criterion": "network", "network": "resnet10t"}, "no attention to take saliency from"),
+        (
+            {"mask": "student", "student": "resnet10t", "criterion": "random", "student_args": None},
+            "resnet10t cannot leave out patches",
+        ),
+    ],
+)
+def test_options_that_change_nothing_or_cannot_be(options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        ranked(**{"keep": 0.5, **options})
     assert "\n" not in str(caught.value)

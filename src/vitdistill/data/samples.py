@@ -202,6 +202,14 @@ class Samples(ABC):
         self.load(index)
         return Facts()
 
+    def short_side(self, index: int) -> int | None:
+        """Shorter edge of one sample in pixels, read from its header where it has one; None where that means nothing.
+
+        Raises:
+            OSError, SyntaxError, ValueError: as `load`.
+        """
+        return None
+
     @property
     @abstractmethod
     def labels(self) -> list[int] | None:

@@ -34,6 +34,12 @@ class Pass(NamedTuple):
     times: int = 1
     embeds: bool = True
 
+    @property
+    def macs(self) -> float:
+        """Multiply-accumulates for one input."""
+        macs = self.network.macs(self.kept, self.capture)
+        return self.times * (macs.total if self.embeds else macs.total - macs.patch_embed)
+
 
 class Spent(NamedTuple):
     """What the teacher's side of a training has computed.

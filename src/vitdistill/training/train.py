@@ -35,6 +35,8 @@ from vitdistill.training.checkpoints import (
     student_weights,
     write_atomically,
 )
+from vitdistill.training.disk import footprint
+from vitdistill.training.estimate import Estimate
 from vitdistill.training.interrupt import Interrupted, StopBetweenSteps
 from vitdistill.training.loggers import Services
 from vitdistill.training.module import TrainingModule
@@ -44,6 +46,7 @@ from vitdistill.training.progress import ProgressBar
 from vitdistill.training.settings import Settings
 from vitdistill.training.summary import cost_of, describe, speed_of, teacher_of, versions
 from vitdistill.training.timing import StepTiming
+from vitdistill.training.waste import say_waste
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +105,7 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
         metrics={} if method.task is None else method.task.columns,
         score=None if method.task is None else method.task.score,
         score_per_sample=method.task is not None and method.task.per_sample,
+        notes=say_waste(method, source, run.read_info()),
     )
     parts.services.start(resume=resume)
     if settings.compile:
@@ -167,7 +171,8 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
     bar = ProgressBar(settings.batch_size * world, f"{source.train.word}s", method.task)
     if trainer.is_global_zero:
         module.listeners += [run.add_row, lambda _: _write_details(module, source, run), bar.on_row, services.on_row]
-    callbacks = [StepTiming(), bar, StopBetweenSteps(run.last), SaveCheckpoints(run.checkpoints)]
+    estimate = Estimate(bar, footprint(method, settings.optim), run, len(source.val))
+    callbacks = [StepTiming(), bar, StopBetweenSteps(run.last), SaveCheckpoints(run.checkpoints), estimate]
     trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
     train_loader = make_loader(source.train, train_transform, sampler, **options)
     val_loader = make_loader(source.val, val_transform, eval_sampler, **options)

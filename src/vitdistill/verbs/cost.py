@@ -1,14 +1,22 @@
 """`vitdistill cost`: what a distillation will cost, before anything is spent."""
 
 import json as jsonlib
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
 from vitdistill.errors import UserError
+from vitdistill.methods.selection import CriterionName
 from vitdistill.models.names import ModelName
 from vitdistill.tokens.keep import Keep
+from vitdistill.verbs.checks import refuse_unused
+from vitdistill.verbs.needs import GIVEN, needs
+
+if TYPE_CHECKING:
+    from vitdistill.methods.method import Pass
+    from vitdistill.methods.selection.selector import Ranked
+    from vitdistill.models.network import Network
 
 CONVENTION = (
     "1 PFLOP here is 1e15 multiply-accumulates of the teacher's forward passes, LayerNorm at 5 per element, as in the "
@@ -19,12 +27,24 @@ TRAINING_FORWARDS = 3
 # Schedules go by the step, of which the data would say how many there are; more of them change next to nothing.
 STEPS_PER_EPOCH = 1000
 
+OF_OTHERS = ("teacher", "network", "teacher+random", "network+random")
+NEEDS = (
+    needs("network", criterion=("network", "network+random")),
+    # The student's pass goes to its end in any case, unless it is a pass of its own.
+    needs("saliency_layer", criterion=OF_OTHERS, mask="student"),
+    needs("mask", student=GIVEN),
+)
+
 
 def cost(
     *,
     teacher: ModelName,
     student: ModelName | None = None,
     keep: Keep = 0.5,
+    criterion: CriterionName = "student",
+    network: ModelName | None = None,
+    saliency_layer: str | int = "last",
+    mask: Literal["teacher", "student"] = "teacher",
     image_size: int | None = None,
     epochs: int = 300,
     images: int = 1281167,
@@ -35,15 +55,22 @@ def cost(
 ) -> dict[str, Any]:
     """Count what the teacher costs in a training, whole and masked, from the networks' shapes alone.
 
-    Nothing is downloaded and no weights are loaded.
+    What ranks the patches is counted as well: a pass of the teacher, of a third network, or of a student that is masked
+    itself. Nothing is downloaded and no weights are loaded.
 
     Args:
         teacher: Teacher: a timm name, name@weights-file, run directory or bundled name.
         student: Student, named as the teacher is; adds its training cost and the teacher's share of a step.
-        keep: Teacher patches kept: a count (98), a fraction (0.5), or a schedule ('1.0->0.5', '0:1.0,0.5:0.25'),
-            of which the average over training is taken.
-        image_size: Side of the input images in pixels, for both networks. A teacher at a resolution of its own takes
-            --teacher_args.img_size.
+        keep: Patches kept: a count (98), a fraction (0.5), or a schedule ('1.0->0.5', '0:1.0,0.5:0.25'), of which the
+            average over training is taken.
+        criterion: Who ranks the patches: student (free, but where it is masked), teacher, network, random, or one of
+            the first three mixed with chance (network+random).
+        network: The third network of the criteria that name one, given as the teacher is; it has its own size.
+        saliency_layer: Block whose attention ranks the patches, where the pass of the ranking network ends: first,
+            middle, last, or its number from 0.
+        mask: Who sees only the kept patches.
+        image_size: Side of the input images in pixels, for student and teacher. A teacher at a resolution of its own
+            takes --teacher_args.img_size.
         epochs: Passes over the training images.
         images: Training images per epoch (ImageNet-1K: 1281167).
         gpu_tflops: Rate that the GPU sustains in TFLOP/s, 1 MAC being 2 FLOP; adds GPU-hours.
@@ -52,91 +79,157 @@ def cost(
         json: Print one JSON object instead of the tables.
 
     Returns:
-        What is printed, by name. `teacher_pflops` is the masked teacher's cost in the paper's convention.
+        What is printed, by name. `teacher_pflops` is the masked teacher's cost in the paper's convention, and
+        `ranking_pflops` that of the passes that only rank patches. `saved_fraction` and the limits of the gain have
+        both.
 
     Raises:
-        UserError: for an unknown model, a `keep` outside the teacher's grid, or numbers that are not positive.
+        UserError: for an unknown model, a `keep` outside the masked network's grid, a network that cannot be masked or
+            cannot rank, an option that would change nothing, or numbers that are not positive.
     """
+    refuse_unused("cost", dict(locals()), NEEDS)
     for name, number in (("epochs", epochs), ("images", images), ("gpu_tflops", gpu_tflops)):
         if number is not None and not 0 < number < float("inf"):
             raise UserError(f"{name} must be positive", number)
-    full, kept, facts = _teacher_macs(teacher, teacher_args, image_size, keep, epochs)
+    from vitdistill.methods.selection.selector import Ranked
+    from vitdistill.models.teacher import Teacher
+
+    # A third network sees the student's inputs at its own size, as in training.
+    third = None if network is None else Teacher(_on_meta(network, None, None)[0])
+    selector = Ranked(keep=keep, criterion=criterion, saliency_layer=saliency_layer, mask=mask, network=third)
+    body, size = _on_meta(teacher, teacher_args, image_size)
+    frozen = _Counted(body, size)
+    trained = None if student is None else _Counted(*_on_meta(student, student_args, image_size))
+    average = _over_training(selector, frozen, trained, epochs)
     passes = epochs * images
+    full, kept, ranking = frozen.whole, average.teacher, average.ranking
+    paid = kept["total"] + average.ranking_by_frozen
     result: dict[str, Any] = {
         "teacher": teacher,
-        **facts,
+        "image_size": list(size),
+        "teacher_patches": frozen.patches,
+        **average.facts,
         "keep": keep,
+        "criterion": criterion,
+        "mask": mask,
         "epochs": epochs,
         "images": images,
         "teacher_pflops": kept["total"] * passes / 1e15,
         "teacher_full_pflops": full["total"] * passes / 1e15,
-        "saved_pflops": (full["total"] - kept["total"]) * passes / 1e15,
-        "saved_fraction": 1 - kept["total"] / full["total"],
-        "teacher_speedup_limit": full["total"] / kept["total"],
+        "ranking_pflops": ranking * passes / 1e15,
+        "saved_pflops": (full["total"] - paid) * passes / 1e15,
+        "saved_fraction": 1 - paid / full["total"],
+        "teacher_speedup_limit": full["total"] / paid,
         "teacher_gmacs_per_image": {"full": _giga(full), "kept": _giga(kept)},
+        "ranking_gmacs_per_image": ranking / 1e9,
         "convention": CONVENTION,
     }
-    training = 0.0
-    if student is not None:
-        forward = _student_macs(student, student_args, image_size)
-        training = TRAINING_FORWARDS * forward["total"]
-        result |= _step_costs(student, forward, full["total"], kept["total"], passes)
+    if trained is not None:
+        result |= _step_costs(str(student), trained, full["total"], average, passes, masked=mask == "student")
     if gpu_tflops is not None:
         hours = 2 * passes / (gpu_tflops * 1e12) / 3600
         result["gpu_tflops"] = gpu_tflops
+        of_student = TRAINING_FORWARDS * hours
         result["gpu_hours"] = {
             "teacher_full": full["total"] * hours,
             "teacher_kept": kept["total"] * hours,
-            "student": training * hours if student is not None else None,
+            "ranking": ranking * hours,
+            "student": None if trained is None else of_student * average.student["total"],
+            "student_full": None if trained is None else of_student * trained.whole["total"],
         }
     print(jsonlib.dumps(result)) if json else _print(result)
     return result
 
 
-def _teacher_macs(
-    spec: str, args: dict[str, Any] | None, image_size: int | None, keep: int | float | str, epochs: int
-) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
-    """MACs per image of the whole and of the masked teacher, by part and in total, and what the teacher is."""
-    from vitdistill.models.backbone import Backbone
-    from vitdistill.models.macs import Macs
-    from vitdistill.tokens.keep import KeepSchedule, tally
+class _Counted:
+    """A network and what one pass of it costs."""
 
-    backbone, size = _on_meta(spec, args, image_size)
-    patches = backbone.grid.count if isinstance(backbone, Backbone) else 1
-    schedule = KeepSchedule.parse(keep)
-    if not backbone.maskable and any(str(part) != "1.0" for _, part in schedule.points):
-        raise UserError(f"{spec} cannot leave out patches", f"keep {keep}", "Use --keep 1.0, or a ViT, DeiT or CaiT")
+    def __init__(self, network: "Network", size: tuple[int, int]) -> None:
+        from vitdistill.models.backbone import Backbone
+
+        self.network, self.size = network, size
+        self.patches = network.grid.count if isinstance(network, Backbone) else 1
+        self.whole = self.macs(None)
+
+    def macs(self, kept: int | None) -> dict[str, float]:
+        """MACs of one image, by part and in total."""
+        return _by_part(self.network.macs(kept, size=self.size))
+
+
+class _Average(NamedTuple):
+    """What one image costs, on average over the training.
+
+    Attributes:
+        facts: how many patches are kept, of the student's too where it is masked.
+        teacher: MACs of its pass, by part and in total.
+        student: of a forward pass; empty without one.
+        ranking: of passes that only rank patches.
+        ranking_by_frozen: of these, those that are no passes of the student.
+    """
+
+    facts: dict[str, Any]
+    teacher: dict[str, float]
+    student: dict[str, float]
+    ranking: float
+    ranking_by_frozen: float
+
+
+def _over_training(selector: "Ranked", teacher: _Counted, student: _Counted | None, epochs: int) -> _Average:
+    """Averages over the steps of a training, at each of which the selector says how many patches are kept.
+
+    Raises:
+        UserError: as `Ranked.check`.
+    """
+    from vitdistill.models.teacher import Teacher
+    from vitdistill.tokens.keep import tally
+
+    guide = Teacher(teacher.network)
+    # Without a student nothing of its own is counted, so the teacher may stand for it.
+    shown = (student or teacher).network
+    selector.check(shown, guide)
+    ranking: dict[tuple[int | None, int | None], list[Pass]] = {}
+
+    def counts_at(progress: float) -> tuple[int | None, int | None]:
+        counts = selector.counts(shown, guide, progress)
+        if counts not in ranking:
+            ranking[counts] = selector.ranking_passes(shown, guide, progress)
+        return counts
+
     steps = epochs * STEPS_PER_EPOCH
-    counts = tally(lambda progress: schedule.count(progress, patches), steps)
+    shares = {counts: number / steps for counts, number in tally(counts_at, steps).items()}
 
-    whole = backbone.macs(size=size)
-    over_training = Macs()
-    for count, number in counts.items():
-        over_training += (whole if count == patches else backbone.macs(count, size=size)) * number
-    kept = {part: value / steps for part, value in _by_part(over_training).items()}
-    average = sum(count * number for count, number in counts.items()) / steps
-    facts = {
-        "image_size": list(size),
-        "teacher_patches": patches,
-        "kept_patches": int(average) if schedule.constant else average,
-    }
-    return _by_part(whole), kept, facts
+    def averaged(counted: _Counted, which: int) -> dict[str, float]:
+        parts = dict.fromkeys(counted.whole, 0.0)
+        for counts, share in shares.items():
+            once = counted.whole if counts[which] is None else counted.macs(counts[which])
+            parts = {part: value + share * once[part] for part, value in parts.items()}
+        return parts
+
+    def ranked(*roles: str) -> float:
+        passes = [(share, one) for counts, share in shares.items() for one in ranking[counts] if one.role in roles]
+        return sum(share * one.macs for share, one in passes)
+
+    masked, which = (teacher, 1) if selector.mask == "teacher" else (student or teacher, 0)
+    kept = sum(share * (counts[which] or masked.patches) for counts, share in shares.items())
+    facts = {} if masked is teacher else {"student_patches": masked.patches}
+    return _Average(
+        {**facts, "kept_patches": round(kept) if selector.keep.constant else kept},
+        averaged(teacher, 1),
+        {} if student is None else averaged(student, 0),
+        ranked("ranking", "student"),
+        ranked("ranking"),
+    )
 
 
-def _student_macs(spec: str, args: dict[str, Any] | None, image_size: int | None) -> dict[str, float]:
-    backbone, size = _on_meta(spec, args, image_size)
-    return _by_part(backbone.macs(size=size))
-
-
-def _on_meta(spec: str, args: dict[str, Any] | None, image_size: int | None) -> tuple[Any, tuple[int, int]]:
-    """A backbone without weights, and the height and width of its input in pixels."""
+def _on_meta(spec: str, args: dict[str, Any] | None, image_size: int | None) -> tuple["Network", tuple[int, int]]:
+    """A network without weights, and the height and width of its input in pixels."""
     from vitdistill.models.build import build
     from vitdistill.models.network import Opaque
 
     own_size = "img_size" in (args or {})
-    backbone = build(spec, args=args, image_size=None if own_size else image_size, meta=True)
-    free = isinstance(backbone, Opaque) and image_size is not None and not own_size
-    return backbone, (image_size, image_size) if free and image_size else backbone.input.size
+    network = build(spec, args=args, image_size=None if own_size else image_size, meta=True)
+    free = isinstance(network, Opaque) and image_size is not None and not own_size
+    return network, (image_size, image_size) if free and image_size else network.input.size
 
 
 def _by_part(macs: Any) -> dict[str, float]:
@@ -148,15 +241,21 @@ def _giga(parts: dict[str, float]) -> dict[str, float]:
 
 
 def _step_costs(
-    student: str, forward: dict[str, float], teacher_full: float, teacher_kept: float, passes: int
+    name: str, student: _Counted, teacher_full: float, average: _Average, passes: int, *, masked: bool
 ) -> dict[str, Any]:
-    training = TRAINING_FORWARDS * forward["total"]
-    before, after = teacher_full + training, teacher_kept + training
+    whole, trained = (TRAINING_FORWARDS * forward["total"] for forward in (student.whole, average.student))
+    of_teacher = average.teacher["total"] + average.ranking_by_frozen  # selecting patches is the teacher's, as in runs
+    before = teacher_full + whole
+    after = average.teacher["total"] + average.ranking + trained
+    gmacs = {"forward": student.whole["total"] / 1e9, "training": whole / 1e9}
+    result: dict[str, Any] = {"student": name, "student_gmacs_per_image": gmacs}
+    if masked:
+        gmacs |= {"forward_kept": average.student["total"] / 1e9, "training_kept": trained / 1e9}
+        result["student_full_pflops"] = whole * passes / 1e15
     return {
-        "student": student,
-        "student_gmacs_per_image": {"forward": forward["total"] / 1e9, "training": training / 1e9},
-        "student_pflops": training * passes / 1e15,
-        "teacher_share_of_step": {"full": teacher_full / before, "kept": teacher_kept / after},
+        **result,
+        "student_pflops": trained * passes / 1e15,
+        "teacher_share_of_step": {"full": teacher_full / before, "kept": of_teacher / after},
         "step_speedup_limit": before / after,
     }
 
@@ -173,15 +272,19 @@ def _print(result: dict[str, Any]) -> None:
 
 def _parts_table(result: dict[str, Any]) -> Table:
     full, kept = result["teacher_gmacs_per_image"]["full"], result["teacher_gmacs_per_image"]["kept"]
+    of_student = result["mask"] == "student"
     size = "x".join(map(str, result["image_size"]))
     table = Table(title=f"{result['teacher']} at {size} pixels: GMACs per image")
     table.add_column("part")
     table.add_column(f"all {result['teacher_patches']} patches", justify="right")
-    table.add_column(f"{result['kept_patches']:.4g} kept", justify="right")
+    table.add_column("student masked" if of_student else f"{result['kept_patches']:.4g} kept", justify="right")
     table.add_column("saved", justify="right")
     for part in full:
         saved = f"{1 - kept[part] / full[part]:.1%}"
         table.add_row(part.replace("_", " "), f"{full[part]:.4f}", f"{kept[part]:.4f}", saved)
+    if ranking := result["ranking_gmacs_per_image"]:
+        saved = "" if of_student else f"{result['saved_fraction']:.1%} in all"
+        table.add_row(f"ranking ({result['criterion']})", "", f"{ranking:.4f}", saved)
     return table
 
 
@@ -189,28 +292,32 @@ def _totals_table(result: dict[str, Any]) -> Table:
     title = f"{result['epochs']} epochs of {result['images']:,} images"
     table = Table(title=f"{title}, student {result['student']}" if "student" in result else title)
     table.add_column("")
-    table.add_column("whole teacher", justify="right")
-    table.add_column("masked teacher", justify="right")
+    table.add_column(f"whole {result['mask']}", justify="right")
+    table.add_column(f"masked {result['mask']}", justify="right")
     table.add_column("gain", justify="right")
 
     def row(name: str, full: float, kept: float, form: str = "", gain: str = "") -> None:
         figures = (format(value, form) if form else _four_figures(value) for value in (full, kept))
         table.add_row(name, *figures, gain)
 
+    ranking = result["ranking_pflops"]
     speedup = f"at most {result['teacher_speedup_limit']:.2f}x"
-    row("teacher, PFLOPs", result["teacher_full_pflops"], result["teacher_pflops"], gain=speedup)
+    row("teacher, PFLOPs", result["teacher_full_pflops"], result["teacher_pflops"], gain="" if ranking else speedup)
+    if ranking:
+        row("ranking, PFLOPs", 0, ranking, gain="" if result["mask"] == "student" else speedup)
     if "student" in result:
-        training, share = result["student_pflops"], result["teacher_share_of_step"]
-        row("student's training, PFLOPs", training, training)
+        trained, share = result["student_pflops"], result["teacher_share_of_step"]
+        whole = result.get("student_full_pflops", trained)
+        row("student's training, PFLOPs", whole, trained)
         step = f"at most {result['step_speedup_limit']:.2f}x"
-        full, kept = (result[key] + training for key in ("teacher_full_pflops", "teacher_pflops"))
-        row("both, PFLOPs", full, kept, gain=step)
+        name = "all, PFLOPs" if ranking else "both, PFLOPs"
+        row(name, result["teacher_full_pflops"] + whole, result["teacher_pflops"] + ranking + trained, gain=step)
         row("teacher's share of a step", share["full"], share["kept"], ".1%")
     if "gpu_hours" in result:
         hours = result["gpu_hours"]
-        student = hours["student"] or 0.0
+        student, whole = hours["student"] or 0.0, hours["student_full"] or 0.0
         name = f"GPU-hours at {result['gpu_tflops']:g} TFLOP/s"
-        row(name, hours["teacher_full"] + student, hours["teacher_kept"] + student)
+        row(name, hours["teacher_full"] + whole, hours["teacher_kept"] + hours["ranking"] + student)
     return table
 
 

@@ -111,6 +111,9 @@ class VideoSamples(Samples):
             content.update(video.read(frames, short_side=INSPECTED_AT).tobytes())
         return Facts(width, height, length, getattr(video, "rate", None), content.hexdigest())
 
+    def short_side(self, index: int) -> int | None:
+        return getattr(self.load(index)[0], "short_side", None)
+
     def check(self, spec: InputSpec, options: ViewOptions) -> None:
         """Refuse clips that are longer than every video, and warn of those that are longer than some.
 

@@ -6,7 +6,7 @@ from abc import abstractmethod
 import numpy as np
 from PIL import Image
 
-from vitdistill.data.images.decode import read_image
+from vitdistill.data.images.decode import open_image, read_image
 from vitdistill.data.images.samples import ImageSamples
 from vitdistill.data.samples import digest_of
 
@@ -70,3 +70,7 @@ class EncodedImages(RowImages):
 
     def picture(self, row: int) -> Image.Image:
         return read_image(io.BytesIO(self.content(row)))
+
+    def short_side(self, index: int) -> int | None:
+        with open_image(io.BytesIO(self.content(int(self.rows[index])))) as image:
+            return min(image.size)

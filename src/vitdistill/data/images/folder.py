@@ -27,6 +27,7 @@ from vitdistill.data.images.decode import (
     has_heif,
     highest_of_16_bit,
     image_suffixes,
+    open_image,
     read_image,
 )
 from vitdistill.data.images.samples import ImageSamples
@@ -47,6 +48,10 @@ class FolderImages(FileSamples, ImageSamples):
 
     def load(self, index: int) -> tuple[Image.Image, int | None]:
         return read_image(self.path(index)), self.label(index)
+
+    def short_side(self, index: int) -> int | None:
+        with open_image(self.path(index)) as image:
+            return min(image.size)
 
     def check(self, spec: InputSpec, options: ViewOptions) -> None:
         """Warn of 16-bit images that hardly use their range, such as 12-bit numbers of a camera: they come out dark."""

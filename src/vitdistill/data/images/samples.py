@@ -26,6 +26,9 @@ class ImageSamples(Samples):
         # Of the pixels and not of the file: sets without files have it too, and a comment in a file changes nothing.
         return Facts(*image.size, content=digest_of(repr(image.size).encode(), image.tobytes()))
 
+    def short_side(self, index: int) -> int | None:
+        return min(self.load(index)[0].size)
+
 
 def image_transform(spec: InputSpec, options: ViewOptions, *, train: bool) -> ImageTransform:
     """The transform of a recipe, for single images and single frames of videos.
