@@ -22,10 +22,11 @@ class Supervised(Method):
     """The task's loss on labels: for classification, cross-entropy on hard, smoothed or mixed labels.
 
     With `patch_drop` every training step shows the network a random part of each image's patches, so that it learns to
-    answer without the others: a teacher that is ready for masks. In eval mode it sees every patch. This is the patch
-    dropout of timm's `patch_drop_rate` (PatchDropout), through the adapters, and so for families as well where timm has
-    none: positions are added first, special tokens always stay, and every image has a selection of its own. The number
-    of patches is rounded as `--keep` rounds it.
+    answer without the others: a teacher that is ready for masks. In eval mode it sees every patch. This computes what
+    timm's `patch_drop_rate` does (PatchDropout), through the adapters, so that families have it for which timm has
+    none: positions are added first, special tokens always stay, every image has a selection of its own. The number of
+    patches is rounded as `--keep` rounds it, where timm rounds down, and the distillation token of a distilled DeiT is
+    no patch, for which timm takes it.
 
     Example:
         >>> Supervised(timm.create_model("deit_tiny_patch16_224"), task=Classification(1000, smoothing=0.1))
