@@ -12,6 +12,7 @@ import yaml
 
 from vitdistill.data.images.augment import Augment
 from vitdistill.methods.mae import MAE
+from vitdistill.methods.supervised import Supervised
 from vitdistill.methods.tinymim import TinyMIM
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
@@ -19,13 +20,15 @@ from vitdistill.models.surgery.attention_heads import head_count
 from vitdistill.tokens.keep import keep_count
 from vitdistill.verbs.chain import read_chain
 from vitdistill.verbs.parser import check_yaml, parse, parse_config
+from vitdistill.verbs.signatures import options_of
 from vitdistill.verbs.table import verb
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 CHAINS = [path for path in RECIPES if path.stem == "chain"]
 RUNS = [path for path in RECIPES if path not in CHAINS]
-PAPER = [path for path in RECIPES if path.parent.name == "maskedkd"]
+READY = ROOT / "recipes" / "maskedkd" / "ready_for_masks.yaml"
+PAPER = [path for path in RECIPES if path.parent.name == "maskedkd" and path != READY]
 TINYMIM = [path for path in RUNS if path.parent.name == "tinymim" and "_from_" in path.stem]
 MAES = [path for path in RUNS if path.parent.name == "mae" and "finetune" not in path.stem]
 TUNED = [path for path in RUNS if path.stem.endswith("_finetune")]
@@ -170,6 +173,21 @@ def test_global_batch_is_that_of_the_papers(path: Path) -> None:
 def global_batch(training: dict[str, Any]) -> int:
     """On the eight GPUs that the headers name."""
     return int(8 * training["batch_size"] * training["optim"]["accumulate"])
+
+
+def test_a_teacher_is_made_ready_for_masks_gently() -> None:
+    """In a few epochs on half of the patches, more slowly than fine-tuning; and nobody has published it."""
+    name, tuned = parsed(stated(READY, "command"))
+    assert name == "finetune" and (tuned["patch_drop"], tuned["new_head"]) == (0.5, False) and tuned["epochs"] <= 5
+    default = options_of("finetune")["optim"].default
+    assert tuned["optim"]["lr"] / tuned["optim"]["lr_batch"] < default.lr / default.lr_batch
+    assert not Augment(**tuned["augment"]).mixes
+    Supervised(teacher_of(tuned["model"]), patch_drop=tuned["patch_drop"])
+    assert "measured by us" in stated(READY, "score") and "ours" in stated(READY, "score")
+    then = re.search(r"vitdistill maskedkd .*", header(READY))
+    assert then
+    _, distilled = parsed(then[0])
+    assert distilled["teacher"] == tuned["out"] and distilled["keep"] in (tuned["patch_drop"], "0.5")
 
 
 # --- MAE and TinyMIM ---------------------------------------------------------------------------------------------

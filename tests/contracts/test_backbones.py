@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tiny import FAMILIES, tiny
 from vitdistill.errors import UserError
+from vitdistill.methods.supervised import Supervised
 from vitdistill.models.backbone import Backbone, with_tokens
 from vitdistill.models.build import build
 from vitdistill.types import QKV, Capture, Point, TokenGrid
@@ -299,6 +300,23 @@ def test_one_patch_is_enough_and_gradients_reach_the_images_patch(net, images):
     build(net)(images, keep=torch.tensor([[0], [5], [15]])).prediction.sum().backward()
     seen = images.grad.abs().sum(dim=1).unfold(1, 8, 8).unfold(2, 8, 8).sum(dim=(-1, -2)).flatten(1) > 0
     assert seen.nonzero().tolist() == [[0, 0], [1, 5], [2, 15]]
+
+
+@pytest.mark.parametrize("family", MASKABLE)
+def test_a_step_of_training_leaves_patches_out_and_evaluation_does_not(net, images):
+    """Patch dropout: what is kept is all that the loss depends on."""
+    images.requires_grad_()
+    torch.manual_seed(0)
+    method, targets = Supervised(net, patch_drop=0.5).train(), torch.tensor([1, 0, 9])
+    step = method(images, targets)
+    step.loss.backward()
+    seen = images.grad.abs().sum(dim=1).unfold(1, 8, 8).unfold(2, 8, 8).sum(dim=(-1, -2)).flatten(1) > 0
+    assert step.kept.shape == (3, 8) and torch.equal(seen, torch.zeros_like(seen).scatter(1, step.kept, True))
+    assert not [name for name, p in net.named_parameters() if p.requires_grad and p.grad is None]
+    method.eval()
+    with torch.no_grad():
+        whole = method(images, targets)
+        assert whole.kept is None and torch.equal(whole.prediction, net(images))
 
 
 def test_swin_cannot_leave_out_patches(images):

@@ -123,6 +123,9 @@ def without_labels_ranked() -> Distillation:
 PIXELS = PixelDecoder(width=16, depth=1, heads=2)
 METHODS: dict[str, Callable[[], Method]] = {
     "supervised": lambda: Supervised(tiny("deit", seed=1), task=Classification(10, smoothing=0.1)),
+    "patch dropout": lambda: Supervised(tiny("deit", seed=1), patch_drop=0.5),
+    "patch dropout, cait": lambda: Supervised(tiny("cait", seed=1), patch_drop=0.7),
+    "patch dropout, clips": lambda: Supervised(clip_net(1), patch_drop=0.75),
     "maskedkd": maskedkd,
     "full teacher": lambda: maskedkd(keep=1.0),
     "hard": lambda: maskedkd(distillation="hard"),
@@ -779,7 +782,6 @@ def test_the_passes_of_a_step_are_what_it_computes(method, images):
     assert {id(teacher.network) for teacher in method.teachers} | {id(method.student)} >= set(networks)
     for network in networks.values():
         counting(network)
-    method.eval()
     method(images, TARGETS, 0.5)
     assert counted == expected
 

@@ -69,3 +69,15 @@ def relation_list(relations: str | Sequence[str]) -> tuple[str, ...]:
 
 
 Relations = Annotated[str | Sequence[str], relation_list]
+
+
+def check_patch_drop(rate: float) -> None:
+    """
+    Raises:
+        UserError: when no patch would be left, or the rate is no share.
+    """
+    if not 0 <= rate < 1:
+        raise UserError("patch_drop must lie in [0, 1)", rate, "0 shows every patch, 0.5 half of them")
+
+
+PatchDrop = Annotated[float, check_patch_drop]

@@ -35,6 +35,7 @@ class Actions(Task):
     score: ClassVar[str] = "map"
     columns: ClassVar[dict[str, str]] = {"map": "frame mAP %"}
     always_fresh: ClassVar[bool] = True
+    reads_grid: ClassVar[bool] = True
     per_sample: ClassVar[bool] = False
     augment: ClassVar[Augment | None] = Augment(recipe="none", hflip=0.5)
 

@@ -27,6 +27,7 @@ class Task(ABC):
         columns: headings of the metrics in tables, by name, in percent.
         augment: the augmentation of fine-tuning by default; None takes the verb's.
         always_fresh: whether `with_head` always makes a fresh head.
+        reads_grid: whether predictions are read out of the whole grid of patches, so that none can be left out.
         per_sample: whether the score is the share of samples that are right, which has a binomial error.
     """
 
@@ -34,6 +35,7 @@ class Task(ABC):
     columns: ClassVar[dict[str, str]]
     augment: ClassVar[Augment | None] = None
     always_fresh: ClassVar[bool] = False
+    reads_grid: ClassVar[bool] = False
     per_sample: ClassVar[bool] = True
 
     @classmethod

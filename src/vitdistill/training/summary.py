@@ -51,7 +51,7 @@ def cost_of(
     }
     teachers = [one for one in passes if one.role == "teacher"]
     if not teachers:
-        return {"tokens": None, "cost": cost}
+        return {"tokens": None if method.masked is None else _tokens(method, method.masked), "cost": cost}
     full = _gmacs([Pass("teacher", one.network, times=one.times) for one in teachers])
     gmacs: dict[int | None, float] = {}
 
@@ -82,9 +82,9 @@ def cost_of(
     }
 
 
-def _tokens(method: Method, teacher: Network) -> dict[str, int] | None:
-    """Patches that the masked network sees in the end, of all that it has; the teacher's where none is masked."""
-    network = method.masked or teacher
+def _tokens(method: Method, other: Network) -> dict[str, int] | None:
+    """Patches that the masked network sees in the end, of all that it has; of another where none is masked."""
+    network = method.masked or other
     if not isinstance(network, Backbone):
         return None
     return {"kept": method.kept_patches(1.0) or network.grid.count, "of": network.grid.count}

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vitdistill.data.actions.files import ActionFiles
 from vitdistill.data.images.augment import Augment
+from vitdistill.methods.options import PatchDrop
 from vitdistill.tasks import TaskName
 from vitdistill.training.settings import Optim
 from vitdistill.verbs.arguments import Clips, Model
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     sampling=None,
     augment=Augment(recipe="finetune"),
     optim=Optim(lr=5e-4, lr_batch=256, layer_decay=0.65, warmup_epochs=5, min_lr=1e-6),
-    needs=(needs("actions dropout", task="actions"),),
+    needs=(needs("actions dropout", task="actions"), needs("patch_drop", task="classification")),
     resolve=resolve,
     finish=final_test,
 )
@@ -38,6 +39,7 @@ def finetune(
     image_size: int | None = None,
     model_args: dict[str, object] | None = None,
     drop_path: float = DROP_PATH,
+    patch_drop: PatchDrop = 0.0,
 ) -> "Method":
     """Fine-tune a pre-trained network on labels, with layer-wise learning rate decay.
 
@@ -62,6 +64,8 @@ def finetune(
         image_size: input size in pixels; by default the data's or the network's own. Positions are resampled.
         model_args: further arguments of the architecture.
         drop_path: stochastic depth rate of the last block; earlier blocks get less (CaiT: of every block of the trunk).
+        patch_drop: share of the patches that training leaves out of each image or clip, at random: 0.5 for a teacher
+            that MaskedKD will mask. Validation and the exported network see every patch.
         stride: of videos: frames from one frame of a dense clip to the next; by default the run's that is fine-tuned,
             else 4, and 1 for bundled clips. Of actions, 4; the key frame is in the middle of its clip.
         sampling: of videos: dense windows, or uniform over the video; by default the run's that is fine-tuned.
@@ -74,4 +78,4 @@ def finetune(
     from vitdistill.methods.supervised import Supervised
 
     network = tuned_network(job)
-    return Supervised(network, task=job.task_of(network))
+    return Supervised(network, task=job.task_of(network), patch_drop=patch_drop)

@@ -1,17 +1,29 @@
 """`vitdistill supervised`: train without a teacher."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from vitdistill.methods.options import PatchDrop
 from vitdistill.verbs.arguments import Clips, Published
+from vitdistill.verbs.checks import refuse_argument
 from vitdistill.verbs.job import Job, trains
 
 if TYPE_CHECKING:
     from vitdistill.methods.method import Method
 
 
-@trains(Clips)
-def supervised(job: Job, *, student: Published) -> "Method":
+def check_arguments(values: dict[str, Any]) -> dict[str, Any]:
+    """Refuse timm's own patch dropout, which `--patch_drop` is for every family; fills in nothing."""
+    rate = (values["student_args"] or {}).get("patch_drop_rate")
+    return refuse_argument(values, "student_args", "patch_drop_rate", "--patch_drop") if rate else {}
+
+
+@trains(Clips, resolve=check_arguments)
+def supervised(job: Job, *, student: Published, patch_drop: PatchDrop = 0.0) -> "Method":
     """Train a network on labels alone: a baseline, or a teacher of your own.
+
+    Args:
+        patch_drop: share of the patches that training leaves out of each image or clip, at random: 0.5 for a teacher
+            that MaskedKD will mask. Validation and the exported network see every patch.
 
     Returns:
         The content of the run's run.json.
@@ -19,4 +31,4 @@ def supervised(job: Job, *, student: Published) -> "Method":
     from vitdistill.methods.supervised import Supervised
 
     network = job.student(student)
-    return Supervised(network, task=job.task_of(network))
+    return Supervised(network, task=job.task_of(network), patch_drop=patch_drop)

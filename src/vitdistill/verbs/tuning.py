@@ -19,9 +19,11 @@ def resolve(values: dict[str, Any]) -> dict[str, Any]:
     """What a run of `finetune` fills in before it begins.
 
     Raises:
-        UserError: when the drop path rate is given as an argument of the architecture.
+        UserError: when the drop path rate, or a patch dropout rate, is given as an argument of the architecture.
     """
     refuse_argument(values, "model_args", "drop_path_rate", "--drop_path")
+    if (values["model_args"] or {}).get("patch_drop_rate"):
+        refuse_argument(values, "model_args", "patch_drop_rate", "--patch_drop")
     if values["task"] == "classification":
         return inherited_sampling(values)
     from vitdistill.tasks import task_class
