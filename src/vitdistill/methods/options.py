@@ -9,6 +9,9 @@ from vitdistill.errors import UserError, near
 Relation = Literal["qk", "vv", "qq", "kk"]
 RELATIONS: tuple[str, ...] = Relation.__args__  # type: ignore[attr-defined]
 
+# Backward computes two products per linear map (for inputs and for weights) where forward computes one.
+TRAINING_FORWARDS = 3
+
 
 @dataclass(frozen=True)
 class FeatureDecoder:

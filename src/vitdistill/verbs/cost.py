@@ -7,23 +7,22 @@ from rich.console import Console
 from rich.table import Table
 
 from vitdistill.errors import UserError
+from vitdistill.methods.options import TRAINING_FORWARDS
 from vitdistill.methods.selection import CriterionName
+from vitdistill.methods.selection.amounts import Keep, check_known
 from vitdistill.models.names import ModelName
-from vitdistill.tokens.keep import Keep
 from vitdistill.verbs.checks import refuse_unused
 from vitdistill.verbs.needs import GIVEN, needs
 
 if TYPE_CHECKING:
     from vitdistill.methods.method import Pass
-    from vitdistill.methods.selection.selector import Ranked
+    from vitdistill.methods.selection.ranked import Ranked
     from vitdistill.models.network import Network
 
 CONVENTION = (
     "1 PFLOP here is 1e15 multiply-accumulates of the teacher's forward passes, LayerNorm at 5 per element, as in the "
     "MaskedKD paper's tables; training the student counts as 3 forward passes"
 )
-# Backward computes two products per linear map (for inputs and for weights) where forward computes one.
-TRAINING_FORWARDS = 3
 # Schedules go by the step, of which the data would say how many there are; more of them change next to nothing.
 STEPS_PER_EPOCH = 1000
 
@@ -61,8 +60,8 @@ def cost(
     Args:
         teacher: Teacher: a timm name, name@weights-file, run directory or bundled name.
         student: Student, named as the teacher is; adds its training cost and the teacher's share of a step.
-        keep: Patches kept: a count (98), a fraction (0.5), or a schedule ('1.0->0.5', '0:1.0,0.5:0.25'), of which the
-            average over training is taken.
+        keep: Patches kept: a count (98), a fraction (0.5), a schedule ('1.0->0.5', '0:1.0,0.5:0.25'), of which the
+            average over training is taken, or a budget (budget:0.5, 'budget:0.5@1.0->0.25').
         criterion: Who ranks the patches: student (free, but where it is masked), teacher, network, random, or one of
             the first three mixed with chance (network+random).
         network: The third network of the criteria that name one, given as the teacher is; it has its own size.
@@ -91,7 +90,8 @@ def cost(
     for name, number in (("epochs", epochs), ("images", images), ("gpu_tflops", gpu_tflops)):
         if number is not None and not 0 < number < float("inf"):
             raise UserError(f"{name} must be positive", number)
-    from vitdistill.methods.selection.selector import Ranked
+    check_known(keep, criterion)
+    from vitdistill.methods.selection.ranked import Ranked
     from vitdistill.models.teacher import Teacher
 
     # A third network sees the student's inputs at its own size, as in training.
@@ -213,7 +213,7 @@ def _over_training(selector: "Ranked", teacher: _Counted, student: _Counted | No
     kept = sum(share * (counts[which] or masked.patches) for counts, share in shares.items())
     facts = {} if masked is teacher else {"student_patches": masked.patches}
     return _Average(
-        {**facts, "kept_patches": round(kept) if selector.keep.constant else kept},
+        {**facts, "kept_patches": round(kept) if selector.amount.constant else kept},
         averaged(teacher, 1),
         {} if student is None else averaged(student, 0),
         ranked("ranking", "student"),

@@ -22,11 +22,13 @@ class Amount:
         follows: whether what the teacher answers in training decides, and not the training's progress alone.
         per_input: whether each input keeps a number of its own.
         below_all: whether it asks for less than all of any number of patches.
+        constant: whether the count stays the same throughout.
     """
 
     follows = False
     per_input = False
     below_all = True
+    constant = False
 
     def fit(self, cost: Callable[[int], float], patches: int) -> None:
         """Take note of what a pass over so many patches costs; called once the networks are known.
@@ -55,6 +57,10 @@ class Scheduled(Amount):
 
     def smallest(self, patches: int) -> int:
         return min(keep_count(keep, patches) for _, keep in self.schedule.points)
+
+    @property
+    def constant(self) -> bool:  # type: ignore[override]
+        return self.schedule.constant
 
     @property
     def below_all(self) -> bool:  # type: ignore[override]
@@ -232,6 +238,20 @@ def check_amount(keep: "int | float | str | KeepSchedule | Amount") -> None:
     amount = amount_of(keep)
     if isinstance(amount, Scheduled | Budget):
         check_keep(amount.schedule)
+
+
+def check_known(keep: "int | float | str | KeepSchedule | Amount", criterion: object) -> None:
+    """Refuse what only a training decides, where its cost shall be known before.
+
+    Raises:
+        UserError: naming the option.
+    """
+    what = f"--keep {keep}" if amount_of(keep).follows else "--criterion auto" if criterion == "auto" else None
+    if what is not None:
+        remedy = "Give a number of patches or a budget, and another criterion; run.json says what a run has cost"
+        raise UserError(
+            "What is kept must be known before the training", f"{what}, which goes by the answers in it", remedy
+        )
 
 
 def check_selection(

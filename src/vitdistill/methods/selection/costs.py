@@ -3,14 +3,12 @@
 from typing import Literal
 
 from vitdistill.methods.method import Pass
+from vitdistill.methods.options import TRAINING_FORWARDS
 from vitdistill.methods.selection.criterion import Criterion
 from vitdistill.methods.selection.ledger import Ledger
 from vitdistill.models.network import Network
 from vitdistill.models.teacher import Teacher
 from vitdistill.types import NOTHING, Capture
-
-# Backward computes two products per linear map (for inputs and for weights) where forward computes one.
-TRAINING_FORWARDS = 3
 
 
 class Costs:
@@ -68,5 +66,5 @@ class Costs:
         """Of a pass. Networks that are not known by their layers are traced, which takes a while."""
         key = id(one.network), one.kept, one.capture
         if key not in self._known:
-            self._known[key] = one.network.macs(one.kept, one.capture).total
+            self._known[key] = one._replace(times=1).macs
         return one.times * self._known[key]
