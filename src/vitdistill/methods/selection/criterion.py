@@ -82,7 +82,7 @@ class Criterion:
         raise NotImplementedError
 
     def pick(self, scores: Float[Tensor, "b n"], scene: Scene, k: int, *, order: Order = "top") -> Int[Tensor, "b k"]:
-        """The `k` patches of highest (or lowest) score, ascending, so that several `k` cost one pass of who ranks them."""
+        """The `k` patches of highest (or lowest) score, ascending; several `k` cost one pass of who ranks them."""
         return top_k(scores if order == "top" else -scores, k)
 
     def select(self, scene: Scene, k: int, *, order: Order = "top") -> Int[Tensor, "b k"]:
