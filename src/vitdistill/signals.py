@@ -124,7 +124,7 @@ def asked() -> bool:
 
 
 def stop_after(what: str) -> None:
-    """From here on a signal is taken note of, for `asked` to tell; the command says at once that it stops after `what`."""
+    """From here on a signal is only taken note of, for `asked`, and the command says that it stops after `what`."""
     _stop.finishing = what
 
 

@@ -292,8 +292,8 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-# Ctrl-C, and SIGTERM as `timeout`, SLURM and systemd send it, reach a whole process group or all processes of a job. The
-# training process decides what happens and ends its workers itself; they look for it every few seconds, should it die.
+# Ctrl-C, and SIGTERM as `timeout`, SLURM and systemd send it, reach a whole process group or all processes of a job.
+# The training process decides what happens and ends its workers itself; should it die, they notice in a few seconds.
 _FOR_THE_PARENT = (signal.SIGINT, signal.SIGTERM)
 
 

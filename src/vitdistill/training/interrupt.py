@@ -108,7 +108,12 @@ class StopBetweenSteps(pl.Callback):
 
 def watch_others(trainer: pl.Trainer) -> None:
     """Have the processes that this one has started end with it, when it is stopped on the spot."""
-    end_with(lambda: [process.kill() for process in _launched(trainer)])  # type: ignore[arg-type, return-value]
+
+    def kill() -> None:
+        for process in _launched(trainer):
+            process.kill()
+
+    end_with(kill)
 
 
 def end_others(trainer: pl.Trainer, *, by_themselves: bool) -> None:
