@@ -119,6 +119,9 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
         parts.trainer.fit(parts.module, parts.train_loader, parts.val_loader, ckpt_path=checkpoint)
         status = "finished"
     except RuntimeError as error:
+        if isinstance(error.__context__, Interrupted):  # in the loader's start, which Lightning cannot clean up after
+            status = "interrupted"
+            raise Interrupted(str(error.__context__)) from None
         if "loading state_dict" not in str(error):
             raise
         got = f"{checkpoint} ({error_words(error)[:160]})"
