@@ -5,6 +5,8 @@ import os
 import sys
 
 from vitdistill.errors import UserError, near
+from vitdistill.files import is_first_process
+from vitdistill.signals import STATUS, stopping
 from vitdistill.verbs.table import GROUPS, MOVED, VERBS, verb
 
 
@@ -13,36 +15,43 @@ def main(arguments: list[str] | None = None) -> int:
     # Before torch loads OpenMP. Threads that spin while they wait starve each other as soon as anything else runs:
     # on two shared cores the demo's steps took seven times as long. Has no effect where users set it themselves.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    leave = arguments is None  # the process is this command and nothing else
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("huggingface_hub").propagate = False  # it prints its warnings itself; once is enough
     try:
-        if not arguments or arguments[0] in ("-h", "--help"):
-            print(usage())
-            return 0
-        if arguments[0] == "--version":
-            from importlib.metadata import version
-
-            print(f"vitdistill {version('vitdistill')}")
-            return 0
-        if arguments[0] in MOVED:
-            verb(arguments[0])
-        if arguments[0] not in VERBS:
-            raise UserError(
-                "The first word must be a verb",
-                repr(arguments[0]),
-                near(arguments[0], VERBS) or "`vitdistill --help` lists them",
-            )
-        return run_verb(arguments[0], arguments[1:])
+        with stopping(leave=leave):
+            return _main(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        if is_first_process():
+            print(str(stop) or "stopped", file=sys.stderr)
+        return STATUS
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _main(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"vitdistill {version('vitdistill')}")
+        return 0
+    if arguments[0] in MOVED:
+        verb(arguments[0])
+    if arguments[0] not in VERBS:
+        raise UserError(
+            "The first word must be a verb",
+            repr(arguments[0]),
+            near(arguments[0], VERBS) or "`vitdistill --help` lists them",
+        )
+    return run_verb(arguments[0], arguments[1:])
 
 
 def usage() -> str:

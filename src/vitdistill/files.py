@@ -35,16 +35,28 @@ def write_atomically(path: Path, write: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        cause = _writing_error(error)
+        if cause is None:
+            raise
         rule = f"{path} must be writable" + ("; the earlier one is intact" if path.exists() else "")
-        reason, remedy = str(error).splitlines()[0], ""
-        if not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT):
+        reason, remedy = str(cause).splitlines()[0], ""
+        if not isinstance(cause, OSError) or cause.errno in (errno.ENOSPC, errno.EDQUOT):
             parent = next(folder for folder in path.absolute().parents if folder.is_dir())
             reason += f" ({shutil.disk_usage(parent).free / 2**30:.1f} GiB free)"
             remedy = "Make room; a training goes on with --resume"
         raise UserError(rule, reason, remedy) from error
+
+
+def _writing_error(error: BaseException) -> OSError | RuntimeError | None:
+    """What a failure to write was caused by; None where it has another cause, such as a signal."""
+    # torch's zip writer turns a full disk into a RuntimeError, and other RuntimeErrors may come by while it writes.
+    if isinstance(error, RuntimeError):
+        context = error.__context__
+        return context if isinstance(context, OSError) else error if "enforce fail" in str(error) else None
+    return error if isinstance(error, OSError) else None
 
 
 def check_path(path: str) -> None:

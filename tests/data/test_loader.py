@@ -1,6 +1,8 @@
 import errno
 import logging
 import os
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from PIL import Image
 from vitdistill.data import Augment, ViewOptions, open_source
 from vitdistill.data.images.recipes import eval_transform, train_transform
 from vitdistill.data.images.samples import ImageSamples
-from vitdistill.data.loader import Batch, CorruptLog, default_workers, make_loader
+from vitdistill.data.loader import Batch, CorruptLog, default_workers, make_loader, start_worker, worker_context
 from vitdistill.data.order import EpochBatchSampler, EvalBatchSampler
 from vitdistill.data.samples import SeveralViews
 from vitdistill.errors import UserError
@@ -335,3 +337,41 @@ def test_a_users_mistake_found_by_a_worker_is_one_line():
     with pytest.raises(UserError) as error:
         read_all(UserError("Pictures must be square", "4x3"), 1)
     assert str(error.value) == "Pictures must be square; got 4x3"
+
+
+def test_workers_leave_signals_to_the_training_process(photos):
+    """As when the whole process group is signalled; whoever started them can still end them."""
+    source = open_source(photos)
+    sampler = EpochBatchSampler(len(source.train), 3, seed=5)
+    loader = make_loader(source.train, train_transform(Augment(), SIZE), sampler, seed=5, num_workers=1)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    batches = iter(loader)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    (worker,) = loader._iterator._workers
+    for _ in range(3):  # also before it is set up
+        os.kill(worker.pid, signal.SIGTERM)
+        os.kill(worker.pid, signal.SIGINT)
+    assert len(list(batches)) == len(sampler)
+    assert worker.is_alive()
+    loader._iterator._shutdown_workers()
+    assert worker.exitcode == 0
+
+
+def stay(started) -> None:
+    start_worker(0)
+    started.set()
+    time.sleep(60)
+
+
+def test_a_worker_that_does_not_end_can_be_terminated():
+    context = worker_context(1)
+    started = context.Event()
+    worker = context.Process(target=stay, args=(started,), daemon=True)
+    worker.start()
+    assert started.wait(30)
+    os.kill(worker.pid, signal.SIGTERM)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == -signal.SIGKILL
+    assert worker_context(0) is None

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from vitdistill.errors import UserError
 from vitdistill.training.module import TrainingModule
 from vitdistill.verbs.maskedkd import maskedkd
 from vitdistill.verbs.resume import resume
@@ -79,9 +80,19 @@ def test_a_killed_run_resumes_bit_for_bit(
     assert json.loads((pieced / "run.json").read_text())["status"] == "finished"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+# In the second epoch: at its second step, where an accumulated one ends, and at its first batch of validation.
+@pytest.mark.parametrize(
+    ("number", "where", "call"),
+    [
+        (signal.SIGINT, "training_step", 7),
+        (signal.SIGTERM, "training_step", 7),
+        (signal.SIGTERM, "validation_step", 3),
+    ],
+)
 def test_a_signal_saves_in_the_middle_of_an_epoch_and_resumes_bit_for_bit(
     number: int,
+    where: str,
+    call: int,
     arguments: dict[str, Any],
     uninterrupted: dict[str, Path],
     tmp_path: Path,
@@ -90,30 +101,68 @@ def test_a_signal_saves_in_the_middle_of_an_epoch_and_resumes_bit_for_bit(
     whole = uninterrupted["out"]
     if not whole.exists():
         maskedkd(**arguments, out=str(whole))
-    original, done = TrainingModule.training_step, []
+    original, done = getattr(TrainingModule, where), []
 
     def step_then_interrupt(self: TrainingModule, batch: Any, batch_idx: int) -> Any:
         loss = original(self, batch, batch_idx)
         done.append(batch_idx)
-        if len(done) == 7:  # the second step of the second epoch: an accumulated step ends here
+        if len(done) == call:
             os.kill(os.getpid(), number)
         return loss
 
-    monkeypatch.setattr(TrainingModule, "training_step", step_then_interrupt)
+    monkeypatch.setattr(TrainingModule, where, step_then_interrupt)
     pieced = tmp_path / "run"
     before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="stopped; the checkpoint is written. Continue with: vitdistill resume"):
         maskedkd(**arguments, out=str(pieced))
     monkeypatch.undo()
     assert signal.getsignal(number) is before
-    assert len(done) == 7
+    assert len(done) == call
     assert json.loads((pieced / "run.json").read_text())["status"] == "interrupted"
     resume(str(pieced))
     assert_same(whole, pieced)
 
 
+def test_a_full_disk_leaves_the_earlier_checkpoint(
+    arguments: dict[str, Any], uninterrupted: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = uninterrupted["out"]
+    if not whole.exists():
+        maskedkd(**arguments, out=str(whole))
+    pieced = tmp_path / "run"
+
+    def open_on_full_disk(path: Path, mode: str) -> Any:
+        full = ".last.ckpt." in path.name and (pieced / "checkpoints" / "last.ckpt").exists()
+        return open("/dev/full" if full else path, mode)
+
+    monkeypatch.setattr("vitdistill.files.open", open_on_full_disk, raising=False)
+    with pytest.raises(UserError, match=r"last.ckpt must be writable; the earlier one is intact; got .*No space"):
+        maskedkd(**arguments, out=str(pieced))
+    monkeypatch.undo()
+    assert not list(pieced.rglob("*.tmp"))
+    resume(str(pieced))
+    assert_same(whole, pieced)
+
+
+def test_a_signal_in_the_export_leaves_out_the_report(
+    arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitdistill.training import train
+
+    def interrupted(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        original(*arguments)
+
+    original = train.export_weights
+    monkeypatch.setattr(train, "export_weights", interrupted)
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt, match="stopped; the run is finished, but not its report: vitdistill report"):
+        maskedkd(**{**arguments, "epochs": 1}, out=str(run))
+    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    assert (run / "student_ema.safetensors").exists() and not (run / "report.html").exists()
+
+
 def test_resuming_with_another_configuration_names_the_keys(arguments: dict[str, Any], tmp_path: Path) -> None:
-    from vitdistill.errors import UserError
     from vitdistill.runs.directory import RunDirectory, plain
 
     config = plain(arguments)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset
 
-from vitdistill.data.loader import start_worker
+from vitdistill.data.loader import start_worker, worker_context
 from vitdistill.data.samples import UNREADABLE, Facts, Samples, reason_of
 from vitdistill.data.source import DataSource
 
@@ -85,7 +85,12 @@ def inspections(source: DataSource, workers: int) -> Iterator[Inspected]:
         UserError: for what is not the fault of a file, such as too many open files.
     """
     loader: DataLoader[Inspected] = DataLoader(
-        _Inspections(source), batch_size=None, num_workers=workers, worker_init_fn=start_worker
+        _Inspections(source),
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=start_worker,
+        multiprocessing_context=worker_context(workers),
+        persistent_workers=workers > 0,  # of which torch takes care at Python's end, too
     )
     yield from loader
 

@@ -2,11 +2,15 @@
 
 import logging
 import math
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
+from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
 
 import torch
@@ -229,6 +233,7 @@ def make_loader(
         collate_fn=_as_is,
         pin_memory=pin_memory,
         worker_init_fn=start_worker,
+        multiprocessing_context=worker_context(num_workers),
         persistent_workers=num_workers > 0,
         # Otherwise every epoch would draw from the global generator, which the trainer seeds per step.
         generator=torch.Generator().manual_seed(0),
@@ -287,7 +292,42 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
+# Ctrl-C, and SIGTERM as `timeout`, SLURM and systemd send it, reach a whole process group or all processes of a job.
+# The training process decides what happens and ends its workers itself; should it die, they notice in a few seconds.
+_FOR_THE_PARENT = (signal.SIGINT, signal.SIGTERM)
+
+
 def start_worker(_worker: int) -> None:
-    """Set up a process that reads for another."""
-    # Ctrl-C reaches the whole process group; the training process decides what happens and ends its workers itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Set up a process that reads for another, of a loader with `worker_context`."""
+    for number in _FOR_THE_PARENT:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_THE_PARENT)  # `_launch` has blocked them; those since are ignored
+
+
+def worker_context(workers: int) -> BaseContext | None:
+    """How a torch DataLoader starts workers that `start_worker` sets up; None (torch's own way) where there are none.
+
+    Signals are held back until a worker ignores them, and since it then ignores SIGTERM as well, whoever terminates it
+    (torch, when it does not end by itself, and Python at its end) kills it.
+    """
+    if workers == 0:
+        return None
+    context: Any = copy(multiprocessing.get_context())
+    context.Process = partial(_process, context.Process)
+    return context
+
+
+def _process(kind: Any, *args: Any, **kwargs: Any) -> Any:
+    process = kind(*args, **kwargs)
+    process._Popen = partial(_launch, kind._Popen)
+    return process
+
+
+def _launch(popen: Any, process: Any) -> Any:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_PARENT)
+    try:
+        launched = popen(process)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    launched.terminate = launched.kill
+    return launched

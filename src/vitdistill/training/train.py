@@ -1,6 +1,7 @@
 """From a method, a data source and settings to a finished run directory."""
 
 import logging
+import shlex
 import sys
 import time
 import warnings
@@ -28,6 +29,7 @@ from vitdistill.methods.method import Method
 from vitdistill.models.record import RECORD, WEIGHTS, ModelRecord, record_of
 from vitdistill.runs.data import describe_data
 from vitdistill.runs.directory import RunDirectory
+from vitdistill.signals import Interrupted, stop_after, stop_now
 from vitdistill.training.checkpoints import (
     AtomicCheckpointIO,
     SaveCheckpoints,
@@ -37,7 +39,7 @@ from vitdistill.training.checkpoints import (
 )
 from vitdistill.training.disk import footprint
 from vitdistill.training.estimate import Estimate
-from vitdistill.training.interrupt import Interrupted, StopBetweenSteps
+from vitdistill.training.interrupt import StopBetweenSteps, end_others, watch_others
 from vitdistill.training.loggers import Services
 from vitdistill.training.module import TrainingModule
 from vitdistill.training.optim import warn_about_rates
@@ -61,6 +63,7 @@ class _Parts:
     val_loader: Any
     global_batch: int
     services: Services
+    stop: StopBetweenSteps
 
 
 def train(method: Method, source: DataSource, run: RunDirectory, settings: Settings, *, resume: bool) -> dict[str, Any]:
@@ -79,8 +82,10 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
     Raises:
         UserError: for settings that cannot be trained with, a loss that is not finite, too many unreadable images,
             or a full disk. What was computed up to the last checkpoint is kept.
+        Interrupted: after a signal, when it is stopped (see `vitdistill.signals`).
     """
     settings.check()
+    stop_now("stopped before the first step; nothing is lost")
     parts = _assemble(method, source, run, settings)  # whatever refuses does so before an earlier run is replaced
     run.begin()
     checkpoint = run.last if resume and run.last.is_file() else None
@@ -113,24 +118,39 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
             backbone.compile_blocks()
     started = time.perf_counter()
     status = "failed"
+    watch_others(parts.trainer)
     try:
         parts.trainer.fit(parts.module, parts.train_loader, parts.val_loader, ckpt_path=checkpoint)
         status = "finished"
     except RuntimeError as error:
+        if isinstance(error.__context__, Interrupted):  # in the loader's start, which Lightning cannot clean up after
+            status = "interrupted"
+            raise Interrupted(str(error.__context__)) from None
         if "loading state_dict" not in str(error):
             raise
         got = f"{checkpoint} ({error_words(error)[:160]})"
         raise UserError("The checkpoint must be of this run", got, "Start anew with --overwrite") from error
-    except Interrupted:
+    except Interrupted as stop:
         status = "interrupted"
-        log.warning("Stopped; the checkpoint is written. Continue with: vitdistill resume %s", run.path)
+        raise Interrupted(_said(parts, run, str(stop))) from None
     finally:
         seconds = time.perf_counter() - started
-        run.update(status=status if status != "finished" else "running", **_results(parts, source, run, seconds))
+        if status != "finished":
+            end_others(parts.trainer, by_themselves=parts.stop.agreed)
+        try:
+            run.update(status=status if status != "finished" else "running", **_results(parts, source, run, seconds))
+        except UserError:  # the disk is full, which is why the training has failed
+            if status != "failed":
+                raise
         parts.services.finish(status, parts.module.global_step)
-    if status == "interrupted":
-        raise KeyboardInterrupt
     return _finish(parts, method, run)
+
+
+def _said(parts: _Parts, run: RunDirectory, words: str) -> str:
+    """What a stopped training says at its end."""
+    if parts.stop.saved:
+        return f"stopped; the checkpoint is written. Continue with: vitdistill resume {shlex.quote(str(run.path))}"
+    return words
 
 
 def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: Settings) -> _Parts:
@@ -172,11 +192,12 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
     if trainer.is_global_zero:
         module.listeners += [run.add_row, lambda _: _write_details(module, source, run), bar.on_row, services.on_row]
     estimate = Estimate(bar, footprint(method, settings.optim), run, len(source.val))
-    callbacks = [StepTiming(), bar, StopBetweenSteps(run.last), SaveCheckpoints(run.checkpoints), estimate]
+    stop = StopBetweenSteps(run.last, trainer)
+    callbacks = [StepTiming(), bar, stop, SaveCheckpoints(run.checkpoints), estimate]
     trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
     train_loader = make_loader(source.train, train_transform, sampler, **options)
     val_loader = make_loader(source.val, val_transform, eval_sampler, **options)
-    return _Parts(module, trainer, train_loader, val_loader, global_batch, services)
+    return _Parts(module, trainer, train_loader, val_loader, global_batch, services, stop)
 
 
 def _labels_to_balance(source: DataSource) -> list[int]:
@@ -309,6 +330,7 @@ def _peak_memory_gib(device: torch.device) -> float:
 def _finish(parts: _Parts, method: Method, run: RunDirectory) -> dict[str, Any]:
     """Export the student and mark the run finished; every process gets what the run says."""
     if is_first_process():
+        stop_after("the export")
         _export(method, run)
     # The next run of a chain reads what this one wrote, in every process.
     parts.trainer.strategy.barrier()

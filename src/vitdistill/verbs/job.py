@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.files import is_first_process
 from vitdistill.runs.directory import RunDirectory, plain
+from vitdistill.signals import stop_now, stopping
 from vitdistill.verbs.arguments import Flat, Student
 from vitdistill.verbs.checks import check
 from vitdistill.verbs.needs import Needs
@@ -68,7 +69,8 @@ def trains(
             values = dict(bound.arguments)
             check(verb, values, needs, labels=labels)
             values |= filled_in(values)
-            return _train(verb, function, values, labels=labels, finish=finish)
+            with stopping():
+                return _train(verb, function, values, labels=labels, finish=finish)
 
         def filled_in(values: dict[str, Any]) -> dict[str, Any]:
             """What is filled in before the values are recorded; paths are recorded absolute."""
@@ -121,11 +123,13 @@ def _train(
     settings = settings_of(values, options_of(verb)["optim"].default)
     info = train(method, source, run, settings, resume=resume)
     if is_first_process():
+        stop_now(f"stopped; the run is finished, but not its report: vitdistill report {run.path}")
         if finish is not None:
             finish(job, run, info)
         report = write_report(run)
         info = run.read_info()  # with the report among its files
         print(f"The run is in {run.path}" + (f", its report in {report}" if report else ""), file=sys.stderr)
+    stop_now()
     return info
 
 
