@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torchmetrics import MetricCollection
 
 from vitdistill.data.device import OnDevice
@@ -21,6 +22,7 @@ from vitdistill.tokens.keep import progress_at
 from vitdistill.training.clock import Clock
 from vitdistill.training.optim import make_optimizer, make_schedules, plan_groups
 from vitdistill.training.settings import Settings
+from vitdistill.training.strategy import FullySharded
 
 
 class TrainingModule(pl.LightningModule):
@@ -75,6 +77,11 @@ class TrainingModule(pl.LightningModule):
         self._val_sum = torch.zeros(3, dtype=torch.float64)  # of this process
 
     # --- setting up ---------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Called by the trainer once all processes are known, before the optimizer is made."""
+        if isinstance(strategy := self.trainer.strategy, FullySharded):
+            strategy.shard(self.method)
 
     def configure_optimizers(self) -> Any:
         optim = self.settings.optim
@@ -145,7 +152,8 @@ class TrainingModule(pl.LightningModule):
             UserError: naming the step.
         """
         if weights:
-            norms = torch._foreach_norm([parameter.detach() for parameter in self.method.parameters()])
+            own = [p.to_local() if isinstance(p, DTensor) else p for p in self.method.parameters()]
+            norms = torch._foreach_norm([parameter.detach() for parameter in own])
             broken = not torch.isfinite(torch.stack([norm.float() for norm in norms])).all()
             # Under FSDP each process sees its shard only; all must stop together.
             if self.trainer.strategy.reduce_boolean_decision(bool(broken), all=False):

@@ -36,12 +36,14 @@ from vitdistill.training.checkpoints import (
     write_atomically,
 )
 from vitdistill.training.interrupt import Interrupted, StopBetweenSteps
+from vitdistill.training.launch import devices_and_nodes
 from vitdistill.training.loggers import Services
 from vitdistill.training.module import TrainingModule
 from vitdistill.training.optim import warn_about_rates
 from vitdistill.training.precision import training_precision
 from vitdistill.training.progress import ProgressBar
 from vitdistill.training.settings import Settings
+from vitdistill.training.strategy import strategy_of
 from vitdistill.training.summary import cost_of, describe, speed_of, versions
 from vitdistill.training.timing import StepTiming
 
@@ -197,6 +199,7 @@ def _trainer(run: RunDirectory, settings: Settings) -> pl.Trainer:
     disable_possible_user_warnings()
     warnings.filterwarnings("ignore", message=".*weights_only.*")
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nobody adds to it in place
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own, of a newer torch
     arguments: dict[str, Any] = {
         "devices": "auto" if torch.cuda.is_available() else 1,
@@ -206,9 +209,9 @@ def _trainer(run: RunDirectory, settings: Settings) -> pl.Trainer:
         "enable_progress_bar": False,
         "use_distributed_sampler": False,
         **settings.trainer,
+        **devices_and_nodes(settings.trainer),
     }
-    if settings.optim.ema is not None and "fsdp" in str(arguments.get("strategy")):
-        raise UserError("Averaged weights (--optim.ema) are not available with FSDP", remedy="Leave out one of them")
+    arguments["strategy"] = strategy_of(arguments.get("strategy", "auto"), settings)
     try:
         return _lightning_trainer(run, settings, arguments)
     except (MisconfigurationException, ValueError, TypeError) as error:
