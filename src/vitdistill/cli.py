@@ -5,6 +5,7 @@ import os
 import sys
 
 from vitdistill.errors import UserError, near
+from vitdistill.files import is_first_process
 from vitdistill.verbs.table import GROUPS, MOVED, VERBS, verb
 
 
@@ -14,7 +15,10 @@ def main(arguments: list[str] | None = None) -> int:
     # on two shared cores the demo's steps took seven times as long. Has no effect where users set it themselves.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    # All processes of a run would say the same, except of the files that they read.
+    level = logging.WARNING if is_first_process() else logging.ERROR
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
+    logging.getLogger("vitdistill.data.loader").setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").propagate = False  # it prints its warnings itself; once is enough
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
@@ -35,10 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
             )
         return run_verb(arguments[0], arguments[1:])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if is_first_process() or not error.everywhere:
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        if is_first_process():
+            print("stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,7 +6,13 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """Bad input. The command line prints the message as one line and exits with code 2."""
+    """Bad input. The command line prints the message as one line and exits with code 2.
+
+    Attributes:
+        everywhere: whether all processes of a run raise it together, so that the first alone need print it.
+    """
+
+    everywhere = False
 
     def __init__(self, rule: str, got: object = None, remedy: str = "") -> None:
         """
