@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from vitdistill.cli import main
 from vitdistill.training.checkpoints import load_student, read_checkpoint
 
 # Plain gradient descent: Adam blows rounding up where the gradient is nothing else (the keys' bias under a softmax).
@@ -76,3 +79,63 @@ def test_two_sharded_processes_train_like_one(verb: str, tmp_path: Path) -> None
     for name, tensor in load_file(two / "student.safetensors").items():
         assert torch.equal(tensor, exported[name])
     assert json.loads((two / "run.json").read_text())["status"] == "finished"
+
+
+# A run as a user starts it, of which the second process alone gets SIGTERM in its 25th step.
+STOPPED = """
+import os, signal, sys
+from vitdistill.cli import main
+from vitdistill.training.module import TrainingModule
+
+step, done = TrainingModule.training_step, []
+
+def stepping(self, batch, batch_idx):
+    done.append(batch_idx)
+    if len(done) == 25 and self.global_rank == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return step(self, batch, batch_idx)
+
+TrainingModule.training_step = stepping
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_sharded_run_that_was_stopped_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    whole, pieced, other = (tmp_path / name for name in ("whole", "pieced", "other"))
+    options = [*RUNS["supervised"][:-2], *COMMON, "--batch_size", "32", *SHARDED]  # 22 steps an epoch
+    run("supervised", whole, *options)
+    (tmp_path / "script.py").write_text(STOPPED)
+    command = [sys.executable, str(tmp_path / "script.py"), "supervised", *options, "--out", str(pieced)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.count("Stopped") == done.stderr.count("vitdistill resume") == 1, done.stderr
+    assert read_checkpoint(pieced / "checkpoints" / "last.ckpt")["vitdistill"]["position"] == (1, 10)
+    shutil.copytree(pieced, other)
+    run("resume", pieced, str(pieced))
+    for name in ("student.safetensors", "metrics.csv"):
+        assert (pieced / name).read_bytes() == (whole / name).read_bytes(), name
+    info = json.loads((pieced / "run.json").read_text())
+    assert "supervised" in info["command"] and [command.split()[1] for command in info["resumed_by"]] == ["resume"]
+    # The file is whole and of no strategy: replicated processes go on with it as well.
+    run("supervised", other, *options, "--trainer.strategy", "ddp", "--resume")
+    check_equal(whole, other)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--optim.ema", "0.9"], "--optim.ema is not available with --trainer.strategy fsdp"),
+        (["--compile", "true"], "--compile is not available with --trainer.strategy fsdp"),
+        (["--trainer.strategy", "fsdp_cpu_offload"], "keeps its shares on the devices.*Use fsdp"),
+    ],
+)
+def test_what_sharded_weights_do_not_allow_is_refused_before_the_run_begins(
+    options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["supervised", *RUNS["supervised"], *COMMON, *SHARDED, *options, "--out", str(tmp_path / "run")]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert re.search(words, said) and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()

@@ -47,8 +47,14 @@ class FullySharded(ModelParallelStrategy):
         """
         student = method.student
         mesh = self.device_mesh["data_parallel"]
-        for block in student.blocks if isinstance(student, Backbone) and student.blocks_apart else ():
-            fully_shard(block, mesh=mesh)
+        if isinstance(student, Backbone) and student.blocks_apart:
+            # Where the inside of a block is read, gradients may come from there alone, which does not gather it anew.
+            passes = [one.capture for one in method.passes(0.0) if one.role == "student"]
+            read = {
+                student.block_index(block) for one in passes for block, point in one.points if point != "output"
+            }
+            for index, block in enumerate(student.blocks):
+                fully_shard(block, mesh=mesh, reshard_after_forward=index not in read)
         # By itself, since validation calls it without the method. What is around the blocks stays until the backward
         # pass: saliency and terms look at it behind the student's forward pass.
         fully_shard(student, mesh=mesh, reshard_after_forward=False)
