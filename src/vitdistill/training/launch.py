@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vitdistill.errors import UserError
+from vitdistill.errors import UserError, together
 from vitdistill.files import started_by_slurm, started_by_torchrun
 
 
@@ -62,9 +62,7 @@ def launched(environment: Mapping[str, str] = os.environ) -> Launch | None:
     return Launch("SLURM", nodes, per_node)
 
 
-def devices_and_nodes(
-    arguments: Mapping[str, Any], environment: Mapping[str, str] = os.environ
-) -> dict[str, int]:
+def devices_and_nodes(arguments: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> dict[str, int]:
     """The trainer's `devices` and `num_nodes` where the environment says them; nothing elsewhere.
 
     Args:
@@ -74,7 +72,11 @@ def devices_and_nodes(
     Raises:
         UserError: when others were given.
     """
-    launch = launched(environment)
+    with together():  # every process has the same environment
+        return _devices_and_nodes(arguments, launched(environment))
+
+
+def _devices_and_nodes(arguments: Mapping[str, Any], launch: Launch | None) -> dict[str, int]:
     if launch is None:
         return {}
     found = {"devices": launch.per_node, "num_nodes": launch.nodes}

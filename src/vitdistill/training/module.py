@@ -14,7 +14,7 @@ from torchmetrics import MetricCollection
 from vitdistill.data.device import OnDevice
 from vitdistill.data.loader import Batch, CorruptLog
 from vitdistill.data.order import EpochBatchSampler, seed_everything_at
-from vitdistill.errors import UserError
+from vitdistill.errors import UserError, together
 from vitdistill.methods.method import Method
 from vitdistill.models.ema import moving_average
 from vitdistill.models.families import as_network
@@ -25,16 +25,6 @@ from vitdistill.training.settings import Settings
 from vitdistill.training.strategy import FullySharded
 
 AGREE = 50  # steps after which processes tell each other which files they could not read
-
-
-@contextmanager
-def _everywhere() -> Iterator[None]:
-    """What is raised in here, all processes raise together."""
-    try:
-        yield
-    except UserError as error:
-        error.everywhere = True
-        raise
 
 
 class TrainingModule(pl.LightningModule):
@@ -170,7 +160,7 @@ class TrainingModule(pl.LightningModule):
             UserError: see `CorruptLog.check`.
         """
         if self._exchange_unreadable():
-            with _everywhere():
+            with together():
                 self._corrupt.check(self._images)
 
     @property
@@ -199,7 +189,7 @@ class TrainingModule(pl.LightningModule):
             broken = not torch.isfinite(torch.stack([norm.float() for norm in norms])).all()
             # Under FSDP each process sees its shard only; all must stop together.
             if self.trainer.strategy.reduce_boolean_decision(bool(broken), all=False):
-                with _everywhere():
+                with together():
                     raise UserError(
                         "The weights must stay finite",
                         f"NaN or infinity by step {self.global_step} (epoch {self.current_epoch})",
@@ -214,7 +204,7 @@ class TrainingModule(pl.LightningModule):
             return
         step = int(first)
         epoch, batch = divmod(step, len(self._sampler))
-        with _everywhere():
+        with together():
             raise UserError(
                 "The loss must stay finite",
                 f"NaN or infinity at step {step} (epoch {epoch}, batch {batch})",
@@ -310,7 +300,7 @@ class TrainingModule(pl.LightningModule):
         if not read:  # a score of nothing would be 0%
             reason = next(reversed(self._corrupt.paths.values()), "")
             rule = f"At least one {self._corrupt.word} to validate on must be readable"
-            with _everywhere():
+            with together():
                 raise UserError(rule, f"none ({reason})")
         self._val_row = {"val/loss": loss / images} if images else {}
         for name in self._metrics if self._ema else list(self._metrics)[:1]:

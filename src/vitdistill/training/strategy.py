@@ -50,9 +50,7 @@ class FullySharded(ModelParallelStrategy):
         if isinstance(student, Backbone) and student.blocks_apart:
             # Where the inside of a block is read, gradients may come from there alone, which does not gather it anew.
             passes = [one.capture for one in method.passes(0.0) if one.role == "student"]
-            read = {
-                student.block_index(block) for one in passes for block, point in one.points if point != "output"
-            }
+            read = {student.block_index(block) for one in passes for block, point in one.points if point != "output"}
             for index, block in enumerate(student.blocks):
                 fully_shard(block, mesh=mesh, reshard_after_forward=index not in read)
         # By itself, since validation calls it without the method. What is around the blocks stays until the backward
@@ -94,9 +92,9 @@ class FullySharded(ModelParallelStrategy):
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         assert isinstance(self.model, nn.Module)
         weights = self.model.state_dict()
-        self.model.load_state_dict({
-            name: _share(value, weights.get(name)) for name, value in content.pop("state_dict").items()
-        })
+        self.model.load_state_dict(
+            {name: _share(value, weights.get(name)) for name, value in content.pop("state_dict").items()}
+        )
         for optimizer, state in zip(self.optimizers, content.pop("optimizer_states", ()), strict=True):
             parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
             state["state"] = {

@@ -36,7 +36,7 @@ from vitdistill.training.checkpoints import (
     write_atomically,
 )
 from vitdistill.training.interrupt import Interrupted, StopBetweenSteps
-from vitdistill.training.launch import devices_and_nodes
+from vitdistill.training.launch import devices_and_nodes, launched
 from vitdistill.training.loggers import Services
 from vitdistill.training.module import TrainingModule
 from vitdistill.training.optim import warn_about_rates
@@ -211,12 +211,22 @@ def _trainer(run: RunDirectory, settings: Settings) -> pl.Trainer:
         **settings.trainer,
         **devices_and_nodes(settings.trainer),
     }
+    _warn_of_idle_gpus(settings)
     arguments["strategy"] = strategy_of(arguments.get("strategy", "auto"), settings)
     try:
         return _lightning_trainer(run, settings, arguments)
     except (MisconfigurationException, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError("Lightning refuses these --trainer or --precision values", reason) from error
+
+
+def _warn_of_idle_gpus(settings: Settings) -> None:
+    """Say when a launcher from outside started fewer processes than there are GPUs here, unless they were chosen."""
+    launch, gpus = launched(), torch.cuda.device_count()
+    if launch is not None and launch.per_node < gpus and "devices" not in settings.trainer:
+        log.warning(
+            "%s started %s, so %d of the %d GPUs of this node are used", launch.by, launch, launch.per_node, gpus
+        )
 
 
 def _lightning_trainer(run: RunDirectory, settings: Settings, arguments: dict[str, Any]) -> pl.Trainer:
