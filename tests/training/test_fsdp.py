@@ -128,6 +128,7 @@ def test_a_sharded_run_that_was_stopped_goes_on_bit_for_bit(tmp_path: Path) -> N
     [
         (["--optim.ema", "0.9"], "--optim.ema is not available with --trainer.strategy fsdp"),
         (["--compile", "true"], "--compile is not available with --trainer.strategy fsdp"),
+        (["--precision", "16-mixed"], "Lightning refuses.*does not support.*16-mixed"),
         (["--trainer.strategy", "fsdp_cpu_offload"], "keeps its shares on the devices.*Use fsdp"),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 from vitdistill.cli import main
 from vitdistill.errors import UserError
 from vitdistill.files import is_first_process
-from vitdistill.training.launch import Launch, devices_and_nodes, launched
+from vitdistill.training.launch import Launch, devices_and_nodes, launched, sharing_cores
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8", "RANK": "8", "LOCAL_RANK": "0"}
 SLURM = {
@@ -105,3 +105,10 @@ def test_the_first_process_says_that_the_numbers_are_others(
     said = capsys.readouterr().err
     assert said.count("\n") == (number == 0) and ("must be 8, since SLURM started" in said) == (number == 0)
     assert not (tmp_path / "run").exists()
+
+
+def test_cores_are_shared_unless_slurm_gave_each_task_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert sharing_cores(4, {}) == sharing_cores(4, {**SLURM}) == 4
+    assert sharing_cores(4, {**SLURM, "SLURM_CPUS_PER_TASK": "8"}) == 1
+    assert sharing_cores(4, {**SLURM, "SLURM_CPUS_PER_TASK": "2"}) == 4  # not bound

@@ -107,5 +107,17 @@ def _count(devices: Any) -> int | None:
     return None if devices is None or str(devices) in ("auto", "-1") else int(devices)
 
 
+def sharing_cores(processes: int, environment: Mapping[str, str] = os.environ) -> int:
+    """Among how many processes the cores that this one may use are shared: SLURM binds each task to its own.
+
+    Args:
+        processes: on this node.
+        environment: the process's variables.
+    """
+    own = int(environment.get("SLURM_CPUS_PER_TASK") or 0) if started_by_slurm(environment) else 0
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if usable <= own else processes
+
+
 def _counted(number: int, word: str) -> str:
     return f"{number} {word}" + ("" if number == 1 else "es" if word.endswith("s") else "s")

@@ -36,7 +36,7 @@ from vitdistill.training.checkpoints import (
     write_atomically,
 )
 from vitdistill.training.interrupt import Interrupted, StopBetweenSteps
-from vitdistill.training.launch import devices_and_nodes, launched
+from vitdistill.training.launch import devices_and_nodes, launched, sharing_cores
 from vitdistill.training.loggers import Services
 from vitdistill.training.module import TrainingModule
 from vitdistill.training.optim import warn_about_rates
@@ -159,7 +159,9 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
     on_gpu = trainer.strategy.root_device.type == "cuda"
     options: dict[str, Any] = {
         "seed": settings.seed,
-        "num_workers": default_workers(source, trainer.num_devices) if loader.workers is None else loader.workers,
+        "num_workers": default_workers(source, sharing_cores(trainer.num_devices))
+        if loader.workers is None
+        else loader.workers,
         "pin_memory": on_gpu if loader.pin is None else loader.pin,
     }
     corrupt = CorruptLog.of(source.train, loader.bad_share)
