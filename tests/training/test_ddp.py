@@ -21,7 +21,7 @@ from vitdistill.data.images.recipes import train_transform
 from vitdistill.data.order import EpochBatchSampler
 from vitdistill.data.open import open_source
 from vitdistill.methods.maskedkd import MaskedKD
-from vitdistill.training.strategy import FullySharded
+from vitdistill.training.sharding import shard
 
 rank, world, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 torch.set_num_threads(1)
@@ -48,16 +48,14 @@ def gradients(wrap):
         step.loss.backward()
     return {name: whole(p.grad) for name, p in method.named_parameters()}
 
-def shard(method):
-    strategy = FullySharded()
-    strategy._device_mesh = init_device_mesh("cpu", (world, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
-    strategy.shard(method)
+def sharded(method):
+    shard(method, init_device_mesh("cpu", (world,)))
     assert all(isinstance(p, DTensor) for p in method.parameters())
     assert not any(isinstance(p, DTensor) for p in method.teachers[0].network.parameters())
     return method
 
 whole = lambda gradient: gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
-found = [gradients(wrap) for wrap in ([DistributedDataParallel, shard] if world > 1 else [lambda method: method])]
+found = [gradients(wrap) for wrap in ([DistributedDataParallel, sharded] if world > 1 else [lambda method: method])]
 if rank == 0:
     torch.save(found, out)
 if world > 1:

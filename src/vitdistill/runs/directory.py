@@ -118,10 +118,10 @@ class RunDirectory:
                 _write(self.config, header + yaml.safe_dump({**before, MAY_MOVE: config[MAY_MOVE]}, sort_keys=False))
         known = self.read_info()
         if resume and known.get("command"):
-            commands = {"resumed_by": [*known.get("resumed_by", ()), command_line()]}
+            self.update(resumed_by=[*known.get("resumed_by", ()), command_line()])
         else:
-            commands = {"command": command_line()}
-        self.update(verb=verb, status="running", **commands)
+            self.update(command=command_line())
+        self.update(verb=verb, status="running")
         self.wrote(*TRAINING)
 
     def _is_blank(self) -> bool:

@@ -199,7 +199,7 @@ class TrainingModule(pl.LightningModule):
             return
         first = self._first_bad.clone()
         if self.trainer.world_size > 1:
-            first = self.trainer.strategy.reduce(first, reduce_op=torch.distributed.ReduceOp.MIN)
+            torch.distributed.all_reduce(first, torch.distributed.ReduceOp.MIN)
         if torch.isinf(first):
             return
         step = int(first)

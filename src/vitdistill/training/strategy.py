@@ -7,14 +7,13 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from vitdistill.errors import UserError
 from vitdistill.methods.method import Method
-from vitdistill.models.backbone import Backbone
 from vitdistill.training.settings import Settings
+from vitdistill.training.sharding import shard
 
 
 class FullySharded(ModelParallelStrategy):
@@ -25,7 +24,7 @@ class FullySharded(ModelParallelStrategy):
     weights, which changes what optimizers that look at their shape or norm (LAMB, Muon) compute.
 
     Checkpoints are whole files, written by the first process, with the content that one process would write: an
-    interrupted run can go on under another strategy, or on other devices. Teachers are no modules of the method (see
+    interrupted run can go on under another strategy. Teachers are no modules of the method (see
     `Teacher`), so they are not sharded.
 
     Example:
@@ -41,22 +40,8 @@ class FullySharded(ModelParallelStrategy):
         super().setup_environment()
 
     def shard(self, method: Method) -> None:
-        """Replace the method's parameters by this process's shares; called once all processes are known.
-
-        A block's weights are gathered when its turn comes in the forward and backward pass, and released after it.
-        """
-        student = method.student
-        mesh = self.device_mesh["data_parallel"]
-        if isinstance(student, Backbone) and student.blocks_apart:
-            # Where the inside of a block is read, gradients may come from there alone, which does not gather it anew.
-            passes = [one.capture for one in method.passes(0.0) if one.role == "student"]
-            read = {student.block_index(block) for one in passes for block, point in one.points if point != "output"}
-            for index, block in enumerate(student.blocks):
-                fully_shard(block, mesh=mesh, reshard_after_forward=index not in read)
-        # By itself, since validation calls it without the method. What is around the blocks stays until the backward
-        # pass: saliency and terms look at it behind the student's forward pass.
-        fully_shard(student, mesh=mesh, reshard_after_forward=False)
-        fully_shard(method, mesh=mesh, reshard_after_forward=False)
+        """Replace the method's parameters by this process's shares; called once all processes are known."""
+        shard(method, self.device_mesh["data_parallel"])
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
