@@ -28,6 +28,7 @@ ORDER = (
     "models",
     "weights",
     "training",
+    "scale",
     "cost",
     "results",
     "python",

@@ -19,7 +19,7 @@ FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 class Command(NamedTuple):
-    """A command line shown on a page."""
+    """A command line shown on a page, without what starts several processes of it."""
 
     page: str
     line: str
@@ -35,7 +35,8 @@ def commands() -> list[Command]:
     for path in PAGES:
         for body in blocks(path, "bash"):
             lines = re.sub(r"\\\n\s*", "", body).splitlines()
-            found += [Command(path.name, line.strip()) for line in lines if line.strip().startswith("vitdistill ")]
+            lines = [re.sub(r"^\s*(srun|torchrun) .*?(?=vitdistill )", "", line).strip() for line in lines]
+            found += [Command(path.name, line) for line in lines if line.startswith("vitdistill ")]
     return found
 
 

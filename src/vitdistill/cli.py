@@ -17,13 +17,17 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     leave = arguments is None  # the process is this command and nothing else
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    # All processes of a run would say the same, except of the files that they read.
+    level = logging.WARNING if is_first_process() else logging.ERROR
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
+    logging.getLogger("vitdistill.data.loader").setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").propagate = False  # it prints its warnings itself; once is enough
     try:
         with stopping(leave=leave):
             return _main(arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if is_first_process() or not error.everywhere:
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         if is_first_process():

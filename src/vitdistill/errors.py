@@ -1,12 +1,19 @@
 """Errors that a user can act on: one line with the rule, the value received and the remedy."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
 
 class UserError(ValueError):
-    """Bad input. The command line prints the message as one line and exits with code 2."""
+    """Bad input. The command line prints the message as one line and exits with code 2.
+
+    Attributes:
+        everywhere: whether all processes of a run raise it together, so that the first alone need print it.
+    """
+
+    everywhere = False
 
     def __init__(self, rule: str, got: object = None, remedy: str = "") -> None:
         """
@@ -19,6 +26,16 @@ class UserError(ValueError):
         if remedy:
             parts.append(remedy)
         super().__init__(". ".join(" ".join(part.split()) for part in parts))
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What is refused in here, all processes of a run refuse at the same moment: see `UserError.everywhere`."""
+    try:
+        yield
+    except UserError as error:
+        error.everywhere = True
+        raise
 
 
 class MachineError(UserError, OSError):

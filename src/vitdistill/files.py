@@ -4,7 +4,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -98,9 +98,38 @@ def absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def is_first_process() -> bool:
-    """Whether this process may write: the first of a distributed run, or the only one."""
-    return all(int(os.environ.get(name, 0) or 0) == 0 for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"))
+def started_by_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun (`python -m torch.distributed.run`) started this process."""
+    return "TORCHELASTIC_RUN_ID" in environment
+
+
+def started_by_slurm(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether `srun` started this process as one of a job's tasks; in an interactive job it did not."""
+    return "SLURM_NTASKS" in environment and environment.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+
+
+def is_first_process(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process may write: the first of a distributed run, or the only one.
+
+    The innermost launcher knows: torchrun may run as a task of SLURM, and there number the nodes otherwise.
+
+    Args:
+        environment: the process's variables.
+
+    Example:
+        >>> is_first_process({"RANK": "0", "LOCAL_RANK": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"})
+        True
+    """
+
+    def number(name: str) -> int:
+        return int(environment.get(name) or 0)
+
+    if "RANK" in environment:  # of all processes: torchrun's, and the convention of torch
+        return number("RANK") == 0
+    if started_by_slurm(environment):
+        return number("SLURM_PROCID") == 0
+    # Started by Lightning, which is itself started on every node.
+    return number("LOCAL_RANK") == 0 and number("NODE_RANK" if "NODE_RANK" in environment else "GROUP_RANK") == 0
 
 
 def check_exist(paths: Iterable[str]) -> None:

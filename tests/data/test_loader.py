@@ -170,6 +170,26 @@ def test_the_log_warns_once_per_path(caplog):
     }
 
 
+def test_processes_make_one_log_of_theirs(caplog):
+    logs = [CorruptLog(), CorruptLog()]
+    found = [[("a.jpg", "empty"), ("b.jpg", "empty")], [("b.jpg", "here it is no image"), ("c.jpg", "empty")]]
+    with caplog.at_level(logging.WARNING):
+        for log, unreadable in zip(logs, found, strict=True):
+            log.add(unreadable)
+        said = len(caplog.records)
+        told = [dict(log.untold) for log in logs]
+        for log in logs:
+            log.exchange(lambda mine: told if mine in told else [])
+        for log in logs:
+            assert sorted(log.paths) == ["a.jpg", "b.jpg", "c.jpg"] and log.untold == {}
+            log.add([("a.jpg", "empty"), ("b.jpg", "empty"), ("c.jpg", "empty")])  # no news anywhere
+            assert log.untold == {}
+            log.check(50)
+            with pytest.raises(UserError, match="got 3 of 8"):
+                log.check(8)
+    assert len(caplog.records) == said == 4
+
+
 def test_more_than_one_percent_stops_the_run():
     log = CorruptLog((f"{number}.jpg", "empty") for number in range(4))
     log.check(400)

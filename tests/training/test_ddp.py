@@ -1,4 +1,4 @@
-"""Two processes give the gradient of one process with the same global batch."""
+"""Two processes give the gradient of one process with the same global batch, whole or with sharded weights."""
 
 import os
 import socket
@@ -11,6 +11,8 @@ import torch
 SCRIPT = """
 import sys, torch, timm
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from vitdistill.data.loader import make_loader
 from vitdistill.data.device import OnDevice
@@ -19,6 +21,7 @@ from vitdistill.data.images.recipes import train_transform
 from vitdistill.data.order import EpochBatchSampler
 from vitdistill.data.open import open_source
 from vitdistill.methods.maskedkd import MaskedKD
+from vitdistill.training.sharding import shard
 
 rank, world, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 torch.set_num_threads(1)
@@ -34,20 +37,33 @@ source = open_source("digits")
 augment = Augment(recipe="none", scale=0.6)
 sampler = EpochBatchSampler(len(source.train), 32 // world, seed=3, rank=rank, world=world)
 loader = make_loader(source.train, train_transform(augment, 12), sampler, seed=3)
-method = MaskedKD(vit(12, 0), vit(24, 1), keep=0.5, smoothing=0.1)
-model = DistributedDataParallel(method) if world > 1 else method
-on_device = OnDevice(augment, method.student.input.mean, method.student.input.std, 10)
-for batch, _ in zip(loader, range(2)):
-    step = model(*on_device.train(batch.images, batch.targets))
-    step.loss.backward()
+
+def gradients(wrap):
+    method = MaskedKD(vit(12, 0), vit(24, 1), keep=0.5, smoothing=0.1)
+    model = wrap(method)
+    on_device = OnDevice(augment, method.student.input.mean, method.student.input.std, 10)
+    sampler.set_position(0)
+    for batch, _ in zip(loader, range(2)):
+        step = model(*on_device.train(batch.images, batch.targets))
+        step.loss.backward()
+    return {name: whole(p.grad) for name, p in method.named_parameters()}
+
+def sharded(method):
+    shard(method, init_device_mesh("cpu", (world,)))
+    assert all(isinstance(p, DTensor) for p in method.parameters())
+    assert not any(isinstance(p, DTensor) for p in method.teachers[0].network.parameters())
+    return method
+
+whole = lambda gradient: gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+found = [gradients(wrap) for wrap in ([DistributedDataParallel, sharded] if world > 1 else [lambda method: method])]
 if rank == 0:
-    torch.save({name: p.grad for name, p in method.named_parameters()}, out)
+    torch.save(found, out)
 if world > 1:
     dist.destroy_process_group()
 """
 
 
-def run(world: int, out: Path) -> dict[str, torch.Tensor]:
+def run(world: int, out: Path) -> list[dict[str, torch.Tensor]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -61,9 +77,10 @@ def run(world: int, out: Path) -> dict[str, torch.Tensor]:
 
 
 def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:
-    one, two = run(1, tmp_path / "one.pt"), run(2, tmp_path / "two.pt")
-    assert one.keys() == two.keys() and len(one) > 20
+    (one,), (replicated, sharded) = run(1, tmp_path / "one.pt"), run(2, tmp_path / "two.pt")
+    assert one.keys() == replicated.keys() == sharded.keys() and len(one) > 20
     for name, gradient in one.items():
         assert gradient.abs().max() > 0, name
-        # DDP averages over ranks per step; the two steps of each add up.
-        torch.testing.assert_close(two[name], gradient, rtol=1e-4, atol=1e-6)
+        # Averaged over ranks per step; the two steps of each add up.
+        for kind, two in (("ddp", replicated), ("fsdp", sharded)):
+            torch.testing.assert_close(two[name], gradient, rtol=1e-4, atol=1e-6, msg=f"{kind} {name}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from colours import NETWORK, colours, options
 from vitdistill.errors import UserError
 from vitdistill.training.module import TrainingModule
 from vitdistill.verbs.maskedkd import maskedkd
@@ -160,6 +161,45 @@ def test_a_signal_in_the_export_leaves_out_the_report(
         maskedkd(**{**arguments, "epochs": 1}, out=str(run))
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
     assert (run / "student_ema.safetensors").exists() and not (run / "report.html").exists()
+
+
+def test_a_run_whose_data_was_moved_ends_like_one_whose_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitdistill.data.images.augment import Augment
+    from vitdistill.errors import UserError
+    from vitdistill.verbs.supervised import supervised
+
+    data = colours(tmp_path / "data", {"red": "red", "blue": "blue"}, train=24)
+    network = {"student": "vit_tiny_patch16_224", "student_args": NETWORK, "drop_path": 0.1}
+    network |= {"augment": Augment(recipe="tiny", mixup=0.5)}  # random, as real runs are
+    supervised(**options(data, tmp_path / "whole", epochs=2, **network))
+    original, done = TrainingModule.training_step, []
+
+    def step_then_interrupt(self: TrainingModule, batch: Any, batch_idx: int) -> Any:
+        done.append(batch_idx)
+        if len(done) == 6:  # of 8
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(TrainingModule, "training_step", step_then_interrupt)
+    monkeypatch.setattr(sys, "argv", ["vitdistill", "supervised", "--data", str(data)])
+    pieced = tmp_path / "pieced"
+    with pytest.raises(KeyboardInterrupt):
+        supervised(**options(data, pieced, epochs=2, **network))
+    monkeypatch.undo()
+
+    moved = data.rename(tmp_path / "moved")
+    with pytest.raises(UserError):
+        resume(str(pieced))  # where it was
+    monkeypatch.setattr(sys, "argv", ["vitdistill", "resume", str(pieced), "--data", str(moved)])
+    info = resume(str(pieced), data=str(moved))
+    for name in ("metrics.csv", "student.safetensors", "student.json"):
+        assert (pieced / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert info["status"] == "finished" and info["accuracy"]["top1"] is not None
+    assert info["command"] == f"vitdistill supervised --data {data}"
+    assert info["resumed_by"] == [f"vitdistill resume {pieced} --data {moved}"]
+    assert str(moved) in (pieced / "config.yaml").read_text()
 
 
 def test_resuming_with_another_configuration_names_the_keys(arguments: dict[str, Any], tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -140,7 +140,10 @@ class SampleSet(Dataset[Batch]):
 
 
 class CorruptLog:
-    """Unreadable samples of one run: warns of each once, and stops the run when there are too many."""
+    """Unreadable samples of one run: warns of each once, and stops the run when there are too many.
+
+    Each process of a run has a log of its own; `exchange` makes them one.
+    """
 
     def __init__(self, known: Iterable[tuple[str, str]] = (), word: str = "image", *, share: float = BAD_SHARE) -> None:
         """
@@ -150,6 +153,7 @@ class CorruptLog:
             share: of the samples may be unreadable; see `borne`.
         """
         self.paths: dict[str, str] = dict(known)
+        self.untold: dict[str, str] = {}  # what other processes do not know yet
         self.word, self.share = word, share
 
     @classmethod
@@ -161,8 +165,18 @@ class CorruptLog:
         """Take note of a batch's `skipped`; warns of every path that is new, with the reason."""
         for path, reason in skipped:
             if path not in self.paths:
-                self.paths[path] = reason
+                self.paths[path] = self.untold[path] = reason
                 logger.warning("Unreadable %s, skipped: %s (%s)", self.word, path, reason)
+
+    def exchange(self, gather: Callable[[dict[str, str]], Iterable[Mapping[str, str]]]) -> None:
+        """Add what other processes found, which have warned of it themselves.
+
+        Args:
+            gather: hands what is new here to all processes, and returns what is new in each.
+        """
+        for found in gather(self.untold):
+            self.paths.update({path: reason for path, reason in found.items() if path not in self.paths})
+        self.untold = {}
 
     def check(self, total: int) -> None:
         """Stop when more are unreadable than are borne.

@@ -27,15 +27,28 @@ Captured = dict[tuple[int, Point], Tokens | QKV]
 BLOCK_WORDS = ("first", "middle", "last")
 
 
+def is_sharded(module: nn.Module) -> bool:
+    """Whether a module's weights are shared out among processes (torch's `fully_shard`)."""
+    return any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__)  # whose import takes a while
+
+
+def kind_of(module: nn.Module) -> type:
+    """The class that a module was built as; sharding puts one of its own in front of it."""
+    return type(module).__mro__[2] if is_sharded(module) else type(module)
+
+
 class Backbone(Network, ABC):
     """One network whose patches and blocks are known.
 
     Attributes:
         has_bias: whether blocks add something to the scores of queries and keys before the softmax.
+        blocks_apart: whether a block's weights are looked at in its own pass alone, so that they may be gathered for it
+            where they are sharded.
     """
 
     maskable = True
     has_bias = False
+    blocks_apart = True
 
     # --- what the network is --------------------
 

@@ -116,7 +116,12 @@ class RunDirectory:
             if before.get(MAY_MOVE) != config.get(MAY_MOVE):
                 header = f"# vitdistill {verb} --config {self.config.name}\n"
                 _write(self.config, header + yaml.safe_dump({**before, MAY_MOVE: config[MAY_MOVE]}, sort_keys=False))
-        self.update(verb=verb, status="running", command=command_line())
+        known = self.read_info()
+        if resume and known.get("command"):
+            self.update(resumed_by=[*known.get("resumed_by", ()), command_line()])
+        else:
+            self.update(command=command_line())
+        self.update(verb=verb, status="running")
         self.wrote(*TRAINING)
 
     def _is_blank(self) -> bool:

@@ -9,12 +9,13 @@ import lightning.pytorch as pl
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torchmetrics import MetricCollection
 
 from vitdistill.data.device import OnDevice
 from vitdistill.data.loader import Batch, CorruptLog
 from vitdistill.data.order import EpochBatchSampler, seed_everything_at
-from vitdistill.errors import UserError
+from vitdistill.errors import UserError, together
 from vitdistill.methods.method import Method
 from vitdistill.models.ema import moving_average
 from vitdistill.models.families import as_network
@@ -22,6 +23,9 @@ from vitdistill.tokens.keep import progress_at
 from vitdistill.training.clock import Clock
 from vitdistill.training.optim import make_optimizer, make_schedules, plan_groups
 from vitdistill.training.settings import Settings
+from vitdistill.training.strategy import FullySharded
+
+AGREE = 50  # steps after which processes tell each other which files they could not read
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +87,11 @@ class TrainingModule(pl.LightningModule):
 
     # --- setting up ---------------------------------------------------------------------------------------------
 
+    def configure_model(self) -> None:
+        """Called by the trainer once all processes are known, before the optimizer is made."""
+        if isinstance(strategy := self.trainer.strategy, FullySharded):
+            strategy.shard(self.method)
+
     def configure_optimizers(self) -> Any:
         optim = self.settings.optim
         optimizer = make_optimizer(self.method, self._groups, optim, self._global_batch)
@@ -132,7 +141,36 @@ class TrainingModule(pl.LightningModule):
     def _note_unreadable(self, batch: Batch) -> None:
         if batch.skipped:
             self._corrupt.add(batch.skipped)
-            self._corrupt.check(self._images)
+            # Several processes count together, now and then (see `_agree`); without a batch there is no going on.
+            if self.trainer.world_size == 1 or len(batch.index) == 0:
+                self._corrupt.check(self._images)
+
+    def _exchange_unreadable(self) -> bool:
+        """Tell all processes which files each could not read; whether there were new ones. A collective.
+
+        Nearly always there is nothing new anywhere, which takes one number to find out.
+        """
+        strategy, world = self.trainer.strategy, self.trainer.world_size
+        if world == 1 or not strategy.reduce_boolean_decision(bool(self._corrupt.untold), all=False):
+            return False
+
+        def gather(mine: dict[str, str]) -> list[Any]:
+            found: list[Any] = [None] * world
+            torch.distributed.all_gather_object(found, mine)
+            return found
+
+        self._corrupt.exchange(gather)
+        return True
+
+    def _check_unreadable(self) -> None:
+        """Stop all processes together where their files that cannot be read are too many in all. A collective.
+
+        Raises:
+            UserError: see `CorruptLog.check`.
+        """
+        if self._exchange_unreadable():
+            with together():
+                self._corrupt.check(self._images)
 
     @property
     def _wide(self) -> torch.dtype:
@@ -144,7 +182,8 @@ class TrainingModule(pl.LightningModule):
         step = torch.full_like(loss.detach(), self.current_epoch * len(self._sampler) + batch_idx, dtype=self._wide)
         bad = torch.where(torch.isfinite(loss.detach()), torch.inf, step)
         self._first_bad = bad if self._first_bad is None else torch.minimum(self._first_bad, bad)
-        if self.device.type == "cpu" or batch_idx % 100 == 99:
+        several = self.trainer.world_size > 1  # which stop together, so they have to talk
+        if (self.device.type == "cpu" and not several) or batch_idx % 100 == 99:
             self.check_finite()
 
     def check_finite(self, weights: bool = False) -> None:
@@ -154,24 +193,32 @@ class TrainingModule(pl.LightningModule):
             UserError: naming the step.
         """
         if weights:
-            norms = torch._foreach_norm([parameter.detach() for parameter in self.method.parameters()])
+            own = [p.to_local() if isinstance(p, DTensor) else p for p in self.method.parameters()]
+            norms = torch._foreach_norm([parameter.detach() for parameter in own])
             broken = not torch.isfinite(torch.stack([norm.float() for norm in norms])).all()
             # Under FSDP each process sees its shard only; all must stop together.
             if self.trainer.strategy.reduce_boolean_decision(bool(broken), all=False):
-                raise UserError(
-                    "The weights must stay finite",
-                    f"NaN or infinity by step {self.global_step} (epoch {self.current_epoch})",
-                    "The last good checkpoint is kept. Lower --optim.lr, or set --optim.clip 1.0",
-                )
-        if self._first_bad is None or torch.isinf(self._first_bad):
+                with together():
+                    raise UserError(
+                        "The weights must stay finite",
+                        f"NaN or infinity by step {self.global_step} (epoch {self.current_epoch})",
+                        "The last good checkpoint is kept. Lower --optim.lr, or set --optim.clip 1.0",
+                    )
+        if self._first_bad is None:
             return
-        step = int(self._first_bad)
+        first = self._first_bad.clone()
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(first, torch.distributed.ReduceOp.MIN)
+        if torch.isinf(first):
+            return
+        step = int(first)
         epoch, batch = divmod(step, len(self._sampler))
-        raise UserError(
-            "The loss must stay finite",
-            f"NaN or infinity at step {step} (epoch {epoch}, batch {batch})",
-            "The last good checkpoint is kept. Lower --optim.lr, or set --optim.clip 1.0",
-        )
+        with together():
+            raise UserError(
+                "The loss must stay finite",
+                f"NaN or infinity at step {step} (epoch {epoch}, batch {batch})",
+                "The last good checkpoint is kept. Lower --optim.lr, or set --optim.clip 1.0",
+            )
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.position = (self.current_epoch, batch_idx + 1)
@@ -180,8 +227,11 @@ class TrainingModule(pl.LightningModule):
             self.method.after_step(self.progress(batch_idx))
             if self._ema:
                 self._ema[0].update(self.method.student.net)
+        if batch_idx % AGREE == AGREE - 1:
+            self._check_unreadable()
 
     def on_train_epoch_end(self) -> None:
+        self._check_unreadable()
         self.check_finite(weights=True)
         self.position = (self.current_epoch + 1, 0)
         sums = self._summed()
@@ -266,10 +316,13 @@ class TrainingModule(pl.LightningModule):
         self._val_sum[:2] += torch.stack((loss.to(self._wide), torch.full_like(loss, images, dtype=self._wide)))
 
     def on_validation_epoch_end(self) -> None:
+        self._check_unreadable()
         loss, images, read = self.trainer.strategy.reduce(self._val_sum, reduce_op="sum").tolist()
         if not read:  # a score of nothing would be 0%
             reason = next(reversed(self._corrupt.paths.values()), "")
-            raise UserError(f"At least one {self._corrupt.word} to validate on must be readable", f"none ({reason})")
+            rule = f"At least one {self._corrupt.word} to validate on must be readable"
+            with together():
+                raise UserError(rule, f"none ({reason})")
         self._val_row = {"val/loss": loss / images} if images else {}
         for name in self._metrics if self._ema else list(self._metrics)[:1]:
             metrics: Any = self._metrics[name]
@@ -284,6 +337,7 @@ class TrainingModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.remembered = self.method.remembered(self._total)
+        self._exchange_unreadable()  # too many of them end the run later; now it is saved
         checkpoint["vitdistill"] = {
             "position": self.position,
             "global_batch": self._global_batch,

@@ -40,12 +40,14 @@ from vitdistill.training.checkpoints import (
 from vitdistill.training.disk import footprint
 from vitdistill.training.estimate import Estimate
 from vitdistill.training.interrupt import StopBetweenSteps, end_others, watch_others
+from vitdistill.training.launch import devices_and_nodes, launched, sharing_cores
 from vitdistill.training.loggers import Services
 from vitdistill.training.module import TrainingModule
 from vitdistill.training.optim import warn_about_rates
 from vitdistill.training.precision import training_precision
 from vitdistill.training.progress import ProgressBar
 from vitdistill.training.settings import Settings
+from vitdistill.training.strategy import strategy_of
 from vitdistill.training.summary import cost_of, describe, speed_of, teacher_of, versions
 from vitdistill.training.timing import StepTiming
 from vitdistill.training.waste import say_waste
@@ -181,7 +183,9 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
     on_gpu = trainer.strategy.root_device.type == "cuda"
     options: dict[str, Any] = {
         "seed": settings.seed,
-        "num_workers": default_workers(source, trainer.num_devices) if loader.workers is None else loader.workers,
+        "num_workers": default_workers(source, sharing_cores(trainer.num_devices))
+        if loader.workers is None
+        else loader.workers,
         "pin_memory": on_gpu if loader.pin is None else loader.pin,
     }
     corrupt = CorruptLog.of(source.train, loader.bad_share)
@@ -223,6 +227,7 @@ def _trainer(run: RunDirectory, settings: Settings) -> pl.Trainer:
     disable_possible_user_warnings()
     warnings.filterwarnings("ignore", message=".*weights_only.*")
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nobody adds to it in place
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own, of a newer torch
     arguments: dict[str, Any] = {
         "devices": "auto" if torch.cuda.is_available() else 1,
@@ -232,14 +237,24 @@ def _trainer(run: RunDirectory, settings: Settings) -> pl.Trainer:
         "enable_progress_bar": False,
         "use_distributed_sampler": False,
         **settings.trainer,
+        **devices_and_nodes(settings.trainer),
     }
-    if settings.optim.ema is not None and "fsdp" in str(arguments.get("strategy")):
-        raise UserError("Averaged weights (--optim.ema) are not available with FSDP", remedy="Leave out one of them")
+    _warn_of_idle_gpus(settings)
+    arguments["strategy"] = strategy_of(arguments.get("strategy", "auto"), settings)
     try:
         return _lightning_trainer(run, settings, arguments)
     except (MisconfigurationException, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError("Lightning refuses these --trainer or --precision values", reason) from error
+
+
+def _warn_of_idle_gpus(settings: Settings) -> None:
+    """Say when a launcher from outside started fewer processes than there are GPUs here, unless they were chosen."""
+    launch, gpus = launched(), torch.cuda.device_count()
+    if launch is not None and launch.per_node < gpus and "devices" not in settings.trainer:
+        log.warning(
+            "%s started %s, so %d of the %d GPUs of this node are used", launch.by, launch, launch.per_node, gpus
+        )
 
 
 def _lightning_trainer(run: RunDirectory, settings: Settings, arguments: dict[str, Any]) -> pl.Trainer:

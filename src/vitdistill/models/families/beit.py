@@ -28,6 +28,7 @@ class BiasedViT(RotaryViT):
     """
 
     has_bias = True
+    blocks_apart = False  # saliency adds a block's bias
 
     def embed(self, inputs: Float[Tensor, "b ch height width"]) -> Float[Tensor, "b m d"]:
         tokens = self.net.patch_embed(inputs)

@@ -24,6 +24,7 @@ class Swin(Backbone):
     """
 
     maskable = False
+    blocks_apart = False  # saliency adds a block's bias
 
     def __init__(self, net: SwinTransformer) -> None:
         super().__init__(net)

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vitdistill.errors import UserError
-from vitdistill.models.backbone import Backbone, Captured, FusedQKVReader, QKVReader, SaliencyKind
+from vitdistill.models.backbone import (
+    Backbone,
+    Captured,
+    FusedQKVReader,
+    QKVReader,
+    SaliencyKind,
+    is_sharded,
+    kind_of,
+)
 from vitdistill.models.macs import (
     Macs,
     check_kept,
@@ -97,7 +105,7 @@ class ViT(Backbone):
 
     def is_known(self, block: Any) -> bool:
         """Whether the inside of a block is known: here, timm's pre-norm block, whose qkv takes `norm1` of its input."""
-        return type(block) is Block
+        return kind_of(block) is Block
 
     def blocks_run(self, capture: Capture) -> tuple[int, bool]:
         """How many blocks a pass runs whole, and whether it then runs the next one up to its q, k and v."""
@@ -105,7 +113,9 @@ class ViT(Backbone):
             return self.depth, False
         whole = {self.block_index(block) for block, point in capture.points if point != "qkv"}
         last = max((self.block_index(block) for block, _ in capture.points), default=-1)
+        # The weights of a sharded block are there in its own forward pass alone, so it runs whole.
         stops_inside = last >= 0 and last not in whole and self.is_known(self.blocks[last])
+        stops_inside = stops_inside and not is_sharded(self.blocks[last])
         return (last, True) if stops_inside else (last + 1, False)
 
     def head(self, tokens: Tensor) -> tuple[Tokens, Tensor | tuple[Tensor, Tensor]]:
