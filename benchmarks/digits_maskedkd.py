@@ -67,7 +67,7 @@ def run_one(name: str, seed: int, epochs: int, folder: str) -> dict[str, Any]:
         augment=Augment(recipe="none"),
         optim=Optim(lr=3e-3, lr_batch=64, warmup_epochs=3),
         seed=seed,
-        **SETTINGS[name],
+        **{"criterion": "student", **SETTINGS[name]},
     )
     rows = (out / "metrics.csv").read_text().splitlines()
     column = rows[0].split(",").index("val/top1")

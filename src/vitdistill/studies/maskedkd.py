@@ -36,6 +36,7 @@ def run(folder: Path, epochs: int, seed: int, overwrite: bool, announce: Callabl
             data="digits",
             out=str(folder / name),
             keep=1.0 if keep is None else keep,
+            criterion="student",  # the paper's
             alpha=0.0 if keep is None else 0.5,
             epochs=epochs,
             batch_size=64,

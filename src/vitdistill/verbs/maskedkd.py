@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from vitdistill.methods.selection import CriterionName
 from vitdistill.methods.selection.amounts import amount_of, check_selection
 from vitdistill.methods.terms.options import LOGITS, parse_terms
 from vitdistill.verbs.arguments import File, Model, Published, TeacherOptions
@@ -13,10 +14,19 @@ if TYPE_CHECKING:
 
 
 def check_terms(values: dict[str, Any]) -> dict[str, Any]:
-    """Refuse options of terms that `--distill` does not name, and selections that have no meaning; fills in nothing."""
-    values["terms"].named(values["distill"])
-    check_selection(values["keep"], values["criterion"], values["order"], values["mask"])
-    return {}
+    """Refuse options of terms that `--distill` does not name, and selections that have no meaning.
+
+    Returns:
+        Who ranks the patches, where that was not said: `auto` where the teacher's class scores can tell, else the
+        student.
+    """
+    terms = values["terms"].named(values["distill"])
+    keep, order, mask, criterion = (values[name] for name in ("keep", "order", "mask", "criterion"))
+    if criterion is None:
+        asked = LOGITS in terms and values["alpha"] > 0 and order == "top" and mask == "teacher"
+        criterion = "auto" if asked and not amount_of(keep).per_input else "student"
+    check_selection(keep, criterion, order, mask)
+    return {"criterion": criterion}
 
 
 @trains(
@@ -37,6 +47,7 @@ def maskedkd(
     teachers: TeacherOptions,
     teacher_text: File | None = None,
     network: Model | None = None,
+    criterion: CriterionName | None = None,
     **options: Any,
 ) -> "Method":
     """Distil a teacher that sees only the patches to which the student attends (MaskedKD).
@@ -48,6 +59,9 @@ def maskedkd(
         teacher_text: for a CLIP teacher, a file with one text embedding per class; its class scores are then
             100 * cosine similarity (zero-shot).
         network: the third network of the criteria that name one; given as `teacher` is.
+        criterion: who ranks the patches: the student (the paper's choice), the teacher, a third network, chance
+            (random), half one of them and half chance (student+random), or auto: student or random, whichever leaves
+            the teacher more of what it knows. By default auto where the teacher's class scores can tell, else student.
 
     Returns:
         The content of the run's run.json.
@@ -75,4 +89,5 @@ def maskedkd(
         )
     if network is not None:
         third = job.teacher(network, network_to_train)
-    return MaskedKD(network_to_train, guide, network=third, smoothing=job.smoothing, **options)
+    chosen = criterion or "student"  # filled in before a run begins
+    return MaskedKD(network_to_train, guide, network=third, smoothing=job.smoothing, criterion=chosen, **options)
