@@ -148,9 +148,10 @@ def in_words(verdicts: list[dict[str, Any]]) -> str:
 def command_line() -> str:
     """How the study was called, but for where it wrote."""
     arguments = sys.argv[1:]
-    if "--out" in arguments:
-        place = arguments.index("--out")
-        del arguments[place : place + 2]
+    for option in ("--out", "--kept", "--teachers"):
+        if option in arguments:
+            place = arguments.index(option)
+            del arguments[place : place + 2]
     return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
 
 
