@@ -16,6 +16,7 @@ allow: EPOCHS_HERE
 
 import csv
 import gzip
+import math
 import statistics
 import sys
 from collections.abc import Iterable
@@ -50,6 +51,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "budget 0.5": {"keep": "budget:0.5@1.0->0.25"},
     "mass 0.9": {"keep": "mass:0.9"},
 }
+UNTUNED = ("student+random 50%", "agree 0.9, auto", "budget 0.5", "mass 0.9")  # not run with the tuned teacher
 LABELS = "labels alone"
 WHOLE, PAPER = "whole", "student 50%"  # with what every arm is compared
 DRAWN = ("whole", "student 50%", "random 50%", "auto 50%", "agree 0.9")
@@ -176,7 +178,12 @@ def settings() -> dict[str, tuple[str | None, dict[str, Any]]]:
     """Name -> teacher (None trains on labels alone) and arguments of `maskedkd`."""
     return {
         LABELS: (None, {"alpha": 0.0}),
-        **{f"{kind}: {arm}": (kind, options) for kind in TEACHERS for arm, options in ARMS.items()},
+        **{
+            f"{kind}: {arm}": (kind, options)
+            for kind in TEACHERS
+            for arm, options in ARMS.items()
+            if kind != "tuned" or arm not in UNTUNED
+        },
     }
 
 
@@ -322,12 +329,12 @@ def markdown(content: dict[str, Any], subject: Subject) -> str:
     for kind, words in TEACHERS.items():
         names = [LABELS, *(f"{kind}: {arm}" for arm in ARMS)]
         if sum(name in table for name in names) > (LABELS in table):
-            lines += ["", f"## Students of the teacher {words}", "", *students_table(table, names)]
+            lines += ["", f"## Teacher: {words}", "", *students_table(table, names)]
     lines += [
         "",
         "± is half of the 95% confidence interval over the seeds (t); differences are paired by seed. Masked teacher: "
         "its top-1 on the training images of the last epoch, and its agreement with the whole one. Patches: mean over "
-        "the epochs of what the last step kept. Cost: of the teacher's passes over the whole training, against a "
+        "the epochs. Cost: of the teacher's passes over the whole training, against a "
         "teacher that sees everything.",
         "",
         *findings(table),
@@ -362,7 +369,7 @@ def students_table(table: dict[str, dict[str, Any]], names: list[str]) -> list[s
         row = table[name]
         gaps = [signed(row.get(f"minus {other}")) for other in (WHOLE, PAPER)]
         numbers = [shown(row["teacher"], ".1f"), shown(row["agreement"], ".0f"), shown(row["kept"], ".1f")]
-        cells = [str(len(row["top1"])), f"{row['mean']:.1f} ± {row['half']:.1f}", *gaps, *numbers]
+        cells = [str(len(row["top1"])), signed(row, ".1f"), *gaps, *numbers]
         lines.append(f"| {name.partition(': ')[2] or name} | {' | '.join(cells)} | {shown(row['cost'], '.0%')} |")
     return lines
 
@@ -371,8 +378,11 @@ def shown(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def signed(gap: dict[str, float] | None) -> str:
-    return f"{gap['mean']:+.1f} ± {gap['half']:.1f}" if gap else "-"
+def signed(found: dict[str, Any] | None, form: str = "+.1f") -> str:
+    """A mean with its interval; of one seed without."""
+    if not found:
+        return "-"
+    return format(found["mean"], form) + (f" ± {found['half']:.1f}" if math.isfinite(found["half"]) else "")
 
 
 def findings(table: dict[str, dict[str, Any]]) -> list[str]:
@@ -388,7 +398,7 @@ def findings(table: dict[str, dict[str, Any]]) -> list[str]:
             if kinds:
                 verdicts = [name for name in ("better", "worse", "not resolved") if name in kinds]
                 parts = [f"{name}: {', '.join(kinds[name])}" for name in verdicts]
-                lines.append(f"- Teacher {words}, against {meant}: {'; '.join(parts)}.")
+                lines.append(f"- Teacher: {words}; against {meant}: {'; '.join(parts)}.")
     return [
         *lines,
         "",
