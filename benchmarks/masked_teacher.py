@@ -129,22 +129,30 @@ SUBJECTS = {
     "fashion": Subject(
         words="Fashion-MNIST, 28x28 pixels, patch 4 (49 patches), shifted and flipped; 2,000 test images. Teachers: "
         "width 64, 4 blocks, 8 epochs of 30,000 images (the tuned one 2 more). Students: width 32, 4 blocks, on 6,000 "
-        "images, batch 128.",
+        "images, batch 64.",
         test_images=2_000,
-        epochs=8,
+        epochs=6,
         common={
-            "batch_size": 128,
             "drop_path": 0.0,
             "augment": Augment(recipe="none"),
             "loader": Loader(workers=0, eval_batch=500),
         },
         teacher={
             **vit(width=64, heads=4),
+            "batch_size": 128,
             "epochs": 8,
             "optim": Optim(lr=2e-3, lr_batch=128, warmup_epochs=0.85, min_lr=0.0),
         },
-        tuning={"epochs": 2, "optim": Optim(lr=1e-3, lr_batch=128, warmup_epochs=0.2, min_lr=0.0)},
-        student={**vit(width=32, heads=2), "optim": Optim(lr=2e-3, lr_batch=128, warmup_epochs=1, min_lr=0.0)},
+        tuning={
+            "batch_size": 128,
+            "epochs": 2,
+            "optim": Optim(lr=1e-3, lr_batch=128, warmup_epochs=0.2, min_lr=0.0),
+        },
+        student={
+            **vit(width=32, heads=2),
+            "batch_size": 64,
+            "optim": Optim(lr=2e-3, lr_batch=64, warmup_epochs=1, min_lr=0.0),
+        },
     ),
     "digits": Subject(
         words="Handwritten digits, 12x12 pixels, patch 2 (36 patches), 1,437 for training and 360 for tests. Teachers: "
