@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from study import chosen, command_line, half_width, parser_of, run_all, write
+from study import chosen, command_line, finished, half_width, parser_of, run_all, write
 from vitdistill import Augment, Optim
 from vitdistill.training.settings import Loader
 
@@ -324,12 +324,14 @@ def verdict(gap: dict[str, float]) -> str:
 def markdown(content: dict[str, Any], subject: Subject) -> str:
     """The committed table."""
     meta, table = content["meta"], content["table"]
+    fewest = min(len(row["top1"]) for row in table.values())
+    seeds = str(meta["seeds"]) if fewest == meta["seeds"] else f"{fewest} to {meta['seeds']}"
     lines = [
         "# When masking hurts",
         "",
         f"`{meta['command']}` on {meta['hardware']['cpu']} ({meta['hardware']['cpu_cores']} cores, shared), torch "
-        f"{meta['hardware']['torch']}, {meta['seconds'] / 60:.0f} minutes of students in all, one thread each. Up to "
-        f"{meta['seeds']} seeds, {meta['epochs']} epochs. {subject.words}",
+        f"{meta['hardware']['torch']}, {meta['seconds'] / 60:.0f} minutes of students in all, one thread each. {seeds} "
+        f"seeds, {meta['epochs']} epochs. {subject.words}",
         "",
         "## Teachers before any student",
         "",
@@ -337,6 +339,10 @@ def markdown(content: dict[str, Any], subject: Subject) -> str:
         "whole one names (`vitdistill evaluate`).",
         "",
         *preflight_table(content["preflight"]),
+        "",
+        "## Students",
+        "",
+        *overview(table),
     ]
     for kind, words in TEACHERS.items():
         names = [LABELS, *(f"{kind}: {arm}" for arm in ARMS)]
@@ -366,6 +372,22 @@ def preflight_table(found: dict[str, list[dict[str, Any]]]) -> list[str]:
             for row in masks
         ]
         lines.append(f"| {TEACHERS[kind]} | {' | '.join(cells)} |")
+    return lines
+
+
+def overview(table: dict[str, dict[str, Any]]) -> list[str]:
+    """Students' accuracy: a line an arm, a column a teacher."""
+    kinds = [kind for kind in TEACHERS if any(name.startswith(f"{kind}: ") for name in table)]
+    lines = [f"| teacher sees | {' | '.join(TEACHERS[kind] for kind in kinds)} |", f"|---|{'---:|' * len(kinds)}"]
+    if LABELS in table:
+        lines.append(f"| nothing ({LABELS}) | {signed(table[LABELS], '.1f')} |{' |' * (len(kinds) - 1)}")
+    for arm in ARMS:
+        cells = []
+        for row in (table.get(f"{kind}: {arm}") for kind in kinds):
+            cost = f" (cost {row['cost']:.0%})" if row and row["cost"] is not None else ""
+            cells.append(f"{signed(row, '.1f')}{cost}")
+        if set(cells) != {"-"}:
+            lines.append(f"| {arm} | {' | '.join(cells)} |")
     return lines
 
 
@@ -453,6 +475,7 @@ def main() -> int:
     parser.add_argument("--data", choices=list(SUBJECTS), default="fashion")
     parser.add_argument("--teachers", type=Path, help="folder of the teachers' runs; by default in runs/")
     parser.add_argument("--kept", type=Path, help="file of finished runs; by default beside the teachers")
+    parser.add_argument("--report", action="store_true", help="train nothing: the table of the runs that are kept")
     options = parser.parse_args()
     from vitdistill.costing.measure import hardware
 
@@ -463,12 +486,16 @@ def main() -> int:
     teachers.mkdir(parents=True, exist_ok=True)
     epochs = options.epochs or subject.epochs
     names = chosen(settings(), options.only)
-    kinds = [kind for kind in TEACHERS if any(name.startswith(f"{kind}: ") for name in names)]
-    for kind in dict.fromkeys(("usual", *kinds)):  # the tuned one starts from the usual one
-        train_teacher(kind, subject, teachers)
     kept = options.kept or teachers / "students.jsonl"
-    run = partial(run_one, options.data, teachers)
-    results = run_all(run, names, options.seeds, options.jobs, epochs, kept=kept)
+    if options.report:
+        results = finished(kept, names, options.seeds, epochs)
+        names = [name for name in names if any(run["name"] == name for run in results)]
+    kinds = [kind for kind in TEACHERS if any(name.startswith(f"{kind}: ") for name in names)]
+    if not options.report:
+        for kind in dict.fromkeys(("usual", *kinds)):  # the tuned one starts from the usual one
+            train_teacher(kind, subject, teachers)
+        run = partial(run_one, options.data, teachers)
+        results = run_all(run, names, options.seeds, options.jobs, epochs, kept=kept)
     meta = {
         "command": command_line(),
         "hardware": hardware(),
