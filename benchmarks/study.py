@@ -46,7 +46,7 @@ def run_all(
     Raises:
         Exception: of the first run that failed, after all others have ended.
     """
-    results = _finished(kept, names, seeds, epochs)
+    results = finished(kept, names, seeds, epochs)
     done = {(row["name"], row["seed"]) for row in results}
     # Seeds outermost: an interruption leaves whole comparisons.
     wanted = [(name, seed) for seed in range(seeds) for name in names if (name, seed) not in done]
@@ -73,7 +73,7 @@ def run_all(
     return results
 
 
-def _finished(kept: Path | None, names: list[str], seeds: int, epochs: int) -> list[dict[str, Any]]:
+def finished(kept: Path | None, names: list[str], seeds: int, epochs: int) -> list[dict[str, Any]]:
     """The rows of a file of finished runs that belong to this study."""
     if kept is None or not kept.is_file():
         return []
@@ -147,10 +147,11 @@ def in_words(verdicts: list[dict[str, Any]]) -> str:
 
 def command_line() -> str:
     """How the study was called, but for where it wrote."""
-    arguments = sys.argv[1:]
-    if "--out" in arguments:
-        place = arguments.index("--out")
-        del arguments[place : place + 2]
+    arguments = [argument for argument in sys.argv[1:] if argument != "--report"]
+    for option in ("--out", "--kept", "--teachers"):
+        if option in arguments:
+            place = arguments.index(option)
+            del arguments[place : place + 2]
     return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
 
 

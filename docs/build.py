@@ -18,6 +18,7 @@ HERE = Path(__file__).resolve().parent
 ORDER = (
     "index",
     "maskedkd",
+    "masking",
     "tinymim",
     "video",
     "actions",

@@ -1,0 +1,518 @@
+"""When masking hurts: teachers trained as usual, with patch dropout, or tuned with it, and students under their masks.
+
+    apt-get install dataset-fashion-mnist         # real pictures of garments in ten classes, 28x28 pixels
+    python benchmarks/masked_teacher.py           # five seeds, two processes
+    python benchmarks/masked_teacher.py --data digits
+    python benchmarks/masked_teacher.py --seeds 2 --only "usual: whole" "usual: student 50%"
+
+Writes benchmarks/results/masked_teacher_{fashion,digits}.{json,md,svg}. All networks are trained by verbs: teachers by
+`supervised` and `finetune` (once; they stay in the folder --teachers), students by `maskedkd`. A run is kept as it ends
+in the file --kept, a line each: called again, the study goes on where it was.
+
+Garments: teachers learn from 30,000 pictures, students from 6,000 of them. Shifts of up to two pixels and flips are the
+data set's own transform. A student has six epochs in batches of 64 (558 steps), which take about a minute on one quiet
+core, so that five seeds of every setting take about an hour and a half on two. It is far from done by then (about 62%
+with the whole teacher; 74% after 20 epochs), and differences between settings are larger than at the end of a long
+training. More: --epochs 20. Batches of 128 would halve the steps for the same time. Pictures are kept in memory as
+arrays, since torchvision's transforms of single images took a fifth of it.
+"""
+
+import csv
+import gzip
+import math
+import statistics
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from study import chosen, command_line, finished, half_width, parser_of, run_all, write
+from vitdistill import Augment, Optim
+from vitdistill.training.settings import Loader
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package has it
+
+TEACHERS = {
+    "usual": "trained as usual",
+    "dropped": "patch dropout 0.5 from the start",
+    "tuned": "the usual one, tuned with patch dropout 0.5",
+}
+# Name -> arguments of `maskedkd` beyond the common ones.
+ARMS: dict[str, dict[str, Any]] = {
+    "whole": {"keep": 1.0},
+    "student 50%": {"keep": 0.5},
+    "random 50%": {"keep": 0.5, "criterion": "random"},
+    "student+random 50%": {"keep": 0.5, "criterion": "student+random"},
+    "auto 50%": {"keep": 0.5, "criterion": "auto"},
+    "agree 0.9": {"keep": "agree:0.9"},
+    "agree 0.9, auto": {"keep": "agree:0.9", "criterion": "auto"},
+    "budget 0.5": {"keep": "budget:0.5@1.0->0.25"},
+    "mass 0.9": {"keep": "mass:0.9"},
+}
+UNTUNED = ("student+random 50%", "agree 0.9, auto", "budget 0.5", "mass 0.9")  # not run with the tuned teacher
+LABELS = "labels alone"
+WHOLE, PAPER = "whole", "student 50%"  # with what every arm is compared
+DRAWN = ("whole", "student 50%", "random 50%", "auto 50%", "agree 0.9")
+CURVES = {
+    "curve": "val/top1",
+    "teacher_curve": "teacher/top1",
+    "agreement_curve": "teacher/agreement",
+    "keep_curve": "keep",
+}
+
+
+class Garments(Dataset):  # type: ignore[type-arg]
+    """Fashion-MNIST in memory; for training each picture is shifted by up to two pixels, and flipped or not."""
+
+    classes = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+
+    def __init__(self, split: str, count: int, *, moving: bool) -> None:
+        with gzip.open(FASHION / f"{split}-images-idx3-ubyte.gz") as file:
+            pixels = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 28, 28)[:count]
+        with gzip.open(FASHION / f"{split}-labels-idx1-ubyte.gz") as file:
+            self.targets = np.frombuffer(file.read(), np.uint8, offset=8)[:count].astype(np.int64)
+        self.padded, self.moving = np.pad(pixels, ((0, 0), (2, 2), (2, 2))), moving
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        # The loader seeds numpy's generator for every sample.
+        top, left, flip = np.random.randint(0, (5, 5, 2)) if self.moving else (2, 2, 0)
+        picture = self.padded[index, top : top + 28, left : left + 28]
+        return picture[:, ::-1] if flip else picture, int(self.targets[index])
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A data set to study masks on.
+
+    Attributes:
+        words: about data and networks, for the table.
+        test_images: how many.
+        epochs: of a student.
+        common: arguments of all verbs.
+        teacher: arguments of `supervised`.
+        tuning: arguments of `finetune`.
+        student: arguments of `maskedkd`.
+        usual: the usual teacher, where it is there already.
+    """
+
+    words: str
+    test_images: int
+    epochs: int
+    common: dict[str, Any]
+    teacher: dict[str, Any]
+    tuning: dict[str, Any]
+    student: dict[str, Any]
+    usual: str | None = None
+
+    def data(self, images: int) -> Any:
+        """What the verbs take as data; of garments so many pictures to train on."""
+        if self is SUBJECTS["digits"]:
+            return "digits"
+        return Garments("train", images, moving=True), Garments("t10k", self.test_images, moving=False)
+
+    def place_of(self, teacher: str, folder: Path) -> str:
+        """The name of a teacher that is there already, else the folder of its run."""
+        return self.usual if teacher == "usual" and self.usual is not None else str(folder / teacher)
+
+
+def vit(width: int, heads: int) -> dict[str, Any]:
+    size = {"img_size": 28, "patch_size": 4, "embed_dim": width, "depth": 4, "num_heads": heads}
+    return {"student": "vit_tiny_patch16_224", "student_args": size}
+
+
+SUBJECTS = {
+    "fashion": Subject(
+        words="Fashion-MNIST, 28x28 pixels, patch 4 (49 patches), shifted and flipped; 2,000 test images. Teachers: "
+        "width 64, 4 blocks, 8 epochs of 30,000 images (the tuned one 2 more). Students: width 32, 4 blocks, on 6,000 "
+        "images, batch 64.",
+        test_images=2_000,
+        epochs=6,
+        common={
+            "drop_path": 0.0,
+            "augment": Augment(recipe="none"),
+            "loader": Loader(workers=0, eval_batch=500),
+        },
+        teacher={
+            **vit(width=64, heads=4),
+            "batch_size": 128,
+            "epochs": 8,
+            "optim": Optim(lr=2e-3, lr_batch=128, warmup_epochs=0.85, min_lr=0.0),
+        },
+        tuning={
+            "batch_size": 128,
+            "epochs": 2,
+            "optim": Optim(lr=1e-3, lr_batch=128, warmup_epochs=0.2, min_lr=0.0),
+        },
+        student={
+            **vit(width=32, heads=2),
+            "batch_size": 64,
+            "optim": Optim(lr=2e-3, lr_batch=64, warmup_epochs=1, min_lr=0.0),
+        },
+    ),
+    "digits": Subject(
+        words="Handwritten digits, 12x12 pixels, patch 2 (36 patches), 1,437 for training and 360 for tests. Teachers: "
+        "width 96, 4 blocks, 60 epochs (`recipes/digits/teacher.yaml`; the tuned one 20 more). Students: width 48, 3 "
+        "blocks, batch 64.",
+        test_images=360,
+        epochs=24,
+        common={"batch_size": 64, "drop_path": 0.0},
+        teacher={
+            "student": "digits_vit_base",
+            "epochs": 60,
+            "augment": Augment(recipe="none", mixup=0.4, smoothing=0.1),
+            "optim": Optim(lr=3e-3, lr_batch=64, warmup_epochs=5),
+        },
+        tuning={  # the values of recipes/maskedkd/ready_for_masks.yaml, with more epochs and a higher rate
+            "epochs": 20,
+            "augment": Augment(recipe="none"),
+            "optim": Optim(lr=1e-3, lr_batch=256, layer_decay=0.75, warmup_epochs=0.5, warmup_lr=0.0, min_lr=1e-6),
+        },
+        student={
+            "student": "digits_vit_small",
+            "augment": Augment(recipe="none"),
+            "optim": Optim(lr=3e-3, lr_batch=64, warmup_epochs=3),
+        },
+        usual="digits-teacher",
+    ),
+}
+
+
+def settings() -> dict[str, tuple[str | None, dict[str, Any]]]:
+    """Name -> teacher (None trains on labels alone) and arguments of `maskedkd`."""
+    return {
+        LABELS: (None, {"alpha": 0.0}),
+        **{
+            f"{kind}: {arm}": (kind, options)
+            for kind in TEACHERS
+            for arm, options in ARMS.items()
+            if kind != "tuned" or arm not in UNTUNED
+        },
+    }
+
+
+# --- running --------------------
+
+
+def train_teacher(kind: str, subject: Subject, folder: Path) -> None:
+    """Train a teacher, unless it is there."""
+    import torch
+
+    torch.set_num_threads(1)
+    from vitdistill import finetune, supervised
+
+    out = subject.place_of(kind, folder)
+    if out == subject.usual or (Path(out) / "student.safetensors").is_file():
+        return
+    shared = {"data": subject.data(30_000), "out": out, "seed": 0, "overwrite": True, **subject.common}
+    if kind == "tuned":
+        finetune(subject.place_of("usual", folder), **shared, **subject.tuning, patch_drop=0.5)
+    else:
+        supervised(**shared, **subject.teacher, patch_drop=0.0 if kind == "usual" else 0.5)
+
+
+def run_one(data: str, teachers: Path, name: str, seed: int, epochs: int, folder: str) -> dict[str, Any]:
+    """Train one student: its accuracy, what the masked teacher knew in every epoch, and what that cost."""
+    import torch
+
+    torch.set_num_threads(1)
+    from vitdistill import maskedkd
+
+    (kind, options), subject = settings()[name], SUBJECTS[data]
+    out = Path(folder) / f"{''.join(letter if letter.isalnum() else '_' for letter in name)}-{seed}"
+    info = maskedkd(
+        **subject.common,
+        **subject.student,
+        teacher=None if kind is None else subject.place_of(kind, teachers),
+        data=subject.data(6_000),
+        out=str(out),
+        epochs=epochs,
+        seed=seed,
+        loggers="csv",
+        **options,
+    )
+    with (out / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    curves = {key: [float(row[column]) if row.get(column) else None for row in rows] for key, column in CURVES.items()}
+    cost = info["cost"]
+    return {
+        "name": name,
+        "seed": seed,
+        "top1": info["accuracy"]["top1"],
+        **curves,
+        "teacher_gmacs": cost.get("teacher_gmacs_total"),
+        "saved": cost.get("saved_fraction"),
+        "seconds": info["seconds"],
+    }
+
+
+def preflight(kind: str, subject: Subject, folder: Path) -> list[dict[str, Any]]:
+    """What `vitdistill evaluate` says of a teacher before any student: a row for each mask."""
+    import contextlib
+    import io
+
+    from vitdistill import evaluate
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        found = evaluate(
+            subject.place_of(kind, folder),
+            data=subject.data(6_000),
+            keep=[0.25, 0.5, 0.75, 1.0],
+            criterion=["random", "teacher"],
+            workers=0,
+            json=True,
+        )
+    return found["masked"]
+
+
+# --- the table --------------------
+
+
+def summarise(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of each setting: accuracies by seed, their mean and interval, the masked teacher, and its cost."""
+    table: dict[str, dict[str, Any]] = {}
+    for name in settings():
+        runs = {run["seed"]: run for run in sorted(results, key=lambda run: run["seed"]) if run["name"] == name}
+        if not runs:
+            continue
+        scores = {seed: run["top1"] for seed, run in runs.items()}
+        kept = [statistics.mean(curve) for run in runs.values() if None not in (curve := run["keep_curve"])]
+        table[name] = {
+            "top1": scores,
+            "mean": statistics.mean(scores.values()),
+            "half": half_width(list(scores.values())),
+            "teacher": mean_of(run["teacher_curve"][-1] for run in runs.values()),
+            "agreement": mean_of(run["agreement_curve"][-1] for run in runs.values()),
+            "kept": statistics.mean(kept) if kept else None,
+            "cost": mean_of(None if run["saved"] is None else 1 - run["saved"] for run in runs.values()),
+            "seconds": statistics.mean(run["seconds"] for run in runs.values()),
+        }
+    for name, row in table.items():
+        kind, _, arm = name.partition(": ")
+        for other in (WHOLE, PAPER):
+            if arm and arm != other and f"{kind}: {other}" in table:
+                row[f"minus {other}"] = difference(row["top1"], table[f"{kind}: {other}"]["top1"])
+    return table
+
+
+def mean_of(values: Iterable[float | None]) -> float | None:
+    """Of those that there are."""
+    there = [value for value in values if value is not None]
+    return statistics.mean(there) if there else None
+
+
+def difference(ours: dict[int, float], theirs: dict[int, float]) -> dict[str, float]:
+    """Mean and half width of the differences, paired by seed."""
+    gaps = [score - theirs[seed] for seed, score in ours.items() if seed in theirs]
+    return {"mean": statistics.mean(gaps), "half": half_width(gaps)} if gaps else {}
+
+
+def verdict(gap: dict[str, float]) -> str:
+    """Of a difference: better, worse, or not resolved by these seeds."""
+    if gap["mean"] - gap["half"] > 0:
+        return "better"
+    return "worse" if gap["mean"] + gap["half"] < 0 else "not resolved"
+
+
+def markdown(content: dict[str, Any], subject: Subject) -> str:
+    """The committed table."""
+    meta, table = content["meta"], content["table"]
+    fewest = min(len(row["top1"]) for row in table.values())
+    seeds = str(meta["seeds"]) if fewest == meta["seeds"] else f"{fewest} to {meta['seeds']}"
+    lines = [
+        "# When masking hurts",
+        "",
+        f"`{meta['command']}` on {meta['hardware']['cpu']} ({meta['hardware']['cpu_cores']} cores, shared), torch "
+        f"{meta['hardware']['torch']}, {meta['seconds'] / 60:.0f} minutes of students in all, one thread each. {seeds} "
+        f"seeds, {meta['epochs']} epochs. {subject.words}",
+        "",
+        "## Teachers before any student",
+        "",
+        "Top-1 % on the test images under masks; in brackets how often the masked teacher names the class that the "
+        "whole one names (`vitdistill evaluate`).",
+        "",
+        *preflight_table(content["preflight"]),
+        "",
+        "## Students",
+        "",
+        *overview(table),
+    ]
+    for kind, words in TEACHERS.items():
+        names = [LABELS, *(f"{kind}: {arm}" for arm in ARMS)]
+        if sum(name in table for name in names) > (LABELS in table):
+            lines += ["", f"## Teacher: {words}", "", *students_table(table, names)]
+    lines += [
+        "",
+        "± is half of the 95% confidence interval over the seeds (t); differences are paired by seed. Masked teacher: "
+        "its top-1 on the training images of the last epoch, and its agreement with the whole one. Patches: mean over "
+        "the epochs. Cost: of the teacher's passes over the whole training, against a "
+        "teacher that sees everything.",
+        "",
+        *findings(table),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def preflight_table(found: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """A line a teacher, a column a mask."""
+    rows = next(iter(found.values()))
+    heads = [f"{row['kept']} by {row['criterion']}" if row["criterion"] else "whole" for row in rows]
+    heads = [head.replace("by random", "at random").replace("by teacher", "by its attention") for head in heads]
+    lines = [f"| teacher | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
+    for kind, masks in found.items():
+        cells = [
+            f"{row['top1']:.1f} ({100 * row['agreement']:.0f}%)" if row["criterion"] else f"{row['top1']:.1f}"
+            for row in masks
+        ]
+        lines.append(f"| {TEACHERS[kind]} | {' | '.join(cells)} |")
+    return lines
+
+
+def overview(table: dict[str, dict[str, Any]]) -> list[str]:
+    """Students' accuracy: a line an arm, a column a teacher."""
+    kinds = [kind for kind in TEACHERS if any(name.startswith(f"{kind}: ") for name in table)]
+    lines = [f"| teacher sees | {' | '.join(TEACHERS[kind] for kind in kinds)} |", f"|---|{'---:|' * len(kinds)}"]
+    if LABELS in table:
+        lines.append(f"| nothing ({LABELS}) | {signed(table[LABELS], '.1f')} |{' |' * (len(kinds) - 1)}")
+    for arm in ARMS:
+        cells = []
+        for row in (table.get(f"{kind}: {arm}") for kind in kinds):
+            cost = f" (cost {row['cost']:.0%})" if row and row["cost"] is not None else ""
+            cells.append(f"{signed(row, '.1f')}{cost}")
+        if set(cells) != {"-"}:
+            lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return lines
+
+
+def students_table(table: dict[str, dict[str, Any]], names: list[str]) -> list[str]:
+    lines = [
+        "| teacher sees | seeds | student, top-1 % | against whole | against student 50% | masked teacher, top-1 % "
+        "| agreement % | patches | cost |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name in names:
+        if name not in table:
+            continue
+        row = table[name]
+        gaps = [signed(row.get(f"minus {other}")) for other in (WHOLE, PAPER)]
+        numbers = [shown(row["teacher"], ".1f"), shown(row["agreement"], ".0f"), shown(row["kept"], ".1f")]
+        cells = [str(len(row["top1"])), signed(row, ".1f"), *gaps, *numbers]
+        lines.append(f"| {name.partition(': ')[2] or name} | {' | '.join(cells)} | {shown(row['cost'], '.0%')} |")
+    return lines
+
+
+def shown(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def signed(found: dict[str, Any] | None, form: str = "+.1f") -> str:
+    """A mean with its interval; of one seed without."""
+    if not found:
+        return "-"
+    return format(found["mean"], form) + (f" ± {found['half']:.1f}" if math.isfinite(found["half"]) else "")
+
+
+def findings(table: dict[str, dict[str, Any]]) -> list[str]:
+    """What the paired differences settle, in words."""
+    lines = ["## What this settles", ""]
+    for kind, words in TEACHERS.items():
+        for other, meant in ((WHOLE, "the whole teacher"), (PAPER, "the student's choice of half the patches")):
+            kinds: dict[str, list[str]] = {}
+            for arm in ARMS:
+                gap = table.get(f"{kind}: {arm}", {}).get(f"minus {other}")
+                if gap and len(table[f"{kind}: {arm}"]["top1"]) > 1:
+                    kinds.setdefault(verdict(gap), []).append(f"{arm} ({signed(gap)})")
+            if kinds:
+                verdicts = [name for name in ("better", "worse", "not resolved") if name in kinds]
+                parts = [f"{name}: {', '.join(kinds[name])}" for name in verdicts]
+                lines.append(f"- Teacher: {words}; against {meant}: {'; '.join(parts)}.")
+    return [
+        *lines,
+        "",
+        "The verdicts are not corrected for their number: of many true null differences one in twenty would seem "
+        "resolved. What is not resolved may still differ by as much as its interval allows.",
+    ]
+
+
+def figure(results: list[dict[str, Any]], path: Path) -> None:
+    """Agreement and masked teacher above, students below, over the epochs; a column a teacher."""
+    from matplotlib.figure import Figure
+
+    there = [kind for kind in TEACHERS if any(run["name"].startswith(f"{kind}: ") for run in results)]
+    picture = Figure(figsize=(3.6 * len(there) + 1, 8), layout="constrained")
+    axes = picture.subplots(3, len(there), sharex=True, sharey="row", squeeze=False)
+    colours = dict(zip(DRAWN, ("0.2", "#D55E00", "#0072B2", "#009E73", "#CC79A7"), strict=True))
+    titles = ("agreement of masked with whole, %", "teacher as masked, top-1 %", "student, top-1 %")
+    for column, kind in enumerate(there):
+        for row, key in enumerate(("agreement_curve", "teacher_curve", "curve")):
+            panel = axes[row][column]
+            for arm, colour in colours.items():
+                curves = [run[key] for run in results if run["name"] == f"{kind}: {arm}" and None not in run[key]]
+                if not curves:
+                    continue
+                values, epochs = np.array(curves), np.arange(1, len(curves[0]) + 1)
+                panel.plot(epochs, values.mean(0), color=colour, label=arm)
+                panel.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
+            panel.grid(alpha=0.3)
+            if column == 0:
+                panel.set_ylabel(titles[row])
+        axes[0][column].set_title(TEACHERS[kind], fontsize=9)
+        axes[-1][column].set_xlabel("epoch")
+    axes[-1][0].legend(fontsize=7, loc="lower right")
+    picture.suptitle("mean and range over the seeds", fontsize=8)
+    picture.savefig(path)
+
+
+def main() -> int:
+    parser = parser_of(__doc__, seeds=5, epochs=0)
+    parser.add_argument("--data", choices=list(SUBJECTS), default="fashion")
+    parser.add_argument("--teachers", type=Path, help="folder of the teachers' runs; by default in runs/")
+    parser.add_argument("--kept", type=Path, help="file of finished runs; by default beside the teachers")
+    parser.add_argument("--report", action="store_true", help="train nothing: the table of the runs that are kept")
+    options = parser.parse_args()
+    from vitdistill.costing.measure import hardware
+
+    subject = SUBJECTS[options.data]
+    if options.data == "fashion" and not FASHION.is_dir():
+        raise SystemExit(f"{FASHION} is not there: apt-get install dataset-fashion-mnist, or take --data digits")
+    teachers = options.teachers or Path("runs") / f"masked_teacher_{options.data}"
+    teachers.mkdir(parents=True, exist_ok=True)
+    epochs = options.epochs or subject.epochs
+    names = chosen(settings(), options.only)
+    kept = options.kept or teachers / "students.jsonl"
+    if options.report:
+        results = finished(kept, names, options.seeds, epochs)
+        names = [name for name in names if any(run["name"] == name for run in results)]
+    kinds = [kind for kind in TEACHERS if any(name.startswith(f"{kind}: ") for name in names)]
+    if not options.report:
+        for kind in dict.fromkeys(("usual", *kinds)):  # the tuned one starts from the usual one
+            train_teacher(kind, subject, teachers)
+        run = partial(run_one, options.data, teachers)
+        results = run_all(run, names, options.seeds, options.jobs, epochs, kept=kept)
+    meta = {
+        "command": command_line(),
+        "hardware": hardware(),
+        "seeds": options.seeds,
+        "epochs": epochs,
+        "seconds": sum(run["seconds"] for run in results),
+    }
+    content = {
+        "meta": meta,
+        "preflight": {kind: preflight(kind, subject, teachers) for kind in kinds},
+        "table": summarise(results),
+        "runs": results,
+    }
+    write(options.out, f"masked_teacher_{options.data}", content, markdown(content, subject))
+    figure(results, options.out / f"masked_teacher_{options.data}.svg")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
