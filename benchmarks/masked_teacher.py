@@ -236,7 +236,7 @@ def run_one(data: str, teachers: Path, name: str, seed: int, epochs: int, folder
         epochs=epochs,
         seed=seed,
         loggers="csv",
-        **options,
+        **{"criterion": "student", **options},  # the paper's, where nothing else is said
     )
     with (out / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
