@@ -14,6 +14,7 @@ from vitdistill.evaluation.classifier import log_probabilities
 from vitdistill.methods.distillation import check_inputs
 from vitdistill.methods.selection import MIXED, make_criterion
 from vitdistill.methods.selection.criterion import Attention, Scene
+from vitdistill.methods.selection.probe import TRUSTED
 from vitdistill.models.families import as_network
 from vitdistill.models.network import Network
 from vitdistill.models.teacher import Teacher
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 # Below this share of equal answers a masked teacher teaches something else than the whole one knows.
-READY = 0.8
+READY = TRUSTED
 
 
 @dataclass

@@ -127,7 +127,7 @@ def write_report(run_dirs: Sequence[Path], out: Path, *, masks: bool = True) -> 
             legend=figures.legend(runs),
             galleries=galleries(runs) if masks else [],
             details=[_details(run) for run in runs],
-            problems=[(run.name, problem) for run in runs for problem in run.problems],
+            problems=[(run.name, problem) for run in runs for problem in (*run.problems, *_notes(run))],
         )
     )
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -237,6 +237,12 @@ def _figures(runs: Sequence[Run]) -> list[Picture]:
         drawn.append((figures.curve(runs, what), f"{what.title[0].upper()}{what.title[1:]}, by epoch{beside}."))
     drawn.append((figures.step_times(runs), "Where a training step's time goes."))
     return [Picture(svg, caption) for svg, caption in drawn if svg]
+
+
+def _notes(run: Run) -> list[str]:
+    """What was said of a run when it began, and of its masked teacher."""
+    notes, doubt = run.info.get("notes"), run.text("masked_teacher.warning")
+    return [str(note) for note in (notes if isinstance(notes, list) else [])] + ([doubt] if doubt else [])
 
 
 def _details(run: Run) -> dict[str, str]:

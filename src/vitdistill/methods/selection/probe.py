@@ -15,6 +15,7 @@ FOLLOWING = 0.05  # and into asking at several counts, where the answers decide 
 ROWS = 16  # inputs that are asked about, or a quarter of the batch where that is more
 MEMORY = 256  # inputs after which an answer is forgotten
 TRUSTED = 0.8  # agreement below which a masked teacher may mislead
+FEW = 32  # inputs before which nothing is said of it
 ENOUGH = 64  # inputs before which answers decide nothing
 
 Question = tuple[str, int]  # the criterion's name, and how many patches are kept

@@ -17,7 +17,7 @@ from vitdistill.methods.selection.costs import Costs
 from vitdistill.methods.selection.criterion import Attention, Criterion, Scene
 from vitdistill.methods.selection.ledger import Ledger
 from vitdistill.methods.selection.mass import Groups, by_mass
-from vitdistill.methods.selection.probe import ENOUGH, FOLLOWING, TRUSTED, WATCHING, Probe, Question
+from vitdistill.methods.selection.probe import FEW, FOLLOWING, TRUSTED, WATCHING, Probe, Question
 from vitdistill.methods.selection.random import Random
 from vitdistill.methods.selection.selector import Selector
 from vitdistill.methods.terms.term import Term
@@ -246,7 +246,7 @@ class Ranked(Selector):
 
     def doubt(self, student: Network, teacher: Teacher) -> str | None:
         own, asked_for = self.probe.own, isinstance(self.amount, Agree)
-        if asked_for or own.asked < ENOUGH or own.share + own.error >= TRUSTED:
+        if asked_for or own.asked < FEW or own.share + 2 * own.error >= TRUSTED:
             return None
         remedies = ["more patches (--keep 0.75, or agree:0.9)"]
         if not isinstance(self.criterion, Auto | Random):
