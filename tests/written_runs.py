@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-METRICS = """epoch,step,lr,keep,train/loss,teacher/top1,val/loss,val/top1,val/top5,ema/top1
-0,12,0.001,32,2.1,60.0,1.9,40.5,80.0,
-1,24,0.0005,32,1.2,80.0,,70.25,95.0,69.5
-2,36,0.0001,32,nan,85.0,0.5,91.5,99.0,90.0
+METRICS = """epoch,step,lr,keep,train/loss,teacher/top1,teacher/agreement,val/loss,val/top1,val/top5,ema/top1
+0,12,0.001,32,2.1,60.0,70.0,1.9,40.5,80.0,
+1,24,0.0005,32,1.2,80.0,85.0,,70.25,95.0,69.5
+2,36,0.0001,32,nan,85.0,90.0,0.5,91.5,99.0,90.0
 """
 
 

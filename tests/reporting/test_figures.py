@@ -37,7 +37,7 @@ def test_different_settings_look_different(make_run: Make) -> None:
 def test_every_curve_is_drawn_and_holes_are_left_out(make_run: Make) -> None:
     runs = read_runs([make_run("half")])
     wanted = [what for what in curves_of(runs) if not what.label_free]
-    assert [what.column for what in wanted] == ["val/top1", "train/loss", "teacher/top1", "keep"]
+    assert [what.column for what in wanted] == ["val/top1", "train/loss", "teacher/top1", "teacher/agreement", "keep"]
     for what in wanted:
         assert what.title in texts(curve(runs, what) or "")
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from vitdistill.errors import UserError
 from vitdistill.models.names import is_saved
-from vitdistill.runs.read import Run, find_run
+from vitdistill.runs.read import find_run
 
 
 def masks(
@@ -52,6 +52,7 @@ def masks(
         Column,
         heatmap_figure,
         keep_heatmap,
+        kept_by,
         mask_grid_figure,
         masks_of,
         normalised,
@@ -82,7 +83,7 @@ def masks(
     for spec, (title, student) in zip(models, students, strict=True):
         run = find_run(spec)  # what its teacher saw, as far as the student's attention decided it
         own = {} if run is None else run.config
-        ended = KeepSchedule.parse(keep if keep is not None else _kept_by(run) or 0.5)
+        ended = KeepSchedule.parse(keep if keep is not None else (run and kept_by(run)) or 0.5)
         kept = masks_of(
             student,
             normalised(batch, student),
@@ -121,17 +122,6 @@ def _split(models: list[str], images: str | None) -> tuple[list[str], str | None
     if not models:
         raise UserError("masks needs at least one run, checkpoint or model name")
     return models, images
-
-
-def _kept_by(run: Run | None) -> Any:
-    """How many patches a run ends with; where a rule such as agree:0.9 decides, what the run says of it."""
-    from vitdistill.methods.selection.amounts import Scheduled, amount_of
-
-    keep = None if run is None else run.config.get("keep")
-    if run is None or keep is None or isinstance(amount_of(keep), Scheduled):
-        return keep
-    kept = run.number("tokens.kept")
-    return None if kept is None else int(kept)
 
 
 def _title(spec: str) -> str:

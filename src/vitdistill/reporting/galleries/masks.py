@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -225,8 +225,7 @@ def run_columns(run: "Run", images: UInt8[Tensor, "b 3 height width"]) -> list[C
     if student.grid.t > 1:
         raise UserError("Masks are drawn over images", f"{student.name}, which sees clips")
     grid = student.grid if run.setting("mask") == "student" else _teacher_grid(run) or student.grid
-    ended = run.number("tokens.kept")  # rules such as agree:0.9 go by what happened in training
-    count = KeepSchedule.parse(run.setting("keep")).count(1.0, grid.count) if ended is None else int(ended)
+    count = KeepSchedule.parse(kept_by(run) or 1.0).count(1.0, grid.count)
     kept = masks_of(
         student,
         normalised(images, student),
@@ -238,6 +237,17 @@ def run_columns(run: "Run", images: UInt8[Tensor, "b 3 height width"]) -> list[C
     )
     who = "student sees" if run.setting("mask") == "student" else "teacher sees"
     return [] if count == grid.count else [Column(f"{run.name}\n{who} {count} of {grid.count}", kept, grid)]
+
+
+def kept_by(run: "Run") -> Any:
+    """How many patches a run ends with; where a rule such as agree:0.9 decides, what the run says of it."""
+    from vitdistill.methods.selection.amounts import Scheduled, amount_of
+
+    keep = run.setting("keep")
+    if keep is None or isinstance(amount_of(keep), Scheduled):
+        return keep
+    kept = run.number("tokens.kept")
+    return None if kept is None else int(kept)
 
 
 def _teacher_grid(run: "Run") -> TokenGrid | None:
