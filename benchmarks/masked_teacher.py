@@ -450,7 +450,7 @@ def figure(results: list[dict[str, Any]], path: Path) -> None:
     picture = Figure(figsize=(3.6 * len(there) + 1, 8), layout="constrained")
     axes = picture.subplots(3, len(there), sharex=True, sharey="row", squeeze=False)
     colours = dict(zip(DRAWN, ("0.2", "#D55E00", "#0072B2", "#009E73", "#CC79A7"), strict=True))
-    titles = ("agreement of masked with whole, %", "teacher as masked, top-1 %", "student, top-1 %")
+    titles = ("masked agrees with whole, %", "teacher as masked, top-1 %", "student, top-1 %")
     for column, kind in enumerate(there):
         for row, key in enumerate(("agreement_curve", "teacher_curve", "curve")):
             panel = axes[row][column]
