@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +28,8 @@ def write_atomically(path: Path, write: Any) -> None:
     Raises:
         UserError: when writing fails; the temporary file is removed and `path` is as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not the process's number: on a shared disk two machines may have the same.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().int}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:

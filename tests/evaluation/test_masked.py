@@ -208,7 +208,7 @@ def test_remedies_stand_in_the_order_of_their_cost() -> None:
     words = meaning([row("teacher", 20, 0.6), row("teacher", 30, 0.7), WHOLE])
     assert words is not None and words.endswith(
         "for 60% (teacher) of the samples. A student would often be taught another class there. In order of cost: "
-        "1) keep more patches (--keep); 2) rank them by --criterion random or student+random; "
+        "1) rank them by --criterion random or student+random; 2) keep more patches (--keep); "
         "3) tune the teacher for masks first (finetune --patch_drop 0.5)."
     )
 
@@ -218,6 +218,7 @@ def test_remedies_name_what_was_measured() -> None:
     found = [row("teacher", 10, 0.5), row("teacher", 30, 0.85), row("random", 10, 0.7), row("random", 30, 0.9), WHOLE]
     words = meaning(found)
     assert words is not None and words.startswith("On 10 of 40 patches") and "50% (teacher), 70% (random)" in words
-    assert "(--keep 0.75: 90% with random); 2) rank them by --criterion random (70%) or student+random; 3)" in words
+    assert "1) rank them by --criterion random (70%) or student+random; 2) keep more" in words
+    assert "(--keep 0.75: 90% with random); 3)" in words
     words = meaning([row("random", 20, 0.5), row("student+random", 20, 0.5), WHOLE])
     assert words is not None and "--criterion" not in words and "2) tune the teacher" in words

@@ -107,7 +107,7 @@ def test_what_was_spent_is_counted_as_it_was():
 
 def test_the_whole_teacher_is_not_asked_where_nothing_is_left_out_or_in_evaluation():
     whole = method(keep=1.0)
-    whole(IMAGES, LABELS)
+    assert whole(IMAGES, LABELS).measured == {} == method(keep=1.0, criterion="auto")(IMAGES, LABELS).measured
     assert whole.observations() == {} and sum(whole.remembered()["ledger"]["asked"]) == 0
     masked = method(keep=8).eval()
     masked(IMAGES, LABELS)
@@ -151,6 +151,7 @@ def test_mass_predicts_as_each_group_would():
         ({"keep": "mass:0.9", "distill": "manifold"}, "only class scores can be compared; got --distill manifold"),
         ({"keep": "agree:0.9", "distill": "manifold"}, "needs the teacher's class scores"),
         ({"criterion": "auto", "distill": "manifold", "keep": 8}, "--criterion auto needs the teacher's class scores"),
+        ({"keep": "budget:0.5", "mask": "student"}, "what a masked teacher costs; got --mask student"),
         ({"keep": "budget:0.01"}, "must pay for one patch"),
         ({"keep": "budget:0.5", "criterion": "teacher"}, "must pay for one patch"),
     ],
@@ -166,7 +167,7 @@ def test_a_doubtful_teacher_is_named_with_remedies_in_order_of_cost():
         one.selector.probe.own.add(30, 64)  # type: ignore[union-attr]
     doubt = one.doubt()
     assert doubt is not None and "only 47% of the inputs" in doubt and "4 of 16 patches" in doubt
-    assert doubt.index("--keep 0.75") < doubt.index("--criterion random") < doubt.index("--patch_drop 0.5")
+    assert doubt.index("--criterion auto") < doubt.index("--keep 0.75") < doubt.index("--patch_drop 0.5")
     one.selector.probe.own = Tally(250, 256)  # type: ignore[union-attr]
     assert one.doubt() is None
     random = method(keep=4, criterion="random")

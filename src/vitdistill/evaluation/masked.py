@@ -25,9 +25,6 @@ from vitdistill.types import Capture, Output
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
-# Below this share of equal answers a masked teacher teaches something else than the whole one knows.
-READY = TRUSTED
-
 
 @dataclass
 class _Row:
@@ -242,22 +239,22 @@ def meaning(rows: Sequence[dict[str, Any]]) -> str | None:
     shares = ", ".join(f"{_percent(share)} ({name})" for name, share in here.items())
     found = f"On {count} of {patches} patches the model names the class that it names on all of them for {shares} of "
     found += "the samples"
-    poor = {name: share for name, share in here.items() if share < READY}
+    poor = {name: share for name, share in here.items() if share < TRUSTED}
     if not poor:
         return f"{found}: it can teach under such masks."
-    remedies = ["keep more patches (--keep)"]
-    enough = [row for row in masked if row["agreement"] >= READY and row["criterion"] in poor and row["kept"] > count]
+    more = "keep more patches (--keep)"
+    enough = [row for row in masked if row["agreement"] >= TRUSTED and row["criterion"] in poor and row["kept"] > count]
     if enough:
         best = min(enough, key=lambda row: (row["kept"], -row["agreement"]))
         named = f"--keep {best['keep']}: {_percent(best['agreement'])} with {best['criterion']}"
-        remedies = [f"keep more patches ({named})"]
+        more = f"keep more patches ({named})"
     others = [
         f"{name} ({_percent(here[name])})" if name in here else name
         for name in ("random", "student+random")
         if name not in here or here[name] > min(poor.values())
     ]
-    if others:
-        remedies.append(f"rank them by --criterion {' or '.join(others)}")
+    remedies = [f"rank them by --criterion {' or '.join(others)}"] if others else []
+    remedies.append(more)
     remedies.append("tune the teacher for masks first (finetune --patch_drop 0.5)")
     words = "; ".join(f"{number}) {remedy}" for number, remedy in enumerate(remedies, start=1))
     return f"{found}. A student would often be taught another class there. In order of cost: {words}."

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from vitdistill.reporting.style import INK, MUTED, quiet
 from vitdistill.runs.compare import group_by_seed
 from vitdistill.runs.read import Run
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 DASHES = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
 MARKERS = ("o", "s", "D", "^")
-INK, MUTED, GRID = "#1f2933", "#5b6673", "#e3e7ec"
 PANEL = (4.7, 3.1)  # inches; small, so that the text stays legible on a phone
 # The page's fonts stand before matplotlib's; the text keeps its place since it is wider in matplotlib's.
 FONTS = "system-ui, 'Segoe UI', Roboto, Helvetica, Arial, 'DejaVu Sans'"
@@ -279,13 +279,7 @@ def _panel(xlabel: str, ylabel: str, size: tuple[float, float] = PANEL) -> tuple
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(MUTED)
-    axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=8.5)
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.set_xlabel(xlabel, color=INK, fontsize=9)
-    axes.set_title(ylabel, color=INK, fontsize=9.5, loc="left", fontweight="bold")
+    quiet(axes, xlabel, ylabel)
     return figure, axes
 
 

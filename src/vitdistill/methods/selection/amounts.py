@@ -266,6 +266,10 @@ def check_selection(
     if mask == "student" and (amount.follows or auto):
         what = "--criterion auto" if auto else f"--keep {keep}"
         raise UserError(f"{what} asks what a masked teacher knows", "--mask student", "Leave out one of them")
+    if mask == "student" and isinstance(amount, Budget):
+        raise UserError(
+            "--keep budget shares out what a masked teacher costs", "--mask student", "Leave out one of them"
+        )
     if auto and order == "bottom":
         raise UserError(
             "--criterion auto takes what serves the teacher best", "--order bottom", "Leave out one of them"

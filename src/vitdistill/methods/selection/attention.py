@@ -65,7 +65,10 @@ class NetworkAttention(Criterion):
 
 
 class TeacherAttention(NetworkAttention):
-    """The teacher's own attention: a teacher pass before the masked one, so it saves little (for comparison)."""
+    """The teacher's own attention, for comparison: a pass up to the ranking block comes before the masked one.
+
+    With the last block and half of the patches the two cost more than one pass over all of them; an early one saves.
+    """
 
     def __init__(self, layer: int | str = "last", kind: SaliencyKind = "cls") -> None:
         self.layer, self.kind = layer, kind

@@ -14,7 +14,7 @@ WATCHING = 0.01  # of a step's cost goes into asking the whole teacher
 FOLLOWING = 0.05  # and into asking at several counts, where the answers decide how many patches are kept
 ROWS = 16  # inputs that are asked about, or a quarter of the batch where that is more
 MEMORY = 256  # inputs after which an answer is forgotten
-TRUSTED = 0.8  # agreement below which a masked teacher may mislead
+TRUSTED = 0.8  # agreement below which a masked teacher teaches something else than the whole one knows
 FEW = 32  # inputs before which nothing is said of it
 ENOUGH = 64  # inputs before which answers decide nothing
 

@@ -180,12 +180,14 @@ class Ranked(Selector):
         patches = teacher.grid.count
         kept = mean_kept(keep, len(inputs), patches)
         self._ledger.note(keep, len(inputs), patches)
+        if not self._ranks(student, teacher, progress):
+            return {}
         measured = {"keep": kept} if self.amount.follows else {}
         if isinstance(self.criterion, Auto):
             measured["random"] = float(self.criterion.chosen == "random")
         if isinstance(self.amount, Mass):
             self.amount.kept = round(kept)
-        if seen.prediction is not None and self._ranks(student, teacher, progress) and self.probe.due():
+        if seen.prediction is not None and self.probe.due():
             self._ask(inputs, output, student, teacher, seen, round(kept))
         return measured
 
@@ -248,9 +250,10 @@ class Ranked(Selector):
         own, asked_for = self.probe.own, isinstance(self.amount, Agree)
         if asked_for or own.asked < FEW or own.share + 2 * own.error >= TRUSTED:
             return None
-        remedies = ["more patches (--keep 0.75, or agree:0.9)"]
+        remedies = []
         if not isinstance(self.criterion, Auto | Random):
-            remedies.append("other patches (--criterion random or student+random)")
+            remedies.append("other patches (--criterion auto, random or student+random)")
+        remedies.append("more patches (--keep 0.75, or agree:0.9)")
         remedies.append("a teacher that was tuned for masks (vitdistill finetune --patch_drop 0.5)")
         kept = self._count(student, teacher, 1.0) or teacher.grid.count
         return (

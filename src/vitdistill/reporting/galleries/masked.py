@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vitdistill.reporting.figures import COLOURS, DASHES, GRID, INK, MARKERS, MUTED, PANEL
+from vitdistill.reporting.figures import COLOURS, DASHES, MARKERS, PANEL
+from vitdistill.reporting.style import quiet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +28,7 @@ def masked_figure(rows: Sequence[Mapping[str, Any]], whole_top1: float) -> "Figu
     drawn: Sequence[Axes] = figure.subplots(1, 2)
     criteria = list(dict.fromkeys(row["criterion"] for row in rows if row["criterion"] is not None))
     for axes, (name, title) in zip(drawn, PANELS.items(), strict=True):
-        _quiet(axes, f"patches kept, of {patches}", title)
+        quiet(axes, f"patches kept, of {patches}", title)
         for turn, criterion in enumerate(criteria):
             points = sorted((row["kept"], row[name]) for row in rows if row["criterion"] == criterion)
             x, y = zip(*points, (end["kept"], end[name]), strict=True)
@@ -41,13 +42,3 @@ def masked_figure(rows: Sequence[Mapping[str, Any]], whole_top1: float) -> "Figu
     handles, labels = drawn[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=8.5)
     return figure
-
-
-def _quiet(axes: "Axes", xlabel: str, title: str) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(MUTED)
-    axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=8.5)
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.set_xlabel(xlabel, color=INK, fontsize=9)
-    axes.set_title(title, color=INK, fontsize=9.5, loc="left", fontweight="bold")
