@@ -105,7 +105,7 @@ def test_a_run_ranks_patches_and_classes_go_by_name(colour_run: Path) -> None:
 def test_what_to_do_about_too_little_agreement(
     colour_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("vitdistill.evaluation.masked.READY", 1.01)
+    monkeypatch.setattr("vitdistill.evaluation.masked.TRUSTED", 1.01)
     result = evaluate(str(colour_run), keep="0.5,1.0", workers=0)
     assert "In order of cost: 1) rank them by" in result["meaning"]
     assert result["meaning"] in capsys.readouterr().out
