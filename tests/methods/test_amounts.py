@@ -29,7 +29,7 @@ def test_what_keep_says(keep, kind, text):
 
 
 @pytest.mark.parametrize(
-    "keep", ["agree:", "agree:0", "mass:1.5", "budget:nan", "agree:0.9@0.5", "budget:0.5@", "keep:1"]
+    "keep", ["agree", "agree:", "agree:0", "mass:1.5", "budget:nan", "agree:0.9@0.5", "budget:0.5@", "keep:1"]
 )
 def test_what_says_nothing_is_refused(keep):
     with pytest.raises(UserError):

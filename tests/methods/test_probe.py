@@ -150,7 +150,10 @@ def test_mass_predicts_as_each_group_would():
         ({"keep": "mass:0.9", "criterion": "student+random"}, "shares of attention"),
         ({"keep": "mass:0.9", "distill": "manifold"}, "only class scores can be compared; got --distill manifold"),
         ({"keep": "agree:0.9", "distill": "manifold"}, "needs the teacher's class scores"),
-        ({"criterion": "auto", "distill": "manifold", "keep": 8}, "--criterion auto needs the teacher's class scores"),
+        (
+            {"criterion": "auto", "distill": "manifold", "keep": 8},
+            "--criterion auto needs the teacher's class scores; got --distill manifold\\.",
+        ),
         ({"keep": "budget:0.5", "mask": "student"}, "what a masked teacher costs; got --mask student"),
         ({"keep": "budget:0.01"}, "must pay for one patch"),
         ({"keep": "budget:0.5", "criterion": "teacher"}, "must pay for one patch"),

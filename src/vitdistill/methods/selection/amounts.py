@@ -206,8 +206,8 @@ def amount_of(keep: "int | float | str | KeepSchedule | Amount") -> Amount:
     """
     if isinstance(keep, Amount):
         return keep
-    rule, separator, rest = keep.partition(":") if isinstance(keep, str) else ("", "", "")
-    if not separator or rule.strip() not in RULES:
+    rule, _, rest = keep.partition(":") if isinstance(keep, str) else ("", "", "")
+    if rule.strip() not in RULES:
         return Scheduled(KeepSchedule.parse(keep))
     share, at, schedule = rest.partition("@")
     if at and rule.strip() != "budget":

@@ -35,7 +35,7 @@ def check_terms(terms: tuple[Any, ...], amount: Amount, *, auto: bool) -> None:
         UserError: when these shall decide and nobody asks for class scores, or when a term compares tokens of which
             inputs have different numbers.
     """
-    told = f"--distill {'+'.join(type(term).__name__.lower() for term in terms)}"
+    told = f"--distill {'+'.join(type(term).__name__.removesuffix('Term').lower() for term in terms)}"
     if terms and (auto or isinstance(amount, Agree)) and not any(term.compares_predictions for term in terms):
         raise UserError(
             f"{'--criterion auto' if auto else '--keep agree'} needs the teacher's class scores",
