@@ -89,6 +89,17 @@ def test_a_training_goes_on_from_what_it_remembers(options):
     assert second.remembered() == through.remembered() and second.observations() == through.observations()
 
 
+def test_other_processes_begin_at_zero_and_can_be_added_up_at_once():
+    first, other = method(keep=8), method(keep=8)
+    first(IMAGES, LABELS)
+    state = first.remembered()
+    other.recall(state, first=False)
+    own, zeros = state["ledger"], other.remembered()["ledger"]
+    assert [len(own[name]) for name in ("seen", "asked")] == [len(zeros[name]) for name in ("seen", "asked")]
+    assert not any(zeros["seen"]) and not any(zeros["asked"]) and zeros["ranked"] == 0 < own["ranked"]
+    assert other.observations() == first.observations()
+
+
 def test_what_was_spent_is_counted_as_it_was():
     one = method(keep=8)
     for _ in range(30):

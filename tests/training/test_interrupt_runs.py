@@ -205,7 +205,8 @@ def test_a_signal_to_one_of_two_processes_stops_both(
     assert lines[-1] == f"stopped; the checkpoint is written. Continue with: vitdistill resume {run}"
     assert len(lines) == (1 if who == "second" else 2), lines
     assert status_of(run) == "interrupted"
-    assert start("resume", str(run)).end()[0] == 0
+    status, lines = start("resume", str(run)).end()
+    assert status == 0, lines
     assert_same_as_whole(run, uncut)
 
 

@@ -37,8 +37,9 @@ class Ledger:
         if state is None:
             return None
         ledger = cls(complete=state["complete"])
-        if first:
-            ledger.seen, ledger.asked, ledger.ranked = list(state["seen"]), list(state["asked"]), state["ranked"]
+        share = 1 if first else 0  # zeros of the same length, since the processes add up what they have
+        ledger.seen, ledger.asked = ([share * number for number in state[name]] for name in ("seen", "asked"))
+        ledger.ranked = share * state["ranked"]
         return ledger
 
     def note(self, keep: Int[Tensor, "b k"] | Groups | None, batch: int, patches: int) -> None:
