@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitdistill.errors import UserError
 from vitdistill.methods.method import Method, Pass, Spent, freeze_unreached
-from vitdistill.methods.selection.mass import see
+from vitdistill.methods.selection.mass import Groups, see
 from vitdistill.methods.selection.selector import Selector
 from vitdistill.methods.terms.term import Term
 from vitdistill.models.backbone import Backbone
@@ -30,6 +30,18 @@ class Lesson(NamedTuple):
     def capture(self) -> Capture:
         """What the teacher's pass hands out, which decides where it stops."""
         return Capture.union(term.captures()[1] for term in self.terms)
+
+
+class Taught(NamedTuple):
+    """A teacher's pass over what it was shown.
+
+    Attributes:
+        keep: the patches that it saw; None for all.
+        output: of the pass.
+    """
+
+    keep: Int[Tensor, "b k"] | Groups | None
+    output: Output
 
 
 class Distillation(Method):
@@ -79,20 +91,58 @@ class Distillation(Method):
         self, inputs: Float[Tensor, "b ch *pixels"], targets: Tensor | None = None, progress: float = 0.0
     ) -> Step:
         # The student sees everything, unless the selector masks it, and hands out what selector and terms ask for.
-        kept = None
-        if self.lessons:
-            kept = self.selector.for_student(inputs, self.student, self.lessons[0].teacher, progress)
-        student = self.student(self.view(inputs), keep=kept, capture=self.student_capture(progress))
+        shown = self.shown(inputs, progress)
+        student = self.student_pass(self.view(inputs), shown, progress)
 
         # Each teacher sees what the selector keeps, up to the last point that its terms ask for.
+        taught = []
+        for lesson in self.lessons:
+            with self.clock("teacher"):
+                keep = self.kept(lesson, inputs, student, progress)
+                taught.append(Taught(keep, see(lesson.teacher, inputs, keep, lesson.capture)))
+
+        # What the student learns from each, and from the labels.
+        return self.step(inputs, targets, student, taught, progress)
+
+    def shown(self, inputs: Float[Tensor, "b ch *pixels"], progress: float) -> Int[Tensor, "b k"] | None:
+        """Patches that the student sees; None for all."""
+        if not self.lessons:
+            return None
+        return self.selector.for_student(inputs, self.student, self.lessons[0].teacher, progress)
+
+    def student_pass(
+        self, view: Float[Tensor, "b ch *pixels"], shown: Int[Tensor, "b k"] | None, progress: float
+    ) -> Output:
+        """The student's pass over its view of the inputs."""
+        return self.student(view, keep=shown, capture=self.student_capture(progress))
+
+    def kept(
+        self, lesson: Lesson, inputs: Float[Tensor, "b ch *pixels"], student: Output, progress: float
+    ) -> Int[Tensor, "b k"] | Groups | None:
+        """Patches that a teacher sees, after the student's pass; None for all."""
+        return self.selector.for_teacher(inputs, student, self.student, lesson.teacher, progress)
+
+    def step(
+        self,
+        inputs: Float[Tensor, "b ch *pixels"],
+        targets: Tensor | None,
+        student: Output,
+        taught: list[Taught],
+        progress: float,
+    ) -> Step:
+        """The loss, once all passes are made.
+
+        Args:
+            inputs: of the step.
+            targets: of the task.
+            student: its pass.
+            taught: the pass of each lesson's teacher.
+            progress: of the training.
+        """
         losses: dict[str, Tensor] = {}
         measured: dict[str, float] = {}
-        scores = None
-        for lesson in self.lessons:
-            teacher = lesson.teacher
-            with self.clock("teacher"):
-                keep = self.selector.for_teacher(inputs, student, self.student, teacher, progress)
-                output = see(teacher, inputs, keep, lesson.capture)
+        scores, kept = None, student.kept
+        for lesson, (keep, output) in zip(self.lessons, taught, strict=True):
             for term in lesson.terms:
                 learned = term(student, output)
                 if twice := losses.keys() & learned.keys():
@@ -101,7 +151,9 @@ class Distillation(Method):
                 scores = output.prediction if term.compares_predictions else scores
             if lesson is self.lessons[0]:  # what a selector learns, it learns from the first teacher
                 with self.clock("teacher"):
-                    measured = self.selector.observe(inputs, student, self.student, teacher, keep, output, progress)
+                    measured = self.selector.observe(
+                        inputs, student, self.student, lesson.teacher, keep, output, progress
+                    )
             kept = kept if keep is None else output.kept
 
         # Labels, or whatever else the method learns without a teacher.
