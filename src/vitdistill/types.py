@@ -11,10 +11,11 @@ Patch coordinates: outside `models/`, patches are numbered 0..N-1 of a `TokenGri
 tokens are never counted. A selection is an integer tensor of shape (b, k) in these coordinates.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -176,19 +177,31 @@ class Output:
 
     def first(self, rows: int) -> "Output":
         """The same pass over the first `rows` inputs alone."""
-        captured: dict[tuple[int, Point], Tokens | QKV] = {}
-        for point, value in self.captured.items():
-            if isinstance(value, QKV):
-                captured[point] = QKV(value.q[:rows], value.k[:rows], value.v[:rows], value.specials)
-            else:
-                captured[point] = Tokens(value.all[:rows], value.specials)
+        return self.map(lambda tensor: tensor[:rows])
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Output":
+        """The same pass with each of its tensors changed; the first dimension of all is the batch."""
+        return self._combined((self,), lambda tensors: change(tensors[0]))
+
+    @classmethod
+    def joined(cls, parts: tuple[Any, ...]) -> "Output":
+        """One pass out of passes over the parts of a batch."""
+        return parts[0]._combined(parts, torch.cat)
+
+    def _combined(self, parts: tuple[Any, ...], combine: Callable[..., Tensor]) -> "Output":
+        def each(values: tuple[Any, ...]) -> Any:
+            if values[0] is None or isinstance(values[0], Tensor):
+                return None if values[0] is None else combine(values)
+            fields = zip(*values, strict=True)  # of `Tokens` or `QKV`
+            return type(values[0])(*(one[0] if isinstance(one[0], int) else each(one) for one in fields))
+
         return Output(
-            prediction=None if self.prediction is None else self.prediction[:rows],
-            distilled=None if self.distilled is None else self.distilled[:rows],
-            final=None if self.final is None else Tokens(self.final.all[:rows], self.final.specials),
-            captured=captured,
+            prediction=each(tuple(part.prediction for part in parts)),
+            distilled=each(tuple(part.distilled for part in parts)),
+            final=each(tuple(part.final for part in parts)),
+            captured={asked: each(tuple(part.captured[asked] for part in parts)) for asked in self.captured},
             grid=self.grid,
-            kept=None if self.kept is None else self.kept[:rows],
+            kept=each(tuple(part.kept for part in parts)),
         )
 
 

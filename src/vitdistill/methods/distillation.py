@@ -1,7 +1,7 @@
 """The one supervised step: a student, its teachers, what it learns from each, and what the labels add."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +18,9 @@ from vitdistill.models.network import Network
 from vitdistill.models.teacher import FrameTeacher, Teacher
 from vitdistill.tasks.task import Task
 from vitdistill.types import Capture, Output, Step
+
+if TYPE_CHECKING:
+    from vitdistill.methods.pipelining.pipeline import Pipeline
 
 
 class Lesson(NamedTuple):
@@ -53,6 +56,8 @@ class Distillation(Method):
         >>> method = Distillation(student, [Lesson(teacher, [Logits(tau=4.0)])], task=Classification(1000))
         >>> method(images, labels).loss.backward()
     """
+
+    pipeline: "Pipeline | None" = None  # see `pipelined`
 
     def __init__(
         self,
@@ -90,19 +95,21 @@ class Distillation(Method):
     def forward(
         self, inputs: Float[Tensor, "b ch *pixels"], targets: Tensor | None = None, progress: float = 0.0
     ) -> Step:
-        # The student sees everything, unless the selector masks it, and hands out what selector and terms ask for.
-        shown = self.shown(inputs, progress)
-        student = self.student_pass(self.view(inputs), shown, progress)
-
-        # Each teacher sees what the selector keeps, up to the last point that its terms ask for.
-        taught = []
-        for lesson in self.lessons:
+        if self.pipeline is not None and self.training:
+            # The same passes, over parts of the batch.
+            student, taught = self.pipeline.passes(self, inputs, progress)
+        else:
+            # The student sees everything, unless the selector masks it, and hands out what selector and terms ask for.
+            shown = self.shown(inputs, progress)
+            student = self.student_pass(self.view(inputs), shown, progress)
+            # Each teacher sees what the selector keeps, up to the last point that its terms ask for.
             with self.clock("teacher"):
-                keep = self.kept(lesson, inputs, student, progress)
-                taught.append(Taught(keep, see(lesson.teacher, inputs, keep, lesson.capture)))
+                taught = tuple(self.taught(lesson, inputs, student, progress) for lesson in self.lessons)
 
-        # What the student learns from each, and from the labels.
-        return self.step(inputs, targets, student, taught, progress)
+        # What the student learns from each, and from the labels; what the selector learns from it all.
+        step = self.compared(inputs, targets, student, taught)
+        step.measured = self.observed(inputs, student, taught, progress)
+        return step
 
     def shown(self, inputs: Float[Tensor, "b ch *pixels"], progress: float) -> Int[Tensor, "b k"] | None:
         """Patches that the student sees; None for all."""
@@ -116,19 +123,29 @@ class Distillation(Method):
         """The student's pass over its view of the inputs."""
         return self.student(view, keep=shown, capture=self.student_capture(progress))
 
-    def kept(
-        self, lesson: Lesson, inputs: Float[Tensor, "b ch *pixels"], student: Output, progress: float
-    ) -> Int[Tensor, "b k"] | Groups | None:
-        """Patches that a teacher sees, after the student's pass; None for all."""
-        return self.selector.for_teacher(inputs, student, self.student, lesson.teacher, progress)
+    def taught(self, lesson: Lesson, inputs: Float[Tensor, "b ch *pixels"], student: Output, progress: float) -> Taught:
+        """A teacher's pass over what is kept for it."""
+        keep = self.kept(lesson, inputs, student, progress)
+        return Taught(keep, see(lesson.teacher, inputs, keep, lesson.capture))
 
-    def step(
+    def kept(
+        self,
+        lesson: Lesson,
+        inputs: Float[Tensor, "b ch *pixels"],
+        student: Output,
+        progress: float,
+        noise: Float[Tensor, "b n"] | None = None,
+    ) -> Int[Tensor, "b k"] | Groups | None:
+        """Patches that a teacher sees, after the student's pass; None for all. See `Selector.for_teacher`."""
+        drawn = {} if noise is None else {"noise": noise}  # selectors without chance need not know of it
+        return self.selector.for_teacher(inputs, student, self.student, lesson.teacher, progress, **drawn)
+
+    def compared(
         self,
         inputs: Float[Tensor, "b ch *pixels"],
         targets: Tensor | None,
         student: Output,
-        taught: list[Taught],
-        progress: float,
+        taught: tuple[Any, ...],
     ) -> Step:
         """The loss, once all passes are made.
 
@@ -136,11 +153,9 @@ class Distillation(Method):
             inputs: of the step.
             targets: of the task.
             student: its pass.
-            taught: the pass of each lesson's teacher.
-            progress: of the training.
+            taught: a `Taught` for each lesson.
         """
         losses: dict[str, Tensor] = {}
-        measured: dict[str, float] = {}
         scores, kept = None, student.kept
         for lesson, (keep, output) in zip(self.lessons, taught, strict=True):
             for term in lesson.terms:
@@ -149,11 +164,6 @@ class Distillation(Method):
                     raise ValueError(f"two losses are both named {', '.join(twice)}, of which one would be lost")
                 losses |= learned
                 scores = output.prediction if term.compares_predictions else scores
-            if lesson is self.lessons[0]:  # what a selector learns, it learns from the first teacher
-                with self.clock("teacher"):
-                    measured = self.selector.observe(
-                        inputs, student, self.student, lesson.teacher, keep, output, progress
-                    )
             kept = kept if keep is None else output.kept
 
         # Labels, or whatever else the method learns without a teacher.
@@ -163,7 +173,17 @@ class Distillation(Method):
         loss = torch.stack([weights.get(name, 1.0) * value for name, value in losses.items()]).sum()
         parts = {name: value.detach() for name, value in losses.items()}
         prediction = None if self.task is None else student.prediction  # without labels its head learns nothing
-        return Step(loss, parts, prediction, kept, scores, measured)
+        return Step(loss, parts, prediction, kept, scores)
+
+    def observed(
+        self, inputs: Float[Tensor, "b ch *pixels"], student: Output, taught: tuple[Any, ...], progress: float
+    ) -> dict[str, float]:
+        """What the selector learns from a step, which it learns from the first teacher."""
+        if not self.lessons:
+            return {}
+        (keep, seen), teacher = taught[0], self.lessons[0].teacher
+        with self.clock("teacher"):
+            return self.selector.observe(inputs, student, self.student, teacher, keep, seen, progress)
 
     def view(self, inputs: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b ch *pixels"]:
         """The student's view of the inputs; by default as they are."""

@@ -24,11 +24,13 @@ class Teacher:
     """A frozen network that takes the student's inputs and sees them as it was trained to.
 
     Deliberately not an `nn.Module`: a module that holds it does not register its weights, so they stay out of
-    `state_dict`, `parameters`, DDP buckets and FSDP shards. It follows the inputs to their device by itself.
+    `state_dict`, `parameters`, DDP buckets and FSDP shards. It follows the inputs to their device by itself, unless it
+    has a device of its own: then inputs go there, and what it hands out comes back to theirs.
 
     Attributes:
         network: frozen and in eval mode.
         drops_paths: whether its drop path is active, if it has any: an ablation of TinyMIM, off by default.
+        device: where it computes; None for where the inputs are.
         order: which of the network's scores belongs to each class of the data, (c,); None for all of them as they are.
 
     Example:
@@ -71,6 +73,7 @@ class Teacher:
             network.to(dtype)
         self.text_embeddings = None if text_embeddings is None else F.normalize(text_embeddings.float(), dim=-1)
         self.drops_paths = False
+        self.device: torch.device | None = None
         self.order: Tensor | None = None
         own = network.input
         mean, std = mean or own.mean, std or own.std
@@ -175,18 +178,22 @@ class Teacher:
     ) -> Output:
         """The network's output for inputs normalised with the student's statistics; float32 class scores."""
         parameter = next(self.network.parameters(), None)
-        if parameter is not None and parameter.device != inputs.device:
-            self.network.to(inputs.device)
+        home, where = inputs.device, self.device or inputs.device
+        if parameter is not None and parameter.device != where:
+            self.network.to(where)
+        if where != home:
+            inputs = inputs.to(where, non_blocking=True)
+            keep = None if keep is None else keep.to(where, non_blocking=True)
         self.network.eval()
         for module in self._drop_paths if self.drops_paths else ():
             module.train()
         dtype = parameter.dtype if parameter is not None else inputs.dtype
-        with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(where.type, enabled=False):
             seen = self.resized(self._renormalise(inputs.float())).to(dtype)
             output = self.network(seen, keep=keep, capture=capture)
             if output.prediction is not None:
                 output.prediction = self._class_scores(output.prediction.float())
-        return output
+        return output if where == home else output.map(lambda tensor: tensor.to(home, non_blocking=True))
 
     @property
     def _drop_paths(self) -> list[DropPath]:

@@ -37,6 +37,7 @@ class Classification(Task):
     """
 
     score: ClassVar[str] = "top1"
+    separable: ClassVar[bool] = True
     columns: ClassVar[dict[str, str]] = {"top1": "top-1 %", "top5": "top-5 %", MEAN_PER_CLASS: "mean per class %"}
 
     def __init__(self, classes: int, smoothing: float = 0.0, *, uneven: bool = False) -> None:

@@ -29,6 +29,7 @@ class Task(ABC):
         always_fresh: whether `with_head` always makes a fresh head.
         reads_grid: whether predictions are read out of the whole grid of patches, so that none can be left out.
         per_sample: whether the score is the share of samples that are right, which has a binomial error.
+        separable: whether the losses are means over the samples of a batch.
     """
 
     score: ClassVar[str]
@@ -37,6 +38,7 @@ class Task(ABC):
     always_fresh: ClassVar[bool] = False
     reads_grid: ClassVar[bool] = False
     per_sample: ClassVar[bool] = True
+    separable: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from vitdistill.data.images.augment import Augment
 from vitdistill.files import check_path
+from vitdistill.methods.pipelining import DeviceName, Parts
 from vitdistill.models.names import check_model
 from vitdistill.models.presets import BUNDLED
 from vitdistill.training.loggers import DEFAULT, check_loggers
@@ -123,6 +124,18 @@ class TeacherOptions(Format):
 
     teacher_args: dict[str, Any] | None = None
     """further arguments of the teacher's architecture, e.g. `--teacher_args.img_size 384`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipelining(Flat):
+    """Student and teacher at once."""
+
+    pipeline: Parts = 1
+    """parts of a training step's batch, so that the teacher is on one while the student is on the next: beside it on
+    the CPU, or on a GPU of its own. Losses and gradients stay those of the whole batch; 1 leaves it whole."""
+    teacher_device: DeviceName | None = None
+    """where frozen networks compute: cuda:1 beside a student on cuda:0, with `--trainer.devices 1`; none for where the
+    student does."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from vitdistill.data.open import check_there
 from vitdistill.errors import UserError, refuse_given, refuse_without_effect
+from vitdistill.methods.selection.amounts import amount_of
 from vitdistill.models.names import check_model, check_model_there
 from vitdistill.training.loggers import require_loggers
 from vitdistill.training.settings import out_of_range, refuse_ours
@@ -66,6 +67,37 @@ def refuse_argument(values: Mapping[str, Any], group: str, name: str, option: st
     if name in (values[group] or {}):
         raise UserError(f"--{group}.{name} is set by {option}", values[group][name], f"Use {option}")
     return {}
+
+
+def check_pipelining(values: Mapping[str, Any]) -> None:
+    """Refuse steps in parts, and teachers on other devices, that cannot be.
+
+    Raises:
+        UserError: naming the options.
+    """
+    parts, device, trainer = values["pipeline"], values["teacher_device"], values["trainer"] or {}
+    if parts > values["batch_size"]:
+        raise UserError(
+            "--pipeline cannot split a batch into more parts than it has inputs",
+            f"--pipeline {parts} and --batch_size {values['batch_size']}",
+        )
+    others = {
+        "--compile": values["compile"] and device in (None, "cpu"),
+        "--trainer.strategy fsdp": "fsdp" in str(trainer.get("strategy", "")).lower(),
+        f"--teacher_drop_path {values.get('teacher_drop_path')}": bool(values.get("teacher_drop_path")),
+        f"--keep {values.get('keep')}": amount_of(values.get("keep", 1.0)).per_input,
+    }
+    for other in [other for other, given in others.items() if given and parts > 1]:
+        why = "compiles for a GPU of the teacher's own" if other == "--compile" else "is not made for it"
+        raise UserError(
+            f"--pipeline does not go with {other}", f"--pipeline {parts}, which {why}", "Leave out one of them"
+        )
+    if device not in (None, "cpu") and str(trainer.get("devices")) not in ("1", "[0]"):
+        raise UserError(
+            "--teacher_device is a GPU beside that of one process, so it needs --trainer.devices 1",
+            f"--teacher_device {device} and --trainer.devices {trainer.get('devices', 'auto')}",
+            "Add --trainer.devices 1, or leave out --teacher_device",
+        )
 
 
 def _refuse_what_needs_labels(augment: Any) -> None:

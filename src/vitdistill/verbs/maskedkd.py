@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 from vitdistill.methods.selection import CriterionName
 from vitdistill.methods.selection.amounts import amount_of, check_selection
 from vitdistill.methods.terms.options import LOGITS, parse_terms
-from vitdistill.verbs.arguments import File, Model, Published, TeacherOptions
+from vitdistill.verbs.arguments import File, Model, Pipelining, Published, TeacherOptions
+from vitdistill.verbs.checks import check_pipelining
 from vitdistill.verbs.job import Job, trains
 from vitdistill.verbs.needs import ABOVE_0, GIVEN, Names, needs
 
@@ -20,6 +21,7 @@ def check_terms(values: dict[str, Any]) -> dict[str, Any]:
         Who ranks the patches, where that was not said: `auto` where the teacher's class scores can tell, else the
         student.
     """
+    check_pipelining(values)
     terms = values["terms"].named(values["distill"])
     keep, order, mask, criterion = (values[name] for name in ("keep", "order", "mask", "criterion"))
     if criterion is None:
@@ -36,6 +38,7 @@ def check_terms(values: dict[str, Any]) -> dict[str, Any]:
         needs("random_share", criterion=("network+random", "student+random", "teacher+random")),
         needs("teacher_text teacher_args", teacher=GIVEN),
         needs("teacher_text", alpha=ABOVE_0),
+        needs("pipeline teacher_device", teacher=GIVEN),
         needs("alpha tau distillation teacher_text", distill=Names(LOGITS)),
     ),
 )
@@ -48,6 +51,7 @@ def maskedkd(
     teacher_text: File | None = None,
     network: Model | None = None,
     criterion: CriterionName | None = None,
+    pipelining: Pipelining,
     **options: Any,
 ) -> "Method":
     """Distil a teacher that sees only the patches to which the student attends (MaskedKD).
@@ -67,6 +71,7 @@ def maskedkd(
         The content of the run's run.json.
     """
     from vitdistill.methods.maskedkd import MaskedKD
+    from vitdistill.methods.pipelining.pipeline import pipelined
     from vitdistill.methods.selection.checks import check_maskable
 
     network_to_train = job.student(student)
@@ -74,7 +79,7 @@ def maskedkd(
     # Class scores of no weight need no teacher; other terms need one, whatever its classes.
     terms = [name for name in parse_terms(options["distill"]) if name != LOGITS or options["alpha"] > 0]
     if not terms:
-        job.refuse("teacher_args", why="unless --alpha is above 0")
+        job.refuse("teacher_args", "pipeline", "teacher_device", why="unless --alpha is above 0")
     elif teacher is not None:
         classes = LOGITS in terms
         # What can be masked does not depend on who ranks the patches.
@@ -90,4 +95,5 @@ def maskedkd(
     if network is not None:
         third = job.teacher(network, network_to_train)
     chosen = criterion or "student"  # filled in before a run begins
-    return MaskedKD(network_to_train, guide, network=third, smoothing=job.smoothing, criterion=chosen, **options)
+    method = MaskedKD(network_to_train, guide, network=third, smoothing=job.smoothing, criterion=chosen, **options)
+    return pipelined(method, pipelining.pipeline, teacher_device=pipelining.teacher_device)

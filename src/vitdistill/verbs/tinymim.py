@@ -3,13 +3,19 @@
 from typing import TYPE_CHECKING, Any
 
 from vitdistill.data.images.augment import Augment
-from vitdistill.verbs.arguments import Model, Positions, Published, TeacherOptions, masked_modelling
-from vitdistill.verbs.checks import refuse_argument
+from vitdistill.verbs.arguments import Model, Pipelining, Positions, Published, TeacherOptions, masked_modelling
+from vitdistill.verbs.checks import check_pipelining, refuse_argument
 from vitdistill.verbs.job import Job, trains
 from vitdistill.verbs.needs import needs
 
 if TYPE_CHECKING:
     from vitdistill.methods.method import Method
+
+
+def check_options(values: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what another option sets, and steps in parts that cannot be."""
+    check_pipelining(values)
+    return refuse_argument(values, "student_args", "drop_path_rate", "--drop_path")
 
 
 @trains(
@@ -21,7 +27,7 @@ if TYPE_CHECKING:
         needs("feature residual", target="features"),
         needs("pixel_decoder", pixels=True),
     ),
-    resolve=lambda values: refuse_argument(values, "student_args", "drop_path_rate", "--drop_path"),
+    resolve=check_options,
 )
 def tinymim(
     job: Job,
@@ -30,6 +36,7 @@ def tinymim(
     teacher: Model,
     teachers: TeacherOptions,
     positions: Positions = "sincos",
+    pipelining: Pipelining,
     **options: Any,
 ) -> "Method":
     """Distil a masked-image-modelling teacher into a smaller ViT, without labels, through token relations (TinyMIM).
@@ -47,10 +54,12 @@ def tinymim(
     Returns:
         The content of the run's run.json.
     """
+    from vitdistill.methods.pipelining.pipeline import pipelined
     from vitdistill.methods.tinymim import TinyMIM
     from vitdistill.models.surgery.drop_path import constant_but_last, drop_path_rates, set_drop_path
 
     body = job.pretraining_student(student, positions=positions)
     frozen = job.teacher(teacher, body, args=teachers.teacher_args, check=lambda sketch: sketch.backbone)
     set_drop_path(body, constant_but_last(student.drop_path, len(drop_path_rates(body))))
-    return TinyMIM(body, frozen, **options)
+    method = TinyMIM(body, frozen, **options)
+    return pipelined(method, pipelining.pipeline, teacher_device=pipelining.teacher_device)

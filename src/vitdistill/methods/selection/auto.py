@@ -33,5 +33,12 @@ class Auto(Criterion):
     def capture(self, student: Network) -> Capture:
         return Capture.union(one.capture(student) for one in self.candidates.values())
 
+    @property
+    def draws(self) -> bool:  # type: ignore[override]
+        return self.candidates[self.chosen].draws
+
+    def waits(self, student: Network) -> bool:
+        return self.candidates[self.chosen].waits(student)
+
     def scores(self, scene: Scene) -> Float[Tensor, "b n"]:
         return self.candidates[self.chosen].scores(scene)

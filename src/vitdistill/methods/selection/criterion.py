@@ -58,7 +58,13 @@ class Attention:
 
 
 class Criterion:
-    """Scores patches; the highest are kept."""
+    """Scores patches; the highest are kept.
+
+    Attributes:
+        draws: whether chance has a part in it, that goes by the scene's noise.
+    """
+
+    draws = False
 
     @classmethod
     def of(cls, attention: Attention) -> "Criterion":
@@ -72,6 +78,11 @@ class Criterion:
             UserError: when the student cannot hand it out.
         """
         return Capture(head=False)
+
+    def waits(self, student: Network) -> bool:
+        """Whether the student's pass must be over before patches can be ranked: where it captures something of it."""
+        wanted = self.capture(student)
+        return wanted.head or bool(wanted.points)
 
     def ranking(self, teacher: Teacher | None) -> list[tuple[Teacher, Capture]]:
         """Frozen networks that `scores` asks, and where their passes stop, for the cost report; none by default."""
@@ -92,6 +103,8 @@ class Criterion:
 
 class MixedWithRandom(Criterion):
     """The best patches by another criterion, the rest of the budget at random (the paper's DINO + Random)."""
+
+    draws = True
 
     def __init__(self, base: Criterion, random_share: float = 0.5) -> None:
         """

@@ -10,6 +10,8 @@ from vitdistill.tokens.select import random_scores
 class Random(Criterion):
     """Uniformly random patches, drawn on the device from torch's global generator unless the scene brings noise."""
 
+    draws = True
+
     def scores(self, scene: Scene) -> Float[Tensor, "b n"]:
         if scene.noise is not None:
             return scene.noise

@@ -148,6 +148,7 @@ class Ranked(Selector):
         student: Network,
         teacher: Teacher,
         progress: float,
+        noise: Float[Tensor, "b n"] | None = None,
     ) -> Int[Tensor, "b k"] | Groups | None:
         if self.mask == "student" or not self._ranks(student, teacher, progress):
             return None
@@ -156,12 +157,33 @@ class Ranked(Selector):
         count = self._count(student, teacher, progress)
         if count is None:
             return None
-        return self.criterion.select(self._scene(inputs, output, student, teacher), count, order=self.order)
+        return self.criterion.select(self._scene(inputs, output, student, teacher, noise), count, order=self.order)
 
-    def _scene(self, inputs: Tensor, output: Output, student: Network, teacher: Teacher) -> Scene:
+    def _scene(
+        self, inputs: Tensor, output: Output, student: Network, teacher: Teacher, noise: Tensor | None = None
+    ) -> Scene:
         masked = self.masked(student, teacher)
         assert masked is not None
-        return Scene(inputs.detach(), student, output, teacher, masked.grid)
+        return Scene(inputs.detach(), student, output, teacher, masked.grid, noise)
+
+    # --- batches that are seen in parts --------------------
+
+    def check_parts(self) -> None:
+        if self.amount.per_input:
+            raise UserError(
+                "--pipeline needs a number of patches that does not depend on the other inputs of the batch",
+                f"--keep {self.amount}",
+                "Give a number of patches, or leave out --pipeline",
+            )
+
+    def waits(self, student: Network, teacher: Teacher, progress: float) -> bool:
+        return self._masks_teacher(student, teacher, progress) and self.criterion.waits(student)
+
+    def draws(self, student: Network, teacher: Teacher, progress: float) -> bool:
+        return self._masks_teacher(student, teacher, progress) and self.criterion.draws
+
+    def _masks_teacher(self, student: Network, teacher: Teacher, progress: float) -> bool:
+        return self.mask == "teacher" and self._count(student, teacher, progress) is not None
 
     # --- what the teacher makes of it --------------------
 

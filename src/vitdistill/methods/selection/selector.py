@@ -60,9 +60,35 @@ class Selector(nn.Module):
         student: Network,
         teacher: Teacher,
         progress: float,
+        noise: Float[Tensor, "b n"] | None = None,
     ) -> Int[Tensor, "b k"] | Groups | None:
-        """Patches that the teacher sees, in its own coordinates, after the student's pass; None for all."""
+        """Patches that the teacher sees, in its own coordinates, after the student's pass; None for all.
+
+        Args:
+            inputs: of the step, or of a part of its batch.
+            output: the student's pass over them; where the selection does not wait for it, with `kept` alone.
+            student: the network to train.
+            teacher: the teacher.
+            progress: of the training.
+            noise: what chance goes by, where it has a part; None draws it.
+        """
         return None
+
+    # --- batches that are seen in parts --------------------
+
+    def check_parts(self) -> None:
+        """
+        Raises:
+            UserError: when patches are chosen for a batch as a whole, so that its parts cannot be seen one by one.
+        """
+
+    def waits(self, student: Network, teacher: Teacher, progress: float) -> bool:
+        """Whether what the teacher sees is known only after the student's pass."""
+        return type(self).for_teacher is not Selector.for_teacher
+
+    def draws(self, student: Network, teacher: Teacher, progress: float) -> bool:
+        """Whether chance has a part in what the teacher sees, that goes by `noise`."""
+        return False
 
     def observe(
         self,
@@ -162,5 +188,9 @@ class SameMask(Selector):
         student: Network,
         teacher: Teacher,
         progress: float,
+        noise: Float[Tensor, "b n"] | None = None,
     ) -> Int[Tensor, "b k"] | None:
         return output.kept
+
+    def waits(self, student: Network, teacher: Teacher, progress: float) -> bool:
+        return False  # for what the student sees, not for its pass

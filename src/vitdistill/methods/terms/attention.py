@@ -7,7 +7,7 @@ the steps.
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,8 @@ class AttentionTerm(Term):
     Example:
         >>> term = AttentionTerm(student, teacher.backbone, student_blocks=(11,), teacher_blocks=(11,))
     """
+
+    separable: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """Token features of a teacher's block (TinyMIM's ablation of targets), or of its class token alone."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ class Features(Term):
         >>> term = Features(student, teacher.backbone, 11, 11, feature="ffn")
         >>> Distillation(student, [Lesson(teacher, [term])])
     """
+
+    separable: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -24,6 +24,7 @@ class Logits(Term):
     """
 
     compares_predictions: ClassVar[bool] = True
+    separable: ClassVar[bool] = True
 
     def __init__(self, *, tau: float = 1.0, distillation: str = "soft") -> None:
         """

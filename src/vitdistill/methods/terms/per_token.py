@@ -3,6 +3,8 @@
 The alternative that MVD compares with masked feature modelling (Table 10: worse).
 """
 
+from typing import ClassVar
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -16,6 +18,8 @@ from vitdistill.types import Capture, Output
 
 class PerToken(Term):
     """Distance between MLP(student's final patches) and the output of the teacher's last block."""
+
+    separable: ClassVar[bool] = True
 
     def __init__(
         self,

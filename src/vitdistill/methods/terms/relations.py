@@ -1,6 +1,7 @@
 """Token relations of a teacher's block (TinyMIM, Ren et al., CVPR 2023)."""
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ class Relations(Term):
     Example:
         >>> Distillation(student, [Lesson(teacher, [Relations(11, 17, relations="qk+vv")])])
     """
+
+    separable: ClassVar[bool] = True
 
     def __init__(
         self,

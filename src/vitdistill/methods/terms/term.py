@@ -29,10 +29,13 @@ class Term(nn.Module, ABC):
     Attributes:
         weights: of its losses, by the names that `forward` gives them; 1 where a name is missing.
         compares_predictions: whether the teacher must predict what the student does.
+        separable: whether its losses are means over the samples of a batch, so that those of its parts, weighted by
+            their sizes, add up to them.
     """
 
     weights: dict[str, float]
     compares_predictions: ClassVar[bool] = False
+    separable: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()
