@@ -246,10 +246,14 @@ class Job:
     def linear_student(self, student: Student, features: LinearFeatures) -> "Network":
         """A frozen body with a classifier for the data's classes, of which the classifier alone will be trained."""
         from vitdistill.models.families.linear_only import linear_only
+        from vitdistill.verbs.common import refuse_classes
 
         if self.rebuilding is not None:
             return self.rebuilding.student()
-        return linear_only(self.student(student, drop_path=0.0, classes=0), len(self.data.classes), features)
+        classes, args = len(self.data.classes), dict(student.student_args or {})
+        refuse_classes(args, "student_args", classes)
+        args.pop("num_classes", None)
+        return linear_only(self.student(student, args=args or None, drop_path=0.0, classes=0), classes, features)
 
     def pretraining_student(self, student: Student, **changes: Any) -> "Network":
         """A network over images to train without labels; no classifier, and drop path only as the verb sets it."""

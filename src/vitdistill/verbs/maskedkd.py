@@ -41,7 +41,7 @@ def check_terms(values: dict[str, Any]) -> dict[str, Any]:
         needs("teacher_text teacher_args", teacher=GIVEN),
         needs("teacher_text", alpha=ABOVE_0),
         needs("alpha tau distillation teacher_text", distill=Names(LOGITS)),
-        needs("linear_features", linear_only=GIVEN),
+        needs("linear_features", linear_only=True),
         needs("drop_path", linear_only=False),
     ),
 )

@@ -233,7 +233,7 @@ class FrozenBody(Backbone):
         return total + norm_macs(self.body.net.norm, tokens, layernorm) + Macs(head=linears(self.net.head))
 
 
-def linear_only(body: Network, classes: int, features: LinearFeatures = "auto") -> FrozenBody:
+def linear_only(body: Network, classes: int, features: str = "auto") -> FrozenBody:
     """A network of which only a linear classifier trains, on a body that is frozen in place.
 
     Args:
