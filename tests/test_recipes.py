@@ -16,6 +16,7 @@ from vitdistill.methods.supervised import Supervised
 from vitdistill.methods.tinymim import TinyMIM
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
+from vitdistill.models.families.linear_only import linear_only
 from vitdistill.models.surgery.attention_heads import head_count
 from vitdistill.tokens.keep import keep_count
 from vitdistill.verbs.chain import read_chain
@@ -28,7 +29,8 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 CHAINS = [path for path in RECIPES if path.stem == "chain"]
 RUNS = [path for path in RECIPES if path not in CHAINS]
 READY = ROOT / "recipes" / "maskedkd" / "ready_for_masks.yaml"
-PAPER = [path for path in RECIPES if path.parent.name == "maskedkd" and path != READY]
+LINEAR = [path for path in RECIPES if path.parent.name == "linear_only"]
+PAPER = [*(path for path in RECIPES if path.parent.name == "maskedkd" and path != READY), *LINEAR]
 TINYMIM = [path for path in RUNS if path.parent.name == "tinymim" and "_from_" in path.stem]
 MAES = [path for path in RUNS if path.parent.name == "mae" and "finetune" not in path.stem]
 TUNED = [path for path in RUNS if path.stem.endswith("_finetune")]
@@ -142,7 +144,7 @@ def test_published_cost_is_what_the_cost_command_says(path: Path) -> None:
             published[int(count)] = float(pflops)
             counted = teacher.macs(int(count)).total * options["epochs"] * options["images"] / 1e15
             assert counted == pytest.approx(float(pflops), rel=0.003)
-    said = verb("cost")(**{**options, "student": None, "json": True})["teacher_pflops"]
+    said = verb("cost")(**{**options, "student": None, "linear_only": False, "json": True})["teacher_pflops"]
     assert said == pytest.approx(published[options["keep"]], rel=0.003)
 
 
@@ -173,6 +175,18 @@ def test_global_batch_is_that_of_the_papers(path: Path) -> None:
 def global_batch(training: dict[str, Any]) -> int:
     """On the eight GPUs that the headers name."""
     return int(8 * training["batch_size"] * training["optim"]["accumulate"])
+
+
+@recipe(LINEAR)
+def test_linear_classifiers_are_trained_as_dinos_are(path: Path) -> None:
+    _, training = parsed(stated(path, "command"))
+    optim, augment = training["optim"], Augment(**training["augment"]).resolved()
+    assert training["linear_only"] and training["pretrained"] and training["epochs"] == 100
+    assert (optim["name"], optim["weight_decay"], optim["warmup_epochs"], optim["min_lr"]) == ("momentum", 0, 0, 0)
+    assert optim["lr"] / optim["lr_batch"] == 1e-3 / 256
+    assert (augment.scale, augment.hflip, augment.crop_pct, augment.smoothing) == (0.08, 0.5, 0.875, 0.0)
+    net = linear_only(build(training["student"], meta=True), 1000).net
+    assert net.features == training["linear_features"]  # what auto would take
 
 
 def test_a_teacher_is_made_ready_for_masks_gently() -> None:

@@ -32,6 +32,7 @@ from vitdistill.methods.videomae import VideoMAE
 from vitdistill.models.backbone import with_tokens
 from vitdistill.models.build import build
 from vitdistill.models.families import as_network
+from vitdistill.models.families.linear_only import linear_only
 from vitdistill.models.families.video_vit import VideoViT, video_vit
 from vitdistill.models.network import Network
 from vitdistill.models.teacher import Teacher
@@ -88,6 +89,12 @@ def mvd(**options: Any) -> MVD:
         "video_teacher": clip_net(3, embed_dim=48, positions="sinusoid_1d"),
     }
     return MVD(clip_net(1), **{**teachers, "mask_ratio": 0.75, "decoder": DECODER, **options})
+
+
+def frozen(family: str, features: str = "auto", **options: Any) -> Network:
+    """A student of which a linear classifier trains, and nothing else."""
+    torch.manual_seed(0)
+    return linear_only(build(tiny(family, seed=1, **options)), 10, features)
 
 
 def two_teachers() -> Distillation:
@@ -187,6 +194,10 @@ METHODS: dict[str, Callable[[], Method]] = {
     "two teachers": lambda: two_teachers(),
     "no labels, the same mask": lambda: without_labels(),
     "no labels, ranked": lambda: without_labels_ranked(),
+    "linear only": lambda: MaskedKD(frozen("vit", depth=4), tiny("deit3", seed=2), keep=5),
+    "linear only, mean of patches, masked student": lambda: MaskedKD(
+        frozen("dinov3", "cls+mean"), tiny("deit3", seed=2), keep=5, mask="student"
+    ),
     "clips": lambda: MaskedKD(clip_net(1), clip_net(3, embed_dim=48), saliency="patch"),
     "clips, manifold": lambda: MaskedKD(clip_net(1), clip_net(3, depth=3), distill="manifold", keep=0.25),
     "tinymim": tinymim,
@@ -753,6 +764,12 @@ def test_a_decoder_behind_a_mean_pooled_student_is_refused():
         with pytest.raises(UserError, match=r"final norm on the tokens.*behind its mean pooling.*fc_norm=False"):
             make()
     tinymim("mae_mean_pool")  # relations do not get as far as the norm
+
+
+@pytest.mark.parametrize("distill", ["manifold", "logits+attention"])
+def test_a_frozen_student_learns_class_scores_alone(distill):
+    with pytest.raises(UserError, match="has a frozen body, so that only class scores can be learned; got --distill"):
+        MaskedKD(frozen("vit", "cls"), tiny("deit3", seed=2), distill=distill)
 
 
 # --- what a step computes --------------------

@@ -53,6 +53,27 @@ def test_student_training_is_three_forward_passes() -> None:
     assert result["teacher_share_of_step"]["kept"] == pytest.approx(8.715 / after, rel=1e-3)
 
 
+LINEAR = {
+    ("deit_base_patch16_224", "vit_small_patch16_224.dino"): {1.0: 2252, 144: 1644, 98: 1116},
+    ("deit3_large_patch16_224", "vit_base_patch16_224.dino"): {1.0: 7892, 144: 5767, 98: 3914},
+}
+
+
+@pytest.mark.parametrize("networks", LINEAR, ids=["deit_b", "deit3_l"])
+def test_a_linear_only_student_costs_its_forward_pass(networks: tuple[str, str]) -> None:
+    """MaskedKD, Table 8; the student's own training is not in it."""
+    teacher, student = networks
+    for keep, pflops in LINEAR[networks].items():
+        result = cost(teacher=teacher, student=student, linear_only=True, keep=keep, epochs=100, json=True)
+        assert result["teacher_pflops"] == pytest.approx(pflops, rel=0.001)
+    macs = result["student_gmacs_per_image"]
+    assert macs["training"] == macs["forward"] and result["student_pflops"] < result["teacher_pflops"]
+    whole = cost(teacher=teacher, student=student, keep=98, epochs=100, gpu_tflops=100, json=True)
+    linear = cost(teacher=teacher, student=student, linear_only=True, keep=98, epochs=100, gpu_tflops=100, json=True)
+    for group, name in (("student_gmacs_per_image", "training"), ("gpu_hours", "student")):
+        assert whole[group][name] == pytest.approx(3 * linear[group][name], rel=1e-3)
+
+
 def test_gpu_hours_take_two_flop_per_mac() -> None:
     result = cost(teacher=SMALL, student=SMALL, keep=98, gpu_tflops=100, json=True)
     assert result["gpu_hours"]["teacher_kept"] == pytest.approx(2 * result["teacher_pflops"] / 0.1 / 3600)

@@ -13,8 +13,10 @@ from vitdistill.data.images.augment import Augment
 from vitdistill.data.samples import image_preprocessing
 from vitdistill.errors import UserError
 from vitdistill.files import RECORD
+from vitdistill.models.families.linear_only import FrozenBody
 from vitdistill.models.network import Network
 from vitdistill.models.record import ModelRecord, record_of
+from vitdistill.models.surgery.linear_head import as_one_network
 from vitdistill.runs.read import Run
 
 
@@ -56,6 +58,8 @@ def student_of(run: Run, network: Network) -> Student:
         network: of one of its checkpoints.
     """
     network.eval()
+    if isinstance(network, FrozenBody) and network.net.features == "cls":
+        network = as_one_network(network)
     record = record_of(network.net)
     if not record.preprocessing:
         record = replace(record, preprocessing=_preprocessing(run, network))

@@ -64,6 +64,12 @@ def _check(student: Student, folder: Path) -> None:
             student.network.name,
             "Use --format safetensors, which vitdistill.build loads, or --format onnx",
         )
+    if record.features:
+        raise UserError(
+            "timm and transformers have no networks whose classifier reads features like these",
+            f"{student.network.name} with --linear_features {record.features}",
+            "Use --format safetensors, which vitdistill.build loads, or --format onnx",
+        )
     if record.heads:
         heads = ", ".join(f"block {block} has {count}" for block, count in record.heads.items())
         raise UserError(

@@ -70,6 +70,7 @@ class MaskedKD(Distillation):
         """
         student = as_network(student)
         names = terms.named(distill)
+        _check_trained(student, names)
         labels_share = 1 - alpha if "logits" in names else 1.0
         check_alpha(alpha)
         scores = Logits(tau=tau, distillation=distillation)
@@ -112,6 +113,15 @@ class MaskedKD(Distillation):
     @property
     def teachers(self) -> list[Teacher]:
         return [*super().teachers, *([] if self.ranks_by is None else [self.ranks_by])]
+
+
+def _check_trained(student: Network, names: tuple[str, ...]) -> None:
+    if not student.trains_body and any(name != "logits" for name in names):
+        raise UserError(
+            f"{student.name} has a frozen body, so that only class scores can be learned",
+            f"--distill {'+'.join(names)}",
+            "Use --distill logits",
+        )
 
 
 def _check_classes(student: Network, teacher: Teacher, names: tuple[str, ...]) -> None:

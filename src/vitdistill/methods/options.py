@@ -13,6 +13,15 @@ RELATIONS: tuple[str, ...] = Relation.__args__  # type: ignore[attr-defined]
 TRAINING_FORWARDS = 3
 
 
+def training_forwards(trains_body: bool) -> int:
+    """Forward passes of a network that a training step of it counts as.
+
+    Args:
+        trains_body: whether gradients pass through the network. Those of a classifier alone are not worth counting.
+    """
+    return TRAINING_FORWARDS if trains_body else 1
+
+
 @dataclass(frozen=True)
 class FeatureDecoder:
     """The decoder of each feature target (blocks x width: S 2 x 384, B 2 x 768, L 4 x 512, H 8 x 640).

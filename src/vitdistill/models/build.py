@@ -1,18 +1,20 @@
 """From a name, a file, a run directory or a module object to a `Network`."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitdistill.errors import UserError
 from vitdistill.hub import hub_in_reach
 from vitdistill.models.backbone import Backbone, with_tokens
 from vitdistill.models.classes import published_classes
 from vitdistill.models.families import as_network
+from vitdistill.models.families.linear_only import linear_only
 from vitdistill.models.names import VIDEO, absolute_model, check_model_there, unknown_model
 from vitdistill.models.network import DEFAULT_MEAN, Network, Opaque
 from vitdistill.models.presets import BUNDLED, PRESETS
@@ -29,7 +31,7 @@ from vitdistill.models.sizes import check_patches, check_size, feed, fixed_size,
 from vitdistill.models.surgery.attention_heads import set_heads
 from vitdistill.models.weights.folder import Folder, cached_folder, open_folder, record_beside
 from vitdistill.models.weights.positions import FILE_SIZE
-from vitdistill.models.weights.read import adapt, classes_in, load_into, read_weights
+from vitdistill.models.weights.read import adapt, classes_in, load_into, read_weights, without_classifier
 from vitdistill.models.weights.videomae import arguments_for, unwrapped
 
 log = logging.getLogger(__name__)
@@ -237,16 +239,20 @@ def _with_file(
     file: Path,
     meta: bool,
     record: ModelRecord | None = None,
+    weights: dict[str, Tensor] | None = None,
 ) -> nn.Module:
     """A network with weights from a file, its class count taken from the file unless one is asked for.
 
-    A file without a classifier (a pre-trained encoder) makes a network without one, unless classes are asked for.
+    A file without a classifier (a pre-trained encoder) makes a network without one, unless classes are asked for; and
+    where none is asked for, a classifier in the file is left out.
     """
+    if record is not None and record.features:
+        return _linear_only(name, args, num_classes, image_size, file, meta, record)
     recorded = _trained_as(record, args)
     args = {key: value for key, value in args.items() if key != FILE_SIZE}
     if meta:
         return _from_timm(name, args, num_classes, image_size, pretrained=False)
-    weights = read_weights(file)
+    weights = read_weights(file) if weights is None else weights
     if name.startswith(VIDEO):
         weights = unwrapped(weights, file)
         args = arguments_for(weights, args)
@@ -257,10 +263,12 @@ def _with_file(
     wanted = num_classes if num_classes is not None else in_file or 0
     net = probe if wanted in (None, probe.num_classes) else _from_timm(name, args, wanted, image_size, False)
     new_head = wanted != (in_file or 0)
+    if not wanted:
+        weights = without_classifier(weights, probe)
     load_into(net, weights, str(file), new_head=new_head)
     if in_file is None and record is None:
         warn_about_statistics(name, file, net)
-    if new_head and (in_file or record is None):
+    if new_head and wanted and (in_file or record is None):
         log.warning("%s: a new classifier for %s classes (the file has %s)", file, wanted, in_file or "none")
     if new_head and wanted:
         mark_new_head(net)
@@ -271,6 +279,37 @@ def _with_file(
             set_heads(with_tokens(as_network(net)), record.heads)
         _set_preprocessing(net, record, sized=image_size is not None or args.get("img_size") is not None)
     return net
+
+
+def _linear_only(
+    name: str,
+    args: dict[str, Any],
+    num_classes: int | None,
+    image_size: int | None,
+    file: Path,
+    meta: bool,
+    record: ModelRecord,
+) -> nn.Module:
+    """A frozen body with the classifier that a linear-only training left; the body alone where no classes are wanted.
+
+    The file has the body under timm's names, and the classifier beside it.
+    """
+    weights = {} if meta else read_weights(file)
+    head = {part: weights.pop(f"head.{part}", None) for part in ("weight", "bias")}
+    plain = replace(record, features="", classes=[], args={**record.args, "num_classes": 0})
+    body = _with_file(name, {**args, "num_classes": 0}, 0, image_size, file, meta, plain, weights)
+    stored = int(record.args["num_classes"])
+    wanted = stored if num_classes is None else num_classes
+    if not wanted:
+        return body
+    network = linear_only(as_network(body), wanted, record.features)
+    if wanted != stored:
+        log.warning("%s: a new classifier for %s classes (the file has %s)", file, wanted, stored)
+        mark_new_head(network.net)
+    elif not meta:
+        load_into(network.net, {f"head.{part}": value for part, value in head.items() if value is not None}, str(file))
+        record_of(network.net).classes = list(record.classes)
+    return network.net
 
 
 def _trained_as(record: ModelRecord | None, asked: dict[str, Any]) -> dict[str, Any]:
@@ -297,9 +336,12 @@ def rebuild(record: ModelRecord, **args: Any) -> Network:
     """
     if record.architecture is None:
         raise UserError("A network that was given as a module object can only be rebuilt in Python")
-    network = build(record.architecture, args={**record.args, **args})
+    asked = {**record.args, **args}
+    network = build(record.architecture, args={**asked, "num_classes": 0} if record.features else asked)
     if record.heads:
         set_heads(with_tokens(network), record.heads)
+    if record.features:
+        network = linear_only(network, int(asked["num_classes"]), record.features)
     set_statistics(network.net, record.mean, record.std)
     if "num_classes" not in args:
         record_of(network.net).classes = list(record.classes)

@@ -6,7 +6,7 @@ import sys
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from vitdistill.errors import UserError, near
 from vitdistill.files import WEIGHTS, absolute, is_run, runs_beside
@@ -16,6 +16,8 @@ HUBS = ("hf-hub:", "hf_hub:", "local-dir:")  # what timm looks up elsewhere
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 VIDEO = "video_vit_"  # what the names of our own architectures begin with
 CONFIG = "config.json"  # in a folder of transformers' or timm's
+# What the classifier of a linear-only student reads of its frozen body (DINO's linear evaluation).
+LinearFeatures = Literal["auto", "cls", "cls4", "cls+mean"]
 _PLAIN = re.compile(r"[\w-]+(\.[\w-]+)?$")
 
 

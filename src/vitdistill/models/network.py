@@ -24,10 +24,12 @@ class Network(nn.Module, ABC):
         net: the untouched network; its `state_dict` is what gets exported.
         maskable: whether `keep` may be given, that is whether patches can be left out of the input.
         sized: whether inputs must have the size of `input`; a teacher without a stated size gets the student's inputs.
+        trains_body: whether training changes more than the classifier, so that gradients pass through the network.
     """
 
     maskable = False
     sized = True
+    trains_body = True
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -47,6 +49,13 @@ class Network(nn.Module, ABC):
     def num_classes(self) -> int:
         """Classes of the classifier; 0 where there is none."""
         return int(self.net.num_classes)
+
+    def fixed(self) -> dict[str, Tensor]:
+        """Tensors that belong into a file of the network though `net` does not hold them; none of most networks.
+
+        Training neither changes them nor writes them into its checkpoints.
+        """
+        return {}
 
     @property
     def _config(self) -> dict[str, Any]:

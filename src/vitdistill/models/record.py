@@ -32,6 +32,8 @@ class ModelRecord:
         preprocessing: what validation did to samples before the network saw them: size [h, w] in pixels, channels,
             crop_pct, interpolation, crop_mode, mean and std; of clips also frames, stride and sampling. Empty where it
             is not known, as of networks that were not trained here.
+        features: what a linear classifier reads of the frozen network (cls, cls4 or cls+mean), where nothing but the
+            classifier was trained; empty for all other networks.
     """
 
     architecture: str | None
@@ -41,6 +43,7 @@ class ModelRecord:
     classes: list[str] = field(default_factory=list)
     heads: dict[int, int] = field(default_factory=dict)
     preprocessing: dict[str, Any] = field(default_factory=dict)
+    features: str = ""
 
     def write(self, folder: Path) -> None:
         """Write `student.json` into a folder."""

@@ -130,7 +130,7 @@ class RunDirectory:
             return False
         entries = {entry.name for entry in self.path.iterdir()}
         before_training = {self.config.name, self.info.name, "student.json", "checkpoints", "tensorboard", "wandb"}
-        never_trained = entries <= before_training and not any(self.checkpoints.glob("*"))
+        never_trained = entries <= before_training and not any(self.checkpoints.glob("*.ckpt"))
         return not entries or (never_trained and self.config.name in entries)
 
     def _check_same(self, verb: str, config: dict[str, Any]) -> None:

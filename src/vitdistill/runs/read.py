@@ -139,7 +139,8 @@ class Run:
         if not file.is_file():
             raise UserError("Averaged weights exist only for runs with --optim.ema", self.path)
         backbone = build(str(self.path))
-        load_into(backbone.net, read_weights(file), str(file))
+        weights, fixed = read_weights(file), backbone.fixed()
+        load_into(backbone.net, {name: value for name, value in weights.items() if name not in fixed}, str(file))
         return backbone
 
     def source(self, *, labels: bool = True) -> "DataSource":

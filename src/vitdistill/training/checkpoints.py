@@ -7,9 +7,11 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+from safetensors.torch import save
 
 from vitdistill.errors import UserError
-from vitdistill.files import write_atomically
+from vitdistill.files import is_first_process, write_atomically
+from vitdistill.models.families.linear_only import FrozenBody
 from vitdistill.models.network import Network
 from vitdistill.models.record import WEIGHTS, ModelRecord
 
@@ -55,6 +57,8 @@ def load_student(path: str | Path) -> Network:
     if not path.is_file():
         raise UserError("The run must have this checkpoint", path, _remedy(path))
     student = rebuild(ModelRecord.read(path.parent.parent))
+    if isinstance(student, FrozenBody):
+        _load_body(student, path.with_name(BODY))
     load_into(student.net, student_weights(read_checkpoint(path)["state_dict"]), str(path))
     return student
 
@@ -69,6 +73,34 @@ def _remedy(missing: Path) -> str:
     return f"{why}Use --checkpoint {' or '.join(there)}"
 
 
+def keep_body(student: Network, folder: Path, *, resume: bool) -> None:
+    """Write a frozen body once, beside the checkpoints, which leave it out; or take it up again from there.
+
+    A resumed run so has the body that it was started with, whatever has become of where that came from.
+
+    Args:
+        student: of which nothing is written unless it has a frozen body.
+        folder: of the checkpoints.
+        resume: whether the run goes on from a checkpoint.
+    """
+    if not isinstance(student, FrozenBody):
+        return
+    if resume:
+        _load_body(student, folder / BODY)
+    elif is_first_process():
+        content = save({name: tensor.detach().cpu().contiguous() for name, tensor in student.fixed().items()})
+        write_atomically(folder / BODY, lambda file: file.write(content))
+
+
+def _load_body(student: FrozenBody, path: Path) -> None:
+    from vitdistill.models.weights.read import read_weights
+
+    if not path.is_file():
+        raise UserError("Checkpoints of a linear-only run need the body that was written at its start", f"no {path}")
+    student.load_fixed(read_weights(path), path)
+
+
+BODY = "body.safetensors"
 STUDENT = "method.student.net."
 
 

@@ -27,21 +27,23 @@ class Footprint:
         checkpoint: one of them.
         checkpoints: how many are kept: the last, and the best where there is a score.
         exported: weights at the end.
+        fixed: a frozen body, written once.
     """
 
     checkpoint: int
     checkpoints: int
     exported: int
+    fixed: int = 0
 
     @property
     def total(self) -> int:
         """What is there in the end."""
-        return self.checkpoint * self.checkpoints + self.exported
+        return self.fixed + self.checkpoint * self.checkpoints + self.exported
 
     @property
     def most(self) -> int:
         """What there must be room for: a checkpoint is written beside the one that it replaces."""
-        return self.checkpoint * self.checkpoints + max(self.checkpoint, self.exported)
+        return self.fixed + self.checkpoint * self.checkpoints + max(self.checkpoint, self.exported)
 
 
 def footprint(method: Method, optim: Optim) -> Footprint:
@@ -59,9 +61,11 @@ def footprint(method: Method, optim: Optim) -> Footprint:
     student = _bytes(method.student.net.state_dict())
     averaged = 0 if optim.ema is None else student
     trained = sum(_size(parameter) for parameter in method.parameters() if parameter.requires_grad)
+    fixed = _bytes(method.student.fixed())
     exported = student + averaged + sum(_bytes(weights) for weights in method.artifacts(state).values())
+    exported += fixed * (1 if optim.ema is None else 2)
     checkpoint = _bytes(state) + averaged + round(trained * states_per_parameter(optim))
-    return Footprint(checkpoint, 1 if method.task is None else 2, exported)
+    return Footprint(checkpoint, 1 if method.task is None else 2, exported, fixed)
 
 
 def states_per_parameter(optim: Optim) -> float:

@@ -7,21 +7,20 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from vitdistill.methods.options import training_forwards
 from vitdistill.runs.directory import RunDirectory
 from vitdistill.training.disk import Footprint, in_words, warn_of_full_disk
 from vitdistill.training.progress import ProgressBar
 from vitdistill.training.timing import StepTiming
-
-# A sample in validation takes a forward pass of the three that one in training counts as; with averaged weights two.
-VALIDATING = 1 / 3
 
 
 class Estimate(pl.Callback):
     """A warning where the disk is too full; and one line after some timed steps: the time of all that is left,
     validation included, and the bytes written.
 
-    Runs of less than a minute say nothing. Validation is taken to cost `VALIDATING` of training per sample until one
-    was seen; from then on it is measured, with all else that happens between two epochs.
+    Runs of less than a minute say nothing. A sample in validation is taken for a forward pass of those that one in
+    training counts as (two with averaged weights) until a validation was seen; from then on it is measured, with all
+    else that happens between two epochs.
     """
 
     STEPS = 20  # that are timed, behind the warm-up of `StepTiming`
@@ -94,7 +93,8 @@ class Estimate(pl.Callback):
             return 0.0
         passes = 1 if pl_module.settings.optim.ema is None else 2
         every = trainer.check_val_every_n_epoch or 1
-        return VALIDATING * passes * step * self.validated / self.bar.samples_per_step / every
+        share = passes / training_forwards(pl_module.method.student.trains_body)
+        return share * step * self.validated / self.bar.samples_per_step / every
 
     def _print(self, line: str) -> None:
         if self.bar.bar is not None:

@@ -13,10 +13,12 @@ AGREEMENT = "teacher/agreement"  # a column of metrics.csv, in percent
 
 
 def describe(network: Network) -> dict[str, Any]:
-    """Name, size and grid of a network."""
+    """Name, size and grid of a network; where only its classifier is trained, the size of that as well."""
+    params = sum(parameter.numel() for parameter in network.parameters())
     return {
         "name": network.name,
-        "params": sum(parameter.numel() for parameter in network.parameters()),
+        "params": params + sum(tensor.numel() for tensor in network.fixed().values()),
+        **({} if network.trains_body else {"trained_params": params}),
         "grid": str(network.grid) if isinstance(network, Backbone) else None,
         "image_size": list(network.input.size),
     }

@@ -33,6 +33,7 @@ from vitdistill.signals import Interrupted, stop_after, stop_now
 from vitdistill.training.checkpoints import (
     AtomicCheckpointIO,
     SaveCheckpoints,
+    keep_body,
     read_checkpoint,
     student_weights,
     write_atomically,
@@ -91,6 +92,7 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
     parts = _assemble(method, source, run, settings)  # whatever refuses does so before an earlier run is replaced
     run.begin()
     checkpoint = run.last if resume and run.last.is_file() else None
+    keep_body(method.student, run.checkpoints, resume=checkpoint is not None)
     if is_first_process():
         _write_record(method, source, run, settings)
         if checkpoint is not None:
@@ -355,11 +357,12 @@ def _finish(parts: _Parts, method: Method, run: RunDirectory) -> dict[str, Any]:
 def _export(method: Method, run: RunDirectory) -> None:
     # From the checkpoint, which is whole under every strategy; the module may be in shards.
     content, record = read_checkpoint(run.last), ModelRecord.read(run.path)
-    weights = {WEIGHTS: student_weights(content["state_dict"])}
+    fixed = method.student.fixed()
+    weights = {WEIGHTS: {**fixed, **student_weights(content["state_dict"])}}
     state = {name.removeprefix("method."): value for name, value in content["state_dict"].items()}
     weights |= method.artifacts(state)
     if content["vitdistill"]["ema"] is not None:
-        weights[AVERAGED] = content["vitdistill"]["ema"]
+        weights[AVERAGED] = {**fixed, **content["vitdistill"]["ema"]}
     for name, tensors in weights.items():
         export_weights(tensors, run.path / name, record)
     run.wrote(*weights)

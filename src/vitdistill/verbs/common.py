@@ -12,6 +12,7 @@ from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
 from vitdistill.models.classes import class_order, compare, published_classes
+from vitdistill.models.families.linear_only import FrozenBody
 from vitdistill.models.names import HUBS, VIDEO
 from vitdistill.models.network import Network
 from vitdistill.models.presets import BUNDLED, PRESETS
@@ -73,6 +74,9 @@ def make_student(
         image_size=image_size or source.image_size,
         pretrained=pretrained,
     )
+    if isinstance(student, FrozenBody):
+        rule = "A linear-only student has a frozen body, which no other training changes"
+        raise UserError(rule, spec if isinstance(spec, str) else student.name, "Give --linear_only true, or its body")
     if isinstance(spec, str) and not options.get("drop_path_rate"):
         set_drop_path(student, 0.0)  # some architectures (Swin) have a default above 0
     if classes:

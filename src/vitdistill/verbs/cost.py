@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vitdistill.errors import UserError
-from vitdistill.methods.options import TRAINING_FORWARDS
+from vitdistill.methods.options import training_forwards
 from vitdistill.methods.selection import CriterionName
 from vitdistill.methods.selection.amounts import Keep, check_known
 from vitdistill.models.names import ModelName
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 CONVENTION = (
     "1 PFLOP here is 1e15 multiply-accumulates of the teacher's forward passes, LayerNorm at 5 per element, as in the "
-    "MaskedKD paper's tables; training the student counts as 3 forward passes"
+    "MaskedKD paper's tables; training the student counts as 3 forward passes, or as 1 where only a classifier on it is"
 )
 # Schedules go by the step, of which the data would say how many there are; more of them change next to nothing.
 STEPS_PER_EPOCH = 1000
@@ -31,7 +31,7 @@ NEEDS = (
     needs("network", criterion=("network", "network+random")),
     # The student's pass goes to its end in any case, unless it is a pass of its own.
     needs("saliency_layer", criterion=OF_OTHERS, mask="student"),
-    needs("mask", student=GIVEN),
+    needs("mask linear_only", student=GIVEN),
 )
 
 
@@ -39,6 +39,7 @@ def cost(
     *,
     teacher: ModelName,
     student: ModelName | None = None,
+    linear_only: bool = False,
     keep: Keep = 0.5,
     criterion: CriterionName = "student",
     network: ModelName | None = None,
@@ -60,6 +61,7 @@ def cost(
     Args:
         teacher: Teacher: a timm name, name@weights-file, run directory or bundled name.
         student: Student, named as the teacher is; adds its training cost and the teacher's share of a step.
+        linear_only: The student is frozen, and a linear classifier on it is all that trains.
         keep: Patches kept: a count (98), a fraction (0.5), a schedule ('1.0->0.5', '0:1.0,0.5:0.25'), of which the
             average over training is taken, or a budget (budget:0.5, 'budget:0.5@1.0->0.25').
         criterion: Who ranks the patches: student (free, but where it is masked), teacher, network, random, or one of
@@ -99,7 +101,7 @@ def cost(
     selector = Ranked(keep=keep, criterion=criterion, saliency_layer=saliency_layer, mask=mask, network=third)
     body, size = _on_meta(teacher, teacher_args, image_size)
     frozen = _Counted(body, size)
-    trained = None if student is None else _Counted(*_on_meta(student, student_args, image_size))
+    trained = None if student is None else _student(student, student_args, image_size, linear_only)
     average = _over_training(selector, frozen, trained, epochs)
     passes = epochs * images
     full, kept, ranking = frozen.whole, average.teacher, average.ranking
@@ -129,7 +131,7 @@ def cost(
     if gpu_tflops is not None:
         hours = 2 * passes / (gpu_tflops * 1e12) / 3600
         result["gpu_tflops"] = gpu_tflops
-        of_student = TRAINING_FORWARDS * hours
+        of_student = training_forwards(not linear_only) * hours
         result["gpu_hours"] = {
             "teacher_full": full["total"] * hours,
             "teacher_kept": kept["total"] * hours,
@@ -232,6 +234,16 @@ def _on_meta(spec: str, args: dict[str, Any] | None, image_size: int | None) -> 
     return network, (image_size, image_size) if free and image_size else network.input.size
 
 
+def _student(name: str, args: dict[str, Any] | None, image_size: int | None, linear_only: bool) -> _Counted:
+    """The student; where nothing but a classifier on it trains, with that."""
+    network, size = _on_meta(name, args, image_size)
+    if not linear_only:
+        return _Counted(network, size)
+    from vitdistill.models.families import linear_only as frozen
+
+    return _Counted(frozen.linear_only(network, network.num_classes or 1000), size)
+
+
 def _by_part(macs: Any) -> dict[str, float]:
     return {**macs.parts(), "total": macs.total}
 
@@ -243,7 +255,8 @@ def _giga(parts: dict[str, float]) -> dict[str, float]:
 def _step_costs(
     name: str, student: _Counted, teacher_full: float, average: _Average, passes: int, *, masked: bool
 ) -> dict[str, Any]:
-    whole, trained = (TRAINING_FORWARDS * forward["total"] for forward in (student.whole, average.student))
+    forwards = training_forwards(student.network.trains_body)
+    whole, trained = (forwards * forward["total"] for forward in (student.whole, average.student))
     of_teacher = average.teacher["total"] + average.ranking_by_frozen  # selecting patches is the teacher's, as in runs
     before = teacher_full + whole
     after = average.teacher["total"] + average.ranking + trained

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.files import is_first_process
+from vitdistill.models.names import LinearFeatures
 from vitdistill.runs.directory import RunDirectory, plain
 from vitdistill.signals import stop_now, stopping
 from vitdistill.verbs.arguments import Flat, Student
@@ -241,6 +242,18 @@ class Job:
         options = {**_options(student), **changes}
         options["args"] = self.with_frames(student.student, options["args"], "student_args")
         return make_student(student.student, self.data, **options)
+
+    def linear_student(self, student: Student, features: LinearFeatures) -> "Network":
+        """A frozen body with a classifier for the data's classes, of which the classifier alone will be trained."""
+        from vitdistill.models.families.linear_only import linear_only
+        from vitdistill.verbs.common import refuse_classes
+
+        if self.rebuilding is not None:
+            return self.rebuilding.student()
+        classes, args = len(self.data.classes), dict(student.student_args or {})
+        refuse_classes(args, "student_args", classes)
+        args.pop("num_classes", None)
+        return linear_only(self.student(student, args=args or None, drop_path=0.0, classes=0), classes, features)
 
     def pretraining_student(self, student: Student, **changes: Any) -> "Network":
         """A network over images to train without labels; no classifier, and drop path only as the verb sets it."""

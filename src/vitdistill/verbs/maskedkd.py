@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Any
 from vitdistill.methods.selection import CriterionName
 from vitdistill.methods.selection.amounts import amount_of, check_selection
 from vitdistill.methods.terms.options import LOGITS, parse_terms
+from vitdistill.models.names import LinearFeatures
 from vitdistill.verbs.arguments import File, Model, Pipelining, Published, TeacherOptions
 from vitdistill.verbs.checks import check_pipelining
 from vitdistill.verbs.job import Job, trains
+from vitdistill.verbs.linear import check_linear_only
 from vitdistill.verbs.needs import ABOVE_0, GIVEN, Names, needs
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ def check_terms(values: dict[str, Any]) -> dict[str, Any]:
         asked = LOGITS in terms and values["alpha"] > 0 and order == "top" and mask == "teacher"
         criterion = "auto" if asked and not amount_of(keep).per_input else "student"
     check_selection(keep, criterion, order, mask)
+    if values["linear_only"]:
+        check_linear_only(values)
     return {"criterion": criterion}
 
 
@@ -40,6 +44,8 @@ def check_terms(values: dict[str, Any]) -> dict[str, Any]:
         needs("teacher_text", alpha=ABOVE_0),
         needs("pipeline teacher_device", teacher=GIVEN),
         needs("alpha tau distillation teacher_text", distill=Names(LOGITS)),
+        needs("linear_features", linear_only=True),
+        needs("drop_path", linear_only=False),
     ),
 )
 def maskedkd(
@@ -52,6 +58,8 @@ def maskedkd(
     network: Model | None = None,
     criterion: CriterionName | None = None,
     pipelining: Pipelining,
+    linear_only: bool = False,
+    linear_features: LinearFeatures = "auto",
     **options: Any,
 ) -> "Method":
     """Distil a teacher that sees only the patches to which the student attends (MaskedKD).
@@ -66,6 +74,10 @@ def maskedkd(
         criterion: who ranks the patches: the student (the paper's choice), the teacher, a third network, chance
             (random), half one of them and half chance (student+random), or auto: student or random, whichever leaves
             the teacher more of what it knows. By default auto where the teacher's class scores can tell, else student.
+        linear_only: train nothing but a linear classifier on the frozen student, a trained ViT such as DINO's.
+        linear_features: what that classifier reads: the class tokens of the last four blocks (cls4), that of the last
+            one (cls), or that and the mean of the patches (cls+mean); auto is cls4 for students narrower than ViT-B,
+            and cls+mean from there on, as in DINO's linear evaluation.
 
     Returns:
         The content of the run's run.json.
@@ -74,7 +86,7 @@ def maskedkd(
     from vitdistill.methods.pipelining.pipeline import pipelined
     from vitdistill.methods.selection.checks import check_maskable
 
-    network_to_train = job.student(student)
+    network_to_train = job.linear_student(student, linear_features) if linear_only else job.student(student)
     guide = third = None
     # Class scores of no weight need no teacher; other terms need one, whatever its classes.
     terms = [name for name in parse_terms(options["distill"]) if name != LOGITS or options["alpha"] > 0]

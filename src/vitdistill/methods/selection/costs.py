@@ -3,7 +3,7 @@
 from typing import Literal
 
 from vitdistill.methods.method import Pass
-from vitdistill.methods.options import TRAINING_FORWARDS
+from vitdistill.methods.options import training_forwards
 from vitdistill.methods.selection.criterion import Criterion
 from vitdistill.methods.selection.ledger import Ledger
 from vitdistill.models.network import Network
@@ -31,7 +31,8 @@ class Costs:
 
     def of_step(self, kept: int, student: Network, teacher: Teacher) -> float:
         """Of a training step: the same, and the student's training."""
-        return self.of(kept, student, teacher) + TRAINING_FORWARDS * self.macs(Pass("student", student))
+        forwards = training_forwards(student.trains_body)
+        return self.of(kept, student, teacher) + forwards * self.macs(Pass("student", student))
 
     def ranking(self, student: Network, teacher: Teacher) -> float:
         """Of all that ranks patches, beyond the passes of a step."""

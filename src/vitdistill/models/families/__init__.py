@@ -13,6 +13,7 @@ from torch import nn
 from vitdistill.models.families.beit import BiasedViT
 from vitdistill.models.families.cait import CaiT
 from vitdistill.models.families.eva import RotaryViT
+from vitdistill.models.families.linear_only import FrozenBody, LinearOnly
 from vitdistill.models.families.swin import Swin
 from vitdistill.models.families.video_vit import TubeletEmbed, VideoViT
 from vitdistill.models.families.vit import ViT
@@ -24,6 +25,7 @@ ADAPTERS: dict[type[nn.Module], type[Network]] = {
     Beit: BiasedViT,
     Cait: CaiT,
     SwinTransformer: Swin,
+    LinearOnly: FrozenBody,
 }
 
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from vitdistill.errors import UserError
 from vitdistill.models.build import rebuild
+from vitdistill.models.families.linear_only import FrozenBody
 from vitdistill.models.families.video_vit import VideoViT
 from vitdistill.models.families.vit import ViT
 from vitdistill.models.network import Network
@@ -43,6 +44,11 @@ def finetunable(
         UserError: when the network has a classifier for other classes or another pooling, and `new_head` is not set; or
             when a fresh classifier cannot be given to it, or drop path is asked for and it has none.
     """
+    if isinstance(body, FrozenBody):
+        if not new_head:
+            rule = "Fine-tuning trains the whole network, and a linear-only student is a frozen body with a classifier"
+            raise UserError(rule, body.name, "Fine-tune its body with --new_head")
+        body = body.body
     if pool != "auto" and not isinstance(body, ViT):
         raise UserError(f"Only a ViT's pooling can be chosen, and {body.name} is none", pool, "Leave --pool out")
     own_pool = body.net.global_pool if isinstance(body, ViT) else None

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vitdistill.errors import UserError
 from vitdistill.models.build import rebuild
+from vitdistill.models.families.linear_only import FrozenBody
 from vitdistill.models.network import Network
 from vitdistill.models.record import record_of
 from vitdistill.models.weights.read import head_names
@@ -48,6 +49,24 @@ def with_linear_head(
     if set(result.missing_keys) - new or result.unexpected_keys:
         raise _not_kept(body, pooling)
     _set_classifier(network, body, pooling, weight.cpu(), bias.cpu())
+    return network
+
+
+def as_one_network(student: FrozenBody) -> Network:
+    """A linear-only student whose classifier reads the class token of the last block, as a plain network of timm.
+
+    Args:
+        student: left as it is.
+
+    Raises:
+        UserError: when its classifier reads anything else.
+    """
+    head, record = student.net.head, record_of(student.net)
+    if student.net.features != "cls":
+        raise _not_kept(student, student.net.features)
+    network = with_linear_head(student.body, "cls", head.weight.detach(), head.bias.detach())
+    found = record_of(network.net)
+    found.classes, found.preprocessing = list(record.classes), dict(record.preprocessing)
     return network
 
 

@@ -166,6 +166,11 @@ def head_names(net: nn.Module) -> list[str]:
     return [name for name in net.state_dict() if name.rpartition(".")[0] in _classifiers(net)]
 
 
+def without_classifier(weights: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    """Weights without those of the classifier, by the names that a network with one gives them."""
+    return {name: value for name, value in weights.items() if name.rpartition(".")[0] not in _classifiers(net)}
+
+
 def classes_in(weights: dict[str, Tensor], net: nn.Module) -> int | None:
     """Number of classes of the classifier in a weights file; None when it has none."""
     heads = (weights.get(f"{name}.weight") for name in _classifiers(net))
