@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tiny import tiny
 from vitdistill.errors import UserError
 from vitdistill.methods.distillation import Distillation, Lesson
+from vitdistill.methods.g2sd import G2SD
 from vitdistill.methods.mae import MAE
 from vitdistill.methods.maskedkd import MaskedKD
 from vitdistill.methods.method import Method
@@ -29,6 +30,7 @@ from vitdistill.methods.terms.manifold import ManifoldTerm
 from vitdistill.methods.terms.options import Attention, Manifold, Terms
 from vitdistill.methods.tinymim import PixelDecoder, TinyMIM
 from vitdistill.methods.videomae import VideoMAE
+from vitdistill.models.autoencoder import MaskedAutoencoder
 from vitdistill.models.backbone import with_tokens
 from vitdistill.models.build import build
 from vitdistill.models.families import as_network
@@ -61,6 +63,17 @@ MAE_DECODER: dict[str, Any] = {"decoder_width": 16, "decoder_depth": 1, "decoder
 
 def mae(student: str = "vit", **options: Any) -> MAE:
     return MAE(tiny(student, seed=1), **MAE_DECODER, **options)
+
+
+def autoencoder(name: str = "vit", **options: Any) -> MaskedAutoencoder:
+    """A masked autoencoder as a teacher, with a decoder of three blocks."""
+    torch.manual_seed(4)
+    method = MAE(tiny(name, seed=2, **options), decoder_width=20, decoder_depth=3, decoder_heads=2)
+    return MaskedAutoencoder(method.student, method.decoder)
+
+
+def g2sd(student: str = "vit", teacher: str = "vit", **options: Any) -> G2SD:
+    return G2SD(tiny(student, seed=1), autoencoder(teacher, embed_dim=32, num_heads=4), **MAE_DECODER, **options)
 
 
 DECODER = FeatureDecoder(width=16, depth=1, heads=2)
@@ -238,6 +251,9 @@ METHODS: dict[str, Callable[[], Method]] = {
     "per token, cait": lambda: per_token_distillation(
         tiny("cait", seed=1), image_teacher=tiny("cait", seed=2), loss="l2"
     ),
+    "g2sd": lambda: g2sd(),
+    "g2sd, masked patches, other special tokens": lambda: g2sd("registers", supervise="masked", teacher_block=3),
+    "g2sd, cait": lambda: G2SD(tiny("cait", seed=1), autoencoder("cait"), **MAE_DECODER, teacher_block=1),
     "mae, plain pixels": lambda: mae(norm_pix=False, mask_ratio=0.5),
     "mae, no class token": lambda: MAE(tiny("no_class_token", seed=1, fc_norm=False), **MAE_DECODER),
     "mae, registers": lambda: mae("registers"),
@@ -254,11 +270,12 @@ EXTRA: dict[type[Method], tuple[str, ...]] = {
     MAE: ("decoders",),
     VideoMAE: ("decoders",),
     MVD: ("decoders", "average"),
+    G2SD: ("decoders",),
 }
 # The names under which losses are reported.
 LOSSES = {
     *("ce", "kd", "qk", "vv", "qq", "kk", "q", "k", "v", "output", "attention", "ffn", "pixels", "image", "video"),
-    *("attention_cls", "manifold_intra", "manifold_inter", "manifold_random"),
+    *("attention_cls", "manifold_intra", "manifold_inter", "manifold_random", "hidden"),
 }
 
 
