@@ -153,6 +153,9 @@ METHODS: dict[str, Callable[[], Method]] = {
     "masked student": lambda: maskedkd(mask="student", keep=5),
     "masked student, random": lambda: maskedkd(mask="student", criterion="random"),
     "two heads": lambda: maskedkd("deit_distilled"),
+    "nkd": lambda: maskedkd(distillation="nkd", tau=2.0),
+    "g2sd, specific stage": lambda: maskedkd("dist_token", "mae_mean_pool", distillation="hard", keep=12),
+    "g2sd, specific stage, masked student": lambda: maskedkd("dist_token", mask="student", distill="logits+manifold"),
     "cait teacher": lambda: maskedkd(teacher="cait"),
     "cait student": lambda: maskedkd("cait"),
     "dinov3 teacher": lambda: maskedkd(teacher="dinov3"),
@@ -500,8 +503,9 @@ def test_class_scores_of_no_weight_leave_the_other_terms(images):
     assert not method.student.net.distilled_training  # both heads learn from the labels
 
 
-def test_two_heads_learn_from_labels_and_from_the_teacher(images):
-    method = maskedkd("deit_distilled", keep=1.0).train()
+@pytest.mark.parametrize("student", ["deit_distilled", "dist_token"])
+def test_two_heads_learn_from_labels_and_from_the_teacher(images, student):
+    method = maskedkd(student, keep=1.0).train()
     net = method.student.net
     labelled, distilled = net(images)
     step = method(images, TARGETS)
@@ -511,6 +515,37 @@ def test_two_heads_learn_from_labels_and_from_the_teacher(images):
     method.eval()
     torch.testing.assert_close(method.student(images).prediction, (labelled + distilled) / 2)
     assert not MaskedKD(tiny("deit_distilled"), alpha=0.0).student.net.distilled_training
+
+
+@pytest.mark.parametrize("targets", [TARGETS, SOFT], ids=["labels", "soft"])
+def test_the_specific_stage_of_g2sd_is_a_hard_label_on_a_second_head(images, targets):
+    """A mean-pooled teacher sees what the class token attends to; evaluation takes the mean of both heads."""
+    method = maskedkd("dist_token", "mae_mean_pool", distillation="hard", keep=12).train()
+    labelled, distilled = method.student.net(images)
+    step = method(images, targets)
+    assert bool((step.kept[:, 1:] > step.kept[:, :-1]).all()) and step.kept.shape == (3, 12)
+    decided = tiny("mae_mean_pool", seed=2)
+    with torch.no_grad():
+        teacher = build(decided)(images, keep=step.kept).prediction
+    assert torch.equal(step.teacher_prediction, teacher)
+    expected = (F.cross_entropy(labelled, targets) + F.cross_entropy(distilled, teacher.argmax(dim=-1))) / 2
+    torch.testing.assert_close(step.loss, expected)
+    method.eval()
+    torch.testing.assert_close(method.student(images).prediction, (labelled + distilled) / 2)
+
+
+def test_the_specific_stage_of_g2sd_with_all_patches_is_the_unmasked_one_bit_for_bit(images):
+    options = {"student": "dist_token", "teacher": "mae_mean_pool", "distillation": "hard"}
+    whole = maskedkd(**options, keep=1.0).train()
+    step = whole(images, TARGETS)
+    step.loss.backward()
+    assert step.kept is None and torch.equal(step.teacher_prediction, tiny("mae_mean_pool", seed=2)(images))
+    all_by_count = maskedkd(**options, keep=16).train()
+    again = all_by_count(images, TARGETS)
+    again.loss.backward()
+    assert torch.equal(again.loss, step.loss)
+    own = dict(whole.named_parameters())
+    assert all(torch.equal(p.grad, own[name].grad) for name, p in all_by_count.named_parameters())
 
 
 def test_a_schedule_changes_the_budget_over_training(images):
@@ -677,7 +712,7 @@ def test_numbers_out_of_range_are_refused_at_once(options, words):
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("distillation", "Soft", "soft or hard; got 'Soft'.*Did you mean 'soft'"),
+        ("distillation", "Soft", "soft, hard, nkd; got 'Soft'.*Did you mean 'soft'"),
         ("order", "botom", "top or bottom; got 'botom'.*Did you mean 'bottom'"),
         ("mask", "pupil", "teacher or student; got 'pupil'"),
         ("saliency", "class", "cls or patch; got 'class'"),

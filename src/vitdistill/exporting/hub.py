@@ -18,6 +18,7 @@ from vitdistill.errors import UserError
 from vitdistill.exporting.card import model_card
 from vitdistill.exporting.form import Exported, Student
 from vitdistill.files import RECORD
+from vitdistill.models.families.dist_token import ARGUMENT
 from vitdistill.models.record import timm_data_config
 
 FILES = ("config.json", "model.safetensors", "README.md", RECORD)
@@ -61,6 +62,12 @@ def _check(student: Student, folder: Path) -> None:
     if student.network.input.frames is not None:
         raise UserError(
             "timm and transformers have no networks over clips like this one",
+            student.network.name,
+            "Use --format safetensors, which vitdistill.build loads, or --format onnx",
+        )
+    if record.args.get(ARGUMENT):
+        raise UserError(
+            "timm and transformers have no networks with a distillation token without a position",
             student.network.name,
             "Use --format safetensors, which vitdistill.build loads, or --format onnx",
         )

@@ -9,6 +9,7 @@ from vitdistill.errors import UserError
 from vitdistill.exporting.form import Exported, Student, write_record
 from vitdistill.models.backbone import with_tokens
 from vitdistill.models.build import build
+from vitdistill.models.families.dist_token import ARGUMENT
 from vitdistill.models.record import ModelRecord, timm_data_config
 from vitdistill.models.surgery.attention_heads import set_heads
 from vitdistill.training.train import export_weights
@@ -17,14 +18,14 @@ from vitdistill.training.train import export_weights
 def write_safetensors(student: Student, path: Path) -> Exported:
     """Write the weights with the record beside them, and load them the way a user will: with timm alone.
 
-    Networks over clips are not timm's, so this package loads them.
+    Networks over clips, and with a distillation token without a position, are not timm's: this package loads them.
     """
     record = student.record
     if record.architecture is None:
         raise UserError("Only architectures of timm can be exported for timm")
     beside = write_record(record, path)
     export_weights(student.network.net.state_dict(), path, record)
-    if student.network.input.frames is not None:
+    if student.network.input.frames is not None or record.args.get(ARGUMENT):
         network = build(f"{record.architecture}@{path}").eval()
         load = f"vitdistill.build({f'{record.architecture}@{path}'!r})"
         with torch.inference_mode():

@@ -94,7 +94,7 @@ class Distillation(Method):
                 keep = self.selector.for_teacher(inputs, student, self.student, teacher, progress)
                 output = see(teacher, inputs, keep, lesson.capture)
             for term in lesson.terms:
-                learned = term(student, output)
+                learned = term(student, output, targets) if term.uses_labels else term(student, output)
                 if twice := losses.keys() & learned.keys():
                     raise ValueError(f"two losses are both named {', '.join(twice)}, of which one would be lost")
                 losses |= learned

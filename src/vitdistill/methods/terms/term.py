@@ -29,10 +29,12 @@ class Term(nn.Module, ABC):
     Attributes:
         weights: of its losses, by the names that `forward` gives them; 1 where a name is missing.
         compares_predictions: whether the teacher must predict what the student does.
+        uses_labels: whether `forward` takes the batch's targets as a third argument.
     """
 
     weights: dict[str, float]
     compares_predictions: ClassVar[bool] = False
+    uses_labels: bool = False
 
     def __init__(self) -> None:
         super().__init__()
