@@ -6,12 +6,15 @@ import timm
 import torch
 from torch import nn
 
+from vitdistill.models.families.dist_token import append_dist_token
+
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3, "num_classes": 10}
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("vit_tiny_patch16_224", SMALL),
     "deit": ("deit_tiny_patch16_224", SMALL),
     "deit_distilled": ("deit_tiny_distilled_patch16_224", SMALL),
+    "dist_token": ("vit_tiny_patch16_224", {**SMALL, "dist_token": True}),
     "deit3": ("deit3_small_patch16_224", SMALL),
     "clip": ("vit_base_patch16_clip_quickgelu_224", SMALL),
     "mae_mean_pool": ("vit_base_patch16_224", {**SMALL, "global_pool": "avg"}),
@@ -61,7 +64,11 @@ def tiny(family: str, seed: int = 0, **args: Any) -> nn.Module:
     name, defaults = FAMILIES[family]
     with torch.random.fork_rng(devices=()), torch.no_grad():
         torch.manual_seed(seed)
-        net = timm.create_model(name, **{"drop_path_rate": 0.0, **defaults, **args})
+        options = {"drop_path_rate": 0.0, **defaults, **args}
+        dist_token = options.pop("dist_token", False)
+        net = timm.create_model(name, **options)
+        if dist_token:
+            append_dist_token(net)
         for parameter in net.parameters():
             parameter.copy_(0.5 * parameter + 0.2 * torch.randn_like(parameter))
     return net.eval()

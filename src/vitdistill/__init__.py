@@ -18,9 +18,11 @@ _LAZY = {
     "TinyMIM": "vitdistill.methods.tinymim",
     "PixelDecoder": "vitdistill.methods.options",
     "MAE": "vitdistill.methods.mae",
+    "G2SD": "vitdistill.methods.g2sd",
     "VideoMAE": "vitdistill.methods.videomae",
     "MVD": "vitdistill.methods.mvd",
     "FeatureDecoder": "vitdistill.methods.options",
+    "MaskedAutoencoder": "vitdistill.models.autoencoder",
     "MaskedModelling": "vitdistill.methods.masked_modelling",
     "Supervised": "vitdistill.methods.supervised",
     "Task": "vitdistill.tasks.task",
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from vitdistill.evaluation.batches import read_batch
     from vitdistill.evaluation.masked import MaskedAccuracy
     from vitdistill.methods.distillation import Distillation, Lesson
+    from vitdistill.methods.g2sd import G2SD
     from vitdistill.methods.mae import MAE
     from vitdistill.methods.masked_modelling import MaskedModelling
     from vitdistill.methods.maskedkd import MaskedKD
@@ -64,6 +67,7 @@ if TYPE_CHECKING:
     from vitdistill.methods.terms.term import Term
     from vitdistill.methods.tinymim import TinyMIM
     from vitdistill.methods.videomae import VideoMAE
+    from vitdistill.models.autoencoder import MaskedAutoencoder
     from vitdistill.models.build import build
     from vitdistill.models.teacher import Teacher
     from vitdistill.tasks.actions import Actions
@@ -74,6 +78,7 @@ if TYPE_CHECKING:
     from vitdistill.training.settings import Loader, Optim
     from vitdistill.verbs.embed import embed
     from vitdistill.verbs.finetune import finetune
+    from vitdistill.verbs.g2sd import g2sd
     from vitdistill.verbs.knn import knn
     from vitdistill.verbs.mae import mae
     from vitdistill.verbs.maskedkd import maskedkd

@@ -88,9 +88,10 @@ def expected_logits(net: nn.Module, images: Tensor, keep: Tensor) -> Tensor:
     cait = hasattr(net, "blocks_token_only")
     tokens = [] if cait else [net.cls_token, getattr(net, "dist_token", None), getattr(net, "reg_token", None)]
     prefix = torch.cat([token for token in tokens if token is not None] or [patches[:1, :0]], dim=1)
-    if not cait and not net.no_embed_class:
-        count = prefix.shape[1]
-        prefix, positions = prefix + positions[:, :count], positions[:, count:]
+    if not cait:  # DeiT3's special tokens have no positions, nor has a distillation token of G2SD
+        count = positions.shape[1] - patches.shape[1]
+        prefix = torch.cat((prefix[:, :count] + positions[:, :count], prefix[:, count:]), dim=1)
+        positions = positions[:, count:]
     patches = patches + positions
     visible = torch.stack([torch.stack([sample[i] for i in row]) for sample, row in zip(patches, keep, strict=True)])
     if cait:
@@ -139,8 +140,9 @@ def test_all_patches_are_bit_identical_to_the_untouched_network(net, images, tra
     assert output.distilled is None and not output.captured and output.kept is None
 
 
-def test_two_heads_of_a_distilled_network_in_training(images):
-    net = tiny("deit_distilled").train()
+@pytest.mark.parametrize("family", ["deit_distilled", "dist_token"])
+def test_two_heads_of_a_distilled_network_in_training(net, images):
+    net.train()
     net.set_distilled_training(True)
     labelled, distilled = net(images)
     output = build(net).train()(images)
@@ -169,7 +171,14 @@ def test_it_describes_itself(family, backbone):
     )
 
 
-SPECIALS = {"deit": (1, 1), "deit_distilled": (2, 2), "registers": (5, 5), "dinov3": (5, 5), "cait": (0, 1)}
+SPECIALS = {
+    "deit": (1, 1),
+    "deit_distilled": (2, 2),
+    "dist_token": (2, 2),
+    "registers": (5, 5),
+    "dinov3": (5, 5),
+    "cait": (0, 1),
+}
 
 
 @pytest.mark.parametrize("family", [*SPECIALS, "no_class_token"])

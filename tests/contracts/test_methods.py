@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tiny import tiny
 from vitdistill.errors import UserError
 from vitdistill.methods.distillation import Distillation, Lesson
+from vitdistill.methods.g2sd import G2SD
 from vitdistill.methods.mae import MAE
 from vitdistill.methods.maskedkd import MaskedKD
 from vitdistill.methods.method import Method
@@ -29,6 +30,7 @@ from vitdistill.methods.terms.manifold import ManifoldTerm
 from vitdistill.methods.terms.options import Attention, Manifold, Terms
 from vitdistill.methods.tinymim import PixelDecoder, TinyMIM
 from vitdistill.methods.videomae import VideoMAE
+from vitdistill.models.autoencoder import MaskedAutoencoder
 from vitdistill.models.backbone import with_tokens
 from vitdistill.models.build import build
 from vitdistill.models.families import as_network
@@ -62,6 +64,17 @@ MAE_DECODER: dict[str, Any] = {"decoder_width": 16, "decoder_depth": 1, "decoder
 
 def mae(student: str = "vit", **options: Any) -> MAE:
     return MAE(tiny(student, seed=1), **MAE_DECODER, **options)
+
+
+def autoencoder(name: str = "vit", **options: Any) -> MaskedAutoencoder:
+    """A masked autoencoder as a teacher, with a decoder of three blocks."""
+    torch.manual_seed(4)
+    method = MAE(tiny(name, seed=2, **options), decoder_width=20, decoder_depth=3, decoder_heads=2)
+    return MaskedAutoencoder(method.student, method.decoder)
+
+
+def g2sd(student: str = "vit", teacher: str = "vit", **options: Any) -> G2SD:
+    return G2SD(tiny(student, seed=1), autoencoder(teacher, embed_dim=32, num_heads=4), **MAE_DECODER, **options)
 
 
 DECODER = FeatureDecoder(width=16, depth=1, heads=2)
@@ -147,6 +160,9 @@ METHODS: dict[str, Callable[[], Method]] = {
     "masked student": lambda: maskedkd(mask="student", keep=5),
     "masked student, random": lambda: maskedkd(mask="student", criterion="random"),
     "two heads": lambda: maskedkd("deit_distilled"),
+    "nkd": lambda: maskedkd(distillation="nkd", tau=2.0),
+    "g2sd, specific stage": lambda: maskedkd("dist_token", "mae_mean_pool", distillation="hard", keep=12),
+    "g2sd, specific stage, masked student": lambda: maskedkd("dist_token", mask="student", distill="logits+manifold"),
     "cait teacher": lambda: maskedkd(teacher="cait"),
     "cait student": lambda: maskedkd("cait"),
     "dinov3 teacher": lambda: maskedkd(teacher="dinov3"),
@@ -249,6 +265,9 @@ METHODS: dict[str, Callable[[], Method]] = {
     "per token, cait": lambda: per_token_distillation(
         tiny("cait", seed=1), image_teacher=tiny("cait", seed=2), loss="l2"
     ),
+    "g2sd": lambda: g2sd(),
+    "g2sd, masked patches, other special tokens": lambda: g2sd("registers", supervise="masked", teacher_block=3),
+    "g2sd, cait": lambda: G2SD(tiny("cait", seed=1), autoencoder("cait"), **MAE_DECODER, teacher_block=1),
     "mae, plain pixels": lambda: mae(norm_pix=False, mask_ratio=0.5),
     "mae, no class token": lambda: MAE(tiny("no_class_token", seed=1, fc_norm=False), **MAE_DECODER),
     "mae, registers": lambda: mae("registers"),
@@ -265,11 +284,12 @@ EXTRA: dict[type[Method], tuple[str, ...]] = {
     MAE: ("decoders",),
     VideoMAE: ("decoders",),
     MVD: ("decoders", "average"),
+    G2SD: ("decoders",),
 }
 # The names under which losses are reported.
 LOSSES = {
     *("ce", "kd", "qk", "vv", "qq", "kk", "q", "k", "v", "output", "attention", "ffn", "pixels", "image", "video"),
-    *("attention_cls", "manifold_intra", "manifold_inter", "manifold_random"),
+    *("attention_cls", "manifold_intra", "manifold_inter", "manifold_random", "hidden"),
 }
 
 
@@ -494,8 +514,9 @@ def test_class_scores_of_no_weight_leave_the_other_terms(images):
     assert not method.student.net.distilled_training  # both heads learn from the labels
 
 
-def test_two_heads_learn_from_labels_and_from_the_teacher(images):
-    method = maskedkd("deit_distilled", keep=1.0).train()
+@pytest.mark.parametrize("student", ["deit_distilled", "dist_token"])
+def test_two_heads_learn_from_labels_and_from_the_teacher(images, student):
+    method = maskedkd(student, keep=1.0).train()
     net = method.student.net
     labelled, distilled = net(images)
     step = method(images, TARGETS)
@@ -505,6 +526,37 @@ def test_two_heads_learn_from_labels_and_from_the_teacher(images):
     method.eval()
     torch.testing.assert_close(method.student(images).prediction, (labelled + distilled) / 2)
     assert not MaskedKD(tiny("deit_distilled"), alpha=0.0).student.net.distilled_training
+
+
+@pytest.mark.parametrize("targets", [TARGETS, SOFT], ids=["labels", "soft"])
+def test_the_specific_stage_of_g2sd_is_a_hard_label_on_a_second_head(images, targets):
+    """A mean-pooled teacher sees what the class token attends to; evaluation takes the mean of both heads."""
+    method = maskedkd("dist_token", "mae_mean_pool", distillation="hard", keep=12).train()
+    labelled, distilled = method.student.net(images)
+    step = method(images, targets)
+    assert bool((step.kept[:, 1:] > step.kept[:, :-1]).all()) and step.kept.shape == (3, 12)
+    decided = tiny("mae_mean_pool", seed=2)
+    with torch.no_grad():
+        teacher = build(decided)(images, keep=step.kept).prediction
+    assert torch.equal(step.teacher_prediction, teacher)
+    expected = (F.cross_entropy(labelled, targets) + F.cross_entropy(distilled, teacher.argmax(dim=-1))) / 2
+    torch.testing.assert_close(step.loss, expected)
+    method.eval()
+    torch.testing.assert_close(method.student(images).prediction, (labelled + distilled) / 2)
+
+
+def test_the_specific_stage_of_g2sd_with_all_patches_is_the_unmasked_one_bit_for_bit(images):
+    options = {"student": "dist_token", "teacher": "mae_mean_pool", "distillation": "hard"}
+    whole = maskedkd(**options, keep=1.0).train()
+    step = whole(images, TARGETS)
+    step.loss.backward()
+    assert step.kept is None and torch.equal(step.teacher_prediction, tiny("mae_mean_pool", seed=2)(images))
+    all_by_count = maskedkd(**options, keep=16).train()
+    again = all_by_count(images, TARGETS)
+    again.loss.backward()
+    assert torch.equal(again.loss, step.loss)
+    own = dict(whole.named_parameters())
+    assert all(torch.equal(p.grad, own[name].grad) for name, p in all_by_count.named_parameters())
 
 
 def test_a_schedule_changes_the_budget_over_training(images):
@@ -671,7 +723,7 @@ def test_numbers_out_of_range_are_refused_at_once(options, words):
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("distillation", "Soft", "soft or hard; got 'Soft'.*Did you mean 'soft'"),
+        ("distillation", "Soft", "soft, hard, nkd; got 'Soft'.*Did you mean 'soft'"),
         ("order", "botom", "top or bottom; got 'botom'.*Did you mean 'bottom'"),
         ("mask", "pupil", "teacher or student; got 'pupil'"),
         ("saliency", "class", "cls or patch; got 'class'"),

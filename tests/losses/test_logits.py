@@ -7,7 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vitdistill.losses.logits import cross_entropy, hard_distillation, soft_distillation
+from vitdistill.losses.logits import (
+    cross_entropy,
+    hard_distillation,
+    normalised_distillation,
+    soft_distillation,
+)
 
 
 @pytest.fixture
@@ -93,3 +98,34 @@ def test_autocast_does_not_lower_the_precision(logits):
         inside = soft_distillation(student, teacher, 2.0), cross_entropy(student, torch.arange(6))
     assert torch.equal(inside[0], soft_distillation(student, teacher, 2.0))
     assert torch.equal(inside[1], cross_entropy(student, torch.arange(6)))
+
+
+@pytest.mark.parametrize("tau", [1.0, 2.5])
+def test_normalised_distillation_is_its_formula(tau):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(5, 4, generator=generator), torch.randn(5, 4, generator=generator)
+    labels = torch.tensor([0, 3, 1, 1, 2])
+    total = 0.0
+    for own, other, label in zip(student.double(), teacher.double(), labels.tolist(), strict=True):
+        rest = [index for index in range(4) if index != label]
+        total -= other.softmax(0)[label] * own.softmax(0)[label].log()
+        expected, got = (other[rest] / tau).softmax(0), (own[rest] / tau).softmax(0)
+        total -= tau**2 * sum(expected * got.log())
+    loss = normalised_distillation(student, teacher, labels, tau)
+    torch.testing.assert_close(loss.double(), total / 5)
+    soft = torch.nn.functional.one_hot(labels, 4) * 0.6 + 0.1
+    assert torch.equal(normalised_distillation(student, teacher, soft, tau), loss)
+
+
+def test_normalised_distillation_gives_the_teacher_no_gradient_and_is_smallest_at_it():
+    student, teacher = torch.randn(3, 6, requires_grad=True), torch.randn(3, 6, requires_grad=True)
+    labels = torch.tensor([5, 0, 2])
+    normalised_distillation(student, teacher, labels).backward()
+    assert teacher.grad is None and bool(student.grad.any())
+    # Whatever the label's own score is, the others are best where the teacher's are.
+    at_teacher = teacher.detach().clone().requires_grad_()
+    normalised_distillation(at_teacher, teacher, labels).backward()
+    others = at_teacher.grad.scatter(1, labels[:, None], 0)
+    shares = teacher.detach().softmax(1)
+    of_label = shares.gather(1, labels[:, None])
+    torch.testing.assert_close(others, (of_label * shares / 3).scatter(1, labels[:, None], 0))

@@ -62,7 +62,7 @@ def test_every_value_of_the_reference(case, monkeypatch):
         if not norm_pix:
             tokens = method.student(images, keep=kept).final.all
             case.check("latent", tokens)
-            predicted = method.decoder(tokens, kept, masked, everywhere=True)
+            predicted = method.decoder(tokens, kept, masked, at="patches")
             inverse = order.argsort(dim=1)[:, :, None].expand(-1, -1, predicted.shape[2])
             case.check("prediction", predicted.gather(1, inverse))
         step = method(images)

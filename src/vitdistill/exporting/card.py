@@ -13,6 +13,8 @@ METHODS = {
     "tinymim": "TinyMIM: distilled without labels from token relations of a masked-image-modelling teacher "
     "(Ren et al., CVPR 2023)",
     "mvd": "MVD: distilled without labels from image and video teachers (Wang et al., CVPR 2023)",
+    "g2sd": "G2SD, generic stage: distilled without labels from the decoder of a masked autoencoder "
+    "(Huang et al., CVPR 2023)",
     "mae": "MAE: pre-trained without labels by predicting masked pixels (He et al., CVPR 2022)",
     "videomae": "VideoMAE: pre-trained without labels by predicting masked pixels (Tong et al., NeurIPS 2022)",
     "supervised": "trained on labels alone",

@@ -64,10 +64,10 @@ def _check(student: Student, folder: Path) -> None:
             student.network.name,
             "Use --format safetensors, which vitdistill.build loads, or --format onnx",
         )
-    if record.features:
+    if record.beyond_timm is not None:
         raise UserError(
-            "timm and transformers have no networks whose classifier reads features like these",
-            f"{student.network.name} with --linear_features {record.features}",
+            f"timm and transformers have no networks with {record.beyond_timm}",
+            student.network.name,
             "Use --format safetensors, which vitdistill.build loads, or --format onnx",
         )
     if record.heads:

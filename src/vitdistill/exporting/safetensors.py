@@ -17,15 +17,14 @@ from vitdistill.training.train import export_weights
 def write_safetensors(student: Student, path: Path) -> Exported:
     """Write the weights with the record beside them, and load them the way a user will: with timm alone.
 
-    Networks over clips, and classifiers that read several blocks of a frozen body, are not timm's, so this package
-    loads them.
+    Networks over clips, and those of which timm has no kind, are loaded by this package.
     """
     record = student.record
     if record.architecture is None:
         raise UserError("Only architectures of timm can be exported for timm")
     beside = write_record(record, path)
     export_weights({**student.network.fixed(), **student.network.net.state_dict()}, path, record)
-    if student.network.input.frames is not None or record.features:
+    if student.network.input.frames is not None or record.beyond_timm is not None:
         network = build(f"{record.architecture}@{path}").eval()
         load = f"vitdistill.build({f'{record.architecture}@{path}'!r})"
         with torch.inference_mode():

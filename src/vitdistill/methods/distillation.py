@@ -159,7 +159,7 @@ class Distillation(Method):
         scores, kept = None, student.kept
         for lesson, (keep, output) in zip(self.lessons, taught, strict=True):
             for term in lesson.terms:
-                learned = term(student, output)
+                learned = term(student, output, targets) if term.uses_labels else term(student, output)
                 if twice := losses.keys() & learned.keys():
                     raise ValueError(f"two losses are both named {', '.join(twice)}, of which one would be lost")
                 losses |= learned

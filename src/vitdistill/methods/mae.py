@@ -2,28 +2,24 @@
 
 from pathlib import Path
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitdistill.files import FULL
 from vitdistill.methods.masked_modelling import Goal, MaskedModelling
 from vitdistill.methods.targets.pixels import Pixels, patchify, unpatchify
+from vitdistill.models.autoencoder import on_own_grid
 from vitdistill.models.backbone import Backbone, with_tokens
 from vitdistill.models.build import warn_about_statistics
 from vitdistill.models.decoder import Decoder, official_names
 from vitdistill.models.families import as_network
 from vitdistill.models.network import Network
 from vitdistill.models.record import ModelRecord, set_statistics
-from vitdistill.models.sizes import pair
 from vitdistill.models.surgery.attention_heads import set_heads
 from vitdistill.models.weights.folder import record_beside
-from vitdistill.models.weights.positions import grid_of, resample
 from vitdistill.models.weights.read import adapt, decoder_part, load_into, read_weights, to_timm
 from vitdistill.tokens.gather import restore, take
 from vitdistill.tokens.masking import Masking
-from vitdistill.tokens.positions import sincos_2d
-from vitdistill.types import TokenGrid
 
 GOAL = "pixels"
 
@@ -74,7 +70,7 @@ class MAE(MaskedModelling):
         record = ModelRecord.of_file(Path(path)) or record_beside(Path(path))
         weights = to_timm(read_weights(path), self.student.net, path)
         decoder = decoder_part(weights)
-        self.decoder.load_official(self._on_own_grid(decoder, weights, record))
+        self.decoder.load_official(on_own_grid(decoder, self.decoder, self.student, record))
         if record is None:
             warn_about_statistics(self.student.name, Path(path), self.student.net)
         recorded = None if record is None else record.args
@@ -84,22 +80,6 @@ class MAE(MaskedModelling):
             set_heads(self.student, {} if everywhere is None else dict.fromkeys(range(self.student.depth), everywhere))
             set_heads(self.student, record.heads)
             set_statistics(self.student.net, record.mean, record.std)
-
-    def _on_own_grid(
-        self, decoder: dict[str, Tensor], weights: dict[str, Tensor], record: ModelRecord | None
-    ) -> dict[str, Tensor]:
-        """The decoder's weights with positions of its own grid: its fixed table where the file has a fixed one."""
-        table, own = decoder.get("decoder_pos_embed"), self.decoder.pos_embed
-        if table is None or table.shape[2] != own.shape[2]:
-            return decoder
-        new, prefix = (self.student.grid.h, self.student.grid.w), self.decoder.prefix
-        patch = pair(self.student.net.patch_embed.patch_size)
-        old = grid_of(table.shape[1] - prefix, new, patch, None if record is None else record.args.get("img_size"))
-        if old is None or old == new:
-            return decoder
-        fixed = sincos_2d(table.shape[2], TokenGrid(1, *old), prefix)
-        same = torch.allclose(table.float(), fixed, atol=1e-4)
-        return {**decoder, "decoder_pos_embed": own.detach() if same else resample(table, old, new, prefix)}
 
     def artifacts(self, state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Encoder and decoder under the names of MAE's release."""

@@ -1,7 +1,7 @@
 """Masked modelling: the student sees some patches, and a decoder per target predicts something at the others.
 
 With pixels as the target this is MAE and VideoMAE; with a teacher's features it is masked feature modelling (MVD),
-and several targets are co-teaching.
+with those of a teacher's decoder, at all tokens, the generic stage of G2SD; and several targets are co-teaching.
 """
 
 from collections.abc import Mapping
@@ -16,11 +16,10 @@ from vitdistill.errors import UserError
 from vitdistill.methods.method import Method, Pass, freeze_unreached
 from vitdistill.methods.targets.target import Target
 from vitdistill.models.backbone import Backbone, with_tokens
-from vitdistill.models.decoder import Decoder
+from vitdistill.models.decoder import Decoder, tokens_at
 from vitdistill.models.families import as_network
 from vitdistill.models.network import Network
 from vitdistill.models.teacher import Teacher
-from vitdistill.tokens.gather import take
 from vitdistill.tokens.masking import Masking
 from vitdistill.types import NOTHING, Step
 
@@ -35,7 +34,8 @@ class Goal:
 
 
 class MaskedModelling(Method):
-    """Sum over targets of weight * distance(decoder(encoder(visible patches)), target), over the masked patches.
+    """Sum over targets of weight * distance(decoder(encoder(visible patches)), target), over the masked patches, or
+    wherever a target says that it is compared.
 
     Example:
         >>> goal = Goal(Pixels(student.grid, (16, 16)), Decoder(student.grid, 1, student.width, 16 * 16 * 3))
@@ -88,14 +88,13 @@ class MaskedModelling(Method):
         tokens = self.student(inputs, keep=kept).final
         assert tokens is not None
 
-        # Each decoder predicts its target at the masked ones.
+        # Each decoder predicts its target at the masked ones, or where else the target wants it.
         losses = {}
         for name, target in self.targets.items():
             with self.clock("teacher") if target.teachers else nullcontext(), torch.no_grad():
                 values = target.values(inputs, kept, masked)
-            # Row i * r + j of the masks is mask j of input i: all masks of an input pick from one copy of its values.
-            wanted = take(values, masked.reshape(len(values), -1)).reshape(*masked.shape, -1)
-            losses[name] = target.distance(self.decoders[name](tokens.all, kept, masked), wanted)
+            prediction = self.decoders[name](tokens.all, kept, masked, target.at)
+            losses[name] = target.distance(prediction, tokens_at(values, kept, masked, target.at))
         loss = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
         return Step(loss, {name: value.detach() for name, value in losses.items()})
 
@@ -104,9 +103,9 @@ class MaskedModelling(Method):
         return [teacher for target in self.targets.values() for teacher in target.teachers]
 
     def passes(self, progress: float) -> list[Pass]:
-        first = Pass("student", self.student, self.visible)
-        others = [first._replace(times=self.masks_per_clip - 1, embeds=False)] if self.masks_per_clip > 1 else []
-        return [first, *others, *(one for target in self.targets.values() for one in target.passes())]
+        student = Pass("student", self.student, self.visible).over(self.masks_per_clip)
+        teachers = (target.passes(self.visible, self.masks_per_clip) for target in self.targets.values())
+        return [*student, *(one for passes in teachers for one in passes)]
 
 
 def check_final_norm(student: Backbone) -> None:

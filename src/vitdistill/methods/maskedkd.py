@@ -27,7 +27,8 @@ class MaskedKD(Distillation):
     """(1 - alpha) * CE(student, labels) + alpha * tau^2 * KL(masked teacher || student)  (Eq. 1; authors' weighting),
     and any other terms beside or in place of the class scores.
 
-    A distilled DeiT student is trained as in DeiT: labels on its class head, the teacher on its distillation head.
+    A distilled DeiT student, or one with a token that was appended (G2SD), is trained as in DeiT: labels on its class
+    head, the teacher on its distillation head.
 
     Example:
         >>> method = MaskedKD(student, teacher, keep=0.5)
@@ -42,7 +43,7 @@ class MaskedKD(Distillation):
         distill: TermNames = "logits",
         alpha: Alpha = 0.5,
         tau: Tau = 1.0,
-        distillation: Literal["soft", "hard"] = "soft",
+        distillation: Literal["soft", "hard", "nkd"] = "soft",
         smoothing: float = 0.0,
         terms: Terms = Terms(),
         network: Teacher | Network | nn.Module | None = None,
@@ -56,8 +57,9 @@ class MaskedKD(Distillation):
                 (logits+manifold).
             alpha: weight of the teacher's class scores against the labels, 0 to 1; with 0 and no other term, labels
                 alone are left and no teacher is loaded. Without class scores (--distill manifold) labels have weight 1.
-            tau: temperature of the soft distillation.
-            distillation: soft matches class distributions; hard takes the teacher's decision as a label.
+            tau: temperature of the soft distillation, and of the other classes in nkd.
+            distillation: soft matches class distributions; hard takes the teacher's decision as a label; nkd matches
+                the label's class and the distribution over the others (G2SD's alternative to a distillation token).
             smoothing: label smoothing, where the labels are not mixed.
             terms: options of the other terms.
             network: the frozen network of the criteria that name one.

@@ -40,6 +40,10 @@ class Pass(NamedTuple):
         macs = self.network.macs(self.kept, self.capture)
         return self.times * (macs.total if self.embeds else macs.total - macs.patch_embed)
 
+    def over(self, masks: int) -> list["Pass"]:
+        """A pass for each of so many masks of an input, which share its embedding."""
+        return [self, self._replace(times=masks - 1, embeds=False)] if masks > 1 else [self]
+
 
 class Spent(NamedTuple):
     """What the teacher's side of a training has computed.

@@ -14,6 +14,7 @@ from vitdistill.hub import hub_in_reach
 from vitdistill.models.backbone import Backbone, with_tokens
 from vitdistill.models.classes import published_classes
 from vitdistill.models.families import as_network
+from vitdistill.models.families.dist_token import ARGUMENT, append_dist_token
 from vitdistill.models.families.linear_only import linear_only
 from vitdistill.models.names import VIDEO, absolute_model, check_model_there, unknown_model
 from vitdistill.models.network import DEFAULT_MEAN, Network, Opaque
@@ -53,7 +54,8 @@ def build(
             a hub name (`hf-hub:owner/model`), a run directory, a folder of transformers' `save_pretrained`, a bundled
             name (`digits-teacher`, `digits_vit_small`), a module object, or a `Network`, which is returned as it is.
         args: more arguments of the architecture (depth, embed_dim, drop_path_rate, ...); `file_img_size` is the
-            height and width that a weights file was trained on, where the file does not say it.
+            height and width that a weights file was trained on, where the file does not say it; `dist_token` gives a
+            ViT a distillation token without a position (G2SD).
         num_classes: classes of the head. A weights file with another number keeps its body and gets a new head.
             None keeps what the file or the architecture says.
         image_size: input size in pixels; position embeddings are resampled.
@@ -189,8 +191,12 @@ def _from_timm(
         pair(size)  # refuses what is no size
     if pretrained and not name.startswith("local-dir:"):
         hub_in_reach()
+    own = {key: value for key, value in args.items() if key != ARGUMENT}
     try:
-        net = fixed_size(timm.create_model(name, pretrained=pretrained, **args), name, args)
+        net = fixed_size(timm.create_model(name, pretrained=pretrained, **own), name, own)
+        args.update(own)
+        if args.get(ARGUMENT):
+            append_dist_token(net)
     except UserError:  # our own networks say what is wrong
         raise
     except (TypeError, AssertionError, RuntimeError, ValueError, KeyError) as error:

@@ -45,6 +45,13 @@ class ModelRecord:
     preprocessing: dict[str, Any] = field(default_factory=dict)
     features: str = ""
 
+    @property
+    def beyond_timm(self) -> str | None:
+        """What the network has that no network of timm has, in words; None where timm can build all of it."""
+        if self.features:
+            return f"a classifier that reads the features {self.features!r} of several blocks or patches"
+        return "a distillation token without a position" if self.args.get("dist_token") else None
+
     def write(self, folder: Path) -> None:
         """Write `student.json` into a folder."""
         (folder / RECORD).write_text(json.dumps(asdict(self), indent=2) + "\n")

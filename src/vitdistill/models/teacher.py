@@ -173,7 +173,7 @@ class Teacher:
         self,
         inputs: Float[Tensor, "b ch *pixels"],
         *,
-        keep: Int[Tensor, "b k"] | None = None,
+        keep: Int[Tensor, "bm k"] | None = None,
         capture: Capture = NOTHING,
     ) -> Output:
         """The network's output for inputs normalised with the student's statistics; float32 class scores."""
@@ -251,7 +251,7 @@ class FrameTeacher(Teacher):
         self,
         inputs: Float[Tensor, "b ch t height width"],
         *,
-        keep: Int[Tensor, "b k"] | None = None,
+        keep: Int[Tensor, "bm k"] | None = None,
         capture: Capture = NOTHING,
     ) -> Output:
         """

@@ -1,11 +1,14 @@
-"""Weights that `mae --init` begins with: the file, and what must fit before anything is loaded."""
+"""Weights of MAEs with their decoder, which `mae --init` begins with and `g2sd` takes as a teacher: the file, and what
+must fit before anything is loaded."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from vitdistill.errors import UserError
 from vitdistill.files import FULL
+from vitdistill.models.presets import BUNDLED
 from vitdistill.runs.read import find_run
 from vitdistill.verbs.arguments import is_fresh
 
@@ -14,6 +17,42 @@ def full_file(spec: str) -> Path:
     """The file with encoder and decoder that `--init` names: itself, that of a run, or a folder of transformers."""
     folder = Path(spec)
     return folder / FULL if folder.is_dir() and not _config_of(folder) else folder
+
+
+def decoder_source(spec: str) -> str:
+    """The file or folder with the decoder of a model: of name@file the file, of a run its file with both."""
+    if spec.startswith("hf-hub:"):
+        from vitdistill.models.weights.folder import cached_folder
+
+        return str(cached_folder(spec) or spec)
+    place = spec.partition("@")[2] or str(BUNDLED.get(spec, spec))
+    return str(full_file(place))
+
+
+def check_with_decoder(spec: str) -> None:
+    """Refuse a model that can have no decoder: a name whose weights are an encoder's, or another run than one of `mae`.
+
+    Raises:
+        UserError: with what to give in its place.
+    """
+    remedy = (
+        "Give name@file with MAE's full file (mae_pretrain_*_full.pth), a run of `mae` with its mae.safetensors, or a "
+        "folder of transformers' ViTMAEForPreTraining"
+    )
+    if spec.startswith("hf-hub:") or os.path.exists(decoder_source(spec)):
+        return
+    where = Path(spec.partition("@")[2] or BUNDLED.get(spec, spec))
+    found = f"{spec} without {FULL}" if where.is_dir() else f"{spec}, which is an encoder alone"
+    raise UserError("The teacher must come with its decoder", found, remedy)
+
+
+def decoder_heads_of(spec: str) -> int | None:
+    """Attention heads of the decoder, where the run or the configuration beside the weights says them."""
+    source = Path(decoder_source(spec))
+    run = find_run(source.parent) if source.name == FULL else None
+    if run is not None:
+        return run.config.get("decoder_heads")
+    return _config_of(source).get("decoder_num_attention_heads")
 
 
 def _config_of(place: Path) -> dict[str, Any]:

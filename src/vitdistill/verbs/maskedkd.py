@@ -6,7 +6,7 @@ from vitdistill.methods.selection import CriterionName
 from vitdistill.methods.selection.amounts import amount_of, check_selection
 from vitdistill.methods.terms.options import LOGITS, parse_terms
 from vitdistill.models.names import LinearFeatures
-from vitdistill.verbs.arguments import File, Model, Pipelining, Published, TeacherOptions
+from vitdistill.verbs.arguments import File, Model, Pipelining, Published, TeacherOptions, is_fresh
 from vitdistill.verbs.checks import check_pipelining
 from vitdistill.verbs.job import Job, trains
 from vitdistill.verbs.linear import check_linear_only
@@ -41,11 +41,11 @@ def check_terms(values: dict[str, Any]) -> dict[str, Any]:
         needs("network", criterion=("network", "network+random")),
         needs("random_share", criterion=("network+random", "student+random", "teacher+random")),
         needs("teacher_text teacher_args", teacher=GIVEN),
-        needs("teacher_text", alpha=ABOVE_0),
+        needs("teacher_text dist_token", alpha=ABOVE_0),
         needs("pipeline teacher_device", teacher=GIVEN),
-        needs("alpha tau distillation teacher_text", distill=Names(LOGITS)),
+        needs("alpha tau distillation teacher_text dist_token", distill=Names(LOGITS)),
         needs("linear_features", linear_only=True),
-        needs("drop_path", linear_only=False),
+        needs("drop_path dist_token", linear_only=False),
     ),
 )
 def maskedkd(
@@ -56,6 +56,7 @@ def maskedkd(
     teachers: TeacherOptions,
     teacher_text: File | None = None,
     network: Model | None = None,
+    dist_token: bool = False,
     criterion: CriterionName | None = None,
     pipelining: Pipelining,
     linear_only: bool = False,
@@ -71,6 +72,9 @@ def maskedkd(
         teacher_text: for a CLIP teacher, a file with one text embedding per class; its class scores are then
             100 * cosine similarity (zero-shot).
         network: the third network of the criteria that name one; given as `teacher` is.
+        dist_token: append a distillation token without a position to a ViT student, with a head that learns from the
+            teacher while the class head learns from the labels; evaluation takes the mean of both (G2SD's second
+            stage, together with `--distillation hard`).
         criterion: who ranks the patches: the student (the paper's choice), the teacher, a third network, chance
             (random), half one of them and half chance (student+random), or auto: student or random, whichever leaves
             the teacher more of what it knows. By default auto where the teacher's class scores can tell, else student.
@@ -85,8 +89,13 @@ def maskedkd(
     from vitdistill.methods.maskedkd import MaskedKD
     from vitdistill.methods.pipelining.pipeline import pipelined
     from vitdistill.methods.selection.checks import check_maskable
+    from vitdistill.models.record import has_new_head
+    from vitdistill.models.surgery.dist_token import with_dist_token
 
     network_to_train = job.linear_student(student, linear_features) if linear_only else job.student(student)
+    if dist_token and job.rebuilding is None:
+        fresh = has_new_head(network_to_train.net) or is_fresh(student.student, student.pretrained)
+        network_to_train = with_dist_token(network_to_train, fresh_head=fresh)
     guide = third = None
     # Class scores of no weight need no teacher; other terms need one, whatever its classes.
     terms = [name for name in parse_terms(options["distill"]) if name != LOGITS or options["alpha"] > 0]

@@ -36,7 +36,7 @@ class TeacherFeatures(Target):
     def teachers(self) -> list[Teacher]:
         return [self.teacher]
 
-    def passes(self) -> list[Pass]:
+    def passes(self, visible: int, masks: int = 1) -> list[Pass]:
         return [Pass("teacher", self.teacher.network, capture=self._capture, times=self.teacher.passes)]
 
     def values(

@@ -6,16 +6,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitdistill.errors import UserError, near
-from vitdistill.losses.logits import hard_distillation, soft_distillation
+from vitdistill.losses.logits import hard_distillation, normalised_distillation, soft_distillation
 from vitdistill.methods.terms.options import check_tau
 from vitdistill.methods.terms.term import Term
 from vitdistill.types import NOTHING, Capture, Output
 
-KINDS = ("soft", "hard")
+KINDS = ("soft", "hard", "nkd")
 
 
 class Logits(Term):
-    """tau^2 * KL(teacher || student) over classes, or cross-entropy with the teacher's decision as the label.
+    """tau^2 * KL(teacher || student) over classes, cross-entropy with the teacher's decision as the label, or NKD.
 
     Of a distilled DeiT student it trains the distillation head, as in DeiT.
 
@@ -30,7 +30,8 @@ class Logits(Term):
         """
         Args:
             tau: temperature of the soft distillation.
-            distillation: soft matches distributions, hard takes the teacher's decision as a label.
+            distillation: soft matches distributions, hard takes the teacher's decision as a label, nkd matches the
+                label's class and the distribution over all others.
 
         Raises:
             UserError: when tau is not positive, or the kind is unknown.
@@ -39,16 +40,20 @@ class Logits(Term):
         check_tau(tau)
         if distillation not in KINDS:
             raise UserError(
-                f"distillation must be {' or '.join(KINDS)}", repr(distillation), near(str(distillation), KINDS)
+                f"distillation must be one of {', '.join(KINDS)}", repr(distillation), near(str(distillation), KINDS)
             )
-        self.tau, self.hard = tau, distillation == "hard"
+        self.tau, self.kind = tau, distillation
+        self.uses_labels = distillation == "nkd"
 
     def captures(self) -> tuple[Capture, Capture]:
         return NOTHING, NOTHING
 
-    def forward(self, student: Output, teacher: Output) -> dict[str, Float[Tensor, ""]]:
+    def forward(self, student: Output, teacher: Output, targets: Tensor | None = None) -> dict[str, Float[Tensor, ""]]:
         own = student.prediction if student.distilled is None else student.distilled
         assert own is not None and teacher.prediction is not None
-        if self.hard:
+        if self.kind == "hard":
             return {"kd": hard_distillation(own, teacher.prediction)}
+        if self.kind == "nkd":
+            assert targets is not None, "NKD needs labels"
+            return {"kd": normalised_distillation(own, teacher.prediction, targets, self.tau)}
         return {"kd": soft_distillation(own, teacher.prediction, self.tau)}

@@ -31,11 +31,13 @@ class Term(nn.Module, ABC):
         compares_predictions: whether the teacher must predict what the student does.
         separable: whether its losses are means over the samples of a batch, so that those of its parts, weighted by
             their sizes, add up to them.
+        uses_labels: whether `forward` takes the batch's targets as a third argument.
     """
 
     weights: dict[str, float]
     compares_predictions: ClassVar[bool] = False
     separable: ClassVar[bool] = False
+    uses_labels: bool = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -67,11 +67,17 @@ def to_timm(weights: dict[str, Tensor], net: nn.Module, source: object = "the fi
     return weights if layout is None else layout.convert(weights, net)
 
 
+_DECODER = re.compile(r"decoder_|mask_token$|(encoder|decoder)feature_pred\.")
+
+
 def decoder_part(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of MAE's decoder (`decoder_*`, `mask_token`) under timm's names; none in an encoder-only file."""
+    """The tensors of MAE's decoder (`decoder_*`, `mask_token`) under timm's names; none in an encoder-only file.
+
+    Files of G2SD have two predictors of features beside it.
+    """
     if not any(name.startswith("decoder_") for name in weights):
         return {}
-    return {name: value for name, value in weights.items() if name.startswith("decoder_") or name == "mask_token"}
+    return {name: value for name, value in weights.items() if _DECODER.match(name)}
 
 
 class _WithoutPositions:
