@@ -27,6 +27,7 @@ VERBS: dict[str, Verb] = {
     "supervised": Verb("Train a network on labels alone: a baseline, or a teacher of your own.", trains=True),
     "tinymim": Verb("Distil a masked-image-modelling teacher, without labels, through token relations.", trains=True),
     "mae": Verb("Pre-train a teacher, without labels, by predicting masked pixels.", trains=True),
+    "dino": Verb("Pre-train a ViT, without labels, by its own average, which may see few patches.", trains=True),
     "videomae": Verb("Pre-train a video teacher, without labels, by predicting masked pixels.", trains=True),
     "mvd": Verb("Distil image and video teachers into a video student that sees a tenth of each clip.", trains=True),
     "finetune": Verb("Fine-tune a pre-trained network on labels: classes, or actions of people (AVA).", trains=True),
@@ -49,7 +50,7 @@ VERBS: dict[str, Verb] = {
 
 # How `vitdistill --help` lists them.
 GROUPS = {
-    "train": ("maskedkd", "supervised", "tinymim", "mae", "videomae", "mvd", "finetune", "resume", "chain"),
+    "train": ("maskedkd", "supervised", "tinymim", "mae", "dino", "videomae", "mvd", "finetune", "resume", "chain"),
     "judge": ("evaluate", "knn", "probe"),
     "use": ("predict", "embed", "export"),
     "beforehand": ("check", "cost", "bench"),
@@ -63,6 +64,7 @@ EXAMPLES = {
     "supervised": "--student deit_tiny_patch16_224 --pretrained --data /data/pets --out runs/big",
     "tinymim": "--student deit_tiny_patch16_224 --teacher vit_base_patch16_224.mae --data photos --out runs/s",
     "mae": "--student deit_tiny_patch16_224 --data photos --out runs/mae",
+    "dino": "--student vit_small_patch16_224 --keep 130 --data photos --out runs/dino",
     "videomae": "--student video_vit_small_patch16_224 --data videos --out runs/videomae",
     "mvd": "--student video_vit_small_patch16_224 --video_teacher runs/videomae --data videos --out runs/v",
     "finetune": "runs/s --data /data/pets --out runs/tuned",
