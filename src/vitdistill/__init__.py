@@ -19,6 +19,9 @@ _LAZY = {
     "PixelDecoder": "vitdistill.methods.options",
     "MAE": "vitdistill.methods.mae",
     "G2SD": "vitdistill.methods.g2sd",
+    "DINO": "vitdistill.methods.dino",
+    "DinoHead": "vitdistill.methods.options",
+    "MultiCrop": "vitdistill.data.images.views",
     "VideoMAE": "vitdistill.methods.videomae",
     "MVD": "vitdistill.methods.mvd",
     "FeatureDecoder": "vitdistill.methods.options",
@@ -51,9 +54,11 @@ __all__ = sorted(_LAZY)
 if TYPE_CHECKING:
     from vitdistill.data.actions.files import ActionFiles
     from vitdistill.data.images.augment import Augment
+    from vitdistill.data.images.views import MultiCrop
     from vitdistill.errors import UserError
     from vitdistill.evaluation.batches import read_batch
     from vitdistill.evaluation.masked import MaskedAccuracy
+    from vitdistill.methods.dino import DINO
     from vitdistill.methods.distillation import Distillation, Lesson
     from vitdistill.methods.g2sd import G2SD
     from vitdistill.methods.mae import MAE
@@ -61,7 +66,7 @@ if TYPE_CHECKING:
     from vitdistill.methods.maskedkd import MaskedKD
     from vitdistill.methods.method import Method
     from vitdistill.methods.mvd import MVD
-    from vitdistill.methods.options import FeatureDecoder, PixelDecoder
+    from vitdistill.methods.options import DinoHead, FeatureDecoder, PixelDecoder
     from vitdistill.methods.selection.criterion import Criterion
     from vitdistill.methods.supervised import Supervised
     from vitdistill.methods.terms.term import Term
@@ -76,6 +81,7 @@ if TYPE_CHECKING:
     from vitdistill.tokens.saliency import cls_attention
     from vitdistill.tokens.select import top_k
     from vitdistill.training.settings import Loader, Optim
+    from vitdistill.verbs.dino import dino
     from vitdistill.verbs.embed import embed
     from vitdistill.verbs.finetune import finetune
     from vitdistill.verbs.g2sd import g2sd

@@ -11,7 +11,7 @@ Patch coordinates: outside `models/`, patches are numbered 0..N-1 of a `TokenGri
 tokens are never counted. A selection is an integer tensor of shape (b, k) in these coordinates.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -216,7 +216,7 @@ class Step:
         kept: patches that the masked network saw, in its own coordinates: the teacher's, or the student's where that is
             masked. None when it saw all. Where inputs keep different numbers, rows are filled up with -1.
         teacher_prediction: the (masked) teacher's prediction, where it makes one.
-        measured: what else of the step is worth averaging over an epoch, by name.
+        measured: what else of the step is worth averaging over an epoch, by name; detached scalars.
     """
 
     loss: Float[Tensor, ""]
@@ -224,4 +224,4 @@ class Step:
     prediction: Tensor | None = None
     kept: Int[Tensor, "b k"] | None = None
     teacher_prediction: Tensor | None = None
-    measured: dict[str, float] = field(default_factory=dict)
+    measured: Mapping[str, float | Tensor] = field(default_factory=dict)

@@ -14,12 +14,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tiny import tiny
 from vitdistill.errors import UserError
+from vitdistill.methods.dino import DINO
 from vitdistill.methods.distillation import Distillation, Lesson
 from vitdistill.methods.g2sd import G2SD
 from vitdistill.methods.mae import MAE
 from vitdistill.methods.maskedkd import MaskedKD
 from vitdistill.methods.method import Method
 from vitdistill.methods.mvd import MVD, FeatureDecoder, per_token_distillation
+from vitdistill.methods.options import DinoHead
 from vitdistill.methods.selection.criterion import Criterion
 from vitdistill.methods.selection.ranked import Ranked
 from vitdistill.methods.selection.selector import SameMask
@@ -138,6 +140,11 @@ def without_labels_ranked() -> Distillation:
     method = Distillation(student, [Lesson(teacher, [term])], selector=Ranked(keep=5))
     method.freeze_unreached()
     return method
+
+
+def dino(student: str = "vit", *, globals: int = 2, locals: int = 3, **options: Any) -> DINO:
+    sizes = {"globals": globals, "locals": locals, "local_size": (16, 16), "head": DinoHead(24, 16, 8)}
+    return DINO(tiny(student, seed=1), **{**sizes, **options})
 
 
 PIXELS = PixelDecoder(width=16, depth=1, heads=2)
@@ -268,6 +275,15 @@ METHODS: dict[str, Callable[[], Method]] = {
     "g2sd": lambda: g2sd(),
     "g2sd, masked patches, other special tokens": lambda: g2sd("registers", supervise="masked", teacher_block=3),
     "g2sd, cait": lambda: G2SD(tiny("cait", seed=1), autoencoder("cait"), **MAE_DECODER, teacher_block=1),
+    "dino": lambda: dino(),
+    "dino, masked": lambda: dino(keep=10),
+    "dino, masked at random, lengths learned": lambda: dino(
+        keep="1.0->0.5", criterion="student+random", head=DinoHead(24, 16, 8, norm_last=False)
+    ),
+    "dino, three large views": lambda: dino("deit", globals=3, locals=0, keep=5, criterion="teacher"),
+    "dino, one large view, positions of timm": lambda: dino("registers", globals=1, locals=1, local_positions="timm"),
+    "dino, third network": lambda: dino(locals=0, keep=5, criterion="network", network=tiny("deit", seed=2)),
+    "dino, cait": lambda: dino("cait", locals=0, keep=0.5),
     "mae, plain pixels": lambda: mae(norm_pix=False, mask_ratio=0.5),
     "mae, no class token": lambda: MAE(tiny("no_class_token", seed=1, fc_norm=False), **MAE_DECODER),
     "mae, registers": lambda: mae("registers"),
@@ -285,11 +301,12 @@ EXTRA: dict[type[Method], tuple[str, ...]] = {
     VideoMAE: ("decoders",),
     MVD: ("decoders", "average"),
     G2SD: ("decoders",),
+    DINO: ("head", "average", "watched"),
 }
 # The names under which losses are reported.
 LOSSES = {
     *("ce", "kd", "qk", "vv", "qq", "kk", "q", "k", "v", "output", "attention", "ffn", "pixels", "image", "video"),
-    *("attention_cls", "manifold_intra", "manifold_inter", "manifold_random", "hidden"),
+    *("attention_cls", "manifold_intra", "manifold_inter", "manifold_random", "hidden", "dino"),
 }
 
 
@@ -300,11 +317,16 @@ def method(request: pytest.FixtureRequest) -> Method:
 
 
 @pytest.fixture
-def images(request: pytest.FixtureRequest, images: Tensor) -> Tensor:
-    """Three images, or three clips for a method over clips."""
-    if "method" not in request.fixturenames or not isinstance(request.getfixturevalue("method").student, VideoViT):
-        return images
-    return torch.randn(3, 3, 4, 32, 32, generator=torch.Generator().manual_seed(7))
+def images(request: pytest.FixtureRequest, images: Tensor) -> Any:
+    """Three images, three clips for a method over clips, or the views of three images for one over views."""
+    method = request.getfixturevalue("method") if "method" in request.fixturenames else None
+    noise = torch.Generator().manual_seed(7)
+    if method is not None and isinstance(method.student, VideoViT):
+        return torch.randn(3, 3, 4, 32, 32, generator=noise)
+    if isinstance(method, DINO):
+        sizes = [32] * method.globals + [16] * method.locals
+        return tuple(torch.randn(3, 3, size, size, generator=noise) for size in sizes)
+    return images
 
 
 def teacher_of(method: MaskedKD) -> Teacher:
@@ -348,7 +370,7 @@ def test_terms_are_detached_finite_scalars_and_the_prediction_is_the_students(me
         losses = []
         for targets in (TARGETS, SOFT):
             torch.manual_seed(0)
-            losses.append(method(images, targets).loss)
+            losses.append(copy.deepcopy(method)(images, targets).loss)  # a step of DINO moves its centre
         assert torch.equal(*losses) and step.prediction is None
 
 
@@ -387,7 +409,8 @@ def test_what_was_kept_is_told(method, images):
     count = method.kept_patches(0.5)
     assert (step.kept is None) == (count is None)
     if count is not None:
-        assert step.kept.shape == (3, count) and bool((step.kept[:, 1:] > step.kept[:, :-1]).all())
+        rows = 3 * method.globals if isinstance(method, DINO) else 3
+        assert step.kept.shape == (rows, count) and bool((step.kept[:, 1:] > step.kept[:, :-1]).all())
 
 
 def test_a_copy_computes_the_same(method, images):
@@ -833,7 +856,7 @@ def test_the_passes_of_a_step_are_what_it_computes(method, images):
         images, TARGETS, 0.5
     )  # in the first step a masked teacher is asked what it knows, which is counted by itself
     counted: dict[int, float] = {}
-    networks = {id(one.network): one.network for one in method.passes(0.5)}
+    networks = {id(one.network): one.network for one in method.passes(0.5)}  # of DINO also the student at another size
 
     def counting(network: Network) -> None:
         original = network.forward
@@ -850,8 +873,9 @@ def test_the_passes_of_a_step_are_what_it_computes(method, images):
     for one in method.passes(0.5):
         macs = one.network.macs(one.kept, one.capture, layernorm=False)
         each = macs.total if one.embeds else macs.total - macs.patch_embed
-        expected[id(one.network)] += one.times * each * len(images)
-    assert {id(teacher.network) for teacher in method.teachers} | {id(method.student)} >= set(networks)
+        expected[id(one.network)] += one.times * each * 3
+    nets = {id(network.net) for network in networks.values()}
+    assert {id(teacher.network.net) for teacher in method.teachers} | {id(method.student.net)} >= nets
     for network in networks.values():
         counting(network)
     method(images, TARGETS, 0.5)
@@ -863,7 +887,7 @@ def test_the_passes_name_every_network_that_runs(method, images):
     ran: set[int] = set()
     teachers = {id(teacher.network): teacher.network for teacher in method.teachers}
     for network in (method.student, *teachers.values()):
-        network.register_forward_pre_hook(lambda module, _inputs: ran.add(id(module)))
+        network.register_forward_pre_hook(lambda module, _inputs: ran.add(id(module.net)))
     method(images, TARGETS, 0.5)
-    assert ran == {id(one.network) for one in method.passes(0.5)}
+    assert ran == {id(one.network.net) for one in method.passes(0.5)}
     assert {one.role for one in method.passes(0.5) if id(one.network) == id(method.student)} == {"student"}

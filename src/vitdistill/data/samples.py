@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # torch takes seconds to load, and the command line refuses m
     from torch import Tensor
 
     from vitdistill.data.images.recipes import Augment
+    from vitdistill.data.images.views import MultiCrop
     from vitdistill.types import InputSpec
 
 # What decoders raise on missing, truncated, mislabelled or oversized files, and what the machine raises by itself:
@@ -90,6 +91,7 @@ class ViewOptions:
         clips: of videos in testing, clips spread over each.
         crops: of videos in testing, crops of each clip: 1 or 3.
         labels: False where training uses no labels; clips are then cropped as in VideoMAE's pre-training.
+        several: several crops of each image in place of one.
     """
 
     augment: "Augment"
@@ -98,6 +100,17 @@ class ViewOptions:
     clips: int = 1
     crops: int = 1
     labels: bool = True
+    several: "MultiCrop | None" = None
+
+
+def refuse_several(options: ViewOptions) -> None:
+    """For sets of videos.
+
+    Raises:
+        UserError: when several crops of a sample are asked for.
+    """
+    if options.several is not None:
+        raise UserError("Several crops are made of images", "videos", "Give images, or pre-train on clips by videomae")
 
 
 @dataclass(frozen=True, slots=True)

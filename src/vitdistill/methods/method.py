@@ -63,11 +63,14 @@ class Method(nn.Module, ABC):
     Attributes:
         student: the adapter of the network being trained; `student.net` is what gets exported.
         task: what the labels mean; None for pre-training, which ignores them and is validated by its own loss.
+        decays_positions: whether weight decay is meant for position embeddings and tokens as well, as for all
+            parameters of two or more dimensions.
         clock: `with self.clock("teacher"):` marks where time goes; does nothing unless a trainer sets it.
     """
 
     student: Network
     task: Task | None
+    decays_positions = False
 
     def __init__(self, student: Network, task: Task | None = None) -> None:
         super().__init__()
@@ -130,6 +133,9 @@ class Method(nn.Module, ABC):
         """What the method has decided by itself, for run.json."""
         return {}
 
+    def after_backward(self, progress: float) -> None:  # most methods have nothing to do
+        """Called before every optimizer step, when the gradients are there."""
+
     def after_step(self, progress: float) -> None:  # most methods have nothing to do
         """Called after every optimizer step."""
 
@@ -143,12 +149,13 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, inputs: Float[Tensor, "b ch *pixels"], targets: Tensor | None = None, progress: float = 0.0
+        self, inputs: Float[Tensor, "b ch *pixels"] | Any, targets: Tensor | None = None, progress: float = 0.0
     ) -> Step:
         """One training step's loss.
 
         Args:
-            inputs: normalised with the student's statistics.
+            inputs: normalised with the student's statistics; a tuple of such tensors where the method takes several
+                views of each input.
             targets: of the task: class numbers, or soft targets under mixup, say; ignored where there is no task.
             progress: share of the training that is done, for schedules.
         """

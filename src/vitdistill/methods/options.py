@@ -42,6 +42,23 @@ class FeatureDecoder:
 
 
 @dataclass(frozen=True)
+class DinoHead:
+    """DINO's head, of student and teacher each; it is left out of the exported network.
+
+    Args:
+        outputs: how many prototypes the class token is compared with.
+        hidden: channels between the linear maps.
+        bottleneck: channels in front of the prototypes.
+        norm_last: keep the prototypes at length 1; false learns their lengths.
+    """
+
+    outputs: int = 65536
+    hidden: int = 2048
+    bottleneck: int = 256
+    norm_last: bool = True
+
+
+@dataclass(frozen=True)
 class PixelDecoder:
     """The MAE decoder of TinyMIM's variants with a pixel loss.
 
@@ -81,6 +98,19 @@ def relation_list(relations: str | Sequence[str]) -> tuple[str, ...]:
 
 
 Relations = Annotated[str | Sequence[str], relation_list]
+
+
+def check_views(large: int, small: int) -> None:
+    """
+    Raises:
+        UserError: when no view of an image has another one to learn from.
+    """
+    if large < 1 or large + small < 2:
+        raise UserError(
+            "DINO compares views of an image, so it needs at least two, one of them large",
+            f"--views.globals {large} and --views.locals {small}",
+            "Use --views.globals 2",
+        )
 
 
 def check_patch_drop(rate: float) -> None:

@@ -1,5 +1,6 @@
 """The exponential moving average of a network: of the student that is trained, and of it as its own teacher."""
 
+import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
@@ -27,3 +28,15 @@ def moving_average(network: nn.Module, decay: float) -> ModelEmaV3:
     if not 0 < decay < 1:
         raise UserError("The decay of a moving average must lie in (0, 1)", decay)
     return ModelEmaV3(network, decay=decay, stochastic_rounding=False)
+
+
+@torch.no_grad()
+def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move the parameters of an average towards a network's: d * old + (1 - d) * new, with a decay that may change.
+
+    Args:
+        average: of the same architecture; changed in place. Buffers stay as they are.
+        network: what it follows.
+        decay: in [0, 1].
+    """
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)

@@ -54,6 +54,8 @@ class Curve(NamedTuple):
 
 VALIDATION_LOSS = Curve("val/loss", "validation loss", label_free=True)
 TRAINING_LOSS = Curve("train/loss", "training loss")
+ENTROPY = Curve("teacher/entropy", "entropy of the teacher's outputs (nats)")
+UNIFORM = Curve("teacher/kl_uniform", "distance of their mean from uniform (nats)")
 KEEP = Curve("keep", "patches the teacher sees")
 AGREEMENT = Curve("teacher/agreement", "masked teacher agrees with the whole (%)")
 TERM = "train/"  # before the name of a part of the loss
@@ -175,6 +177,8 @@ def curves_of(runs: Sequence[Run]) -> list[Curve]:
         *parts,
         *(Curve(f"teacher/{score}", f"teacher {name} under the mask (%)") for score, name in scores.items()),
         AGREEMENT,
+        ENTROPY,
+        UNIFORM,
         KEEP,
     ]
 

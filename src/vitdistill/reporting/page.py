@@ -241,7 +241,7 @@ def _figures(runs: Sequence[Run]) -> list[Picture]:
 
 def _notes(run: Run) -> list[str]:
     """What was said of a run when it began, and of its masked teacher."""
-    notes, doubt = run.info.get("notes"), run.text("masked_teacher.warning")
+    notes, doubt = run.info.get("notes"), run.text("masked_teacher.warning") or run.text("warning")
     return [str(note) for note in (notes if isinstance(notes, list) else [])] + ([doubt] if doubt else [])
 
 

@@ -21,7 +21,7 @@ from vitdistill.models.ema import moving_average
 from vitdistill.models.families import as_network
 from vitdistill.tokens.keep import progress_at
 from vitdistill.training.clock import Clock
-from vitdistill.training.optim import make_optimizer, make_schedules, plan_groups
+from vitdistill.training.optim import clip_each, make_optimizer, make_schedules, plan_groups
 from vitdistill.training.settings import Settings
 from vitdistill.training.strategy import FullySharded
 
@@ -70,6 +70,7 @@ class TrainingModule(pl.LightningModule):
         self.steps_timed = 0
         self._sums: dict[str, Tensor] = {}
         self._first_bad: Tensor | None = None
+        self._batch = 0  # of the epoch, the one in training
         self._ema: list[ModelEmaV3] = []  # in a list, so that it is no submodule
         self._ema_state: dict[str, Tensor] | None = None
         self._ema_steps = 0
@@ -123,6 +124,7 @@ class TrainingModule(pl.LightningModule):
         self._sums = {}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self._batch = batch_idx
         seed_everything_at(self.settings.seed, "step", self.current_epoch, batch_idx, self.global_rank)
         self._note_unreadable(batch)
         images, targets = self._on_device.train(batch.images, batch.targets)
@@ -219,6 +221,11 @@ class TrainingModule(pl.LightningModule):
                 f"NaN or infinity at step {step} (epoch {epoch}, batch {batch})",
                 "The last good checkpoint is kept. Lower --optim.lr, or set --optim.clip 1.0",
             )
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.settings.optim.clip_each is not None:
+            clip_each(self.method.parameters(), self.settings.optim.clip_each)
+        self.method.after_backward(self.progress(self._batch))
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.position = (self.current_epoch, batch_idx + 1)

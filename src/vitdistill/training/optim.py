@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,12 +52,36 @@ def plan_groups(method: Method, optim: Optim) -> list[Group]:
         )
         for group in rules.param_groups
     ]
+    if method.decays_positions:
+        groups = [part for group in groups for part in _by_dimensions(method, group, optim.weight_decay)]
     planned = {name for group in groups for name in group.names}
     rest = [(name, p) for name, p in method.named_parameters() if p.requires_grad and name not in planned]
     decayed = {name for name, p in rest if p.ndim > 1 and not name.endswith("_token")}
     groups.append(Group([name for name, _ in rest if name in decayed], {"weight_decay": optim.weight_decay}))
     groups.append(Group([name for name, _ in rest if name not in decayed], {"weight_decay": 0.0}))
     return [group for group in groups if group.names]
+
+
+def _by_dimensions(method: nn.Module, group: Group, weight_decay: float) -> list[Group]:
+    """A group as two: parameters of two or more dimensions, which decay, and the others, which do not."""
+    dimensions = {name: parameter.ndim for name, parameter in method.named_parameters()}
+    parts = ([n for n in group.names if dimensions[n] > 1], [n for n in group.names if dimensions[n] < 2])
+    return [
+        Group(names, {**group.options, "weight_decay": decay})
+        for names, decay in zip(parts, (weight_decay, 0.0), strict=True)
+        if names
+    ]
+
+
+@torch.no_grad()
+def clip_each(parameters: Iterable[nn.Parameter], most: float) -> None:
+    """Scale down the gradient of every parameter whose norm is above `most`, each by itself (DINO).
+
+    The global norm, by which `--optim.clip` goes, lets one large gradient shrink all others.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    for gradient, norm in zip(gradients, torch._foreach_norm(gradients), strict=True):
+        gradient.mul_((most / (norm + 1e-6)).clamp(max=1.0))
 
 
 def make_optimizer(method: nn.Module, groups: list[Group], optim: Optim, global_batch: int) -> torch.optim.Optimizer:

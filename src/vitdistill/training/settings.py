@@ -5,6 +5,7 @@ from inspect import signature
 from typing import Any, Literal, get_args
 
 from vitdistill.data.images.augment import Augment
+from vitdistill.data.images.views import MultiCrop
 from vitdistill.errors import UserError, near
 from vitdistill.training.loggers import DEFAULT
 
@@ -41,6 +42,7 @@ class Optim:
         decay_rate: of step and multistep, the factor at each decay.
         power: of poly, the exponent: (1 - share of training)^power (Segmenter: 0.9).
         clip: largest gradient norm; none does not clip.
+        clip_each: largest norm of each parameter's own gradient (DINO: 3); none does not clip them one by one.
         accumulate: batches per optimizer step.
         ema: decay of an exponential moving average of the weights; none keeps no average.
     """
@@ -60,6 +62,7 @@ class Optim:
     decay_rate: float = 0.1
     power: float = 0.9
     clip: float | None = None
+    clip_each: float | None = None
     accumulate: int = 1
     ema: float | None = None
 
@@ -104,6 +107,7 @@ class Settings:
             it differs from this.
         stride: of clips, frames from one to the next; None chooses by the data.
         sampling: of clips, dense or uniform; None is dense.
+        several: several crops of each image in place of one.
     """
 
     epochs: int
@@ -119,6 +123,7 @@ class Settings:
     optim_default: Optim = field(default_factory=Optim)
     stride: int | None = None
     sampling: str | None = None
+    several: MultiCrop | None = None
 
     def check(self) -> None:
         """Refuse values that cannot train anything, all together.
@@ -152,6 +157,9 @@ def out_of_range(epochs: int, batch_size: int, optim: Optim, loader: Loader) -> 
         f"--optim.min_lr must be 0 or more, not {optim.min_lr}": optim.min_lr >= 0,
         f"--optim.decay_rate must lie in (0, 1], not {optim.decay_rate}": 0 < optim.decay_rate <= 1,
         f"--optim.clip must be positive, or null for none, not {optim.clip}": optim.clip is None or optim.clip > 0,
+        f"--optim.clip_each must be positive, or null for none, not {optim.clip_each}": (
+            optim.clip_each is None or optim.clip_each > 0
+        ),
         f"--optim.power must be positive, not {optim.power}": optim.power > 0,
         f"--optim.schedule must be one of {', '.join(get_args(Schedule))}, not {optim.schedule!r}": (
             optim.schedule in get_args(Schedule)

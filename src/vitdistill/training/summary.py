@@ -123,7 +123,7 @@ def teacher_of(method: Method, rows: Sequence[Mapping[str, str]], doubt: str | N
     """
     agreement = [float(row[AGREEMENT]) for row in rows if AGREEMENT in row]
     if not agreement:
-        return {}
+        return {} if doubt is None else {"warning": doubt}
     shown = {"agreement": agreement[-1], "lowest_agreement": min(agreement)}
     return {"masked_teacher": {**shown, **method.describe(), "warning": doubt}}
 

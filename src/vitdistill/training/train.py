@@ -219,7 +219,11 @@ def _labels_to_balance(source: DataSource) -> list[int]:
 
 def _views(method: Method, settings: Settings) -> ViewOptions:
     return ViewOptions(
-        augment=settings.augment, stride=settings.stride, sampling=settings.sampling, labels=method.task is not None
+        augment=settings.augment,
+        stride=settings.stride,
+        sampling=settings.sampling,
+        labels=method.task is not None,
+        several=settings.several,
     )
 
 

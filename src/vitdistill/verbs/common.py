@@ -36,6 +36,7 @@ def settings_of(arguments: dict[str, Any], optim_default: Optim = Optim()) -> Se
         loggers=logger_names(arguments["loggers"]),
         optim_default=optim_default,
         stride=arguments.get("stride"),
+        several=arguments.get("views"),
         sampling=None if sampling == "dense" else sampling,  # dense says nothing, so it is no option given for images
     )
 

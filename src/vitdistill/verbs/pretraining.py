@@ -1,5 +1,6 @@
 """What the verbs that pre-train without labels share: a student without a classifier, initialised as MAE does."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ def make_pretraining_student(
     image_size: int | None,
     pretrained: bool = False,
     positions: Positions = "sincos",
+    initialise: Callable[[nn.Module], object] = xavier,
 ) -> Network:
     """A student without a classifier; a fresh one with MAE's initialisation and, by default, fixed positions.
 
@@ -42,12 +44,16 @@ def make_pretraining_student(
     if isinstance(student, VideoViT):
         raise UserError("The student must see images", student.name, "Pre-train video ViTs with `videomae` or `mvd`")
     if fresh:
-        xavier(student.net)
+        initialise(student.net)
         if getattr(student.net, "cls_token", None) is not None:
             nn.init.normal_(student.net.cls_token, std=0.02)
         if positions == "sincos":
             fix_positions(with_tokens(student))
     return student
+
+
+def as_built(net: nn.Module) -> None:
+    """Leave timm's own initialisation, which is DINO's, too: linear maps from a truncated normal, biases 0."""
 
 
 def make_video_student(

@@ -28,6 +28,7 @@ VERBS: dict[str, Verb] = {
     "tinymim": Verb("Distil a masked-image-modelling teacher, without labels, through token relations.", trains=True),
     "mae": Verb("Pre-train a teacher, without labels, by predicting masked pixels.", trains=True),
     "g2sd": Verb("Distil an MAE and its decoder into a small one, without labels: G2SD's first stage.", trains=True),
+    "dino": Verb("Pre-train a ViT, without labels, by its own average, which may see few patches.", trains=True),
     "videomae": Verb("Pre-train a video teacher, without labels, by predicting masked pixels.", trains=True),
     "mvd": Verb("Distil image and video teachers into a video student that sees a tenth of each clip.", trains=True),
     "finetune": Verb("Fine-tune a pre-trained network on labels: classes, or actions of people (AVA).", trains=True),
@@ -50,7 +51,10 @@ VERBS: dict[str, Verb] = {
 
 # How `vitdistill --help` lists them.
 GROUPS = {
-    "train": ("maskedkd", "supervised", "tinymim", "mae", "g2sd", "videomae", "mvd", "finetune", "resume", "chain"),
+    "train": (
+        *("maskedkd", "supervised", "tinymim", "mae", "dino", "g2sd", "videomae", "mvd", "finetune"),
+        *("resume", "chain"),
+    ),
     "judge": ("evaluate", "knn", "probe"),
     "use": ("predict", "embed", "export"),
     "beforehand": ("check", "cost", "bench"),
@@ -65,6 +69,7 @@ EXAMPLES = {
     "tinymim": "--student deit_tiny_patch16_224 --teacher vit_base_patch16_224.mae --data photos --out runs/s",
     "mae": "--student deit_tiny_patch16_224 --data photos --out runs/mae",
     "g2sd": "--student deit_tiny_patch16_224 --teacher runs/mae --data photos --out runs/g2sd",
+    "dino": "--student vit_small_patch16_224 --keep 130 --data photos --out runs/dino",
     "videomae": "--student video_vit_small_patch16_224 --data videos --out runs/videomae",
     "mvd": "--student video_vit_small_patch16_224 --video_teacher runs/videomae --data videos --out runs/v",
     "finetune": "runs/s --data /data/pets --out runs/tuned",

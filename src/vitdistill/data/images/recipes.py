@@ -82,7 +82,7 @@ def train_transform(augment: Augment, image_size: ImageSize, channels: int = 3) 
     if not options.color_jitter and policy is None:
         distortions.clear()  # timm adds a jitter of strength 0, which only costs time
     random = options.scale < 1 or options.hflip > 0 or options.color_jitter > 0 or policy is not None
-    run = Compose([*steps, *distortions, *_to_channels(channels), *to_tensor.transforms])
+    run = Compose([*steps, *distortions, *to_channels(channels), *to_tensor.transforms])
     return ImageTransform(run, random, _shape(image_size, channels))
 
 
@@ -111,7 +111,7 @@ def eval_transform(augment: Augment, image_size: ImageSize, channels: int = 3) -
     from torchvision.transforms import Compose
 
     *steps, to_tensor = _eval_steps(augment.resolved(), image_size).transforms
-    run = Compose([_not_too_long, *steps, *_to_channels(channels), to_tensor])
+    run = Compose([_not_too_long, *steps, *to_channels(channels), to_tensor])
     return ImageTransform(run, random=False, shape=_shape(image_size, channels))
 
 
@@ -137,7 +137,12 @@ def _not_too_long(image: Image.Image) -> Image.Image:
     return image.crop((left, top, left + min(width, longest), top + min(height, longest)))
 
 
-def _to_channels(channels: int) -> list[Callable[[Image.Image], Image.Image]]:
+def to_channels(channels: int) -> list[Callable[[Image.Image], Image.Image]]:
+    """From RGB to the channels of a network.
+
+    Raises:
+        UserError: for others than 3 or 1.
+    """
     if channels == 3:
         return []
     if channels == 1:

@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from vitdistill.data.images.recipes import ImageTransform, eval_transform, train_transform
-from vitdistill.data.samples import Facts, Samples, ViewOptions, digest_of
+from vitdistill.data.samples import Facts, Samples, Transform, ViewOptions, digest_of
 from vitdistill.errors import UserError, refuse_given
 from vitdistill.types import InputSpec
 
@@ -14,11 +14,15 @@ class ImageSamples(Samples):
 
     word: ClassVar[str] = "image"
 
-    def transform(self, spec: InputSpec, options: ViewOptions, *, train: bool) -> ImageTransform:
+    def transform(self, spec: InputSpec, options: ViewOptions, *, train: bool) -> Transform:
         if spec.frames is not None:
             raise UserError(
                 "A network over clips needs videos", "single images", "Give a folder of videos, or moving_digits"
             )
+        if options.several is not None:
+            from vitdistill.data.images.multicrop import eval_crops, train_crops
+
+            return (train_crops if train else eval_crops)(options.several, options.augment, spec)
         return image_transform(spec, options, train=train)
 
     def inspect(self, index: int) -> Facts:
