@@ -32,6 +32,7 @@ VERBS: dict[str, Verb] = {
     "finetune": Verb("Fine-tune a pre-trained network on labels: classes, or actions of people (AVA).", trains=True),
     "resume": Verb("Continue an interrupted run, exactly where it was."),
     "chain": Verb("Several runs that build on each other, from one recipe; resumes in the middle."),
+    "sweep": Verb("A grid of settings and seeds from one file, several at once; resumes, ends in one report."),
     "evaluate": Verb("Accuracy of a run or a model, also per class; frame mAP of one that tells actions (AVA)."),
     "knn": Verb("k-nearest-neighbour accuracy of frozen features."),
     "probe": Verb("Linear probe: how well a linear classifier does on frozen features; --out makes a model of it."),
@@ -49,7 +50,7 @@ VERBS: dict[str, Verb] = {
 
 # How `vitdistill --help` lists them.
 GROUPS = {
-    "train": ("maskedkd", "supervised", "tinymim", "mae", "videomae", "mvd", "finetune", "resume", "chain"),
+    "train": ("maskedkd", "supervised", "tinymim", "mae", "videomae", "mvd", "finetune", "resume", "chain", "sweep"),
     "judge": ("evaluate", "knn", "probe"),
     "use": ("predict", "embed", "export"),
     "beforehand": ("check", "cost", "bench"),
@@ -68,6 +69,7 @@ EXAMPLES = {
     "finetune": "runs/s --data /data/pets --out runs/tuned",
     "resume": "runs/small",
     "chain": "recipes/tinymim/chain.yaml --data /data/imagenet --out runs/chain",
+    "sweep": "recipes/digits/sweep.yaml --out runs/sweep --jobs 2",
     "evaluate": "runs/small --per_class",
     "knn": "runs/s --data /data/pets",
     "probe": "runs/s --data /data/pets --out runs/teacher",
