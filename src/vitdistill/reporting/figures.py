@@ -139,7 +139,7 @@ def score_against_cost(runs: Sequence[Run], score: str, name: str) -> str | None
     small = max(x for _, x, _, _ in known) < 0.1
     known = [(i, 1e3 * x if small else x, y, error) for i, x, y, error in known]
     unit = "MMACs" if small else "GMACs"
-    figure, axes = _panel(f"teacher {unit} per image", f"{name} (%)", size=(PANEL[0], 3.5))
+    figure, axes = panel(f"teacher {unit} per image", f"{name} (%)", size=(PANEL[0], 3.5))
     look = styles(runs)
     for i, x, y, error in known:
         axes.errorbar(x, y, yerr=error, color=look[i].colour, elinewidth=1, alpha=0.45, zorder=2)
@@ -194,7 +194,7 @@ def curve(runs: Sequence[Run], what: Curve) -> str | None:
     ]
     if not drawn:
         return None
-    figure, axes = _panel("epoch", what.title)
+    figure, axes = panel("epoch", what.title)
     for run, style in drawn:
         epochs = run.metrics.get("epoch", [])
         _line(axes, epochs, run.metrics[what.column], style)
@@ -214,7 +214,7 @@ def step_times(runs: Sequence[Run]) -> str | None:
     rows = [(name, parts) for name, parts in rows if parts]
     if not rows:
         return None
-    figure, axes = _panel("ms per training step", "", size=(PANEL[0], 1.1 + 0.34 * len(rows)))
+    figure, axes = panel("ms per training step", "", size=(PANEL[0], 1.1 + 0.34 * len(rows)))
     axes.grid(axis="y", visible=False)
     for row, (_, parts) in enumerate(rows):
         left = 0.0
@@ -224,7 +224,7 @@ def step_times(runs: Sequence[Run]) -> str | None:
         axes.annotate(
             f"{left:.3g}", (left, row), (4, 0), textcoords="offset points", va="center", color=MUTED, fontsize=8
         )
-    axes.set_yticks(range(len(rows)), [_short(name) for name, _ in rows], parse_math=False)
+    axes.set_yticks(range(len(rows)), [short(name) for name, _ in rows], parse_math=False)
     axes.invert_yaxis()
     axes.margins(x=0.12)
     used = [part for part in PARTS if any(part in parts for _, parts in rows)]
@@ -275,7 +275,7 @@ def _padded(epochs: list[float | None], values: list[float | None]) -> list[tupl
     return list(zip([*epochs, *[None] * (len(values) - len(epochs))], values, strict=False))
 
 
-def _panel(xlabel: str, ylabel: str, size: tuple[float, float] = PANEL) -> tuple["Figure", "Axes"]:
+def panel(xlabel: str, ylabel: str, size: tuple[float, float] = PANEL) -> tuple["Figure", "Axes"]:
     """A figure with one quiet pair of axes."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -304,14 +304,14 @@ def _label_points(figure: "Figure", axes: "Axes", labels: list[tuple[float, floa
     for x, y, text in sorted(labels, key=lambda label: -label[1]):
         px, py = axes.transData.transform((x, y)) / figure.dpi * 72
         leftward = x > axes.get_xlim()[1] * 0.55
-        width = 5.2 * len(_short(text)) + 10
+        width = 5.2 * len(short(text)) + 10
         left, right = (px - width, px) if leftward else (px, px + width)
         at = py
         for low, high, taken in sorted(placed, key=lambda box: -box[2]):
             if left < high and right > low and abs(at - taken) < line:
                 at = taken - line
         placed.append((left, right, at))
-        _annotate(axes, _short(text), (x, y), (-9 if leftward else 9, at - py))
+        _annotate(axes, short(text), (x, y), (-9 if leftward else 9, at - py))
 
 
 def _annotate(axes: "Axes", text: str, xy: tuple[float, float], offset: tuple[float, float]) -> "Annotation":
@@ -329,7 +329,7 @@ def _annotate(axes: "Axes", text: str, xy: tuple[float, float], offset: tuple[fl
     )
 
 
-def _short(name: str, most: int = 34) -> str:
+def short(name: str, most: int = 34) -> str:
     """A long name with its middle left out."""
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most // 2) :]}"
 

@@ -39,7 +39,7 @@ def _fixed(digits: int) -> Callable[[Any], str]:
     return lambda value: f"{value:,.{digits}f}"
 
 
-def _macs(giga: float) -> str:
+def macs(giga: float) -> str:
     """Giga-MACs with the prefix that reads best: 0.0068 is "6.8 M", 1770e6 is "1.77 E"."""
     for prefix, size in (("E", 1e9), ("P", 1e6), ("T", 1e3), ("G", 1.0), ("M", 1e-3)):
         if abs(giga) >= size:
@@ -68,7 +68,7 @@ RESULTS = (
 def _costs(word: str) -> tuple[Column, ...]:
     return (
         Column("validation loss", "loss", lambda value: f"{value:.4g}"),
-        Column(f"teacher MACs / {word}", "teacher_gmacs_per_image", _macs, void=0.0),
+        Column(f"teacher MACs / {word}", "teacher_gmacs_per_image", macs, void=0.0),
         Column("saved", "saved_fraction", lambda value: f"{100 * value:.0f}%"),
     )
 
@@ -76,7 +76,7 @@ def _costs(word: str) -> tuple[Column, ...]:
 def _speed(word: str) -> tuple[Column, ...]:
     return (
         RUN,
-        Column("teacher MACs in all", "teacher_pmacs", lambda value: _macs(value * 1e6)),
+        Column("teacher MACs in all", "teacher_pmacs", lambda value: macs(value * 1e6)),
         Column(f"{word}s/s", "images_per_s", _fixed(0)),
         Column("ms data / student / teacher", "split", str),
         Column("peak GiB", "peak_memory_gib", _fixed(2)),
@@ -112,11 +112,12 @@ def write_report(run_dirs: Sequence[Path], out: Path, *, masks: bool = True) -> 
     word = _word(runs)
     named = (("Results", (*RESULTS, *metrics, *_costs(word))), ("Cost and speed", _speed(word)))
     tables = [(heading, *_table(columns, runs)) for heading, columns in named]
-    template = resources.files("vitdistill.reporting").joinpath("page.html").read_text(encoding="utf-8")
+    template = _file("page.html")
     text = (
         Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
         .from_string(template)
         .render(
+            style=style_sheet(),
             title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
             tables=[table for table in tables if len(table[1]) > 1],
             macs=any(run.teacher_gmacs for run in runs),
@@ -134,6 +135,15 @@ def write_report(run_dirs: Sequence[Path], out: Path, *, masks: bool = True) -> 
     out.write_text(text, encoding="utf-8")
     list_in_run(out)
     return out
+
+
+def style_sheet() -> str:
+    """How all pages look."""
+    return _file("style.css")
+
+
+def _file(name: str) -> str:
+    return resources.files("vitdistill.reporting").joinpath(name).read_text(encoding="utf-8")
 
 
 def metrics_of(runs: Sequence[Run]) -> dict[str, str]:

@@ -4,16 +4,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vitdistill.errors import UserError, near
+from vitdistill.errors import UserError
 from vitdistill.files import is_first_process
-from vitdistill.runs.data import changes, describe_data
-from vitdistill.runs.directory import changed_options, plain
-from vitdistill.runs.read import Run, find_run, read_run
-from vitdistill.verbs.parser import check_yaml, parse_config
+from vitdistill.runs.read import read_run
+from vitdistill.verbs.parser import check_yaml
 from vitdistill.verbs.signatures import options_of
-from vitdistill.verbs.table import TRAINING, verb
-
-_REFERENCE = re.compile(r"\{([^{}]*)\}")
+from vitdistill.verbs.steps import check_references, check_verb, parsed, resolved, run_step, state_of, with_config
 
 
 def chain(
@@ -40,7 +36,7 @@ def chain(
     """
     folder = Path(out)
     steps = {name: _parsed(name, step, folder, data) for name, step in read_chain(recipe).items()}
-    todo = {name: _state(folder / name, *step) if not overwrite else "new" for name, step in steps.items()}
+    todo = {name: state_of(folder / name, *step) if not overwrite else "new" for name, step in steps.items()}
     results = {}
     for name, (kind, options) in steps.items():
         if todo[name] == "finished":
@@ -49,7 +45,7 @@ def chain(
             continue
         _say(f"{name}: {kind}{', resumed' if todo[name] == 'resume' else ''}", json)
         anew = overwrite or todo[name] == "again"
-        results[name] = _run(kind, options, resume=todo[name] == "resume", overwrite=anew)
+        results[name] = run_step(kind, options, resume=todo[name] == "resume", overwrite=anew)
     _show(results, json)
     return results
 
@@ -73,98 +69,21 @@ def read_chain(path: str | Path) -> dict[str, dict[str, Any]]:
 def _merged(name: str, step: Any, earlier: list[str]) -> dict[str, Any]:
     if not re.fullmatch(r"[\w.-]+", name):
         raise UserError("A step's name becomes a folder, so it may hold letters, digits, '.', '_' and '-'", repr(name))
-    kind = step.get("verb") if isinstance(step, dict) else None
-    if kind not in TRAINING:
-        raise UserError(f"Step {name} must name a verb: {', '.join(TRAINING)}", repr(kind), near(str(kind), TRAINING))
-    options = check_yaml(step["config"]) if "config" in step else {}
-    merged = _deep(options, {key: value for key, value in step.items() if key != "config"})
-    for reference in _references(merged):
-        if reference not in earlier:
-            remedy = near(reference, earlier)
-            raise UserError(f"Step {name} can only build on an earlier step", f"{{{reference}}}", remedy)
+    check_verb(f"Step {name}", step.get("verb") if isinstance(step, dict) else None)
+    merged = with_config(step)
+    check_references(f"Step {name}", merged, earlier)
     if "out" in merged:
         raise UserError(f"Step {name} is written to a folder of its own", "out", "Leave it out")
     return merged
 
 
-def _references(value: Any) -> list[str]:
-    """The names in `{name}`, wherever they stand."""
-    if isinstance(value, dict):
-        return [found for part in value.values() for found in _references(part)]
-    if isinstance(value, list):
-        return [found for part in value for found in _references(part)]
-    return _REFERENCE.findall(value) if isinstance(value, str) else []
-
-
-def _deep(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `over` on top, group by group."""
-    result = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = _deep(result[key], value) if both else value
-    return result
-
-
 def _parsed(name: str, step: dict[str, Any], folder: Path, data: str | None) -> tuple[str, dict[str, Any]]:
     """A step's verb and its arguments, checked by the verb's own parser."""
-    options = {key: _resolved(value, folder) for key, value in step.items() if key != "verb"}
-    takes_data = data is not None and "data" not in options and "data" in options_of(step["verb"])
+    kind = step["verb"]
+    options = resolved({key: value for key, value in step.items() if key != "verb"}, lambda earlier: folder / earlier)
+    takes_data = data is not None and "data" not in options and "data" in options_of(kind)
     options |= {"out": str(folder / name)} | ({"data": data} if takes_data else {})
-    try:
-        return step["verb"], parse_config(step["verb"], options)
-    except UserError as error:
-        raise UserError(f"Step {name}: {error}") from error
-
-
-def _resolved(value: Any, folder: Path) -> Any:
-    if isinstance(value, dict):
-        return {key: _resolved(part, folder) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_resolved(part, folder) for part in value]
-    return _REFERENCE.sub(lambda match: str(folder / match[1]), value) if isinstance(value, str) else value
-
-
-def _state(folder: Path, kind: str, options: dict[str, Any]) -> str:
-    """new, again (from the beginning), resume or finished.
-
-    Raises:
-        UserError: when a step that is not begun anew was run with other options.
-    """
-    run = find_run(folder)
-    if run is None or not run.info:
-        return "new"
-    finished = run.status == "finished"
-    if not finished and not run.last_checkpoint.is_file():
-        return "again"  # there is nothing to lose, and the recipe may have been mended since
-    filled = {**options, **verb(kind).resolve(options)}  # type: ignore[attr-defined]
-    now = {key: value for key, value in plain(filled).items() if key not in ("resume", "overwrite")}
-    changed = [key for key, _, _ in changed_options(run.config, now)]
-    if run.verb != kind or changed:
-        raise UserError(
-            f"{folder} is {'finished' if finished else 'begun'}, but with other options than the recipe has now",
-            f"changed {', '.join(changed) or 'verb'}",
-            "Run every step anew with --overwrite, or choose another --out",
-        )
-    if finished and (found := _data_changes(run, kind, filled)):
-        raise UserError(
-            f"{folder} is finished, but on other data than there is now",
-            "; ".join(found),
-            "Run every step anew with --overwrite, or choose another --out",
-        )
-    return "finished" if finished else "resume"
-
-
-def _data_changes(run: Run, kind: str, options: dict[str, Any]) -> list[str]:
-    """What changed of a finished run's data, in words; nothing where the data is not there any more."""
-    try:
-        source = verb(kind).open_data(options)  # type: ignore[attr-defined]
-    except UserError:
-        return []
-    return changes(run.info.get("data") or {}, describe_data(source), source.train.word)
-
-
-def _run(verb_name: str, options: dict[str, Any], *, resume: bool, overwrite: bool) -> dict[str, Any]:
-    return verb(verb_name)(**{**options, "resume": resume, "overwrite": overwrite})
+    return kind, parsed(f"Step {name}", kind, options)
 
 
 def _say(text: str, quiet: bool) -> None:

@@ -1,6 +1,6 @@
 """What a training verb refuses before torch is imported: what the values of its options show by themselves."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -14,8 +14,17 @@ from vitdistill.verbs.needs import Needs
 from vitdistill.verbs.signatures import options_of
 
 
-def check(verb: str, values: Mapping[str, Any], needs: Iterable[Needs], *, labels: bool) -> None:
+def check(
+    verb: str, values: Mapping[str, Any], needs: Iterable[Needs], *, labels: bool, later: Collection[Any] = ()
+) -> None:
     """Refuse what the values alone show to be wrong.
+
+    Args:
+        verb: whose options they are.
+        values: of all options.
+        needs: which options have an effect only beside others.
+        labels: whether training uses labels.
+        later: models that are not there yet, but will be when the verb runs.
 
     Raises:
         UserError: with the option, the value and the remedy.
@@ -28,7 +37,7 @@ def check(verb: str, values: Mapping[str, Any], needs: Iterable[Needs], *, label
         if isinstance(values[name], str | int | float):
             for refuse in option.checks:
                 refuse(values[name])
-            if check_model in option.checks:
+            if check_model in option.checks and values[name] not in later:
                 check_model_there(values[name])
     refuse_unused(verb, values, needs)
     if broken := out_of_range(values["epochs"], values["batch_size"], values["optim"], values["loader"]):

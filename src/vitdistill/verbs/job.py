@@ -86,6 +86,7 @@ def trains(
         run.__doc__ = documentation(verb)
         run.rebuild = rebuild  # type: ignore[attr-defined]
         run.resolve = filled_in  # type: ignore[attr-defined]
+        run.check = lambda values, later=(): check(verb, values, needs, labels=labels, later=later)  # type: ignore[attr-defined]
         run.open_data = lambda values: _opened(values, labels=labels)[0]  # type: ignore[attr-defined]
         return run
 

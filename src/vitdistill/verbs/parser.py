@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +75,13 @@ def make_parser(verb: str) -> ArgumentParser:
 
 
 def normalised(verb: str, words: list[str]) -> list[str]:
-    """Let flags stand alone (`--resume`, `--loader.balance`), and let words without an option's name fill the
-    positional options in turn.
+    """Let flags stand alone (`--resume`, `--loader.balance`), let a list of words take all that follow its name
+    (`--only half whole`), and let words without an option's name fill the positional options in turn.
 
     A list takes all that are left, so it is the last of them.
     """
     options = options_of(verb)
+    lists = {f"--{option.name}" for option in options.values() if option.type in (list[str], list[str] | None)}
     flags = {f"--{name}" for name, hint in types_of(verb) if hint is bool}
     positional = [option for option in options.values() if option.positional]
     result: list[str] = []
@@ -91,7 +92,11 @@ def normalised(verb: str, words: list[str]) -> list[str]:
         following = words[index + 1] if index + 1 < len(words) else None
         # Where nothing positional may follow a flag, whatever does is its value, right or wrong.
         valued = following is not None and (following.lower() in ("true", "false") or not positional)
-        if word in flags and (not valued or str(following).startswith("-")):
+        if word in lists and following is not None and not following.startswith(("-", "[")):
+            taken = list(takewhile(lambda each: not each.startswith("--"), words[index + 1 :]))
+            result += [word, json.dumps(taken)]
+            index += len(taken)
+        elif word in flags and (not valued or str(following).startswith("-")):
             result.append(f"{word}=true")
         elif word.startswith("-"):
             result.append(word)

@@ -34,6 +34,7 @@ VERBS: dict[str, Verb] = {
     "finetune": Verb("Fine-tune a pre-trained network on labels: classes, or actions of people (AVA).", trains=True),
     "resume": Verb("Continue an interrupted run, exactly where it was."),
     "chain": Verb("Several runs that build on each other, from one recipe; resumes in the middle."),
+    "sweep": Verb("A grid of settings and seeds from one file, several at once; resumes, ends in one report."),
     "evaluate": Verb("Accuracy of a run or a model, also per class; frame mAP of one that tells actions (AVA)."),
     "knn": Verb("k-nearest-neighbour accuracy of frozen features."),
     "probe": Verb("Linear probe: how well a linear classifier does on frozen features; --out makes a model of it."),
@@ -53,7 +54,7 @@ VERBS: dict[str, Verb] = {
 GROUPS = {
     "train": (
         *("maskedkd", "supervised", "tinymim", "mae", "dino", "g2sd", "videomae", "mvd", "finetune"),
-        *("resume", "chain"),
+        *("resume", "chain", "sweep"),
     ),
     "judge": ("evaluate", "knn", "probe"),
     "use": ("predict", "embed", "export"),
@@ -75,6 +76,7 @@ EXAMPLES = {
     "finetune": "runs/s --data /data/pets --out runs/tuned",
     "resume": "runs/small",
     "chain": "recipes/tinymim/chain.yaml --data /data/imagenet --out runs/chain",
+    "sweep": "recipes/digits/sweep.yaml --out runs/sweep --jobs 2",
     "evaluate": "runs/small --per_class",
     "knn": "runs/s --data /data/pets",
     "probe": "runs/s --data /data/pets --out runs/teacher",

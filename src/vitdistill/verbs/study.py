@@ -1,0 +1,439 @@
+"""A study in one YAML file: settings of training verbs, seeds, what is asked of the runs and what is claimed."""
+
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from vitdistill.errors import UserError, near
+from vitdistill.runs.claims import Claim
+from vitdistill.runs.columns import FIGURES, METRICS
+from vitdistill.verbs.judges import check_judge
+from vitdistill.verbs.parser import check_yaml
+from vitdistill.verbs.signatures import options_of
+from vitdistill.verbs.steps import check_references, check_verb, deep, references, with_config
+
+KEYS = (
+    *("title", "about", "verb", "base", "steps", "settings", "grid", "before", "judge", "score", "columns", "seeds"),
+    *("plot", "claims"),
+)
+OURS = ("out", "seed", "resume", "overwrite")  # what a sweep gives each run itself
+SEEDS = 3
+LONGEST = 150  # letters of a folder's name
+RESERVED = ("before", "logs")  # folders beside those of the settings
+
+USUAL = ("top1", "top5", "mean_per_class", "map", "loss", "agreement")
+TYPO = 0.85  # how alike an unknown name must be to a known one to be taken for a typing error
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training run of a setting: a verb and its options as they are written; `{name}` is another run's folder."""
+
+    name: str
+    verb: str
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is run with every seed; the last step is the one that is judged.
+
+    Attributes:
+        name: as it is written.
+        folder: its name as a folder.
+        steps: one for a setting that is a single run, whose name is then "".
+    """
+
+    name: str
+    folder: str
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Before:
+    """A run that settings build on, made for every seed, or once."""
+
+    step: Step
+    once: bool
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A verb that is asked of every run.
+
+    Attributes:
+        name: what its columns begin with.
+        verb: its name.
+        of: the step that is asked; "" is the last.
+        options: as they are written.
+    """
+
+    name: str
+    verb: str
+    of: str
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A picture of one column against another.
+
+    Attributes:
+        x, y: columns.
+        lines: settings that are joined by a line, by what the line is called.
+    """
+
+    x: str
+    y: str
+    lines: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a file says, checked but for the options, which are parsed when it is known where runs are written."""
+
+    title: str
+    about: str
+    settings: tuple[Setting, ...]
+    before: dict[str, Before]
+    judges: tuple[Judge, ...]
+    score: str | None
+    columns: tuple[str, ...]
+    seeds: int
+    plot: Plot | None
+    claims: tuple[Claim, ...]
+
+    def setting(self, name: str) -> Setting:
+        """A setting by its name."""
+        return next(each for each in self.settings if each.name == name)
+
+
+def read_study(path: str | Path, options: Mapping[str, Any] | None = None) -> Study:
+    """Read a study.
+
+    Args:
+        path: YAML file.
+        options: over those of `base`, for every run whose verb has them.
+
+    Raises:
+        UserError: for an unknown key, verb, setting, judge or column, or a reference to what is not run before.
+    """
+    content = check_yaml(path)
+    _known("A study", content, KEYS)
+    base = with_config(nested(_mapping(content, "base")))
+    before = _before(_mapping(content, "before"))
+    settings = _settings(content, base, options or {}, before)
+    names = [setting.name for setting in settings]
+    steps = {step.name: step.verb for setting in settings for step in setting.steps if step.name}
+    judges = _judges(_mapping(content, "judge"), steps, before)
+    check = _Columns(steps, judges)
+    if (score := content.get("score")) is not None:
+        check("score", score)
+    columns = content.get("columns", [])
+    if not isinstance(columns, list):
+        raise UserError("`columns` is a list of columns", repr(columns))
+    for column in columns:
+        check("columns", column)
+    seeds = content.get("seeds", SEEDS)
+    check_seeds("seeds", seeds)
+    return Study(
+        title=str(content.get("title") or Path(path).stem),
+        about=" ".join(str(content.get("about") or "").split()),
+        settings=settings,
+        before=before,
+        judges=judges,
+        score=score,
+        columns=tuple(columns),
+        seeds=seeds,
+        plot=_plot(content.get("plot"), names, check),
+        claims=_claims(content.get("claims") or [], names, check),
+    )
+
+
+def check_seeds(where: str, seeds: Any) -> None:
+    """Refuse a number of seeds that is none.
+
+    Raises:
+        UserError: naming it.
+    """
+    if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
+        raise UserError(f"{where} must be a whole number from 1", repr(seeds))
+
+
+def nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as groups.
+
+    Example:
+        >>> nested({"optim.lr": 1, "optim": {"warmup_epochs": 2}})
+        {'optim': {'lr': 1, 'warmup_epochs': 2}}
+    """
+    result: dict[str, Any] = {}
+    for key, value in options.items():
+        value = nested(value) if isinstance(value, Mapping) else value
+        *groups, last = str(key).split(".")
+        part: dict[str, Any] = {last: value}
+        for group in reversed(groups):
+            part = {group: part}
+        result = deep(result, part)
+    return result
+
+
+def folder_name(name: str) -> str:
+    """The name of a setting as a folder.
+
+    Example:
+        >>> folder_name("features: Q/K/V"), folder_name("keep=0.5,criterion=random")
+        ('features_Q_K_V', 'keep=0.5,criterion=random')
+    """
+    return re.sub(r"[^\w.,=+%@-]+", "_", name).strip("_") or "_"
+
+
+# --- settings ----------------------------------------------------------------------------------------------------
+
+
+def _settings(
+    content: Mapping[str, Any], base: dict[str, Any], over: Mapping[str, Any], before: Mapping[str, Before]
+) -> tuple[Setting, ...]:
+    if ("settings" in content) == ("grid" in content):
+        raise UserError("A study has either `settings` or a `grid`", "both" if "grid" in content else "neither")
+    written = _mapping(content, "settings") or _combinations(_mapping(content, "grid"))
+    if not written:
+        raise UserError("A study needs at least one setting")
+    common = {key: content[key] for key in ("verb", "steps") if key in content}
+    settings, used, known_to = [], set[str](), set[str]()
+    for name, own in written.items():
+        merged = _one(str(name), own, common, base, nested(over), before)
+        settings.append(merged)
+        for step in merged.steps:
+            known_to |= {step.verb}
+    for kind in known_to:
+        used |= set(options_of(kind))
+    for option in (*base, *over):
+        if option.partition(".")[0] not in used:
+            verbs = " or ".join(f"`{kind}`" for kind in sorted(known_to))
+            raise UserError(f"base: There is no option {option} of {verbs}", remedy=near(option, used))
+    _check_folders(settings)
+    return tuple(settings)
+
+
+def _one(
+    name: str,
+    own: Any,
+    common: Mapping[str, Any],
+    base: dict[str, Any],
+    over: Mapping[str, Any],
+    before: Mapping[str, Before],
+) -> Setting:
+    """A setting out of what is common and its own."""
+    where = f"Setting {name}"
+    if own is not None and not isinstance(own, dict):
+        raise UserError(f"{where} is a mapping from options to values", repr(own))
+    written = with_config(nested(own or {}))
+    if "steps" in written or ("steps" in common and "verb" not in written):
+        _known(f"{where}, a setting of steps,", written, ("steps",))
+        steps = deep({"steps": nested(common.get("steps") or {})}, written)["steps"]
+    else:
+        steps = {"": {"verb": common.get("verb"), **written}}
+    if not isinstance(steps, dict):
+        raise UserError(f"{where}: `steps` is a mapping from names to verbs with their options", repr(steps))
+    made: list[Step] = []
+    for label, step in steps.items():
+        if step is None:
+            continue  # one that the other settings have
+        at = f"{where}, step {label}" if label else where
+        if label and not re.fullmatch(r"[\w.-]+", label):
+            raise UserError(f"{at}: the name becomes a folder, of letters, digits, '.', '_' and '-'", repr(label))
+        if label in before:
+            raise UserError(f"{at} needs a name that no run of `before` has", repr(label))
+        if not isinstance(step, dict):
+            raise UserError(f"{at} is a mapping from options to values", repr(step))
+        kind = check_verb(at, step.get("verb"))
+        shared = {key: value for key, value in base.items() if _takes(kind, key, common)}
+        options = deep(shared, with_config({key: value for key, value in step.items() if key != "verb"}))
+        options = deep(options, {key: value for key, value in over.items() if key in options_of(kind)})
+        _refuse_ours(at, options)
+        earlier = [*before, *(each.name for each in made)]
+        check_references(at, options, earlier, "a run of `before`" + (" or an earlier step" if label else ""))
+        made.append(Step(label, kind, options))
+    if not made:
+        raise UserError(f"{where} needs a step that is not null")
+    return Setting(name, folder_name(name), tuple(made))
+
+
+def _takes(kind: str, option: str, common: Mapping[str, Any]) -> bool:
+    """Whether an option of `base` is for a verb: any that it has; the study's own verb is told of all of them."""
+    return option in options_of(kind) or kind == common.get("verb")
+
+
+def _combinations(grid: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings by name: every combination of a grid."""
+    for option, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise UserError("A grid is a mapping from options to lists of values", f"{option}: {values!r}")
+    made = {}
+    for values in product(*grid.values()):
+        pairs = dict(zip(grid, values, strict=True))
+        made[",".join(f"{option}={_word(value)}" for option, value in pairs.items())] = pairs
+    return made
+
+
+def _word(value: Any) -> str:
+    return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else json.dumps(value)
+
+
+def _check_folders(settings: Iterable[Setting]) -> None:
+    taken: dict[str, str] = {}
+    for setting in settings:
+        key = setting.folder.lower()  # some file systems know no case
+        if key in taken:
+            raise UserError("Two settings need names that differ as folders", f"{taken[key]!r} and {setting.name!r}")
+        if key in RESERVED:
+            raise UserError(f"A setting may not be named {' or '.join(RESERVED)}", repr(setting.name))
+        if len(key) > LONGEST:
+            raise UserError("The name of a setting becomes a folder", f"{len(key)} letters", "Name it in `settings`")
+        taken[key] = setting.name
+
+
+# --- other parts -------------------------------------------------------------------------------------------------
+
+
+def _before(written: Mapping[str, Any]) -> dict[str, Before]:
+    made: dict[str, Before] = {}
+    for name, each in written.items():
+        where = f"before {name}"
+        if not re.fullmatch(r"[\w.-]+", str(name)):
+            raise UserError(f"{where}: the name becomes a folder, of letters, digits, '.', '_' and '-'", repr(name))
+        if not isinstance(each, dict):
+            raise UserError(f"{where} is a mapping with `verb`, `options` and perhaps `once`", repr(each))
+        _known(where, each, ("verb", "options", "once", "config"))
+        kind = check_verb(where, each.get("verb"))
+        once = each.get("once", False)
+        if not isinstance(once, bool):
+            raise UserError(f"{where}: `once` is true or false", repr(once))
+        config = {"config": each["config"]} if "config" in each else {}
+        options = with_config({**config, **nested(_mapping(each, "options", where))})
+        _refuse_ours(where, options, besides=("seed",) if once else ())
+        check_references(where, options, made, "an earlier run of `before`")
+        if once and (several := [one for one in references(options) if not made[one].once]):
+            raise UserError(f"{where} is made once, so it can only build on what is made once", f"{{{several[0]}}}")
+        made[str(name)] = Before(Step(str(name), kind, options), once)
+    return made
+
+
+def _judges(written: Mapping[str, Any], steps: Mapping[str, str], before: Mapping[str, Before]) -> tuple[Judge, ...]:
+    made = []
+    for name, each in written.items():
+        if each is not None and not isinstance(each, dict):
+            raise UserError(f"judge {name} is a mapping from options to values", repr(each))
+        options = nested(each or {})
+        kind = check_judge(str(options.pop("verb", name)))
+        of = str(options.pop("of", ""))
+        if of and of not in steps:
+            raise UserError(f"judge {name} is of a step", repr(of), near(of, steps))
+        if str(name) in (*METRICS, *steps):
+            raise UserError(f"judge {name} needs a name that no other column begins with", repr(name))
+        check_references(f"judge {name}", options, before, "a run of `before`")
+        made.append(Judge(str(name), kind, of, options))
+    return tuple(made)
+
+
+def _plot(written: Any, names: Collection[str], check: "_Columns") -> Plot | None:
+    if written is None:
+        return None
+    if not isinstance(written, dict) or not {"x", "y"} <= set(written):
+        raise UserError("`plot` names two columns, x and y", repr(written))
+    _known("plot", written, ("x", "y", "lines"))
+    for axis in ("x", "y"):
+        check(f"plot.{axis}", written[axis])
+    lines = written.get("lines") or {}
+    if not isinstance(lines, dict) or not all(isinstance(each, list) for each in lines.values()):
+        raise UserError("`plot.lines` is a mapping from names to lists of settings", repr(lines))
+    for each in lines.values():
+        for name in each:
+            _check_setting("plot.lines", name, names)
+    return Plot(written["x"], written["y"], {str(name): tuple(map(str, each)) for name, each in lines.items()})
+
+
+def _claims(written: Any, names: Collection[str], check: "_Columns") -> tuple[Claim, ...]:
+    if not isinstance(written, list):
+        raise UserError("`claims` is a list of mappings with claim, better, worse and kind", repr(written))
+    made = []
+    for each in written:
+        if not isinstance(each, dict) or not {"claim", "better", "worse"} <= set(each):
+            raise UserError("A claim is a mapping with claim, better and worse", repr(each))
+        where = f"claim {str(each['claim'])!r}"
+        _known(where, each, ("claim", "better", "worse", "kind", "margin", "score", "lower"))
+        for side in ("better", "worse"):
+            _check_setting(where, each[side], names)
+        kind = each.get("kind", "gain")
+        if kind not in ("gain", "no_loss"):
+            raise UserError(f"{where}: kind must be gain or no_loss", repr(kind), near(str(kind), ("gain", "no_loss")))
+        margin, lower = each.get("margin"), each.get("lower")
+        if margin is not None and (isinstance(margin, bool) or not isinstance(margin, int | float) or margin < 0):
+            raise UserError(f"{where}: margin must be a number from 0", repr(margin))
+        if lower is not None and not isinstance(lower, bool):
+            raise UserError(f"{where}: lower is true or false", repr(lower))
+        if (score := each.get("score")) is not None:
+            check(where, score)
+        sides = (str(each["better"]), str(each["worse"]))
+        made.append(Claim(" ".join(str(each["claim"]).split()), *sides, kind, margin, score, lower))
+    return tuple(made)
+
+
+class _Columns:
+    """Says which names of columns can be ones; the rest shows when the first run is done."""
+
+    def __init__(self, steps: Mapping[str, str], judges: Iterable[Judge]) -> None:
+        self.steps, self.judges = tuple(steps), [judge.name for judge in judges]
+        metrics = [f"{prefix}/{name}" for prefix in METRICS for name in USUAL]
+        self.known = [*FIGURES, "keep", "lr", *metrics]
+
+    def __call__(self, where: str, name: Any) -> None:
+        """Refuse what is no column.
+
+        Raises:
+            UserError: with near names.
+        """
+        word = str(name)
+        first, separator, rest = word.partition("/")
+        if not isinstance(name, str) or (separator and first not in (*METRICS, *self.judges, *self.steps)):
+            known = (*self.known, *(f"{each}/top1" for each in (*self.judges, *self.steps)))
+            what = "metrics.csv has, or a judge's name, / and its number" if separator else "the runs have"
+            raise UserError(f"{where} must be a column that {what}", repr(name), near(word, known))
+        if separator and first in self.steps and rest not in self.known:
+            word = rest
+        elif separator and first in self.judges:
+            return
+        if word in self.known or (separator and first in self.steps):
+            return
+        if close := get_close_matches(word, self.known, n=1, cutoff=TYPO):
+            raise UserError(f"{where} must be a column of the runs", repr(name), f"Did you mean {close[0]!r}?")
+
+
+def _check_setting(where: str, name: Any, names: Collection[str]) -> None:
+    if str(name) not in names:
+        raise UserError(f"{where} must name a setting", repr(name), near(str(name), names))
+
+
+def _refuse_ours(where: str, options: Mapping[str, Any], besides: Collection[str] = ()) -> None:
+    if given := [name for name in OURS if name in options and name not in besides]:
+        raise UserError(f"{where}: a sweep gives each run its {given[0]}", options[given[0]], "Leave it out")
+
+
+def _mapping(content: Mapping[str, Any], key: str, where: str = "A study") -> dict[str, Any]:
+    value = content.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise UserError(f"{where}: `{key}` is a mapping", repr(value))
+    return {str(name): each for name, each in (value or {}).items()}
+
+
+def _known(where: str, content: Mapping[str, Any], keys: Collection[str]) -> None:
+    for key in content:
+        if key not in keys:
+            remedy = near(str(key), keys) or f"There are {', '.join(keys)}"
+            raise UserError(f"{where} has no {key!r}", remedy=remedy)
