@@ -27,29 +27,32 @@ class Footprint:
         checkpoint: one of them.
         checkpoints: how many are kept: the last, and the best where there is a score.
         exported: weights at the end.
+        snapshots: weights at some points of the training.
     """
 
     checkpoint: int
     checkpoints: int
     exported: int
+    snapshots: int = 0
 
     @property
     def total(self) -> int:
         """What is there in the end."""
-        return self.checkpoint * self.checkpoints + self.exported
+        return self.checkpoint * self.checkpoints + self.exported + self.snapshots
 
     @property
     def most(self) -> int:
         """What there must be room for: a checkpoint is written beside the one that it replaces."""
-        return self.checkpoint * self.checkpoints + max(self.checkpoint, self.exported)
+        return self.checkpoint * self.checkpoints + self.snapshots + max(self.checkpoint, self.exported)
 
 
-def footprint(method: Method, optim: Optim) -> Footprint:
+def footprint(method: Method, optim: Optim, snapshots: int = 0) -> Footprint:
     """What training a method will write, by its parameters, its optimizer and its averages.
 
     Args:
         method: before a strategy takes it to pieces.
         optim: which optimizer, and whether weights are averaged.
+        snapshots: how many the student leaves during the training.
 
     Example:
         >>> footprint(method, Optim(ema=0.9999)).total
@@ -61,7 +64,7 @@ def footprint(method: Method, optim: Optim) -> Footprint:
     trained = sum(_size(parameter) for parameter in method.parameters() if parameter.requires_grad)
     exported = student + averaged + sum(_bytes(weights) for weights in method.artifacts(state).values())
     checkpoint = _bytes(state) + averaged + round(trained * states_per_parameter(optim))
-    return Footprint(checkpoint, 1 if method.task is None else 2, exported)
+    return Footprint(checkpoint, 1 if method.task is None else 2, exported, snapshots * student)
 
 
 def states_per_parameter(optim: Optim) -> float:

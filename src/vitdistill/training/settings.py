@@ -104,6 +104,7 @@ class Settings:
             it differs from this.
         stride: of clips, frames from one to the next; None chooses by the data.
         sampling: of clips, dense or uniform; None is dense.
+        snapshots: at how many points of the training the student's weights are kept; None is none.
     """
 
     epochs: int
@@ -119,6 +120,7 @@ class Settings:
     optim_default: Optim = field(default_factory=Optim)
     stride: int | None = None
     sampling: str | None = None
+    snapshots: int | None = None
 
     def check(self) -> None:
         """Refuse values that cannot train anything, all together.
@@ -126,7 +128,7 @@ class Settings:
         Raises:
             UserError: naming every value out of range.
         """
-        broken = out_of_range(self.epochs, self.batch_size, self.optim, self.loader)
+        broken = out_of_range(self.epochs, self.batch_size, self.optim, self.loader, self.snapshots)
         broken += without_effect(self.optim, self.optim_default)
         broken += _optimizer_errors(self.optim, self.optim_default)
         if broken:
@@ -134,7 +136,7 @@ class Settings:
         check_trainer_arguments(self.trainer)
 
 
-def out_of_range(epochs: int, batch_size: int, optim: Optim, loader: Loader) -> list[str]:
+def out_of_range(epochs: int, batch_size: int, optim: Optim, loader: Loader, snapshots: int | None = None) -> list[str]:
     """What is wrong with the numbers, in words; needs no torch."""
     rules = {
         f"epochs must be at least 1, not {epochs}": epochs >= 1,
@@ -159,6 +161,9 @@ def out_of_range(epochs: int, batch_size: int, optim: Optim, loader: Loader) -> 
         f"loader.workers must be 0 or more, not {loader.workers}": (loader.workers or 0) >= 0,
         f"loader.eval_batch must be at least 1, not {loader.eval_batch}": (
             loader.eval_batch is None or loader.eval_batch >= 1
+        ),
+        f"--snapshots must lie between 2 and {epochs + 1} (start and end included), not {snapshots}": (
+            snapshots is None or 2 <= snapshots <= epochs + 1
         ),
         f"loader.bad_share must lie in [0, 1], not {loader.bad_share}": 0 <= loader.bad_share <= 1,
     }

@@ -30,7 +30,8 @@ def check(verb: str, values: Mapping[str, Any], needs: Iterable[Needs], *, label
             if check_model in option.checks:
                 check_model_there(values[name])
     refuse_unused(verb, values, needs)
-    if broken := out_of_range(values["epochs"], values["batch_size"], values["optim"], values["loader"]):
+    numbers = (values[name] for name in ("epochs", "batch_size", "optim", "loader", "snapshots"))
+    if broken := out_of_range(*numbers):
         raise UserError("; ".join(broken))
     refuse_ours(values["trainer"] or {})
     require_loggers(values["loggers"])
