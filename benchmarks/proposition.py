@@ -88,7 +88,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         "# Proposition 1: near inputs get near scores from random attention",
         "",
         "`python benchmarks/proposition.py`. Mean of |a(x) - a(x')| over random class tokens, W_Q and W_K with entries "
-        "N(0, s²), for one pair x, x'; ± is one standard error, and a bound holds where the mean lies three of them below it. The sharper bound is s³ sqrt(k d) ||x - x'||, the "
+        "N(0, s²), for one pair x, x'; ± is one standard error, and a bound holds "
+        "where the mean lies three of them below it. The sharper bound is s³ sqrt(k d) ||x - x'||, the "
         "paper's form with C = 4 is 4 s³ d^1.5 ||x - x'||. For wide networks the mean tends to sqrt(2/π) = 0.798 of "
         "the sharper bound.",
         "",
