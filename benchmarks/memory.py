@@ -6,7 +6,7 @@
 DeiT-B teaches DeiT-S, random weights, class scores as in plain logit distillation. Measured, above the weights of both
 networks and the images:
 
-    teacher             its forward pass as training makes it: no gradient, so that a block's tensors go as the next begins
+    teacher             its forward pass as training makes it: without gradient, so that tensors go after their use
     teacher, all kept   the same pass if every intermediate tensor that a backward pass would want stayed until its end
     student             forward, loss and backward without a teacher
     whole step          forward of both, loss and backward
@@ -15,7 +15,8 @@ On a CUDA device a figure is `torch.cuda.max_memory_allocated` less what was all
 bytes at any time in storages that operators of the step returned and that were still alive, gradients included;
 scratch memory inside an operator is not seen, nor what an allocator keeps in reserve. There each figure is measured at
 two batch sizes, and a straight line through both gives batch 128: peaks are linear in the batch. The optimizer's state
-is left out: masking does not change it. Bytes depend neither on the processor nor on what else runs on it.
+is left out, since masking does not change it, and so are the questions about a few images that the whole teacher is
+asked now and then. Bytes depend neither on the processor nor on what else runs on it.
 
 Writes benchmarks/results/memory_<machine>.{md,json}.
 """
@@ -26,9 +27,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from common import machine_name, parser_of, write
 from torch import Tensor, nn
 
+from common import machine_name, parser_of, write
 from vitdistill.costing.measure import hardware, peak_memory_bytes, weight_bytes
 from vitdistill.methods.maskedkd import MaskedKD
 from vitdistill.methods.supervised import Supervised
@@ -58,6 +59,8 @@ def works(teacher: Backbone, student: Backbone, images: Tensor, kept: int) -> di
 
     def step(method: nn.Module) -> None:
         method.train()
+        if isinstance(method, MaskedKD):
+            method.selector.eval()  # asks the whole teacher about a few images now and then, not about all of two
         method(images, targets).loss.backward()
         student.net.zero_grad(set_to_none=True)
 
@@ -116,14 +119,15 @@ def table_of(found: dict[str, Any]) -> dict[str, dict[str, float]]:
 def markdown(result: dict[str, Any]) -> str:
     """The committed table."""
     table, device = result["table"], result["device"]
+    of_teacher, of_student = (result["weights"][name] / 1e6 for name in ("teacher", "student"))
     how = "the CUDA allocator's peak" if device == "cuda" else "bytes of live tensors, a CPU"
     lines = [
         "# Memory of a MaskedKD step (Table 11)",
         "",
         f"`python benchmarks/memory.py`, {how}; DeiT-B teaches DeiT-S, {result['dtype']}, batch {BATCH}"
         + ("" if device == "cuda" else f" on a line through batches of {' and '.join(map(str, result['batches']))}")
-        + f", torch {result['hardware']['torch']}. MB are 10^6 bytes above weights ({result['weights']['teacher'] / 1e6:.0f} "
-        f"MB of the teacher, {result['weights']['student'] / 1e6:.0f} MB of the student) and images. What each row "
+        + f", torch {result['hardware']['torch']}. MB are 10^6 bytes above weights ({of_teacher:.0f} MB "
+        f"of the teacher, {of_student:.0f} MB of the student) and images. What each row "
         "counts is said at the top of `benchmarks/memory.py`.",
         "",
         "| | all 196 patches | 144 (75%) | 98 (50%) | 50% against all |",
@@ -156,14 +160,14 @@ def words(table: dict[str, dict[str, float]]) -> str:
         return f"{100 * (half[part] / whole[part] - 1):+.0f}%"
 
     total = [parts["teacher, all kept"] + parts["student"] for parts in (whole, half)]
+    alone, kept = change("teacher")[1:], change("teacher, all kept")[1:]
     return (
-        f"The paper's teacher column falls by 47%; a teacher's pass by itself falls by {change('teacher')[1:]} here, and by "
-        f"{change('teacher, all kept')[1:]} with all its intermediate tensors, whose sum with the student's falls by "
-        f"{100 * (1 - total[1] / total[0]):.0f}% (paper: 24%). But a frozen teacher needs none of them after its block: "
-        f"as built here its pass takes {whole['teacher']:,.0f} MB where all of them would be "
-        f"{whole['teacher, all kept']:,.0f} MB, before anything is masked. The whole step, which keeps the student's "
-        f"activations while the teacher runs, changes by {change('whole step')}: masking saves the teacher's time, and memory "
-        "only where the teacher's pass is the highest point of the step."
+        f"The paper's teacher column falls by 47%. A teacher's pass by itself falls by {alone} here, and by {kept} with "
+        f"all its intermediate tensors, whose sum with the student's falls by {100 * (1 - total[1] / total[0]):.0f}% "
+        "(paper: 24%). But a frozen teacher needs none of them after their use: as built here its pass takes "
+        f"{whole['teacher']:,.0f} MB where all of them would be {whole['teacher, all kept']:,.0f} MB, before anything is "
+        "masked. The whole step, in which the student's activations wait while the teacher runs, changes by "
+        f"{change('whole step')}: masking saves the teacher's time, and little memory."
     )
 
 
