@@ -16,6 +16,7 @@ from vitdistill.errors import UserError, near
 WEIGHTS, RECORD = "student.safetensors", "student.json"
 AVERAGED = "student_ema.safetensors"
 FULL = "mae.safetensors"  # encoder and decoder of a run of `mae`
+SNAPSHOTS = "snapshots"  # folder of the student's weights at some points of the training
 
 SHOWN = 5  # how many runs a message names
 # Names of files that a killed process may leave behind.

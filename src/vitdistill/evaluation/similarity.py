@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -18,10 +17,11 @@ from torch import Tensor
 
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.loader import CorruptLog
-from vitdistill.data.samples import Samples, Transform, ViewOptions
+from vitdistill.data.samples import ViewOptions
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
 from vitdistill.evaluation.loading import Reader, Subject
+from vitdistill.evaluation.spread import EvenlySpread
 from vitdistill.models.backbone import Backbone, with_tokens
 from vitdistill.models.teacher import FrameTeacher, Teacher
 from vitdistill.types import Capture, InputSpec
@@ -244,7 +244,7 @@ def compare(
     frozen = [Teacher(network.backbone, mean=first.input.mean, std=first.input.std) for network in networks]
     features: list[list[Tensor]] = [[] for _ in networks]
     corrupt = _SkippedClips()
-    for batch, _ in reader.batches(_EvenlySpread(source.val, clips), corrupt, "comparing frames"):
+    for batch, _ in reader.batches(EvenlySpread(source.val, clips), corrupt, "comparing frames"):
         for network, teacher, found in zip(networks, frozen, features, strict=True):
             # In float64 on the CPU, since not every accelerator has it.
             found.append(step_features(teacher, batch, steps, network.block).cpu().double())
@@ -269,31 +269,6 @@ def _check(network: Compared) -> None:
     """Refuse a network without tokens, before any clip is read."""
     with_tokens(network.backbone)
     network.backbone.block_index(network.block)
-
-
-class _EvenlySpread(Samples):
-    """So many samples of a set, evenly spaced; all of a set that is smaller."""
-
-    def __init__(self, whole: Samples, count: int) -> None:
-        self.whole, self.in_memory = whole, whole.in_memory
-        self.chosen = np.unique(np.linspace(0, len(whole) - 1, min(count, len(whole))).round().astype(int)).tolist()
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def load(self, index: int) -> Any:
-        return self.whole.load(self.chosen[index])
-
-    def path(self, index: int) -> str:
-        return self.whole.path(self.chosen[index])
-
-    @property
-    def labels(self) -> list[int] | None:
-        labels = self.whole.labels
-        return None if labels is None else [labels[index] for index in self.chosen]
-
-    def transform(self, spec: InputSpec, options: ViewOptions, *, train: bool) -> Transform:
-        return self.whole.transform(spec, options, train=train)
 
 
 class _SkippedClips(CorruptLog):

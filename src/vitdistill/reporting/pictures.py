@@ -51,6 +51,7 @@ def galleries(runs: Sequence[Run]) -> list[Gallery]:
         ("Reconstructions", _of_each(_of_verb(runs, "mae", "videomae"), "reconstructions", _reconstructions), True),
         ("Confusion", _of_each(_confused(runs), "confusion of classes", _confusion), False),
         ("Masks", _masks(runs), False),
+        ("Masks over training", _of_each(_with_snapshots(runs), "masks over training", _trajectory), True),
     )
     return [
         Gallery(heading, [p for p in found if p.markup], [p.caption for p in found if not p.markup], wide)
@@ -254,6 +255,24 @@ def _mask_pictures(runs: Sequence[Run]) -> list[Picture]:
         drawn.append(Picture(_png(grid), "Validation images; dropped patches are faded to blue."))
         drawn.append(Picture(_png(heat), f"How often each position is kept, over {len(images)} images."))
     return drawn + notes
+
+
+def _with_snapshots(runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if run.snapshots]
+
+
+def _trajectory(run: Run) -> list[Picture]:
+    from vitdistill.reporting.figures import svg
+    from vitdistill.reporting.galleries.trajectory import rates_figure, summary, trajectory_figure, trajectory_of
+
+    found = trajectory_of(run)
+    words = f"{run.name}: masks of the student over its training, {found['images']} validation images. {summary(found)}"
+    if found["whole_teacher"] is None:
+        words += f" What the teacher knows under them: vitdistill trajectory {run.path}."
+    pictures = [Picture(svg(trajectory_figure(found)), f"{words} Dotted: chance, or all patches.")]
+    if (rates := rates_figure(found)) is not None:
+        pictures.append(Picture(_png(rates), f"{run.name}: how often each position is kept, at some epochs."))
+    return pictures
 
 
 def _image_size(runs: Sequence[Run]) -> tuple[int, int]:

@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from vitdistill.errors import UserError
-from vitdistill.files import AVERAGED, FULL, RECORD, TEMPORARY, WEIGHTS, absolute, is_first_process, write_atomically
+from vitdistill.files import (
+    AVERAGED,
+    FULL,
+    RECORD,
+    SNAPSHOTS,
+    TEMPORARY,
+    WEIGHTS,
+    absolute,
+    is_first_process,
+    write_atomically,
+)
 from vitdistill.runs.data import check_same_data, describe_data
 
 if TYPE_CHECKING:
@@ -129,8 +139,8 @@ class RunDirectory:
         if not self.path.is_dir():
             return False
         entries = {entry.name for entry in self.path.iterdir()}
-        before_training = {self.config.name, self.info.name, "student.json", "checkpoints", "tensorboard", "wandb"}
-        never_trained = entries <= before_training and not any(self.checkpoints.glob("*.ckpt"))
+        named = {self.config.name, self.info.name, "student.json", "checkpoints", "tensorboard", "wandb", SNAPSHOTS}
+        never_trained = entries <= named and not any(self.checkpoints.glob("*.ckpt"))
         return not entries or (never_trained and self.config.name in entries)
 
     def _check_same(self, verb: str, config: dict[str, Any]) -> None:

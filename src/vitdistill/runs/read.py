@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from vitdistill.errors import UserError
-from vitdistill.files import AVERAGED, runs_beside
+from vitdistill.files import AVERAGED, SNAPSHOTS, runs_beside
 from vitdistill.runs.earlier import columns_of, current, per_sample_of, score_of
 
 if TYPE_CHECKING:
@@ -89,6 +89,12 @@ class Run:
     def last_checkpoint(self) -> Path:
         """The checkpoint from which the run goes on."""
         return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def snapshots(self) -> dict[int, Path]:
+        """Files of the student's weights that `--snapshots` left, by the number of epochs before each."""
+        files = {file.stem.removeprefix("epoch-"): file for file in (self.path / SNAPSHOTS).glob("epoch-*.safetensors")}
+        return dict(sorted((int(text), file) for text, file in files.items() if text.isdigit()))
 
     @property
     def score(self) -> str | None:

@@ -109,6 +109,19 @@ def student_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name[len(STUDENT) :]: tensor for name, tensor in state.items() if name.startswith(STUDENT)}
 
 
+def export_weights(weights: dict[str, torch.Tensor], path: Path, record: ModelRecord | None = None) -> None:
+    """Write a student's tensors under timm's names as safetensors.
+
+    Args:
+        weights: by name.
+        path: of the file.
+        record: of the network, for the file's header: the file then says by itself what its tensors do not show.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+    content = save(tensors, metadata=None if record is None else record.metadata())
+    write_atomically(path, lambda file: file.write(content))
+
+
 class SaveCheckpoints(Checkpoint):
     """`last.ckpt` after every epoch and `best.ckpt` whenever the task's validation score rises."""
 

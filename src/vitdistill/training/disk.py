@@ -28,30 +28,34 @@ class Footprint:
         checkpoints: how many are kept: the last, and the best where there is a score.
         exported: weights at the end.
         fixed: a frozen body, written once.
+        snapshots: weights at some points of the training.
     """
 
     checkpoint: int
     checkpoints: int
     exported: int
     fixed: int = 0
+    snapshots: int = 0
 
     @property
     def total(self) -> int:
         """What is there in the end."""
-        return self.fixed + self.checkpoint * self.checkpoints + self.exported
+        return self.fixed + self.checkpoint * self.checkpoints + self.exported + self.snapshots
 
     @property
     def most(self) -> int:
         """What there must be room for: a checkpoint is written beside the one that it replaces."""
-        return self.fixed + self.checkpoint * self.checkpoints + max(self.checkpoint, self.exported)
+        kept = self.fixed + self.checkpoint * self.checkpoints + self.snapshots
+        return kept + max(self.checkpoint, self.exported)
 
 
-def footprint(method: Method, optim: Optim) -> Footprint:
+def footprint(method: Method, optim: Optim, snapshots: int = 0) -> Footprint:
     """What training a method will write, by its parameters, its optimizer and its averages.
 
     Args:
         method: before a strategy takes it to pieces.
         optim: which optimizer, and whether weights are averaged.
+        snapshots: how many the student leaves during the training.
 
     Example:
         >>> footprint(method, Optim(ema=0.9999)).total
@@ -65,7 +69,7 @@ def footprint(method: Method, optim: Optim) -> Footprint:
     exported = student + averaged + sum(_bytes(weights) for weights in method.artifacts(state).values())
     exported += fixed * (1 if optim.ema is None else 2)
     checkpoint = _bytes(state) + averaged + round(trained * states_per_parameter(optim))
-    return Footprint(checkpoint, 1 if method.task is None else 2, exported, fixed)
+    return Footprint(checkpoint, 1 if method.task is None else 2, exported, fixed, snapshots * student)
 
 
 def states_per_parameter(optim: Optim) -> float:

@@ -108,6 +108,7 @@ class Settings:
         stride: of clips, frames from one to the next; None chooses by the data.
         sampling: of clips, dense or uniform; None is dense.
         several: several crops of each image in place of one.
+        snapshots: at how many points of the training the student's weights are kept; None is none.
     """
 
     epochs: int
@@ -124,6 +125,7 @@ class Settings:
     stride: int | None = None
     sampling: str | None = None
     several: MultiCrop | None = None
+    snapshots: int | None = None
 
     def check(self) -> None:
         """Refuse values that cannot train anything, all together.
@@ -131,7 +133,7 @@ class Settings:
         Raises:
             UserError: naming every value out of range.
         """
-        broken = out_of_range(self.epochs, self.batch_size, self.optim, self.loader)
+        broken = out_of_range(self.epochs, self.batch_size, self.optim, self.loader, self.snapshots)
         broken += without_effect(self.optim, self.optim_default)
         broken += _optimizer_errors(self.optim, self.optim_default)
         if broken:
@@ -139,7 +141,7 @@ class Settings:
         check_trainer_arguments(self.trainer)
 
 
-def out_of_range(epochs: int, batch_size: int, optim: Optim, loader: Loader) -> list[str]:
+def out_of_range(epochs: int, batch_size: int, optim: Optim, loader: Loader, snapshots: int | None = None) -> list[str]:
     """What is wrong with the numbers, in words; needs no torch."""
     rules = {
         f"epochs must be at least 1, not {epochs}": epochs >= 1,
@@ -167,6 +169,9 @@ def out_of_range(epochs: int, batch_size: int, optim: Optim, loader: Loader) -> 
         f"loader.workers must be 0 or more, not {loader.workers}": (loader.workers or 0) >= 0,
         f"loader.eval_batch must be at least 1, not {loader.eval_batch}": (
             loader.eval_batch is None or loader.eval_batch >= 1
+        ),
+        f"--snapshots must lie between 2 and {epochs + 1} (start and end included), not {snapshots}": (
+            snapshots is None or 2 <= snapshots <= epochs + 1
         ),
         f"loader.bad_share must lie in [0, 1], not {loader.bad_share}": 0 <= loader.bad_share <= 1,
     }

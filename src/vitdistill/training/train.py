@@ -6,7 +6,6 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,8 +13,6 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import disable_possible_user_warnings
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from safetensors.torch import save
-from torch import Tensor
 
 from vitdistill.costing.measure import hardware
 from vitdistill.data.device import OnDevice
@@ -33,10 +30,10 @@ from vitdistill.signals import Interrupted, stop_after, stop_now
 from vitdistill.training.checkpoints import (
     AtomicCheckpointIO,
     SaveCheckpoints,
+    export_weights,
     keep_body,
     read_checkpoint,
     student_weights,
-    write_atomically,
 )
 from vitdistill.training.disk import footprint
 from vitdistill.training.estimate import Estimate
@@ -48,6 +45,7 @@ from vitdistill.training.optim import warn_about_rates
 from vitdistill.training.precision import training_precision
 from vitdistill.training.progress import ProgressBar
 from vitdistill.training.settings import Settings
+from vitdistill.training.snapshots import KeepSnapshots, snapshot_epochs
 from vitdistill.training.strategy import strategy_of
 from vitdistill.training.summary import cost_of, describe, speed_of, teacher_of, versions
 from vitdistill.training.timing import StepTiming
@@ -197,9 +195,11 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
     bar = ProgressBar(settings.batch_size * world, f"{source.train.word}s", method.task)
     if trainer.is_global_zero:
         module.listeners += [run.add_row, lambda _: _write_details(module, source, run), bar.on_row, services.on_row]
-    estimate = Estimate(bar, footprint(method, settings.optim), run, len(source.val))
+    snapshots = settings.snapshots or 0
+    estimate = Estimate(bar, footprint(method, settings.optim, snapshots), run, len(source.val))
     stop = StopBetweenSteps(run.last, trainer)
     callbacks = [StepTiming(), bar, stop, SaveCheckpoints(run.checkpoints), estimate]
+    callbacks.append(KeepSnapshots(run, snapshot_epochs(snapshots, settings.epochs)))
     trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
     train_loader = make_loader(source.train, train_transform, sampler, **options)
     val_loader = make_loader(source.val, val_transform, eval_sampler, **options)
@@ -371,19 +371,6 @@ def _export(method: Method, run: RunDirectory) -> None:
         export_weights(tensors, run.path / name, record)
     run.wrote(*weights)
     run.update(status="finished")
-
-
-def export_weights(weights: dict[str, Tensor], path: Path, record: ModelRecord | None = None) -> None:
-    """Write a student's tensors under timm's names as safetensors.
-
-    Args:
-        weights: by name.
-        path: of the file.
-        record: of the network, for the file's header: the file then says by itself what its tensors do not show.
-    """
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
-    content = save(tensors, metadata=None if record is None else record.metadata())
-    write_atomically(path, lambda file: file.write(content))
 
 
 __all__ = ["RECORD", "WEIGHTS", "export_weights", "train"]

@@ -65,6 +65,9 @@ class Training(Flat):
     """where the numbers of every epoch go besides metrics.csv: tensorboard, wandb, mlflow, several of them
     (tensorboard,wandb), or csv for nowhere else. Projects and servers are those of the libraries' own variables:
     WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME."""
+    snapshots: int | None = None
+    """keep the student's weights at so many points of the training, its start and end included, closer together early;
+    `vitdistill trajectory` looks at them."""
     trainer: dict[str, Any] | None = None
     """further arguments of lightning.Trainer, e.g. `--trainer.devices 8 --trainer.strategy fsdp`."""
 

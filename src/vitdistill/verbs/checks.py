@@ -40,7 +40,8 @@ def check(
             if check_model in option.checks and values[name] not in later:
                 check_model_there(values[name])
     refuse_unused(verb, values, needs)
-    if broken := out_of_range(values["epochs"], values["batch_size"], values["optim"], values["loader"]):
+    numbers = (values[name] for name in ("epochs", "batch_size", "optim", "loader", "snapshots"))
+    if broken := out_of_range(*numbers):
         raise UserError("; ".join(broken))
     refuse_ours(values["trainer"] or {})
     require_loggers(values["loggers"])

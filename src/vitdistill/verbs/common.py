@@ -29,7 +29,7 @@ from vitdistill.verbs.arguments import Model, is_fresh
 def settings_of(arguments: dict[str, Any], optim_default: Optim = Optim()) -> Settings:
     """The training engine's settings out of a training verb's arguments."""
     sampling = arguments.get("sampling", "dense")
-    names = ("epochs", "batch_size", "seed", "augment", "optim", "loader", "precision", "compile")
+    names = ("epochs", "batch_size", "seed", "augment", "optim", "loader", "precision", "compile", "snapshots")
     return Settings(
         **{name: arguments[name] for name in names},
         trainer=arguments["trainer"] or {},

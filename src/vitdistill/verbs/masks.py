@@ -43,7 +43,9 @@ def masks(
         json: print one JSON object in place of text.
 
     Returns:
-        Paths of the pictures, and per model the grid, the patches kept and the share of images keeping each position.
+        Paths of the pictures, and per model the grid, the patches kept, the share of images keeping each position, and
+        the structure of its masks over all images: joint (how often neighbouring patches are kept or dropped together;
+        1 for random masks), centre and edge (shares of the patches that are kept there), and correlation by distance.
     """
     from vitdistill.data.images.folder import list_images
     from vitdistill.data.open import address_of, bundled, check_there, open_source
@@ -61,6 +63,7 @@ def masks(
     from vitdistill.reporting.pictures import picture_path
     from vitdistill.runs.directory import list_in_run
     from vitdistill.tokens.keep import KeepSchedule
+    from vitdistill.tokens.structure import MaskStructure
 
     models, images = _split(list(models), images)
     if count < 1:
@@ -106,8 +109,19 @@ def masks(
         result["heatmap"] = str(beside)
     for (title, _), column in zip(students, columns, strict=True):
         shares = keep_heatmap(column.kept, column.grid)
+        structure = MaskStructure(column.grid, column.kept.shape[1])
+        structure.add(column.kept)
         result["models"].append(
-            {"name": title, "grid": str(column.grid), "kept": column.kept.shape[1], "share_kept": shares.tolist()}
+            {
+                "name": title,
+                "grid": str(column.grid),
+                "kept": column.kept.shape[1],
+                "share_kept": shares.tolist(),
+                "joint": round(structure.joint, 6),
+                "centre": round(structure.centre, 6),
+                "edge": None if structure.edge is None else round(structure.edge, 6),
+                "correlation": {step: round(value, 6) for step, value in structure.correlation().items()},
+            }
         )
     _show(result, json)
     return result
@@ -158,5 +172,11 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
     print(f"wrote {result['masks']}")
     if "heatmap" in result:
         print(f"wrote {result['heatmap']} (over {result['images']} images)")
+    for model in result["models"]:
+        edge = "" if model["edge"] is None else f", at the edge {100 * model['edge']:.0f}%"
+        print(
+            f"{model['name']}: neighbours are kept or dropped together {model['joint']:.2f} times as often as in "
+            f"random masks; kept in the centre {100 * model['centre']:.0f}%{edge}"
+        )
     if result["replaced"]:
         print(f"in place of what was there: {', '.join(result['replaced'])}")

@@ -46,6 +46,7 @@ VERBS: dict[str, Verb] = {
     "bench": Verb("Measured speed and memory of teacher and student on this machine."),
     "report": Verb("One self-contained HTML page over one or more runs."),
     "masks": Verb("Pictures of what the teacher saw."),
+    "trajectory": Verb("How masks, and the teacher under them, changed over a training with --snapshots."),
     "similarity": Verb("How alike the frames of a clip are to teachers and students."),
     "demo": Verb("A complete small study on real handwritten digits, offline, in a few minutes."),
 }
@@ -59,7 +60,7 @@ GROUPS = {
     "judge": ("evaluate", "knn", "probe"),
     "use": ("predict", "embed", "export"),
     "beforehand": ("check", "cost", "bench"),
-    "afterwards": ("report", "masks", "similarity"),
+    "afterwards": ("report", "masks", "trajectory", "similarity"),
     "to begin with": ("demo",),
 }
 
@@ -88,6 +89,7 @@ EXAMPLES = {
     "bench": "--teacher deit_base_patch16_224 --student deit_small_patch16_224 --keep 0.5",
     "report": "runs/small runs/big --out report.html",
     "masks": "runs/small",
+    "trajectory": "runs/small --criterion student,teacher,random",
     "similarity": "runs/v",
     "demo": "tinymim",
 }
