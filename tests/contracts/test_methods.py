@@ -275,15 +275,12 @@ METHODS: dict[str, Callable[[], Method]] = {
     "g2sd": lambda: g2sd(),
     "g2sd, masked patches, other special tokens": lambda: g2sd("registers", supervise="masked", teacher_block=3),
     "g2sd, cait": lambda: G2SD(tiny("cait", seed=1), autoencoder("cait"), **MAE_DECODER, teacher_block=1),
-    "dino": lambda: dino(),
     "dino, masked": lambda: dino(keep=10),
     "dino, masked at random, lengths learned": lambda: dino(
         keep="1.0->0.5", criterion="student+random", head=DinoHead(24, 16, 8, norm_last=False)
     ),
     "dino, three large views": lambda: dino("deit", globals=3, locals=0, keep=5, criterion="teacher"),
     "dino, one large view, positions of timm": lambda: dino("registers", globals=1, locals=1, local_positions="timm"),
-    "dino, third network": lambda: dino(locals=0, keep=5, criterion="network", network=tiny("deit", seed=2)),
-    "dino, cait": lambda: dino("cait", locals=0, keep=0.5),
     "mae, plain pixels": lambda: mae(norm_pix=False, mask_ratio=0.5),
     "mae, no class token": lambda: MAE(tiny("no_class_token", seed=1, fc_norm=False), **MAE_DECODER),
     "mae, registers": lambda: mae("registers"),

@@ -6,7 +6,7 @@ import torch
 
 from vitdistill.errors import UserError
 from vitdistill.methods.supervised import Supervised
-from vitdistill.training.optim import make_optimizer, make_schedules, plan_groups, scaled_lr
+from vitdistill.training.optim import clip_each, make_optimizer, make_schedules, plan_groups, scaled_lr
 from vitdistill.training.settings import Optim, Settings
 
 
@@ -93,3 +93,22 @@ def test_an_optimizer_step_changes_the_student(method: Supervised) -> None:
     method(torch.randn(2, 3, 16, 16), torch.tensor([0, 3])).loss.backward()
     optimizer.step()
     assert not torch.equal(before, method.student.net.head.weight)
+
+
+def test_gradients_are_clipped_each_by_itself() -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((3,), (2, 2), (4,), (1,))]
+    for parameter, norm in zip(parameters, (6.0, 1.0, 3.0), strict=False):
+        parameter.grad = torch.full_like(parameter, norm / parameter.numel() ** 0.5)
+    clip_each(parameters, 3.0)
+    norms = [round(float(parameter.grad.norm()), 5) for parameter in parameters[:3]]
+    assert norms == [3.0, 1.0, 3.0] and parameters[3].grad is None
+
+
+@pytest.mark.parametrize("layer_decay", [None, 0.5])
+def test_positions_and_tokens_decay_where_the_method_says_so(method: Supervised, layer_decay: float | None) -> None:
+    method.decays_positions = True
+    groups = plan_groups(method, Optim(weight_decay=0.1, layer_decay=layer_decay))
+    decay = {name: group.options["weight_decay"] for group in groups for name in group.names}
+    assert decay == {name: 0.1 if p.ndim > 1 else 0.0 for name, p in method.named_parameters()}
+    scales = {name: group.options.get("lr_scale") for group in groups for name in group.names}
+    assert (scales["student.net.pos_embed"] is None) == (layer_decay is None)

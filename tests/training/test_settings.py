@@ -36,6 +36,7 @@ def settings(optim: Optim, **options: object) -> Settings:
         ({"name": "adamv"}, "must be one of timm's optimizers, not 'adamv'. Did you mean 'adam"),
         ({"clip": 0.0}, "--optim.clip must be positive, or null for none, not 0.0"),
         ({"clip": -1.0}, "--optim.clip must be positive, or null for none, not -1.0"),
+        ({"clip_each": 0.0}, "--optim.clip_each must be positive, or null for none, not 0.0"),
         ({"schedule": "step"}, "of the schedule step must be one number of epochs above 0, not None"),
         ({"schedule": "step", "decay_epochs": (1, 2)}, "must be one number of epochs above 0"),
         ({"schedule": "multistep", "decay_epochs": (3, 2)}, r"must be epochs above 0 in ascending order \(\[10,20\]\)"),

@@ -210,7 +210,7 @@ class DINO(Method):
             measured |= self._watch(teacher.prediction, said)
         return Step(loss, {"dino": loss.detach()}, kept=None if keep is None else teacher.kept, measured=measured)
 
-    def _by_size(self, inputs: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
+    def _by_size(self, inputs: Any) -> tuple[Tensor, Tensor | None]:
         """Large and small views, each as one batch: all images in one view, then all in the next.
 
         Raises:
