@@ -10,6 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from vitdistill.files import FULL
+from vitdistill.methods.mae import MAE
+from vitdistill.models.build import build
+from vitdistill.models.record import record_of
+from vitdistill.training.train import export_weights
+
 # A run as a user starts it that also tells its masks and the weights of every process. A single process asked to stand
 # for several draws, step by step, what each of them would draw, one after the other: their batches are so ordered.
 SCRIPT = """
@@ -71,6 +77,10 @@ CLIPS = [
 ]
 VERBS = {
     "mae": [*IMAGES, "--decoder_width", "16", "--decoder_depth", "1", "--decoder_heads", "2"],
+    "g2sd": [
+        *(*IMAGES, "--teacher", "digits_vit_base@{mae}", "--teacher_decoder_heads", "2"),
+        *("--decoder_width", "16", "--decoder_depth", "1", "--decoder_heads", "2"),
+    ],
     "tinymim": [
         *(*IMAGES, "--teacher", "digits-mae", "--color_jitter", "0", "--drop_path", "0"),
         *("--mask_ratio", "0.75", "--pixels", "--pixel_decoder.width", "16", "--pixel_decoder.depth", "1"),
@@ -97,10 +107,21 @@ def run(folder: Path, processes: int, *arguments: str) -> list[dict[str, Any]]:
     return [torch.load(folder / f"told.{rank}", weights_only=True) for rank in range(processes)]
 
 
+def full_mae(folder: Path) -> Path:
+    """A file with encoder and decoder of an MAE that was not trained."""
+    path = folder / "mae.safetensors"
+    if not path.exists():
+        torch.manual_seed(0)
+        encoder = build("digits_vit_base", num_classes=0)
+        method = MAE(encoder, decoder_width=16, decoder_depth=2, decoder_heads=2)
+        export_weights(method.artifacts(method.state_dict())[FULL], path, record_of(encoder.net))
+    return path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
 def test_two_processes_mask_for_themselves_and_train_together(verb: str, tmp_path: Path) -> None:
-    options = [verb.split(",")[0], *VERBS[verb], *COMMON]
+    options = [verb.split(",")[0], *(option.format(mae=full_mae(tmp_path)) for option in VERBS[verb]), *COMMON]
     batch = 60 if verb.startswith("mvd") else 128
     two = ["--batch_size", str(batch), "--trainer.devices", "2", "--trainer.strategy", "ddp"]
     first, second = run(tmp_path / "two", 2, *options, *two)

@@ -21,6 +21,11 @@ COMMON = [
 # keys' bias, so that its gradient is rounding alone, which Adam blows up.
 VERBS = {
     "supervised": [],
+    # G2SD's second stage, masked by what all processes see alike: each image's own class token.
+    "maskedkd": [
+        *("--teacher", "digits-teacher", "--dist_token", "true", "--distillation", "hard", "--keep", "27"),
+        *("--criterion", "student"),
+    ],
     "tinymim": ["--teacher", "digits-mae", "--color_jitter", "0", "--relations", "qq+vv"],
 }
 
