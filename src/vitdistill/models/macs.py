@@ -32,6 +32,7 @@ class Macs:
 
     Attributes:
         patch_embed: the convolution over all patches, kept or not.
+        convolutions: ConvViT's blocks of convolutions, which see the whole image.
         patch_merging: the reductions between Swin's stages.
         projections: q, k, v and output projections of self-attention.
         attention: q with k, and scores with v.
@@ -44,6 +45,7 @@ class Macs:
     """
 
     patch_embed: int = 0
+    convolutions: int = 0
     patch_merging: int = 0
     projections: int = 0
     attention: int = 0

@@ -12,7 +12,7 @@ from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
 from vitdistill.models.classes import class_order, compare, published_classes
-from vitdistill.models.names import HUBS, VIDEO
+from vitdistill.models.names import HUBS, OURS
 from vitdistill.models.network import Network
 from vitdistill.models.presets import BUNDLED, PRESETS
 from vitdistill.models.record import record_of
@@ -115,7 +115,7 @@ def make_teacher(
     """
     if source is not None and isinstance(spec, str) and text_embeddings is None:
         refuse_classes(args, "teacher_args")
-    if isinstance(spec, str) and is_fresh(spec) and spec not in PRESETS and not spec.startswith((VIDEO, *HUBS)):
+    if isinstance(spec, str) and is_fresh(spec) and spec not in PRESETS and not spec.startswith((*OURS, *HUBS)):
         sketch = build(spec, args=args, meta=True)
         if text_embeddings is None and source is not None:
             record_of(sketch.net).classes = published_classes(sketch.net)

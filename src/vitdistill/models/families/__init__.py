@@ -12,6 +12,7 @@ from torch import nn
 
 from vitdistill.models.families.beit import BiasedViT
 from vitdistill.models.families.cait import CaiT
+from vitdistill.models.families.convvit import ConvStagesViT, ConvViT
 from vitdistill.models.families.eva import RotaryViT
 from vitdistill.models.families.swin import Swin
 from vitdistill.models.families.video_vit import TubeletEmbed, VideoViT
@@ -24,6 +25,7 @@ ADAPTERS: dict[type[nn.Module], type[Network]] = {
     Beit: BiasedViT,
     Cait: CaiT,
     SwinTransformer: Swin,
+    ConvViT: ConvStagesViT,
 }
 
 
