@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any
 from vitdistill.methods.selection import CriterionName
 from vitdistill.methods.selection.amounts import amount_of, check_selection
 from vitdistill.methods.terms.options import LOGITS, parse_terms
+from vitdistill.tokens.merge_schedule import Merge
 from vitdistill.verbs.arguments import File, Model, Published, TeacherOptions
 from vitdistill.verbs.job import Job, trains
+from vitdistill.verbs.merging import check_alone
 from vitdistill.verbs.needs import ABOVE_0, GIVEN, Names, needs
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ def check_terms(values: dict[str, Any]) -> dict[str, Any]:
         asked = LOGITS in terms and values["alpha"] > 0 and order == "top" and mask == "teacher"
         criterion = "auto" if asked and not amount_of(keep).per_input else "student"
     check_selection(keep, criterion, order, mask)
+    check_alone(values["teacher_merge"], keep, terms)
     return {"criterion": criterion}
 
 
@@ -34,8 +37,8 @@ def check_terms(values: dict[str, Any]) -> dict[str, Any]:
     needs=(
         needs("network", criterion=("network", "network+random")),
         needs("random_share", criterion=("network+random", "student+random", "teacher+random")),
-        needs("teacher_text teacher_args", teacher=GIVEN),
-        needs("teacher_text", alpha=ABOVE_0),
+        needs("teacher_text teacher_args teacher_merge", teacher=GIVEN),
+        needs("teacher_text teacher_merge", alpha=ABOVE_0),
         needs("alpha tau distillation teacher_text", distill=Names(LOGITS)),
     ),
 )
@@ -46,6 +49,7 @@ def maskedkd(
     teacher: Model | None = None,
     teachers: TeacherOptions,
     teacher_text: File | None = None,
+    teacher_merge: Merge | None = None,
     network: Model | None = None,
     criterion: CriterionName | None = None,
     **options: Any,
@@ -58,6 +62,8 @@ def maskedkd(
         teacher: as `student`; a bare timm name downloads its pretrained weights. Not needed with `--alpha 0`.
         teacher_text: for a CLIP teacher, a file with one text embedding per class; its class scores are then
             100 * cosine similarity (zero-shot).
+        teacher_merge: tokens that each block of the teacher merges, in place of masks (ToMe): a number (8), one that
+            falls to none over the blocks (8:-1) or rises (8:1), or one for each block (4,0,2). Needs --keep 1.0.
         network: the third network of the criteria that name one; given as `teacher` is.
         criterion: who ranks the patches: the student (the paper's choice), the teacher, a third network, chance
             (random), half one of them and half chance (student+random), or auto: student or random, whichever leaves
@@ -85,6 +91,7 @@ def maskedkd(
             args=teachers.teacher_args,
             text=teacher_text,
             classes=classes,
+            merge=teacher_merge,
             check=lambda sketch: check_maskable(network_to_train if masks_student else sketch.network, amount),
         )
     if network is not None:

@@ -210,8 +210,11 @@ class ConvStagesViT(ViT):
     def embed(self, inputs: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b m d"]:
         return self.net.embed(inputs)
 
-    def run_blocks(self, tokens: Float[Tensor, "b m d"], capture: Capture, captured: Any) -> Tensor:
-        return self.run_each(tokens, [()] * self.depth, capture, captured)
+    def before_blocks(self, tokens: Float[Tensor, "b m d"]) -> Float[Tensor, "b m d"]:
+        return tokens
+
+    def is_countable(self) -> bool:
+        return True
 
     def macs(
         self,
