@@ -6,6 +6,7 @@ import timm
 import torch
 from torch import nn
 
+import vitdistill.models.families  # noqa: F401 -- registers our own architectures
 from vitdistill.models.families.dist_token import append_dist_token
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3, "num_classes": 10}
@@ -38,6 +39,17 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "beit": ("beit_base_patch16_224", {**SMALL, "global_pool": "token", "use_shared_rel_pos_bias": True}),
     "cait": ("cait_xxs24_224", SMALL),
+    "convvit": (
+        "convvit_base_patch16_224",
+        {
+            "img_size": 32,
+            "patch_size": (2, 2, 2),
+            "embed_dim": (8, 12, 24),
+            "depth": (1, 1, 3),
+            "num_heads": 3,
+            "num_classes": 10,
+        },
+    ),
     "swin": (
         "swin_tiny_patch4_window7_224",
         {

@@ -16,7 +16,7 @@ from vitdistill.models.classes import published_classes
 from vitdistill.models.families import as_network
 from vitdistill.models.families.dist_token import ARGUMENT, append_dist_token
 from vitdistill.models.families.linear_only import linear_only
-from vitdistill.models.names import VIDEO, absolute_model, check_model_there, unknown_model
+from vitdistill.models.names import OURS, VIDEO, absolute_model, check_model_there, unknown_model
 from vitdistill.models.network import DEFAULT_MEAN, Network, Opaque
 from vitdistill.models.presets import BUNDLED, PRESETS
 from vitdistill.models.record import (
@@ -120,7 +120,7 @@ def _from_text(
     if not separator:
         if FILE_SIZE in args:
             raise UserError(f"{FILE_SIZE} belongs to a weights file", spec, "Leave it out")
-        if pretrained and (name in PRESETS or name.startswith(VIDEO)):
+        if pretrained and (name in PRESETS or name.startswith(OURS)):
             verbs = "videomae or supervised" if preset.startswith(VIDEO) else "supervised"
             raise UserError(
                 f"{name} has no published weights that can be downloaded",

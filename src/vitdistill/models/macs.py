@@ -32,6 +32,7 @@ class Macs:
 
     Attributes:
         patch_embed: the convolution over all patches, kept or not.
+        convolutions: ConvViT's blocks of convolutions, which see the whole image.
         patch_merging: the reductions between Swin's stages.
         projections: q, k, v and output projections of self-attention.
         attention: q with k, and scores with v.
@@ -39,11 +40,13 @@ class Macs:
         talking_heads: CaiT's maps between heads, before and after the softmax.
         class_attention: CaiT's class-attention blocks, all but their norms.
         layernorm: 5 MACs per normalised element.
+        matching: how similar tokens are that may be merged.
         head: attention pooling where there is any, and the classifiers.
         other: the whole network, where it is measured by tracing and has no named parts.
     """
 
     patch_embed: int = 0
+    convolutions: int = 0
     patch_merging: int = 0
     projections: int = 0
     attention: int = 0
@@ -51,6 +54,7 @@ class Macs:
     talking_heads: int = 0
     class_attention: int = 0
     layernorm: int = 0
+    matching: int = 0
     head: int = 0
     other: int = 0
 
@@ -121,6 +125,14 @@ def self_attention_macs(block: Any, tokens: int, layernorm: bool = True) -> Macs
     else:
         macs += Macs(projections=linears(attention) * tokens)
     return macs + block_norm_macs(block, tokens, layernorm)
+
+
+def mlp_branch_macs(block: Any, tokens: int, layernorm: bool = True) -> Macs:
+    """The part of `self_attention_macs` that lies behind attention: `norm2` and MLP."""
+    total = Macs(mlp=mlp_macs(block) * tokens)
+    for module in (block.norm2, *block.mlp.modules()):
+        total += norm_macs(module, tokens, layernorm)
+    return total
 
 
 def head_macs(net: nn.Module) -> Macs:

@@ -14,7 +14,8 @@ from vitdistill.models.presets import BUNDLED, PRESETS
 
 HUBS = ("hf-hub:", "hf_hub:", "local-dir:")  # what timm looks up elsewhere
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
-VIDEO = "video_vit_"  # what the names of our own architectures begin with
+VIDEO, CONVVIT = "video_vit_", "convvit_"
+OURS = (VIDEO, CONVVIT)  # what the names of our own architectures begin with
 CONFIG = "config.json"  # in a folder of transformers' or timm's
 # What the classifier of a linear-only student reads of its frozen body (DINO's linear evaluation).
 LinearFeatures = Literal["auto", "cls", "cls4", "cls+mean"]
@@ -39,7 +40,7 @@ def check_model(spec: Any) -> None:
         UserError: with near names.
     """
     name = spec.partition("@")[0] if isinstance(spec, str) else ""
-    if not _PLAIN.match(name) or name in (*PRESETS, *BUNDLED) or name.startswith(VIDEO) or Path(spec).exists():
+    if not _PLAIN.match(name) or name in (*PRESETS, *BUNDLED) or name.startswith(OURS) or Path(spec).exists():
         return
     architecture = name.partition(".")[0]
     if "timm" in sys.modules:

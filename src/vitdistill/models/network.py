@@ -58,6 +58,16 @@ class Network(nn.Module, ABC):
         return {}
 
     @property
+    def whole(self) -> "Network":
+        """The network without whatever saves work in it (merging tokens); by default itself."""
+        return self
+
+    @property
+    def why_whole(self) -> str:
+        """Why patches cannot be left out of it, in a few words, where that is so."""
+        return why_whole(self.net)
+
+    @property
     def _config(self) -> dict[str, Any]:
         return getattr(self.net, "pretrained_cfg", None) or {}
 
@@ -135,9 +145,8 @@ class Network(nn.Module, ABC):
 
     def cannot_leave_out(self) -> UserError:
         """What to raise when patches shall be left out of a network that cannot do without them."""
-        why = why_whole(self.net)
         return UserError(
-            f"{self.name} cannot leave out patches ({why}), so it cannot be a masked teacher or student",
+            f"{self.name} cannot leave out patches ({self.why_whole}), so it cannot be a masked teacher or student",
             remedy="Use it with every patch (--keep 1.0), or choose a ViT, DeiT or CaiT",
         )
 
@@ -200,5 +209,4 @@ def refuse_opaque(network: Network) -> NoReturn:
     Raises:
         UserError: since what is asked for needs tokens.
     """
-    why = why_whole(network.net)
-    raise UserError(f"{network.name} hands out logits only ({why})", remedy="Choose a ViT, DeiT or CaiT")
+    raise UserError(f"{network.name} hands out logits only ({network.why_whole})", remedy="Choose a ViT, DeiT or CaiT")

@@ -54,7 +54,7 @@ def cost_of(
     teachers = [one for one in passes if one.role == "teacher"]
     if not teachers:
         return {"tokens": None if method.masked is None else _tokens(method, method.masked), "cost": cost}
-    full = _gmacs([Pass("teacher", one.network, times=one.times) for one in teachers])
+    full = _gmacs([Pass("teacher", one.network.whole, times=one.times) for one in teachers])
     gmacs: dict[int | None, float] = {}
 
     def kept_at(progress: float) -> int | None:

@@ -13,7 +13,8 @@ from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
 from vitdistill.models.classes import class_order, compare, published_classes
 from vitdistill.models.families.linear_only import FrozenBody
-from vitdistill.models.names import HUBS, VIDEO
+from vitdistill.models.merged import Merged
+from vitdistill.models.names import HUBS, OURS
 from vitdistill.models.network import Network
 from vitdistill.models.presets import BUNDLED, PRESETS
 from vitdistill.models.record import record_of
@@ -102,6 +103,7 @@ def make_teacher(
     dtype: str = "auto",
     trainer: dict[str, Any] | None = None,
     check: Callable[[Teacher], object] | None = None,
+    merge: int | str | None = None,
 ) -> Teacher:
     """A frozen teacher that takes the student's images.
 
@@ -114,22 +116,26 @@ def make_teacher(
         dtype: auto, float32, bfloat16 or float16.
         trainer: arguments of lightning.Trainer, which say where the teacher will run.
         check: refuses what its architecture alone shows to be of no use, before its weights are downloaded.
+        merge: tokens that each of its blocks merges; None leaves it whole.
 
     Raises:
         UserError: when its classes are not the data's, if a source is given.
     """
     if source is not None and isinstance(spec, str) and text_embeddings is None:
         refuse_classes(args, "teacher_args")
-    if isinstance(spec, str) and is_fresh(spec) and spec not in PRESETS and not spec.startswith((VIDEO, *HUBS)):
+    if isinstance(spec, str) and is_fresh(spec) and spec not in PRESETS and not spec.startswith((*OURS, *HUBS)):
         sketch = build(spec, args=args, meta=True)
         if text_embeddings is None and source is not None:
             record_of(sketch.net).classes = published_classes(sketch.net)
             if compare(sketch, source.classes, source.name).kind in ("different", "other count"):
                 class_order(sketch, source.classes, source.name, role="teacher")
+        if merge is not None:
+            sketch = Merged.over(sketch, merge)
         if check is not None:
             check(Teacher.of(sketch, student))
     network = build(spec, args=args, pretrained=True)
     width = network.width if isinstance(network, Backbone) else 0
+    network = network if merge is None else Merged.over(network, merge)
     teacher = Teacher.of(
         network, student, dtype=_dtype(dtype, trainer, width), text_embeddings=_embeddings(text_embeddings)
     )

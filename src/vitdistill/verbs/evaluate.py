@@ -8,6 +8,7 @@ from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.evaluation.asked import Criteria, Keeps, masks_of
 from vitdistill.models.names import ModelName, absolute_model
 from vitdistill.runs.read import Checkpoint, Run, find_run
+from vitdistill.tokens.merge_schedule import Merge, check_merge
 from vitdistill.verbs.arguments import Data
 from vitdistill.verbs.signatures import options_of
 
@@ -25,6 +26,7 @@ def evaluate(
     keep: Keeps = 1.0,
     criterion: Criteria = "teacher",
     student: ModelName | None = None,
+    merge: Merge | None = None,
     seed: int = 0,
     clips: int = 1,
     crops: Literal[1, 3] = 1,
@@ -56,6 +58,8 @@ def evaluate(
             one of them and half at random (teacher+random, student+random); or several of them (random,teacher).
         student: of the criteria that name it: run or model whose attention ranks the patches; a bare name is one with
             random weights, as at the start of a training.
+        merge: tokens that each block merges (ToMe), in place of masks: a number (8), one that falls to none over the
+            blocks (8:-1) or rises (8:1), or one for each block (4,0,2).
         seed: of random masks, and of the weights of a student that has none.
         clips: of videos: test clips spread over each video, whose probabilities are averaged; Kinetics is tested with
             5 clips x 3 crops, Something-Something with 2 x 3.
@@ -81,16 +85,32 @@ def evaluate(
         top1, top5, mean_per_class and loss, in percent and nats, with the number of images, and of views of each; and
         per_class, where it is listed: samples, accuracy, precision and the class most often mistaken for. Where patches
         are left out, also masked: a row for each criterion and number of patches with its metrics, agreement with the
-        whole model and cost; of several rows, the rest is of the whole model, and meaning says it in words. Of actions,
+        whole model and cost; of several rows, the rest is of the whole model, and meaning says it in words. Where
+        tokens are merged, merged: how many by each block, how many are left, gmacs, and their share of the whole. Of
+        actions,
         map and the ap of each in percent, with the number of boxes, key frames and unreadable ones.
     """
     values = dict(locals())
     defaults = {name: option.default for name, option in options_of("evaluate").items()}
     masks = masks_of(values, defaults)  # what the words alone show to be wrong is refused before torch is imported
+    check_merge(merge)
+    if merge is not None and masks.leave_out:
+        raise UserError("--merge and --keep below 1.0 exclude each other", f"--keep {keep}", "Leave out one of them")
     model = absolute_model(model) if "~" in model else model
     run = find_run(model) if Path(model).is_dir() else None
     if run is not None and run.config.get("task") == "actions":
-        unused = ("per_class", "keep", "criterion", "student", "seed", "clips", "crops", "sampling", "image_size")
+        unused = (
+            "per_class",
+            "keep",
+            "criterion",
+            "student",
+            "merge",
+            "seed",
+            "clips",
+            "crops",
+            "sampling",
+            "image_size",
+        )
         refuse_without_effect(
             values, defaults, (*unused, "crop_pct", "model_args"), "on a run of finetune --task actions"
         )
@@ -114,6 +134,7 @@ def evaluate(
     from vitdistill.evaluation.loading import Reader, open_subject
     from vitdistill.evaluation.masked import meaning
     from vitdistill.models.classes import class_order
+    from vitdistill.models.merged import Merged
     from vitdistill.models.teacher import Teacher
     from vitdistill.verbs.common import refuse_classes
     from vitdistill.verbs.masked import counted_under
@@ -137,7 +158,7 @@ def evaluate(
         raise UserError(
             f"{model} has no classifier to evaluate", remedy="Fine-tune it, or look at its features with knn or probe"
         )
-    network = Teacher(subject.backbone)
+    network = Teacher(subject.backbone if merge is None else Merged.over(subject.backbone, merge))
     order = class_order(subject.backbone, source.classes, source.name)
     network.order = None if order is None else torch.tensor(order)
     masked = None
@@ -158,6 +179,8 @@ def evaluate(
         result["masked"] = masked.compute()
         if several:
             result["meaning"] = meaning(result["masked"])
+    if isinstance(network.network, Merged):
+        result["merged"] = network.network.described()
     if out is not None:
         result["out"] = str(_write(confusion, result, Path(out)))
     _show(result, json)
@@ -221,6 +244,12 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
         print(result["meaning"])
     elif "masked" in result:
         print(masked_words(result["masked"][0]))
+    if "merged" in result:
+        print(
+            "merging {merge} tokens in each block: {tokens} of {of} are left; {share:.0%} of the cost".format(
+                **result["merged"]
+            )
+        )
     if "out" in result:
         more = ", masked.csv, masked.png and masked.svg" if "meaning" in result else ""
         files = f"per_class.csv, confusion.csv{', ' if more else ' and '}confusion.png{more}"

@@ -301,6 +301,7 @@ class Job:
         text: str | None = None,
         classes: bool = False,
         check: "Callable[[Teacher], object] | None" = None,
+        merge: int | str | None = None,
     ) -> "Teacher":
         """A frozen network that takes the student's inputs, in the number format that `--teacher_dtype` names.
 
@@ -311,6 +312,7 @@ class Job:
             text: file with one text embedding per class, of a CLIP teacher.
             classes: whether its classes must be those of the data.
             check: refuses what its architecture alone shows to be of no use, before its weights are downloaded.
+            merge: tokens that each of its blocks merges; None leaves it whole.
         """
         from vitdistill.verbs.common import make_teacher
 
@@ -323,6 +325,7 @@ class Job:
             dtype=self.values["teacher_dtype"],
             trainer=self.values["trainer"],
             check=check,
+            merge=merge,
         )
 
     def with_frames(self, spec: Any, args: dict[str, Any] | None, option: str) -> dict[str, Any] | None:

@@ -6,10 +6,12 @@ from vitdistill.methods.selection import CriterionName
 from vitdistill.methods.selection.amounts import amount_of, check_selection
 from vitdistill.methods.terms.options import LOGITS, parse_terms
 from vitdistill.models.names import LinearFeatures
+from vitdistill.tokens.merge_schedule import Merge
 from vitdistill.verbs.arguments import File, Model, Pipelining, Published, TeacherOptions, is_fresh
 from vitdistill.verbs.checks import check_pipelining
 from vitdistill.verbs.job import Job, trains
 from vitdistill.verbs.linear import check_linear_only
+from vitdistill.verbs.merging import check_alone
 from vitdistill.verbs.needs import ABOVE_0, GIVEN, Names, needs
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ def check_terms(values: dict[str, Any]) -> dict[str, Any]:
     check_selection(keep, criterion, order, mask)
     if values["linear_only"]:
         check_linear_only(values)
+    check_alone(values["teacher_merge"], keep, terms)
     return {"criterion": criterion}
 
 
@@ -40,8 +43,8 @@ def check_terms(values: dict[str, Any]) -> dict[str, Any]:
     needs=(
         needs("network", criterion=("network", "network+random")),
         needs("random_share", criterion=("network+random", "student+random", "teacher+random")),
-        needs("teacher_text teacher_args", teacher=GIVEN),
-        needs("teacher_text dist_token", alpha=ABOVE_0),
+        needs("teacher_text teacher_args teacher_merge", teacher=GIVEN),
+        needs("teacher_text dist_token teacher_merge", alpha=ABOVE_0),
         needs("pipeline teacher_device", teacher=GIVEN),
         needs("alpha tau distillation teacher_text dist_token", distill=Names(LOGITS)),
         needs("linear_features", linear_only=True),
@@ -55,6 +58,7 @@ def maskedkd(
     teacher: Model | None = None,
     teachers: TeacherOptions,
     teacher_text: File | None = None,
+    teacher_merge: Merge | None = None,
     network: Model | None = None,
     dist_token: bool = False,
     criterion: CriterionName | None = None,
@@ -71,6 +75,8 @@ def maskedkd(
         teacher: as `student`; a bare timm name downloads its pretrained weights. Not needed with `--alpha 0`.
         teacher_text: for a CLIP teacher, a file with one text embedding per class; its class scores are then
             100 * cosine similarity (zero-shot).
+        teacher_merge: tokens that each block of the teacher merges, in place of masks (ToMe): a number (8), one that
+            falls to none over the blocks (8:-1) or rises (8:1), or one for each block (4,0,2). Needs --keep 1.0.
         network: the third network of the criteria that name one; given as `teacher` is.
         dist_token: append a distillation token without a position to a ViT student, with a head that learns from the
             teacher while the class head learns from the labels; evaluation takes the mean of both (G2SD's second
@@ -111,6 +117,7 @@ def maskedkd(
             args=teachers.teacher_args,
             text=teacher_text,
             classes=classes,
+            merge=teacher_merge,
             check=lambda sketch: check_maskable(network_to_train if masks_student else sketch.network, amount),
         )
     if network is not None:

@@ -6,7 +6,6 @@ from vitdistill.errors import UserError
 from vitdistill.methods.selection.amounts import Agree, Amount
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.network import Network
-from vitdistill.models.whole import why_whole
 
 
 def check_maskable(network: Network, amount: Amount) -> None:
@@ -20,7 +19,7 @@ def check_maskable(network: Network, amount: Amount) -> None:
         raise UserError(
             f"{network.name} cannot leave out patches",
             f"keep {amount}",
-            f"Use --keep 1.0, or choose a ViT, DeiT or CaiT ({why_whole(network.net)})",
+            f"Use --keep 1.0, or choose a ViT, DeiT or CaiT ({network.why_whole})",
         )
 
 

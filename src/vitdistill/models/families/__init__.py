@@ -12,6 +12,7 @@ from torch import nn
 
 from vitdistill.models.families.beit import BiasedViT
 from vitdistill.models.families.cait import CaiT
+from vitdistill.models.families.convvit import ConvStagesViT, ConvViT
 from vitdistill.models.families.eva import RotaryViT
 from vitdistill.models.families.linear_only import FrozenBody, LinearOnly
 from vitdistill.models.families.swin import Swin
@@ -26,6 +27,7 @@ ADAPTERS: dict[type[nn.Module], type[Network]] = {
     Cait: CaiT,
     SwinTransformer: Swin,
     LinearOnly: FrozenBody,
+    ConvViT: ConvStagesViT,
 }
 
 

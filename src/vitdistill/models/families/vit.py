@@ -73,7 +73,11 @@ class ViT(Backbone):
         return self.net._pos_embed(self.net.patch_embed(inputs))
 
     def run_blocks(self, tokens: Float[Tensor, "b m d"], capture: Capture, captured: Captured) -> Tensor:
-        return self.run_each(self.net.norm_pre(self.net.patch_drop(tokens)), [()] * self.depth, capture, captured)
+        return self.run_each(self.before_blocks(tokens), [()] * self.depth, capture, captured)
+
+    def before_blocks(self, tokens: Float[Tensor, "b m d"]) -> Float[Tensor, "b m d"]:
+        """What the first block takes, from the tokens that are kept."""
+        return self.net.norm_pre(self.net.patch_drop(tokens))
 
     def run_each(
         self,
