@@ -64,8 +64,8 @@ def maskedkd(
         data: folder with train/ and val/ (one folder per class), a container such as torchvision:CIFAR10, or a bundled
             source: digits.
         teacher: as `student`; a bare timm name downloads its pretrained weights. Not needed with `--alpha 0`.
-        teacher_text: for a CLIP teacher, a file with one text embedding per class; its class scores are then
-            100 * cosine similarity (zero-shot).
+        teacher_text: for a CLIP teacher, a file with one text embedding per class, as `text-embeddings` writes it; its
+            class scores are then scaled cosine similarities (zero-shot).
         network: the third network of the criteria that name one; given as `teacher` is.
         criterion: who ranks the patches: the student (the paper's choice), the teacher, a third network, chance
             (random), half one of them and half chance (student+random), or auto: student or random, whichever leaves
