@@ -19,6 +19,7 @@ ORDER = (
     "index",
     "maskedkd",
     "masking",
+    "linear_only",
     "tinymim",
     "video",
     "actions",

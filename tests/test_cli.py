@@ -7,7 +7,7 @@ import pytest
 from vitdistill.cli import main, usage
 from vitdistill.errors import UserError
 from vitdistill.verbs.parser import check_yaml, make_parser, normalised, parse
-from vitdistill.verbs.table import EXAMPLES, GROUPS, VERBS, verb
+from vitdistill.verbs.table import EXAMPLES, GROUPS, VERBS, function_of, verb
 
 
 def error_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -41,14 +41,14 @@ def test_every_verb_has_an_example_that_parses(name: str, monkeypatch: pytest.Mo
 
 def test_the_list_of_verbs_has_each_once() -> None:
     assert [name for group in GROUPS.values() for name in group] == list(VERBS)
-    assert all(f"\n  {name:<12}{VERBS[name].summary}" in usage() for name in VERBS)
+    assert all(f"\n  {name:<17}{VERBS[name].summary}" in usage() for name in VERBS)
 
 
 def test_verbs_are_python_functions_of_the_same_name() -> None:
     import vitdistill
 
     for name in VERBS:
-        assert getattr(vitdistill, name) is verb(name), name
+        assert getattr(vitdistill, function_of(name)) is verb(name), name
 
 
 def test_unknown_verb_and_option_name_near_ones(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ Three depths, each built on the next:
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vitdistill.verbs.table import VERBS, module_of
+from vitdistill.verbs.table import VERBS, function_of, module_of
 
 # Name -> where it lives; imported on first use, so that `vitdistill --help` need not load torch.
 _LAZY = {
@@ -47,7 +47,7 @@ _LAZY = {
     "MaskedAccuracy": "vitdistill.evaluation.masked",
     "cls_attention": "vitdistill.tokens.saliency",
     "top_k": "vitdistill.tokens.select",
-    **{verb: module_of(verb) for verb in VERBS},
+    **{function_of(verb): module_of(verb) for verb in VERBS},
 }
 __all__ = sorted(_LAZY)
 

@@ -62,7 +62,7 @@ def usage() -> str:
     """The list of verbs."""
     lines: list[str] = []
     for group, names in GROUPS.items():
-        lines += [f"{group}:", *(f"  {name:<12}{VERBS[name].summary}" for name in names)]
+        lines += [f"{group}:", *(f"  {name:<17}{VERBS[name].summary}" for name in names)]
     return "\n".join(
         [
             "usage: vitdistill VERB [options]",

@@ -138,6 +138,34 @@ def class_order(network: Network, classes: Sequence[str], data: str, *, role: st
     return found.order
 
 
+def order_of(names: Sequence[str], classes: Sequence[str]) -> tuple[int, ...] | None:
+    """Where each class stands among names, which may be written otherwise; None unless all are there.
+
+    Example:
+        >>> order_of(["tench", "great white shark"], ["n01484850", "n01440764"])
+        (1, 0)
+    """
+    return _places(names, classes)
+
+
+def first_word(name: str) -> str:
+    """What a class is called in a sentence: of a WordNet number the first of its words, else the name with spaces.
+
+    Raises:
+        UserError: for a WordNet number that is not among ImageNet's.
+
+    Example:
+        >>> first_word("n01440764"), first_word("great_white-shark")
+        ('tench', 'great white-shark')
+    """
+    if not _SYNSET.fullmatch(name):
+        return name.replace("_", " ").strip()
+    words = _wordnet().get(name)
+    if words is None:
+        raise UserError("A class named by its WordNet number must be one of ImageNet's", name, "Name it by its word")
+    return words.split(", ")[0]
+
+
 def tell(found: Comparison, network: Network, classes: Sequence[str], data: str) -> None:
     """One line on classes that are not the same in the same order; arguments as of `compare`, which found it."""
     name, count = network.name, network.num_classes

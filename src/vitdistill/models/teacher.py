@@ -15,6 +15,7 @@ from vitdistill.models.backbone import Backbone, with_tokens
 from vitdistill.models.classes import class_order
 from vitdistill.models.families import as_network
 from vitdistill.models.network import Network
+from vitdistill.models.text import TextEmbeddings
 from vitdistill.types import NOTHING, QKV, Capture, Output, TokenGrid, Tokens
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey (ITU-R BT.601), as Pillow converts
@@ -45,7 +46,7 @@ class Teacher:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         dtype: torch.dtype | None = None,
-        text_embeddings: Float[Tensor, "c e"] | None = None,
+        text_embeddings: TextEmbeddings | Float[Tensor, "c e"] | None = None,
     ) -> None:
         """
         Args:
@@ -54,24 +55,26 @@ class Teacher:
             std: goes with `mean`.
             dtype: compute the teacher in this dtype (bfloat16 on GPUs); None keeps its own.
             text_embeddings: one embedding per class. The teacher's output is then taken as an image embedding, and
-                its class scores are 100 * cosine similarity (CLIP zero-shot).
+                its class scores are the cosine similarity (CLIP zero-shot) times the text's own scale, 100 by default.
 
         Raises:
             UserError: when the text embeddings have other channels than the network's output, or the network takes
                 other channels than the inputs have, and neither is grey and the other RGB.
         """
-        if text_embeddings is not None:
+        text = TextEmbeddings(text_embeddings) if isinstance(text_embeddings, Tensor) else text_embeddings
+        if text is not None:
             channels = network.num_classes or with_tokens(network).width
-            if text_embeddings.shape[1] != channels:
+            if text.features.shape[1] != channels:
                 raise UserError(
                     f"Text embeddings must have the {channels} channels of {network.name}'s image embeddings",
-                    text_embeddings.shape[1],
+                    text.features.shape[1],
                     "Take both from one CLIP model, its image projection included",
                 )
         self.network = network.requires_grad_(False).eval()
         if dtype is not None:
             network.to(dtype)
-        self.text_embeddings = None if text_embeddings is None else F.normalize(text_embeddings.float(), dim=-1)
+        self.text_embeddings = None if text is None else F.normalize(text.features.float(), dim=-1)
+        self._text = text
         self.drops_paths = False
         self.device: torch.device | None = None
         self.order: Tensor | None = None
@@ -92,7 +95,7 @@ class Teacher:
         student: Network,
         *,
         dtype: torch.dtype | None = None,
-        text_embeddings: Float[Tensor, "c e"] | None = None,
+        text_embeddings: TextEmbeddings | Float[Tensor, "c e"] | None = None,
     ) -> "Teacher":
         """A teacher for a student: it takes inputs that were normalised with the student's statistics.
 
@@ -147,24 +150,23 @@ class Teacher:
         return len(self.text_embeddings) if self.text_embeddings is not None else self.network.num_classes
 
     def match_classes(self, classes: Sequence[str], data: str) -> None:
-        """Put the class scores into the order of the data's classes, by name; those of text embeddings have it.
+        """Put the class scores into the order of the data's classes, by name.
+
+        Text embeddings whose classes have no names are taken in the data's order.
 
         Args:
             classes: names of the data's classes.
             data: what the data is called in messages.
 
         Raises:
-            UserError: when the network was trained on other classes.
+            UserError: when the network was trained on other classes, or the text embeddings are of others.
 
         Example:
             >>> teacher.match_classes(source.classes, source.name)
         """
-        if self.text_embeddings is not None:
-            if len(self.text_embeddings) != len(classes):
-                raise UserError(
-                    "The text embeddings must be one for each class of the data",
-                    f"{len(self.text_embeddings)} for the {len(classes)} of {data}",
-                )
+        if self._text is not None:
+            order = self._text.order(classes, data)
+            self.order = None if order is None else torch.tensor(order)
             return
         order = class_order(self.network, classes, data, role="teacher")
         self.order = None if order is None else torch.tensor(order)
@@ -210,13 +212,13 @@ class Teacher:
         return pictures if inputs.ndim == 4 else pictures.unflatten(0, (len(inputs), -1)).transpose(1, 2)
 
     def _class_scores(self, output: Float[Tensor, "b e"]) -> Float[Tensor, "b c"]:
-        if self.order is not None:
-            self.order = self.order.to(output.device)
-            return output.index_select(1, self.order)
-        if self.text_embeddings is None:
+        if self._text is not None and self.text_embeddings is not None:
+            self.text_embeddings = self.text_embeddings.to(output.device)
+            output = self._text.scale * F.normalize(output, dim=-1) @ self.text_embeddings.T
+        if self.order is None:
             return output
-        self.text_embeddings = self.text_embeddings.to(output.device)
-        return 100.0 * F.normalize(output, dim=-1) @ self.text_embeddings.T
+        self.order = self.order.to(output.device)
+        return output.index_select(1, self.order)
 
 
 class FrameTeacher(Teacher):

@@ -21,6 +21,7 @@ from vitdistill.models.record import record_of
 from vitdistill.models.surgery.classes import match_head, renew_head, starts_trained
 from vitdistill.models.surgery.drop_path import set_drop_path
 from vitdistill.models.teacher import Teacher
+from vitdistill.models.weights.text import read_text_embeddings
 from vitdistill.training.loggers import logger_names
 from vitdistill.training.precision import cpu_has_bf16, has_bf16
 from vitdistill.training.settings import Optim, Settings
@@ -112,7 +113,7 @@ def make_teacher(
         source: data whose classes it must have; None for any classes.
         student: the network to train.
         args: further arguments of the architecture.
-        text_embeddings: file with one text embedding per class, of a CLIP teacher.
+        text_embeddings: file of a CLIP teacher with text embeddings, see `read_text_embeddings`.
         dtype: auto, float32, bfloat16 or float16.
         trainer: arguments of lightning.Trainer, which say where the teacher will run.
         check: refuses what its architecture alone shows to be of no use, before its weights are downloaded.
@@ -136,9 +137,8 @@ def make_teacher(
     network = build(spec, args=args, pretrained=True)
     width = network.width if isinstance(network, Backbone) else 0
     network = network if merge is None else Merged.over(network, merge)
-    teacher = Teacher.of(
-        network, student, dtype=_dtype(dtype, trainer, width), text_embeddings=_embeddings(text_embeddings)
-    )
+    text = None if text_embeddings is None else read_text_embeddings(Path(text_embeddings))
+    teacher = Teacher.of(network, student, dtype=_dtype(dtype, trainer, width), text_embeddings=text)
     if source is not None:
         teacher.match_classes(source.classes, source.name)
     return teacher
@@ -164,17 +164,6 @@ def refuse_classes(args: dict[str, Any] | None, group: str, classes: int | None 
     elif not classes:
         why = "has no effect in training without labels"
     raise UserError(f"--{group}.num_classes {why}", asked, "Leave it out")
-
-
-def _embeddings(path: str | None) -> torch.Tensor | None:
-    if path is None:
-        return None
-    from vitdistill.models.weights.read import read_weights
-
-    tensors = read_weights(Path(path))
-    if len(tensors) != 1 or next(iter(tensors.values())).ndim != 2:
-        raise UserError("The text embeddings file must hold one tensor of shape (classes, channels)", path)
-    return next(iter(tensors.values()))
 
 
 # On a CPU with bfloat16 instructions a narrower teacher gains little or nothing from them.

@@ -73,8 +73,8 @@ def maskedkd(
         data: folder with train/ and val/ (one folder per class), a container such as torchvision:CIFAR10, or a bundled
             source: digits.
         teacher: as `student`; a bare timm name downloads its pretrained weights. Not needed with `--alpha 0`.
-        teacher_text: for a CLIP teacher, a file with one text embedding per class; its class scores are then
-            100 * cosine similarity (zero-shot).
+        teacher_text: for a CLIP teacher, a file with one text embedding per class, as `text-embeddings` writes it; its
+            class scores are then scaled cosine similarities (zero-shot).
         teacher_merge: tokens that each block of the teacher merges, in place of masks (ToMe): a number (8), one that
             falls to none over the blocks (8:-1) or rises (8:1), or one for each block (4,0,2). Needs --keep 1.0.
         network: the third network of the criteria that name one; given as `teacher` is.

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ForwardRef, Union, get_args, get_origin
 
 from vitdistill.verbs.arguments import Flat, Training
 from vitdistill.verbs.source import OnlyInPython, Source, arguments_in, names_of
-from vitdistill.verbs.table import module_of
+from vitdistill.verbs.table import function_of, module_of
 
 REQUIRED = inspect.Parameter.empty
 DECORATOR = "trains"
@@ -53,7 +53,7 @@ def options_of(verb: str) -> dict[str, Option]:
     itself. The decorator `trains` brings those that all training shares; its own keywords are defaults.
     """
     source = Source.of(module_of(verb))
-    function = source.definition(verb)
+    function = source.definition(function_of(verb))
     assert isinstance(function, ast.FunctionDef)
     found = {option.name: option for option in _parameters(source, function, skip=_given_by_decorator(function))}
     if function.args.kwarg is not None:
@@ -102,7 +102,7 @@ def usage_of(verb: str) -> str:
 
 def documentation(verb: str) -> str:
     """A verb's docstring with all of its options."""
-    function = Source.of(module_of(verb)).definition(verb)
+    function = Source.of(module_of(verb)).definition(function_of(verb))
     before, _, after = (ast.get_docstring(function) or "").partition("\nArgs:\n")  # type: ignore[arg-type]
     behind = after[after.index("\n\n") :].rstrip() if "\n\n" in after else ""
     lines = "\n".join(f"    {option.name}: {option.help}" for option in options_of(verb).values())

@@ -1,4 +1,4 @@
-"""The verbs: one function of the same name in one module of `vitdistill.verbs` each.
+"""The verbs: one function of the same name in one module of `vitdistill.verbs` each, with _ for a hyphen.
 
 To add one: write its file, and one line here.
 """
@@ -43,6 +43,7 @@ VERBS: dict[str, Verb] = {
     "export": Verb("A run's student as safetensors for timm, as ONNX, or as a folder for the hub, checked."),
     "check": Verb("Decode all of a data set once: what cannot be read and why, sizes, classes, repeats."),
     "cost": Verb("What a distillation will cost, before spending anything."),
+    "text-embeddings": Verb("Class embeddings out of a CLIP text model, for --teacher_text."),
     "bench": Verb("Measured speed and memory of teacher and student on this machine."),
     "report": Verb("One self-contained HTML page over one or more runs."),
     "masks": Verb("Pictures of what the teacher saw."),
@@ -59,7 +60,7 @@ GROUPS = {
     ),
     "judge": ("evaluate", "knn", "probe"),
     "use": ("predict", "embed", "export"),
-    "beforehand": ("check", "cost", "bench"),
+    "beforehand": ("check", "cost", "text-embeddings", "bench"),
     "afterwards": ("report", "masks", "trajectory", "similarity"),
     "to begin with": ("demo",),
 }
@@ -86,6 +87,7 @@ EXAMPLES = {
     "export": "runs/small --format hub --out exported/small",
     "check": "/data/pets --out problems.csv",
     "cost": "--teacher deit_base_patch16_224 --student deit_small_patch16_224 --keep 98 --epochs 300",
+    "text-embeddings": "models/clip-vit-base-patch16 --data /data/pets --out pets_text.safetensors",
     "bench": "--teacher deit_base_patch16_224 --student deit_small_patch16_224 --keep 0.5",
     "report": "runs/small runs/big --out report.html",
     "masks": "runs/small",
@@ -105,9 +107,14 @@ MOVED = {
 TRAINING = tuple(name for name, verb in VERBS.items() if verb.trains)
 
 
+def function_of(name: str) -> str:
+    """What a verb is called in Python, where names have no hyphens."""
+    return name.replace("-", "_")
+
+
 def module_of(name: str) -> str:
     """The module that holds a verb's function."""
-    return f"vitdistill.verbs.{name}"
+    return f"vitdistill.verbs.{function_of(name)}"
 
 
 def verb(name: str) -> Callable[..., Any]:
@@ -118,4 +125,4 @@ def verb(name: str) -> Callable[..., Any]:
     """
     if name in MOVED:
         raise UserError(f"`{name}` is no verb any more", remedy=f"Use {MOVED[name]}")
-    return getattr(import_module(module_of(name)), name)
+    return getattr(import_module(module_of(name)), function_of(name))
