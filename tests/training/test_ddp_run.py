@@ -21,13 +21,24 @@ COMMON = [
 # keys' bias, so that its gradient is rounding alone, which Adam blows up.
 VERBS = {
     "supervised": [],
+    "maskedkd, in parts": ["--teacher", "digits-teacher", "--pipeline", "3"],
     "tinymim": ["--teacher", "digits-mae", "--color_jitter", "0", "--relations", "qq+vv"],
 }
 
 
 def run(verb: str, out: Path, *options: str) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "vitdistill", verb, *COMMON, *VERBS[verb], "--out", str(out), *options]
+    command = [
+        sys.executable,
+        "-m",
+        "vitdistill",
+        verb.split(",")[0],
+        *COMMON,
+        *VERBS[verb],
+        "--out",
+        str(out),
+        *options,
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
 
@@ -48,6 +59,8 @@ def test_two_processes_train_like_one(verb: str, tmp_path: Path) -> None:
     for alone, shared in zip(rows(one), rows(two), strict=True):
         assert alone.keys() == shared.keys()
         for name, value in alone.items():
+            if name == "teacher/agreement":  # about other inputs
+                continue
             torch.testing.assert_close(
                 torch.tensor(float(shared[name])), torch.tensor(float(value)), rtol=1e-3, atol=1e-3, msg=name
             )
