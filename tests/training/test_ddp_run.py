@@ -21,7 +21,11 @@ COMMON = [
 # keys' bias, so that its gradient is rounding alone, which Adam blows up.
 VERBS = {
     "supervised": [],
-    "maskedkd, in parts": ["--teacher", "digits-teacher", "--pipeline", "3"],
+    # Plain gradient descent, for the same reason.
+    "maskedkd, in parts": [
+        *("--teacher", "digits-teacher", "--pipeline", "3", "--criterion", "student"),
+        *("--optim.name", "sgd", "--optim.lr", "0.05"),
+    ],
     "tinymim": ["--teacher", "digits-mae", "--color_jitter", "0", "--relations", "qq+vv"],
 }
 
