@@ -22,6 +22,7 @@ from vitdistill.methods.maskedkd import MaskedKD
 from vitdistill.methods.method import Method
 from vitdistill.methods.mvd import MVD, FeatureDecoder, per_token_distillation
 from vitdistill.methods.options import DinoHead
+from vitdistill.methods.pipelining.pipeline import pipelined
 from vitdistill.methods.selection.criterion import Criterion
 from vitdistill.methods.selection.ranked import Ranked
 from vitdistill.methods.selection.selector import SameMask
@@ -221,6 +222,8 @@ METHODS: dict[str, Callable[[], Method]] = {
     "linear only, mean of patches, masked student": lambda: MaskedKD(
         frozen("dinov3", "cls+mean"), tiny("deit3", seed=2), keep=5, mask="student"
     ),
+    "in parts": lambda: pipelined(maskedkd(distill="logits+manifold"), 2),
+    "in parts, random": lambda: pipelined(maskedkd(criterion="random"), 3),
     "clips": lambda: MaskedKD(clip_net(1), clip_net(3, embed_dim=48), saliency="patch"),
     "clips, manifold": lambda: MaskedKD(clip_net(1), clip_net(3, depth=3), distill="manifold", keep=0.25),
     "tinymim": tinymim,
@@ -235,6 +238,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "tinymim, masked": lambda: tinymim(mask_ratio=0.5),
     "tinymim, masked, pixels": lambda: tinymim(mask_ratio=0.75, pixels=True, pixel_decoder=PIXELS),
     "tinymim, noisy teacher": lambda: tinymim(teacher_drop_path=0.1),
+    "tinymim, masked, in parts": lambda: pipelined(tinymim(mask_ratio=0.5), 2),
     "tinymim, two heads": lambda: tinymim("deit3", "vit"),
     "tinymim, beit teacher": lambda: TinyMIM(tiny("deit", seed=1), tiny("beit", seed=2)),
     "tinymim, dinov3 teacher": lambda: tinymim(teacher="dinov3"),

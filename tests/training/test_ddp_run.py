@@ -22,9 +22,14 @@ COMMON = [
 VERBS = {
     "supervised": [],
     # G2SD's second stage, masked by what all processes see alike: each image's own class token.
-    "maskedkd": [
+    "maskedkd, dist token": [
         *("--teacher", "digits-teacher", "--dist_token", "true", "--distillation", "hard", "--keep", "27"),
         *("--criterion", "student"),
+    ],
+    # Plain gradient descent, for the same reason.
+    "maskedkd, in parts": [
+        *("--teacher", "digits-teacher", "--pipeline", "3", "--criterion", "student"),
+        *("--optim.name", "sgd", "--optim.lr", "0.05"),
     ],
     "tinymim": ["--teacher", "digits-mae", "--color_jitter", "0", "--relations", "qq+vv"],
 }
@@ -32,7 +37,17 @@ VERBS = {
 
 def run(verb: str, out: Path, *options: str) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "vitdistill", verb, *COMMON, *VERBS[verb], "--out", str(out), *options]
+    command = [
+        sys.executable,
+        "-m",
+        "vitdistill",
+        verb.split(",")[0],
+        *COMMON,
+        *VERBS[verb],
+        "--out",
+        str(out),
+        *options,
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
 
@@ -53,6 +68,8 @@ def test_two_processes_train_like_one(verb: str, tmp_path: Path) -> None:
     for alone, shared in zip(rows(one), rows(two), strict=True):
         assert alone.keys() == shared.keys()
         for name, value in alone.items():
+            if name == "teacher/agreement":  # about other inputs
+                continue
             torch.testing.assert_close(
                 torch.tensor(float(shared[name])), torch.tensor(float(value)), rtol=1e-3, atol=1e-3, msg=name
             )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from colours import NETWORK, colours, options
 from vitdistill.errors import UserError
@@ -79,6 +80,26 @@ def test_a_killed_run_resumes_bit_for_bit(
     resume(str(pieced))
     assert_same(whole, pieced)
     assert json.loads((pieced / "run.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_a_killed_run_in_parts_resumes_bit_for_bit(
+    arguments: dict[str, Any], uninterrupted: dict[str, Path], tmp_path: Path
+) -> None:
+    """And draws what a run of whole steps draws, so that it learns the same."""
+    whole, pieced = tmp_path / "whole", tmp_path / "pieced"
+    in_parts = {**arguments, "pipeline": 3}
+    maskedkd(**in_parts, out=str(whole))
+    assert run_until(in_parts, pieced, 8, signal.SIGKILL) == -signal.SIGKILL
+    resume(str(pieced))
+    assert_same(whole, pieced)
+    if not uninterrupted["out"].exists():
+        maskedkd(**arguments, out=str(uninterrupted["out"]))
+    of_parts, of_whole = (
+        [[float(number) for number in row.split(",")] for row in (out / "metrics.csv").read_text().splitlines()[1:]]
+        for out in (whole, uninterrupted["out"])
+    )
+    torch.testing.assert_close(torch.tensor(of_parts), torch.tensor(of_whole), rtol=1e-3, atol=0.5)
 
 
 # In the second epoch: at its second step, where an accumulated one ends, and at its first batch of validation.

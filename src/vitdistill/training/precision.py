@@ -7,9 +7,13 @@ import torch
 
 def has_bf16(trainer_arguments: dict[str, Any] | None = None) -> bool:
     """Whether training will run on a GPU that computes bfloat16 in hardware (emulation is slow)."""
-    if str((trainer_arguments or {}).get("accelerator", "auto")) in ("cpu", "mps"):
-        return False
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return trains_on_gpu(trainer_arguments) and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def trains_on_gpu(trainer_arguments: dict[str, Any] | None = None) -> bool:
+    """Whether training will run on a GPU."""
+    accelerator = str((trainer_arguments or {}).get("accelerator", "auto"))
+    return accelerator not in ("cpu", "mps") and torch.cuda.is_available()
 
 
 def cpu_has_bf16() -> bool:

@@ -92,15 +92,17 @@ def check_pipelining(values: Mapping[str, Any]) -> None:
             f"--pipeline {parts} and --batch_size {values['batch_size']}",
         )
     others = {
-        "--compile": values["compile"] and device in (None, "cpu"),
+        "--compile on one device": values["compile"] and device in (None, "cpu"),
         "--trainer.strategy fsdp": "fsdp" in str(trainer.get("strategy", "")).lower(),
-        f"--teacher_drop_path {values.get('teacher_drop_path')}": bool(values.get("teacher_drop_path")),
-        f"--keep {values.get('keep')}": amount_of(values.get("keep", 1.0)).per_input,
+        "--teacher_drop_path": bool(values.get("teacher_drop_path")),
     }
     for other in [other for other, given in others.items() if given and parts > 1]:
-        why = "compiles for a GPU of the teacher's own" if other == "--compile" else "is not made for it"
+        raise UserError(f"--pipeline does not go with {other}", f"--pipeline {parts}", "Leave out one of them")
+    if parts > 1 and amount_of(values.get("keep", 1.0)).per_input:
         raise UserError(
-            f"--pipeline does not go with {other}", f"--pipeline {parts}, which {why}", "Leave out one of them"
+            "--pipeline needs a number of patches that does not depend on the other inputs of the batch",
+            f"--keep {values['keep']}",
+            "Give a number of patches, or leave out --pipeline",
         )
     if device not in (None, "cpu") and str(trainer.get("devices")) not in ("1", "[0]"):
         raise UserError(

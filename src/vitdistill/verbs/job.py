@@ -18,7 +18,7 @@ from vitdistill.files import is_first_process
 from vitdistill.models.names import LinearFeatures
 from vitdistill.runs.directory import RunDirectory, plain
 from vitdistill.signals import stop_now, stopping
-from vitdistill.verbs.arguments import Flat, Student
+from vitdistill.verbs.arguments import Flat, Pipelining, Student
 from vitdistill.verbs.checks import check
 from vitdistill.verbs.needs import Needs
 from vitdistill.verbs.paths import absolute_paths
@@ -26,6 +26,7 @@ from vitdistill.verbs.signatures import documentation, options_of, signature_of
 
 if TYPE_CHECKING:
     from vitdistill.data.source import DataSource
+    from vitdistill.methods.distillation import Distillation
     from vitdistill.methods.method import Method
     from vitdistill.models.families.video_vit import VideoViT
     from vitdistill.models.network import Network
@@ -327,6 +328,18 @@ class Job:
             check=check,
             merge=merge,
         )
+
+    def pipelined(self, method: "Distillation", options: Pipelining) -> "Method":
+        """The method with steps in parts, where it is trained."""
+        from vitdistill.methods.pipelining.lanes import check_devices
+        from vitdistill.methods.pipelining.pipeline import pipelined
+        from vitdistill.training.precision import trains_on_gpu
+
+        if self.rebuilding is not None:
+            return method  # perhaps on a machine with other devices
+        if options.pipeline > 1:
+            check_devices("cuda" if trains_on_gpu(self.values["trainer"]) else "cpu", options.teacher_device)
+        return pipelined(method, options.pipeline, teacher_device=options.teacher_device)
 
     def with_frames(self, spec: Any, args: dict[str, Any] | None, option: str) -> dict[str, Any] | None:
         """Arguments of an architecture with `--frames` among them, where the verb has that option and it was given.

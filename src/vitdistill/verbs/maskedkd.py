@@ -93,7 +93,6 @@ def maskedkd(
         The content of the run's run.json.
     """
     from vitdistill.methods.maskedkd import MaskedKD
-    from vitdistill.methods.pipelining.pipeline import pipelined
     from vitdistill.methods.selection.checks import check_maskable
     from vitdistill.models.record import has_new_head
     from vitdistill.models.surgery.dist_token import with_dist_token
@@ -124,4 +123,4 @@ def maskedkd(
         third = job.teacher(network, network_to_train)
     chosen = criterion or "student"  # filled in before a run begins
     method = MaskedKD(network_to_train, guide, network=third, smoothing=job.smoothing, criterion=chosen, **options)
-    return pipelined(method, pipelining.pipeline, teacher_device=pipelining.teacher_device)
+    return job.pipelined(method, pipelining)

@@ -54,7 +54,6 @@ def tinymim(
     Returns:
         The content of the run's run.json.
     """
-    from vitdistill.methods.pipelining.pipeline import pipelined
     from vitdistill.methods.tinymim import TinyMIM
     from vitdistill.models.surgery.drop_path import constant_but_last, drop_path_rates, set_drop_path
 
@@ -62,4 +61,4 @@ def tinymim(
     frozen = job.teacher(teacher, body, args=teachers.teacher_args, check=lambda sketch: sketch.backbone)
     set_drop_path(body, constant_but_last(student.drop_path, len(drop_path_rates(body))))
     method = TinyMIM(body, frozen, **options)
-    return pipelined(method, pipelining.pipeline, teacher_device=pipelining.teacher_device)
+    return job.pipelined(method, pipelining)

@@ -120,7 +120,8 @@ def _empty(module: nn.Module, x: Tensor, batch: int) -> Tensor:
     """For what is drawn, laid out in memory as timm and torch do it, since numbers are drawn in that order."""
     if isinstance(module, DropPath):
         return x.new_empty((batch, *[1] * (x.ndim - 1)))
-    layout = sorted(range(x.ndim), key=lambda dim: -x.stride(dim))
+    strides = x.stride()
+    layout = sorted(range(x.ndim), key=lambda dim: -strides[dim])
     return torch.empty_permuted((batch, *x.shape[1:]), layout, dtype=x.dtype, device=x.device)
 
 

@@ -14,21 +14,32 @@ Result = tuple[Any, ...]  # of each teacher, what it was shown (a tensor or None
 Work = Callable[..., Result]
 
 
+def check_devices(home: str, away: str | None) -> None:
+    """
+    Args:
+        home: where the student trains.
+        away: the teacher's device; None for the same.
+
+    Raises:
+        UserError: when the teacher could not work beside the student there.
+    """
+    kinds = home.partition(":")[0], (away or home).partition(":")[0]
+    if kinds != ("cpu", "cpu") and (away is None or kinds != ("cuda", "cuda")):
+        raise UserError(
+            "--pipeline needs student and teacher on two GPUs, or both on the CPU",
+            f"the student on {home}, the teacher on {away or 'the same'}",
+            "Name a second GPU with --teacher_device cuda:1, or leave out --pipeline",
+        )
+
+
 def lane(home: torch.device, away: torch.device | None) -> "ThreadLane | StreamLane":
     """The lane for a student on one device and a teacher on another (None: on the same).
 
     Raises:
         UserError: when the teacher could not work beside the student there.
     """
-    if home.type == "cpu" and (away is None or away.type == "cpu"):
-        return ThreadLane()
-    if home.type == "cuda" and away is not None and away.type == "cuda":
-        return StreamLane(home, away)
-    raise UserError(
-        "--pipeline needs student and teacher on two GPUs, or both on the CPU",
-        f"the student on {home}, the teacher on {'the same' if away is None else away}",
-        "Name a second GPU with --teacher_device cuda:1, or leave out --pipeline",
-    )
+    check_devices(str(home), None if away is None else str(away))
+    return ThreadLane() if away is None or away.type == "cpu" else StreamLane(home, away)
 
 
 class ThreadLane:
