@@ -29,6 +29,7 @@ ORDER = (
     "models",
     "weights",
     "training",
+    "sweep",
     "scale",
     "cost",
     "results",

@@ -66,8 +66,7 @@ def sweep(
         if name not in known:
             raise UserError("--only names settings of the study", repr(name), near(name, known))
     folder = Path(out)
-    tasks = plan(found, folder, only)
-    find_states(tasks, overwrite=overwrite, only=only)
+    tasks = find_states(plan(found, folder, only), overwrite=overwrite, only=only)
     results = Results(found, command_of(study, seeds, only, override), folder)
     with stopping():
         failed = _run_all(tasks, jobs, results, folder, quiet=json)
@@ -230,8 +229,11 @@ def _moved(value: Any, moved: Mapping[str, str]) -> Any:
     return value
 
 
-def find_states(tasks: list[Task], *, overwrite: bool, only: Iterable[str] | None) -> None:
-    """What earlier calls have left; what nobody needs any more is not made again.
+def find_states(tasks: list[Task], *, overwrite: bool, only: Iterable[str] | None) -> list[Task]:
+    """Note what earlier calls have left.
+
+    Returns:
+        The tasks without those made before that nothing needs, or no more.
 
     Raises:
         UserError: when a run was made with other options, or on other data.
@@ -244,9 +246,11 @@ def find_states(tasks: list[Task], *, overwrite: bool, only: Iterable[str] | Non
             task.state = "again"
         task.pending = task.questions if task.state != "finished" else tuple(unanswered(task.folder, task.questions))
         task.done = task.state == "finished" and not task.pending
-    for task in reversed(tasks):
-        if task.setting is None and not task.done:
-            task.done = not any(task.folder in other.needs and not other.done for other in tasks)
+    needed: list[Task] = []
+    for task in reversed(tasks):  # what is needed stands before what needs it
+        if task.setting is not None or task.done or any(task.folder in each.needs for each in needed if not each.done):
+            needed.insert(0, task)
+    return needed
 
 
 # --- running -----------------------------------------------------------------------------------------------------
