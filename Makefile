@@ -33,14 +33,18 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Those on bundled data; masked_teacher_fashion needs benchmarks/fashion_mnist.py first.
+STUDIES := $(filter-out %_fashion,$(patsubst benchmarks/studies/%.yaml,%,$(wildcard benchmarks/studies/*.yaml)))
+
 bench: install
 	$(BIN)/python benchmarks/maskedkd_step.py
 	$(BIN)/python benchmarks/tinymim_step.py
 	$(BIN)/python benchmarks/mvd_step.py
 	$(BIN)/python benchmarks/video_decode.py
-	$(BIN)/python benchmarks/digits_maskedkd.py
-	$(BIN)/python benchmarks/digits_tinymim.py
-	$(BIN)/python benchmarks/moving_digits_mvd.py
+	@for study in $(STUDIES); do \
+		$(BIN)/vitdistill sweep benchmarks/studies/$$study.yaml --out runs/studies/$$study --jobs 2 \
+			--report benchmarks/results/$$study.md || exit; \
+	done
 
 docs: install
 	$(BIN)/python docs/build.py

@@ -30,6 +30,7 @@ ORDER = (
     "models",
     "weights",
     "training",
+    "sweep",
     "scale",
     "cost",
     "results",

@@ -93,6 +93,6 @@ def show(result: dict[str, Any]) -> None:
     console.print(table)
     console.print(
         "One seed, 360 test images: a difference of less than two points may be chance. "
-        "The study with several seeds is benchmarks/digits_maskedkd.py.",
+        "The study with several seeds is benchmarks/studies/digits_maskedkd.yaml.",
         highlight=False,
     )

@@ -108,6 +108,6 @@ def show(result: dict[str, Any]) -> None:
     tuned = " and ".join(f"{epochs} epochs on the {task}" for task, epochs in FINETUNE_EPOCHS.items())
     console.print(
         f"All were fine-tuned, for {tuned}. One seed, 360 test clips. With other seeds these figures move by several "
-        "points; the study with four of them is benchmarks/moving_digits_mvd.py.",
+        "points; the study with four of them is benchmarks/studies/moving_digits_mvd.yaml.",
         highlight=False,
     )

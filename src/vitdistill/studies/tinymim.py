@@ -109,6 +109,6 @@ def show(result: dict[str, Any]) -> None:
     console.print(table)
     console.print(
         f"All were fine-tuned for {FINETUNE_EPOCHS} epochs. One seed, 360 test images: a difference of less than two "
-        "points may be chance. The study with several seeds is benchmarks/digits_tinymim.py.",
+        "points may be chance. The study with several seeds is benchmarks/studies/digits_tinymim.yaml.",
         highlight=False,
     )

@@ -142,6 +142,8 @@ def check_yaml(path: str | Path) -> dict[str, Any]:
     def mapping(loader: Any, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<`, whose keys may be given again
+                continue
             key = loader.construct_object(key_node, deep=deep)
             if key in seen:
                 raise UserError(f"duplicate key {key!r} (line {key_node.start_mark.line + 1} of {path})")

@@ -113,12 +113,12 @@ class Study:
         return next(each for each in self.settings if each.name == name)
 
 
-def read_study(path: str | Path, options: Mapping[str, Any] | None = None) -> Study:
+def read_study(path: str | Path, override: Mapping[str, Any] | None = None) -> Study:
     """Read a study.
 
     Args:
         path: YAML file.
-        options: over those of `base`, for every run whose verb has them.
+        override: options over those of the file, for every run whose verb has them.
 
     Raises:
         UserError: for an unknown key, verb, setting, judge or column, or a reference to what is not run before.
@@ -126,8 +126,9 @@ def read_study(path: str | Path, options: Mapping[str, Any] | None = None) -> St
     content = check_yaml(path)
     _known("A study", content, KEYS)
     base = with_config(nested(_mapping(content, "base")))
-    before = _before(_mapping(content, "before"))
-    settings = _settings(content, base, options or {}, before)
+    over = nested(override or {})
+    before = _before(_mapping(content, "before"), over)
+    settings = _settings(content, base, over, before)
     names = [setting.name for setting in settings]
     steps = {step.name: step.verb for setting in settings for step in setting.steps if step.name}
     judges = _judges(_mapping(content, "judge"), steps, before)
@@ -205,18 +206,15 @@ def _settings(
     if not written:
         raise UserError("A study needs at least one setting")
     common = {key: content[key] for key in ("verb", "steps") if key in content}
-    settings, used, known_to = [], set[str](), set[str]()
-    for name, own in written.items():
-        merged = _one(str(name), own, common, base, nested(over), before)
-        settings.append(merged)
-        for step in merged.steps:
-            known_to |= {step.verb}
-    for kind in known_to:
-        used |= set(options_of(kind))
-    for option in (*base, *over):
-        if option.partition(".")[0] not in used:
-            verbs = " or ".join(f"`{kind}`" for kind in sorted(known_to))
-            raise UserError(f"base: There is no option {option} of {verbs}", remedy=near(option, used))
+    settings = [_one(name, own, common, base, over, before) for name, own in written.items()]
+    kinds = sorted({step.verb for setting in settings for step in setting.steps})
+    known = {option for kind in kinds for option in options_of(kind)}
+    for where, options in (("base", base), ("--override", over)):
+        for option in options:
+            if option not in known:
+                raise UserError(
+                    f"{where}: There is no option {option} of {', '.join(kinds)}", None, near(option, known)
+                )
     _check_folders(settings)
     return tuple(settings)
 
@@ -233,29 +231,24 @@ def _one(
     where = f"Setting {name}"
     if own is not None and not isinstance(own, dict):
         raise UserError(f"{where} is a mapping from options to values", repr(own))
-    written = with_config(nested(own or {}))
+    written = nested(own or {})
     if "steps" in written or ("steps" in common and "verb" not in written):
         _known(f"{where}, a setting of steps,", written, ("steps",))
-        steps = deep({"steps": nested(common.get("steps") or {})}, written)["steps"]
+        shared, changed = _mapping(common, "steps"), _mapping(written, "steps", where)
+        # A setting's further steps come first, for those of the study to build on.
+        labels = [*(label for label in changed if label not in shared), *shared]
+        steps = {label: (nested(shared.get(label) or {}), changed.get(label, {})) for label in labels}
     else:
-        steps = {"": {"verb": common.get("verb"), **written}}
-    if not isinstance(steps, dict):
-        raise UserError(f"{where}: `steps` is a mapping from names to verbs with their options", repr(steps))
+        steps = {"": ({"verb": common.get("verb")}, written)}
     made: list[Step] = []
-    for label, step in steps.items():
+    for label, (inherited, step) in steps.items():
         if step is None:
             continue  # one that the other settings have
         at = f"{where}, step {label}" if label else where
-        if label and not re.fullmatch(r"[\w.-]+", label):
-            raise UserError(f"{at}: the name becomes a folder, of letters, digits, '.', '_' and '-'", repr(label))
-        if label in before:
-            raise UserError(f"{at} needs a name that no run of `before` has", repr(label))
-        if not isinstance(step, dict):
-            raise UserError(f"{at} is a mapping from options to values", repr(step))
-        kind = check_verb(at, step.get("verb"))
-        shared = {key: value for key, value in base.items() if _takes(kind, key, common)}
-        options = deep(shared, with_config({key: value for key, value in step.items() if key != "verb"}))
-        options = deep(options, {key: value for key, value in over.items() if key in options_of(kind)})
+        _check_step(at, label, step, before)
+        kind = check_verb(at, step.get("verb", inherited.get("verb")))
+        options = _merged(at, kind, {"verb": common.get("verb"), **base}, inherited, step)
+        options = _overridden(kind, options, over)
         _refuse_ours(at, options)
         earlier = [*before, *(each.name for each in made)]
         check_references(at, options, earlier, "a run of `before`" + (" or an earlier step" if label else ""))
@@ -265,9 +258,48 @@ def _one(
     return Setting(name, folder_name(name), tuple(made))
 
 
-def _takes(kind: str, option: str, common: Mapping[str, Any]) -> bool:
-    """Whether an option of `base` is for a verb: any that it has; the study's own verb is told of all of them."""
-    return option in options_of(kind) or kind == common.get("verb")
+def _check_step(where: str, label: str, step: Any, before: Mapping[str, Before]) -> None:
+    if label and not re.fullmatch(r"[\w-]+", label):
+        raise UserError(f"{where}: the name becomes a folder, of letters, digits, '_' and '-'", repr(label))
+    if label in before:
+        raise UserError(f"{where} needs a name that no run of `before` has", repr(label))
+    if not isinstance(step, dict):
+        raise UserError(f"{where} is a mapping from options to values", repr(step))
+
+
+def _merged(
+    where: str, kind: str, base: Mapping[str, Any], inherited: Mapping[str, Any], own: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A run's options: its own over those of the study's step, over those of `base`.
+
+    Where a setting names another verb than the study, it inherits the options that its verb has. What `without` lists
+    is not inherited.
+    """
+    options: dict[str, Any] = {}
+    for each in (base, inherited):
+        given = with_config({key: value for key, value in each.items() if key != "verb"})
+        same = kind == each.get("verb")
+        options = deep(options, {key: value for key, value in given.items() if same or key in options_of(kind)})
+    without = own.get("without", [])
+    if not isinstance(without, list):
+        raise UserError(f"{where}: `without` is a list of options", repr(without))
+    for option in without:
+        options = _without(where, options, str(option))
+    return deep(options, with_config({key: value for key, value in own.items() if key not in ("verb", "without")}))
+
+
+def _without(where: str, options: dict[str, Any], option: str) -> dict[str, Any]:
+    first, separator, rest = option.partition(".")
+    if first not in options or (separator and not isinstance(options[first], dict)):
+        raise UserError(f"{where}: `without` names options that the study gives", repr(option), near(first, options))
+    if not separator:
+        return {key: value for key, value in options.items() if key != first}
+    return {**options, first: _without(where, options[first], rest)}
+
+
+def _overridden(kind: str, options: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a verb, with those on top that it has."""
+    return deep(options, {key: value for key, value in over.items() if key in options_of(kind)})
 
 
 def _combinations(grid: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -302,7 +334,7 @@ def _check_folders(settings: Iterable[Setting]) -> None:
 # --- other parts -------------------------------------------------------------------------------------------------
 
 
-def _before(written: Mapping[str, Any]) -> dict[str, Before]:
+def _before(written: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Before]:
     made: dict[str, Before] = {}
     for name, each in written.items():
         where = f"before {name}"
@@ -321,7 +353,7 @@ def _before(written: Mapping[str, Any]) -> dict[str, Before]:
         check_references(where, options, made, "an earlier run of `before`")
         if once and (several := [one for one in references(options) if not made[one].once]):
             raise UserError(f"{where} is made once, so it can only build on what is made once", f"{{{several[0]}}}")
-        made[str(name)] = Before(Step(str(name), kind, options), once)
+        made[str(name)] = Before(Step(str(name), kind, _overridden(kind, options, over)), once)
     return made
 
 

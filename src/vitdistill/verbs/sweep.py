@@ -27,7 +27,7 @@ def sweep(
     jobs: int = 1,
     seeds: int | None = None,
     only: list[str] | None = None,
-    base: dict[str, Any] | None = None,
+    override: dict[str, Any] | None = None,
     report: str | None = None,
     overwrite: bool = False,
     json: bool = False,
@@ -42,7 +42,7 @@ def sweep(
         jobs: runs at once, each in a process with one thread.
         seeds: how many, from 0; by default what the study says.
         only: settings to run, such as `--only half whole`; all by default. Tables have whatever is finished.
-        base: options of every run whose verb has them, over those of the study, e.g. `--base.epochs 2`.
+        override: options of all runs whose verb has them, over those of the study, e.g. `--override.epochs 2`.
         report: markdown file to which the summary is written as well, with figures beside it as json and svg.
         overwrite: run the settings anew; with `--only`, what is made before them stays.
         json: print one JSON object in place of the table.
@@ -55,7 +55,7 @@ def sweep(
         UserError: before anything is run, for an unknown option, verb, setting or column, or when a run that is
             finished or to be resumed was run with other options or on other data than now.
     """
-    found = read_study(study, base)
+    found = read_study(study, override)
     if jobs < 1:
         raise UserError("--jobs must be at least 1", jobs)
     if seeds is not None:
@@ -66,9 +66,8 @@ def sweep(
         if name not in known:
             raise UserError("--only names settings of the study", repr(name), near(name, known))
     folder = Path(out)
-    tasks = plan(found, folder, only)
-    find_states(tasks, overwrite=overwrite, only=only)
-    results = Results(found, command_of(study, seeds, only, base), folder)
+    tasks = find_states(plan(found, folder, only), overwrite=overwrite, only=only)
+    results = Results(found, command_of(study, seeds, only, override), folder)
     with stopping():
         failed = _run_all(tasks, jobs, results, folder, quiet=json)
         written = results.write(report, failed)
@@ -221,15 +220,20 @@ def _moved(value: Any, moved: Mapping[str, str]) -> Any:
         return value
     if isinstance(value, dict):
         return {key: _moved(part, moved) for key, part in value.items()}
-    if isinstance(value, list | tuple):
+    if type(value) in (list, tuple):
         return type(value)(_moved(part, moved) for part in value)
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{each.name: _moved(getattr(value, each.name), moved) for each in fields(value)})
+        texts = {each.name: getattr(value, each.name) for each in fields(value)}
+        changed = {name: new for name, old in texts.items() if (new := _moved(old, moved)) != old}
+        return replace(value, **changed) if changed else value
     return value
 
 
-def find_states(tasks: list[Task], *, overwrite: bool, only: Iterable[str] | None) -> None:
-    """What earlier calls have left; what nobody needs any more is not made again.
+def find_states(tasks: list[Task], *, overwrite: bool, only: Iterable[str] | None) -> list[Task]:
+    """Note what earlier calls have left.
+
+    Returns:
+        The tasks without those made before that nothing needs, or no more.
 
     Raises:
         UserError: when a run was made with other options, or on other data.
@@ -242,9 +246,11 @@ def find_states(tasks: list[Task], *, overwrite: bool, only: Iterable[str] | Non
             task.state = "again"
         task.pending = task.questions if task.state != "finished" else tuple(unanswered(task.folder, task.questions))
         task.done = task.state == "finished" and not task.pending
-    for task in reversed(tasks):
-        if task.setting is None and not task.done:
-            task.done = not any(task.folder in other.needs and not other.done for other in tasks)
+    needed: list[Task] = []
+    for task in reversed(tasks):  # what is needed stands before what needs it
+        if task.setting is not None or task.done or any(task.folder in each.needs for each in needed if not each.done):
+            needed.insert(0, task)
+    return needed
 
 
 # --- running -----------------------------------------------------------------------------------------------------

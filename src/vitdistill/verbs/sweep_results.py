@@ -12,7 +12,7 @@ from vitdistill.files import write_atomically
 from vitdistill.runs.claims import judged
 from vitdistill.runs.columns import heading, row_of, score_of
 from vitdistill.runs.compare import spread
-from vitdistill.runs.read import Run, read_run
+from vitdistill.runs.read import Run, flatten, read_run
 from vitdistill.verbs.judges import answers
 from vitdistill.verbs.study import Setting, Study
 
@@ -96,7 +96,8 @@ class Results:
 
     def content(self, failed: dict[str, str]) -> tuple[dict[str, Any], dict[str, list[Run]]]:
         """All that the pages say, and the runs by setting."""
-        rows, runs = [], {}
+        rows: list[dict[str, Any]] = []
+        runs: dict[str, list[Run]] = {}
         for setting in self.study.settings:
             for seed in range(self.study.seeds):
                 row = self.row(setting, seed)
@@ -196,7 +197,7 @@ class Results:
         print(f"wrote {self.folder / 'report.html'}, summary.md and results.csv")
 
 
-def command_of(study: str, seeds: int | None, only: list[str] | None, base: dict[str, Any] | None) -> str:
+def command_of(study: str, seeds: int | None, only: list[str] | None, override: dict[str, Any] | None) -> str:
     """How a sweep is called again, without where it writes and how many runs there are at once."""
     path = Path(study)
     if path.is_absolute():
@@ -204,9 +205,7 @@ def command_of(study: str, seeds: int | None, only: list[str] | None, base: dict
     words = ["vitdistill", "sweep", path.as_posix()]
     words += [] if seeds is None else ["--seeds", str(seeds)]
     words += ["--only", *only] if only else []
-    from vitdistill.runs.read import flatten
-
-    words += [word for key, value in flatten(base or {}).items() for word in (f"--base.{key}", str(value))]
+    words += [word for key, value in flatten(override or {}).items() for word in (f"--override.{key}", str(value))]
     return shlex.join(words)
 
 
