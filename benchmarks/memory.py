@@ -161,12 +161,13 @@ def words(table: dict[str, dict[str, float]]) -> str:
 
     total = [parts["teacher, all kept"] + parts["student"] for parts in (whole, half)]
     alone, kept = change("teacher")[1:], change("teacher, all kept")[1:]
+    less = f"{100 * (1 - total[1] / total[0]):.0f}%"
     return (
-        f"The paper's teacher column falls by 47%. A teacher's pass by itself falls by {alone} here, and by {kept} with "
-        f"all its intermediate tensors, whose sum with the student's falls by {100 * (1 - total[1] / total[0]):.0f}% "
+        f"The paper's teacher column falls by 47%. A teacher's pass by itself falls by {alone} here, and by {kept} "
+        f"with all its intermediate tensors, whose sum with the student's falls by {less} "
         "(paper: 24%). But a frozen teacher needs none of them after their use: as built here its pass takes "
-        f"{whole['teacher']:,.0f} MB where all of them would be {whole['teacher, all kept']:,.0f} MB, before anything is "
-        "masked. The whole step, in which the student's activations wait while the teacher runs, changes by "
+        f"{whole['teacher']:,.0f} MB where all of them would be {whole['teacher, all kept']:,.0f} MB, before anything "
+        "is masked. The whole step, in which the student's activations wait while the teacher runs, changes by "
         f"{change('whole step')}: masking saves the teacher's time, and little memory."
     )
 
