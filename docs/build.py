@@ -19,6 +19,7 @@ ORDER = (
     "index",
     "maskedkd",
     "masking",
+    "analyses",
     "tinymim",
     "video",
     "actions",
