@@ -20,6 +20,7 @@ ORDER = (
     "maskedkd",
     "masking",
     "linear_only",
+    "analyses",
     "tinymim",
     "video",
     "actions",
