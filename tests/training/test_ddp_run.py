@@ -21,11 +21,8 @@ COMMON = [
 # keys' bias, so that its gradient is rounding alone, which Adam blows up.
 VERBS = {
     "supervised": [],
-    # Plain gradient descent, for the same reason.
-    "maskedkd, in parts": [
-        *("--teacher", "digits-teacher", "--pipeline", "3", "--criterion", "student"),
-        *("--optim.name", "sgd", "--optim.lr", "0.05"),
-    ],
+    # Ranked by the student: `auto` goes by answers about each process's own inputs.
+    "maskedkd, in parts": ["--teacher", "digits-teacher", "--criterion", "student", "--pipeline", "3"],
     "tinymim": ["--teacher", "digits-mae", "--color_jitter", "0", "--relations", "qq+vv"],
 }
 
