@@ -35,6 +35,7 @@ check: install
 
 bench: install
 	$(BIN)/python benchmarks/maskedkd_step.py
+	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/tinymim_step.py
 	$(BIN)/python benchmarks/mvd_step.py
 	$(BIN)/python benchmarks/video_decode.py
