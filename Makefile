@@ -38,6 +38,7 @@ STUDIES := $(filter-out %_fashion,$(patsubst benchmarks/studies/%.yaml,%,$(wildc
 
 bench: install
 	$(BIN)/python benchmarks/maskedkd_step.py
+	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/tinymim_step.py
 	$(BIN)/python benchmarks/mvd_step.py
 	$(BIN)/python benchmarks/video_decode.py

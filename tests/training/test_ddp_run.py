@@ -21,15 +21,12 @@ COMMON = [
 # keys' bias, so that its gradient is rounding alone, which Adam blows up.
 VERBS = {
     "supervised": [],
-    # G2SD's second stage, masked by what all processes see alike: each image's own class token.
+    # Ranked by the student: `auto` goes by answers about each process's own inputs.
+    "maskedkd, in parts": ["--teacher", "digits-teacher", "--criterion", "student", "--pipeline", "3"],
+    # G2SD's second stage.
     "maskedkd, dist token": [
         *("--teacher", "digits-teacher", "--dist_token", "true", "--distillation", "hard", "--keep", "27"),
         *("--criterion", "student"),
-    ],
-    # Plain gradient descent, for the same reason.
-    "maskedkd, in parts": [
-        *("--teacher", "digits-teacher", "--pipeline", "3", "--criterion", "student"),
-        *("--optim.name", "sgd", "--optim.lr", "0.05"),
     ],
     "tinymim": ["--teacher", "digits-mae", "--color_jitter", "0", "--relations", "qq+vv"],
 }

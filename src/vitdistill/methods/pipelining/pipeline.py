@@ -60,6 +60,7 @@ def pipelined(method: M, parts: int, *, teacher_device: str | None = None) -> M:
         device = _device(teacher_device)
         for teacher in method.teachers:
             teacher.device = device
+            teacher.network.to(device)  # now, and not first in a stream of its own
     method.pipeline = Pipeline(parts) if parts > 1 else None
     return method
 
