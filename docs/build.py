@@ -19,6 +19,7 @@ ORDER = (
     "index",
     "maskedkd",
     "masking",
+    "merging",
     "tinymim",
     "video",
     "actions",

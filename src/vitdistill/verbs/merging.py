@@ -54,7 +54,7 @@ def equal_keep(costs: Sequence[int], macs: int) -> int:
 
 
 def masked_costs(whole: "Backbone") -> list[int]:
-    """Multiply-accumulates of a network that sees 1, 2, ... and all patches; being quadratic, they follow from three."""
+    """Multiply-accumulates of a network that sees 1, 2, ... and all patches: a quadratic, so three of them tell all."""
     patches = whole.grid.count
     first, *others = (whole.macs(kept).total for kept in range(1, min(patches, 3) + 1))
     if len(others) < 2:
