@@ -137,17 +137,25 @@ def test_bad_options_of_a_run(given: list[str], message: str, tmp_path: Path, ca
     assert re.search(message, capsys.readouterr().err)
 
 
+SWIN: dict[str, Any] = {
+    **{"student": "digits_vit_small", "teacher": "swin_tiny_patch4_window7_224", "teacher_merge": 2, "keep": 1.0},
+    **{"data": "digits", "out": "run"},
+}
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: cost(teacher=SMALL, teacher_merge=8, keep=98, json=True), "got --keep 98"),
         (lambda: cost(teacher="swin_tiny_patch4_window7_224", teacher_merge=8, json=True), "got swin_tiny"),
         (lambda: cost(teacher=SMALL, teacher_merge="1,2,3,4,5,6,7,8,9,10,11,12,13", json=True), "at most 12 blocks"),
+        (lambda: maskedkd(**SWIN), "Tokens can be merged in ViT, .*; got swin_tiny"),
         (lambda: evaluate("digits-teacher", merge=4, keep=0.5), "--merge and --keep below 1.0 exclude each other"),
         (lambda: evaluate("digits-teacher", merge="few"), "whole numbers; got 'few'"),
     ],
 )
-def test_bad_options_elsewhere(call: Any, message: str) -> None:
+def test_bad_options_elsewhere(call: Any, message: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
