@@ -21,6 +21,7 @@ ORDER = (
     "masking",
     "linear_only",
     "analyses",
+    "merging",
     "tinymim",
     "video",
     "actions",

@@ -39,6 +39,7 @@ from vitdistill.models.build import build
 from vitdistill.models.families import as_network
 from vitdistill.models.families.linear_only import linear_only
 from vitdistill.models.families.video_vit import VideoViT, video_vit
+from vitdistill.models.merged import Merged
 from vitdistill.models.network import Network
 from vitdistill.models.teacher import Teacher
 from vitdistill.tasks.classification import Classification
@@ -181,6 +182,10 @@ METHODS: dict[str, Callable[[], Method]] = {
     "attention, grouped heads": lambda: maskedkd("sapiens", "dinov3", distill="attention"),
     "swin student": lambda: maskedkd("swin"),
     "swin teacher": lambda: maskedkd(teacher="swin", keep=1.0),
+    "convvit teacher": lambda: maskedkd(teacher="convvit", distill="logits+manifold"),
+    "convvit student": lambda: maskedkd("convvit"),
+    "merging teacher": lambda: MaskedKD(tiny("deit", seed=1), Merged.over(tiny("deit3", seed=2), "4:-1"), keep=1.0),
+    "merging cait teacher": lambda: MaskedKD(tiny("deit", seed=1), Merged.over(tiny("cait", seed=2), 4), keep=1.0),
     "clip student, mean-pooled teacher": lambda: maskedkd("clip", "mae_mean_pool"),
     "manifold": lambda: maskedkd(distill="manifold"),
     "manifold, whole teacher": lambda: maskedkd(distill="manifold", keep=1.0),

@@ -126,12 +126,11 @@ def make_teacher(
         refuse_classes(args, "teacher_args")
     if isinstance(spec, str) and is_fresh(spec) and spec not in PRESETS and not spec.startswith((*OURS, *HUBS)):
         sketch = build(spec, args=args, meta=True)
+        sketch = sketch if merge is None else Merged.over(sketch, merge)
         if text_embeddings is None and source is not None:
             record_of(sketch.net).classes = published_classes(sketch.net)
             if compare(sketch, source.classes, source.name).kind in ("different", "other count"):
                 class_order(sketch, source.classes, source.name, role="teacher")
-        if merge is not None:
-            sketch = Merged.over(sketch, merge)
         if check is not None:
             check(Teacher.of(sketch, student))
     network = build(spec, args=args, pretrained=True)

@@ -11,7 +11,9 @@ from vitdistill.methods.options import training_forwards
 from vitdistill.methods.selection import CriterionName
 from vitdistill.methods.selection.amounts import Keep, check_known
 from vitdistill.models.names import ModelName
+from vitdistill.tokens.merge_schedule import Merge
 from vitdistill.verbs.checks import refuse_unused
+from vitdistill.verbs.merging import check_alone, equal_costs
 from vitdistill.verbs.needs import GIVEN, needs
 
 if TYPE_CHECKING:
@@ -23,8 +25,14 @@ CONVENTION = (
     "1 PFLOP here is 1e15 multiply-accumulates of the teacher's forward passes, LayerNorm at 5 per element, as in the "
     "MaskedKD paper's tables; training the student counts as 3 forward passes, or as 1 where only a classifier on it is"
 )
+CONVVIT_NOTE = (
+    "The MaskedKD paper's cells for ConvViT-B (8543 and 5540 PFLOPs) are the counts for 300 epochs times "
+    "1231167/1281167, most likely a slip in the number of images"
+)
 # Schedules go by the step, of which the data would say how many there are; more of them change next to nothing.
 STEPS_PER_EPOCH = 1000
+
+KEEP = 0.5  # the default
 
 OF_OTHERS = ("teacher", "network", "teacher+random", "network+random")
 NEEDS = (
@@ -40,7 +48,8 @@ def cost(
     teacher: ModelName,
     student: ModelName | None = None,
     linear_only: bool = False,
-    keep: Keep = 0.5,
+    keep: Keep = KEEP,
+    teacher_merge: Merge | None = None,
     criterion: CriterionName = "student",
     network: ModelName | None = None,
     saliency_layer: str | int = "last",
@@ -64,6 +73,9 @@ def cost(
         linear_only: The student is frozen, and a linear classifier on it is all that trains.
         keep: Patches kept: a count (98), a fraction (0.5), a schedule ('1.0->0.5', '0:1.0,0.5:0.25'), of which the
             average over training is taken, or a budget (budget:0.5, 'budget:0.5@1.0->0.25').
+        teacher_merge: Tokens that each block of the teacher merges (ToMe), in place of masks: a number (8), one that
+            falls to none over the blocks (8:-1) or rises (8:1), or one for each block (4,0,2). Adds a table of how many
+            kept patches cost as much.
         criterion: Who ranks the patches: student (free, but where it is masked), teacher, network, random, or one of
             the first three mixed with chance (network+random).
         network: The third network of the criteria that name one, given as the teacher is; it has its own size.
@@ -93,6 +105,9 @@ def cost(
         if number is not None and not 0 < number < float("inf"):
             raise UserError(f"{name} must be positive", number)
     check_known(keep, criterion)
+    if teacher_merge is not None:
+        keep = 1.0 if keep == KEEP else keep  # which was not asked for, or is what is the default
+        check_alone(teacher_merge, keep)
     from vitdistill.methods.selection.ranked import Ranked
     from vitdistill.models.teacher import Teacher
 
@@ -103,6 +118,9 @@ def cost(
     frozen = _Counted(body, size)
     trained = None if student is None else _student(student, student_args, image_size, linear_only)
     average = _over_training(selector, frozen, trained, epochs)
+    merging: list[dict[str, Any]] = []
+    if teacher_merge is not None:
+        merging, average = _merging(body, str(teacher_merge), average)
     passes = epochs * images
     full, kept, ranking = frozen.whole, average.teacher, average.ranking
     paid = kept["total"] + average.ranking_by_frozen
@@ -126,6 +144,10 @@ def cost(
         "ranking_gmacs_per_image": ranking / 1e9,
         "convention": CONVENTION,
     }
+    if merging:
+        result |= {"teacher_merge": str(teacher_merge), "merging": merging}
+    if is_convvit(body):
+        result["note"] = CONVVIT_NOTE
     if trained is not None:
         result |= _step_costs(str(student), trained, full["total"], average, passes, masked=mask == "student")
     if gpu_tflops is not None:
@@ -223,6 +245,28 @@ def _over_training(selector: "Ranked", teacher: _Counted, student: _Counted | No
     )
 
 
+def _merging(whole: "Network", merge: str, average: _Average) -> tuple[list[dict[str, Any]], _Average]:
+    """The table of equal costs, and the averages with the teacher's pass as it is when it merges.
+
+    Raises:
+        UserError: when the teacher cannot merge.
+    """
+    from vitdistill.models.backbone import with_tokens
+    from vitdistill.models.merged import Merged
+
+    merged = Merged.over(whole, merge)
+    rows = equal_costs(with_tokens(whole), merge)
+    left = merged.tokens_left()[-1]
+    return rows, average._replace(teacher=_by_part(merged.macs()), facts={**average.facts, "tokens_left": left})
+
+
+def is_convvit(network: "Network") -> bool:
+    """Whether a network is the published ConvViT-B, of which the paper's cells are another number."""
+    from vitdistill.models.families.convvit import ConvViT
+
+    return isinstance(network.net, ConvViT) and network.input.size == (224, 224) and network.net.embed_dim == 768
+
+
 def _on_meta(spec: str, args: dict[str, Any] | None, image_size: int | None) -> tuple["Network", tuple[int, int]]:
     """A network without weights, and the height and width of its input in pixels."""
     from vitdistill.models.build import build
@@ -280,7 +324,23 @@ def _print(result: dict[str, Any]) -> None:
     console = Console()
     console.print(_parts_table(result))
     console.print(_totals_table(result))
-    console.print(f"[dim]{result['convention']}.[/dim]")
+    if "merging" in result:
+        console.print(_merging_table(result))
+    for text in (result["convention"], result.get("note")):
+        if text:
+            console.print(f"[dim]{text}.[/dim]")
+
+
+def _merging_table(result: dict[str, Any]) -> Table:
+    patches = result["teacher_patches"]
+    table = Table(title="Merging tokens, and masks that cost as much")
+    for heading in ("merged by each block", "tokens left", "GMACs", "of the whole", f"as kept of {patches} patches"):
+        table.add_column(heading, justify="right")
+    for row in result["merging"]:
+        style = "bold" if row["merge"] == result["teacher_merge"] else None
+        figures = (str(row["tokens"]), _four_figures(row["gmacs"]), f"{row['share']:.1%}", str(row["keep"]))
+        table.add_row(row["merge"], *figures, style=style)
+    return table
 
 
 def _parts_table(result: dict[str, Any]) -> Table:
@@ -290,11 +350,13 @@ def _parts_table(result: dict[str, Any]) -> Table:
     table = Table(title=f"{result['teacher']} at {size} pixels: GMACs per image")
     table.add_column("part")
     table.add_column(f"all {result['teacher_patches']} patches", justify="right")
-    table.add_column("student masked" if of_student else f"{result['kept_patches']:.4g} kept", justify="right")
+    some = f"merging to {result['tokens_left']} tokens" if "merging" in result else f"{result['kept_patches']:.4g} kept"
+    table.add_column("student masked" if of_student else some, justify="right")
     table.add_column("saved", justify="right")
-    for part in full:
-        saved = f"{1 - kept[part] / full[part]:.1%}"
-        table.add_row(part.replace("_", " "), f"{full[part]:.4f}", f"{kept[part]:.4f}", saved)
+    for part in dict.fromkeys((*list(kept)[:-1], *full)):
+        before, after = full.get(part, 0.0), kept.get(part, 0.0)
+        saved = f"{1 - after / before:.1%}" if before else ""
+        table.add_row(part.replace("_", " "), f"{before:.4f}", f"{after:.4f}", saved)
     if ranking := result["ranking_gmacs_per_image"]:
         saved = "" if of_student else f"{result['saved_fraction']:.1%} in all"
         table.add_row(f"ranking ({result['criterion']})", "", f"{ranking:.4f}", saved)
@@ -306,7 +368,7 @@ def _totals_table(result: dict[str, Any]) -> Table:
     table = Table(title=f"{title}, student {result['student']}" if "student" in result else title)
     table.add_column("")
     table.add_column(f"whole {result['mask']}", justify="right")
-    table.add_column(f"masked {result['mask']}", justify="right")
+    table.add_column(f"{'merging' if 'merging' in result else 'masked'} {result['mask']}", justify="right")
     table.add_column("gain", justify="right")
 
     def row(name: str, full: float, kept: float, form: str = "", gain: str = "") -> None:

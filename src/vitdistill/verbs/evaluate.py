@@ -246,7 +246,7 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
         print(masked_words(result["masked"][0]))
     if "merged" in result:
         print(
-            "merging {merge} tokens in each block: {tokens} of {of} are left; {share:.0%} of the cost".format(
+            "merging {merge} tokens, block by block: {tokens} of {of} are left; {share:.0%} of the cost".format(
                 **result["merged"]
             )
         )

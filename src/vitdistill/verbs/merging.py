@@ -43,13 +43,24 @@ def check_alone(merge: int | str | None, keep: Any, terms: Sequence[str] = (LOGI
         )
 
 
-def equal_keep(whole: "Backbone", macs: float) -> int:
-    """The number of kept patches at which a masked network costs nearest to a number of multiply-accumulates."""
-    low, high = 1, whole.grid.count
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if whole.macs(middle).total <= macs else (low, middle)
-    return min(low, high, key=lambda kept: abs(whole.macs(kept).total - macs))
+def equal_keep(costs: Sequence[int], macs: int) -> int:
+    """The number of kept patches at which a masked network costs nearest to a number of multiply-accumulates.
+
+    Args:
+        costs: of `masked_costs`.
+        macs: to be met.
+    """
+    return 1 + min(range(len(costs)), key=lambda place: abs(costs[place] - macs))
+
+
+def masked_costs(whole: "Backbone") -> list[int]:
+    """Multiply-accumulates of a network that sees 1, 2, ... and all patches: a quadratic, so three of them tell all."""
+    patches = whole.grid.count
+    first, *others = (whole.macs(kept).total for kept in range(1, min(patches, 3) + 1))
+    if len(others) < 2:
+        return [first, *others]
+    slope, bend = others[0] - first, others[1] - 2 * others[0] + first
+    return [first + slope * more + bend * more * (more - 1) // 2 for more in range(patches)]
 
 
 def equal_costs(whole: "Backbone", asked: str) -> list[dict[str, Any]]:
@@ -76,10 +87,10 @@ def equal_costs(whole: "Backbone", asked: str) -> list[dict[str, Any]]:
             "tokens": merged.tokens_left()[-1],
             "gmacs": macs / 1e9,
             "share": macs / total,
-            "keep": equal_keep(whole, macs),
+            "keep": equal_keep(masked, macs),
         }
 
-    total = whole.macs().total
+    total, masked = whole.macs().total, masked_costs(whole)
     most = max(1, 2 * whole.grid.count // whole.depth)  # half of the blocks then merge all there is
     step = -(-most // ROWS)
     names = [str(merge) for merge in range(step, most + 1, step)]
