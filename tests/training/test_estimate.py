@@ -113,7 +113,10 @@ class Training:
             check_val_every_n_epoch=1,
         )
         settings = SimpleNamespace(epochs=epochs, optim=Optim(**optim))
-        self.module = SimpleNamespace(settings=settings, device=torch.device("cpu"), _sampler=range(batches))
+        method = SimpleNamespace(student=SimpleNamespace(trains_body=True))
+        self.module = SimpleNamespace(
+            settings=settings, device=torch.device("cpu"), _sampler=range(batches), method=method
+        )
 
     def epoch(self) -> None:
         self.estimate.on_train_epoch_start(self.trainer, self.module)

@@ -24,7 +24,7 @@ from vitdistill.verbs.needs import ABOVE_0, GIVEN, needs
 from vitdistill.verbs.parser import parse, parse_config
 from vitdistill.verbs.signatures import REQUIRED, options_of, signature_of, text_type
 from vitdistill.verbs.source import OnlyInPython, Source, arguments_in
-from vitdistill.verbs.table import TRAINING, VERBS, verb
+from vitdistill.verbs.table import TRAINING, VERBS, function_of, module_of, verb
 
 # Constructors that the `**options` of a verb go to: MaskedKD hands its own on to its selector.
 METHODS = {
@@ -171,6 +171,12 @@ def test_what_text_decides_loads_no_torch(tmp_path: Any) -> None:
         "epochs must be at least 1": ["supervised", *base, "--epochs", "0"],
         "--augment.scale must be a number or null; got '[0.6, 1.0]'": ["mae", *base, "--augment.scale", "[0.6,1.0]"],
         "mixup -1.0": ["maskedkd", *base, "--alpha", "0", "--augment.mixup", "-1"],
+        "--linear_only true needs a student with trained weights; got digits_vit_small": [
+            *("maskedkd", *base, "--teacher", "digits-teacher", "--linear_only", "true")
+        ],
+        "A template must have one {} for the name of a class; got 'a photo'": [
+            *("text-embeddings", "clip", "--classes", "imagenet-1k", "--template", "a photo", "--out", "x.safetensors")
+        ],
         "optim.lr must be positive": ["mae", *base, "--optim.lr", "0"],
         "keep must be a finite number; got nan": ["maskedkd", *base, "--keep", "nan"],
         "keep must be a positive number": ["maskedkd", *base, "--keep", "-3"],
@@ -336,7 +342,7 @@ def test_a_verb_is_called_with_its_own_options_only() -> None:
 
 def test_every_verb_has_a_module_of_its_name() -> None:
     for name in VERBS:
-        assert hasattr(import_module(f"vitdistill.verbs.{name}"), name)
+        assert hasattr(import_module(module_of(name)), function_of(name))
     assert "finetune" in TRAINING and "evaluate" not in TRAINING
     assert trains.__module__ == "vitdistill.verbs.job"
     assert signature_of("finetune").parameters["model"].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD

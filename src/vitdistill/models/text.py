@@ -1,5 +1,6 @@
 """What classes are called in the embedding space of CLIP: a zero-shot classifier."""
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from vitdistill.errors import UserError
 from vitdistill.models.classes import order_of
+
+log = logging.getLogger(__name__)
 
 SCALE = 100.0  # CLIP's learned scale, at which its training was stopped from growing
 SHOWN = 3
@@ -52,4 +55,10 @@ class TextEmbeddings(NamedTuple):
                 f"none for {', '.join(map(repr, missing[:SHOWN]))}{more} among {len(self.classes)}",
                 "Make them with `vitdistill text-embeddings MODEL --data DATA --out FILE`",
             )
-        return None if order == tuple(range(len(self.classes))) else order
+        if order == tuple(range(len(self.classes))):
+            return None
+        if len(order) < len(self.classes):
+            log.warning("%s has %d of the %d classes with text embeddings", data, len(order), len(self.classes))
+        else:
+            log.warning("The text embeddings are of the classes of %s in another order, and are put into its", data)
+        return order

@@ -132,7 +132,7 @@ class TextModel:
         transformers.utils.logging.disable_progress_bar()
         try:
             self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-            self.model, found = transformers.CLIPTextModelWithProjection.from_pretrained(
+            loaded: Any = transformers.CLIPTextModelWithProjection.from_pretrained(
                 str(folder), local_files_only=True, output_loading_info=True, dtype=torch.float32
             )
         except Exception as error:  # of several packages, which have many kinds
@@ -142,11 +142,12 @@ class TextModel:
             transformers.logging.set_verbosity(level)
             if bars:
                 transformers.utils.logging.enable_progress_bar()
+        model, found = loaded
         missing = sorted(name for name in found["missing_keys"] if not name.endswith("position_ids"))
         if missing:
             words = f"{folder}, which lacks {len(missing)} tensors of it ({missing[0]}, ...)"
             raise UserError("The folder must hold a CLIP text model with its projection", words)
-        self.model.eval()
+        self.model: Any = model.eval()
         self.scale = _scale(folder)
 
     @torch.inference_mode()
