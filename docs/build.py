@@ -23,6 +23,7 @@ ORDER = (
     "video",
     "actions",
     "mae",
+    "dino",
     "evaluation",
     "using",
     "data",
