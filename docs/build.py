@@ -26,6 +26,7 @@ ORDER = (
     "video",
     "actions",
     "mae",
+    "dino",
     "evaluation",
     "using",
     "data",

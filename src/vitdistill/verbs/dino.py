@@ -1,6 +1,6 @@
 """`vitdistill dino`: pre-train a ViT by its own moving average, which may see only the patches that it attends to."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.images.views import MultiCrop, refuse_single_crops
@@ -14,6 +14,8 @@ from vitdistill.verbs.needs import ABOVE_0, GIVEN, needs
 
 if TYPE_CHECKING:
     from vitdistill.methods.method import Method
+
+Initialisation = Literal["dino", "xavier"]
 
 
 def check_crops(values: dict[str, Any]) -> dict[str, Any]:
@@ -60,6 +62,7 @@ def dino(
     student: Published,
     views: MultiCrop = MultiCrop(),
     positions: Positions = "learned",
+    initialisation: Initialisation = "dino",
     network: Model | None = None,
     formats: Format,
     freeze_last_epochs: float = 1,
@@ -78,6 +81,8 @@ def dino(
             digits.
         batch_size: images per device and step, of each of which there are several views.
         positions: learned position embeddings, or fixed sine-cosine ones; a loaded student keeps its own.
+        initialisation: of a fresh student: linear maps from a normal distribution of width 0.02 (dino), or MAE's,
+            uniform by their size (xavier): in small networks the former hardly tells images apart at first.
         network: the frozen network of the criteria that name one; given as `student` is.
         teacher_dtype: number format of that network.
         freeze_last_epochs: epochs at the beginning in which the head's prototypes stay as they are.
@@ -87,10 +92,12 @@ def dino(
         The content of the run's run.json.
     """
     from vitdistill.methods.dino import DINO
+    from vitdistill.models.decoder import xavier
     from vitdistill.models.surgery.drop_path import set_drop_path
     from vitdistill.verbs.pretraining import as_built
 
-    body = job.pretraining_student(student, positions=positions, initialise=as_built)
+    fill = as_built if initialisation == "dino" else xavier
+    body = job.pretraining_student(student, positions=positions, initialise=fill)
     third = None if network is None else job.teacher(network, body)
     epochs = job.values["epochs"]
     method = DINO(

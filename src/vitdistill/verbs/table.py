@@ -72,7 +72,7 @@ EXAMPLES = {
     "tinymim": "--student deit_tiny_patch16_224 --teacher vit_base_patch16_224.mae --data photos --out runs/s",
     "mae": "--student deit_tiny_patch16_224 --data photos --out runs/mae",
     "g2sd": "--student deit_tiny_patch16_224 --teacher runs/mae --data photos --out runs/g2sd",
-    "dino": "--student vit_small_patch16_224 --keep 130 --data photos --out runs/dino",
+    "dino": "--student vit_small_patch16_224.dino --keep 130 --data photos --out runs/dino",
     "videomae": "--student video_vit_small_patch16_224 --data videos --out runs/videomae",
     "mvd": "--student video_vit_small_patch16_224 --video_teacher runs/videomae --data videos --out runs/v",
     "finetune": "runs/s --data /data/pets --out runs/tuned",
