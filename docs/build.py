@@ -23,6 +23,7 @@ ORDER = (
     "video",
     "actions",
     "mae",
+    "g2sd",
     "evaluation",
     "using",
     "data",
