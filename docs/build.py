@@ -27,6 +27,7 @@ ORDER = (
     "actions",
     "mae",
     "dino",
+    "g2sd",
     "evaluation",
     "using",
     "data",

@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from vitdistill.data.images.augment import Augment
+from vitdistill.methods.g2sd import G2SD
 from vitdistill.methods.mae import MAE
+from vitdistill.methods.maskedkd import MaskedKD
 from vitdistill.methods.supervised import Supervised
 from vitdistill.methods.tinymim import TinyMIM
+from vitdistill.models.autoencoder import MaskedAutoencoder
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
 from vitdistill.models.families.linear_only import linear_only
 from vitdistill.models.surgery.attention_heads import head_count
+from vitdistill.models.surgery.dist_token import with_dist_token
 from vitdistill.tokens.keep import keep_count
 from vitdistill.verbs.chain import read_chain
 from vitdistill.verbs.parser import check_yaml, parse, parse_config
@@ -26,7 +31,7 @@ from vitdistill.verbs.table import verb
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
-CHAINS = [path for path in RECIPES if path.stem == "chain"]
+CHAINS = [path for path in RECIPES if "steps" in yaml.safe_load(path.read_text())]
 RUNS = [path for path in RECIPES if path not in CHAINS]
 READY = ROOT / "recipes" / "maskedkd" / "ready_for_masks.yaml"
 LINEAR = [path for path in RECIPES if path.parent.name == "linear_only"]
@@ -92,7 +97,7 @@ def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_there_are_recipes() -> None:
     assert len(PAPER) >= 8 and len(RECIPES) > len(PAPER)
-    assert (len(MAES), len(TINYMIM), len(TUNED), len(CHAINS)) == (2, 3, 5, 2)
+    assert (len(MAES), len(TINYMIM), len(TUNED), len(CHAINS)) == (2, 3, 5, 3)
     assert (len(MVDS), len(VIDEOMAES), len(ACTIONS)) == (6, 3, 10)
 
 
@@ -273,6 +278,51 @@ def encoder(spec: str) -> Backbone:
     return build(parsed(stated(path, "command"))[1]["student"], num_classes=0, meta=True)
 
 
+# --- G2SD --------------------------------------------------------------------------------------------------------
+
+GENERIC, SPECIFIC = (ROOT / "recipes" / "g2sd" / f"vit_s_{name}.yaml" for name in ("from_mae_b", "specific"))
+
+
+def test_generic_stage_of_g2sd_has_the_papers_settings() -> None:
+    name, training = parsed(stated(GENERIC, "command"))
+    optim = training["optim"]
+    assert (name, global_batch(training), training["epochs"]) == ("g2sd", 4096, 300)
+    assert optim["lr"] * global_batch(training) / optim["lr_batch"] == pytest.approx(2.4e-3)
+    student = build(training["student"], num_classes=0, meta=True)
+    with torch.device("meta"):
+        mae = MAE(teacher_of(training["teacher"].partition("@")[0]))
+        names = ("teacher_block", "supervise", "mask_ratio", "decoder_width", "decoder_depth", "decoder_heads")
+        network = MaskedAutoencoder(mae.student, mae.decoder)
+        method = G2SD(student, network, **{name: training[name] for name in names})
+        plain = G2SD(build(training["student"], num_classes=0, meta=True), network)
+    assert method.targets["hidden"].block == plain.targets["hidden"].block == 3 and method.visible == 49
+    assert {n: p.shape for n, p in method.named_parameters()} == {n: p.shape for n, p in plain.named_parameters()}
+
+
+def test_specific_stage_of_g2sd_goes_on_with_it_and_costs_what_is_published() -> None:
+    name, training = parsed(stated(SPECIFIC, "command"))
+    assert (name, global_batch(training), training["epochs"]) == ("maskedkd", 1024, 200)
+    assert training["student"] == parsed(stated(GENERIC, "command"))[1]["out"]
+    tuned = ROOT / "recipes" / "mae" / "vit_b_finetune.yaml"
+    assert training["teacher"] == parsed(stated(tuned, "command"))[1]["out"]
+    pooled = {"global_pool": "avg", "fc_norm": True}
+    teacher = build("vit_base_patch16_224.mae", args=pooled, num_classes=1000, meta=True)
+    rows = {
+        int(count): (keep_count(keep, 196), float(pflops))
+        for keep, count, _, _, pflops in ROW.findall(header(SPECIFIC))
+    }
+    assert {count: pflops for count, (_, pflops) in rows.items()} == {196: 4505, 144: 3287}
+    for count, (kept, published) in rows.items():
+        assert kept == count
+        counted = teacher.macs(count).total * training["epochs"] * 1_281_167 / 1e15
+        assert counted == pytest.approx(published, rel=0.003)
+    student = build("deit_small_patch16_224", num_classes=1000, meta=True)
+    method = MaskedKD(with_dist_token(student, fresh_head=True), teacher, keep=training["keep"], distillation="hard")
+    assert method.kept_patches(0.0) == 144 and method.weights == {"kd": 0.5}
+    _, one = method.passes(0.0)
+    assert one.macs * 200 * 1_281_167 / 1e15 == pytest.approx(3287, rel=0.003)
+
+
 # --- MVD ---------------------------------------------------------------------------------------------------------
 
 
@@ -347,7 +397,7 @@ def test_every_step_of_a_chain_parses(path: Path) -> None:
         parse_config(given.pop("verb"), given)["augment"].resolved()
 
 
-@recipe(CHAINS)
+@recipe([path for path in CHAINS if path.stem == "chain"])
 def test_chain_goes_from_the_teacher_to_a_fine_tuned_student(path: Path) -> None:
     steps = read_chain(path)
     assert [step["verb"] for step in steps.values() if step["verb"] != "finetune"].count("tinymim") >= 2

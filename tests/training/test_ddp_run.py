@@ -65,7 +65,7 @@ def test_two_processes_train_like_one(verb: str, tmp_path: Path) -> None:
     for alone, shared in zip(rows(one), rows(two), strict=True):
         assert alone.keys() == shared.keys()
         for name, value in alone.items():
-            if name == "teacher/agreement":  # about other inputs
+            if name.startswith("teacher/"):  # asked of a few images of each process's own batches
                 continue
             torch.testing.assert_close(
                 torch.tensor(float(shared[name])), torch.tensor(float(value)), rtol=1e-3, atol=1e-3, msg=name
