@@ -15,6 +15,7 @@ from vitdistill.runs.read import Run
 DRAWN = 12  # settings whose curves are drawn
 PERCENT = ("top1", "top5", "mean_per_class", "map", "agreement")
 DASH = "-"
+PLURAL = ("hold", "do not hold", "not resolved")
 
 
 def cells(content: Mapping[str, Any], setting: Mapping[str, Any]) -> list[str]:
@@ -72,12 +73,15 @@ def meaning(content: Mapping[str, Any]) -> list[str]:
     findings = content["findings"]
     if not findings:
         return []
-    counts = ", ".join(f"{sum(each['verdict'] == kind for each in findings)} {kind}" for kind in VERDICTS)
+    numbers = [sum(each["verdict"] == kind for each in findings) for kind in VERDICTS]
+    words = [one if number == 1 else several for number, one, several in zip(numbers, VERDICTS, PLURAL, strict=True)]
+    counts = ", ".join(f"{number} {word}" for number, word in zip(numbers, words, strict=True))
+    total = f"{len(findings)} claim{'s' if len(findings) > 1 else ''}"
     lines = [
-        f"Of {len(findings)} claims: {counts}. Differences are between runs of one seed; ± is half of the {LEVEL:.0%} "
-        "confidence interval of their mean (Student's t). A claim of a gain holds if the interval lies above zero (or "
-        "the claim's own margin) and does not if it lies below; a claim of no loss holds if it lies above minus the "
-        "margin, one point unless said otherwise, and does not if it lies below zero.",
+        f"Of {total}: {counts}. Differences are between runs of one seed; ± is half of the {LEVEL:.0%} confidence "
+        "interval of their mean (Student's t). A claim of a gain holds if the interval lies above zero (or the claim's own "
+        "margin) and does not if it lies below; a claim of no loss holds if it lies above minus the margin, one point unless "
+        "said otherwise, and does not if it lies below zero.",
     ]
     if len(findings) > 1:
         settled = [each for each in findings if each["verdict"] != "not resolved"]

@@ -191,7 +191,7 @@ def folder_name(name: str) -> str:
         >>> folder_name("features: Q/K/V"), folder_name("keep=0.5,criterion=random")
         ('features_Q_K_V', 'keep=0.5,criterion=random')
     """
-    return re.sub(r"[^\w.,=+%@-]+", "_", name).strip("_") or "_"
+    return re.sub(r"[^\w.,=+%@-]+", "_", name).strip("._") or "_"
 
 
 # --- settings ----------------------------------------------------------------------------------------------------
@@ -202,7 +202,8 @@ def _settings(
 ) -> tuple[Setting, ...]:
     if ("settings" in content) == ("grid" in content):
         raise UserError("A study has either `settings` or a `grid`", "both" if "grid" in content else "neither")
-    written = _mapping(content, "settings") or _combinations(_mapping(content, "grid"))
+    grid = _mapping(content, "grid")
+    written = _combinations(grid) if grid else _mapping(content, "settings")
     if not written:
         raise UserError("A study needs at least one setting")
     common = {key: content[key] for key in ("verb", "steps") if key in content}
