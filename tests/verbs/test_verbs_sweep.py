@@ -410,7 +410,7 @@ def test_a_worker_that_dies_takes_no_other_with_it(workers: Workers, tmp_path: P
 
 @pytest.mark.slow
 def test_a_sweep_that_is_stopped_goes_on_exactly(tmp_path: Path) -> None:
-    study = {**STUDY, "base": {**BASE, "epochs": 60, "batch_size": 64}, "seeds": 1}
+    study = {**STUDY, "base": {**BASE, "epochs": 30, "batch_size": 64}, "seeds": 1}
     path, whole, pieced = write(tmp_path, study), tmp_path / "whole", tmp_path / "pieced"
     done = shell([path, "--out", str(whole), "--jobs", "2"])
     assert done.wait(400) == 0, done.stderr
