@@ -401,15 +401,16 @@ def test_a_worker_that_dies_takes_no_other_with_it(workers: Workers, tmp_path: P
     workers.submit("d", "long", tmp_path / "d.log")
     assert outcomes(1)["c"].problem == "RuntimeError: no such luck"
     assert (tmp_path / "a.log").read_text() == "working on die\n" and "Traceback" in (tmp_path / "c.log").read_text()
-    while "working" not in ((tmp_path / "d.log").read_text() if (tmp_path / "d.log").exists() else ""):
-        time.sleep(0.1)
+    log, end = tmp_path / "d.log", time.monotonic() + 60
+    while not (log.exists() and "working" in log.read_text()) and time.monotonic() < end:
+        assert workers.wait(0.1) == []
     workers.stop()
     assert outcomes(1)["d"].stopped
 
 
 @pytest.mark.slow
 def test_a_sweep_that_is_stopped_goes_on_exactly(tmp_path: Path) -> None:
-    study = {**STUDY, "base": {**BASE, "epochs": 60, "batch_size": 64}, "seeds": 1}
+    study = {**STUDY, "base": {**BASE, "epochs": 30, "batch_size": 64}, "seeds": 1}
     path, whole, pieced = write(tmp_path, study), tmp_path / "whole", tmp_path / "pieced"
     done = shell([path, "--out", str(whole), "--jobs", "2"])
     assert done.wait(400) == 0, done.stderr

@@ -79,17 +79,17 @@ def meaning(content: Mapping[str, Any]) -> list[str]:
     total = f"{len(findings)} claim{'s' if len(findings) > 1 else ''}"
     lines = [
         f"Of {total}: {counts}. Differences are between runs of one seed; ± is half of the {LEVEL:.0%} confidence "
-        "interval of their mean (Student's t). A claim of a gain holds if the interval lies above zero (or the claim's own "
-        "margin) and does not if it lies below; a claim of no loss holds if it lies above minus the margin, one point unless "
-        "said otherwise, and does not if it lies below zero.",
+        "interval of their mean (Student's t). A claim of a gain holds if the interval lies above zero (or the "
+        "claim's own margin) and does not if it lies below; a claim of no loss holds if it lies above minus the "
+        "margin, one point unless said otherwise, and does not if it lies below zero.",
     ]
     if len(findings) > 1:
         settled = [each for each in findings if each["verdict"] != "not resolved"]
         kept = [each["claim"] for each in settled if each["corrected"] == each["verdict"]]
-        words = "none" if not kept else "; ".join(kept)
+        stay = "; ".join(kept) or "none"
         lines.append(
             "The verdicts are not corrected for their number: of twenty differences that are truly zero, one would "
-            f"seem resolved. With intervals widened for {len(findings)} claims (Bonferroni) there stay: {words}. What "
+            f"seem resolved. With intervals widened for {len(findings)} claims (Bonferroni) there stay: {stay}. What "
             "is not resolved may still differ by as much as its interval allows."
         )
     else:

@@ -4,6 +4,7 @@
 stop after its present step.
 """
 
+import io
 import os
 import signal
 import sys
@@ -180,6 +181,9 @@ def _serve(connection: Connection, work: Callable[[Any], None]) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # torch is imported behind this
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)  # what was said is in the log also of a process that dies
     try:
         with stopping():
             connection.send(("ready", None))
