@@ -32,7 +32,8 @@ from vitdistill.verbs.table import verb
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 CHAINS = [path for path in RECIPES if "steps" in yaml.safe_load(path.read_text())]
-RUNS = [path for path in RECIPES if path not in CHAINS]
+SWEEPS = [path for path in RECIPES if path.stem == "sweep"]
+RUNS = [path for path in RECIPES if path not in (*CHAINS, *SWEEPS)]
 READY = ROOT / "recipes" / "maskedkd" / "ready_for_masks.yaml"
 LINEAR = [path for path in RECIPES if path.parent.name == "linear_only"]
 PAPER = [*(path for path in RECIPES if path.parent.name == "maskedkd" and path != READY), *LINEAR]
@@ -126,6 +127,12 @@ def listed(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: listed(part) for key, part in value.items()}
     return list(value) if isinstance(value, tuple) else value
+
+
+@recipe(SWEEPS)
+def test_command_of_a_sweep_runs_this_file(path: Path) -> None:
+    name, values = parsed(stated(path, "command"))
+    assert name == "sweep" and values["study"] == str(path.relative_to(ROOT)) and values["out"].startswith("runs/")
 
 
 @recipe([path for path in RECIPES if "cost:" in path.read_text()])
