@@ -19,7 +19,7 @@ from vitdistill.types import Capture
 
 MERGEABLE = [
     *("vit", "deit", "deit_distilled", "deit3", "clip", "mae_mean_pool", "no_class_token", "registers", "qk_norm"),
-    *("cait", "convvit"),
+    *("dist_token", "cait", "convvit"),
 ]
 
 
@@ -77,6 +77,7 @@ def by_hand(net: nn.Module, images: Tensor, merges: Sequence[int], specials: int
     ("family", "specials"),
     [
         ("deit_distilled", 2),
+        ("dist_token", 2),
         ("deit3", 1),
         ("clip", 1),
         ("mae_mean_pool", 1),

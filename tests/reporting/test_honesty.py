@@ -13,7 +13,7 @@ from vitdistill.errors import UserError
 from vitdistill.models.build import build
 from vitdistill.reporting.galleries import masks as drawing
 from vitdistill.reporting.galleries.masks import masks_of, run_columns, some_images, unmasked_because
-from vitdistill.reporting.page import _duration, _macs, write_report
+from vitdistill.reporting.page import _duration, macs, write_report
 from vitdistill.runs.read import read_run
 from vitdistill.tokens.select import bottom_k
 
@@ -104,6 +104,6 @@ def test_one_run_without_a_student_does_not_cost_the_others_their_masks(
 
 
 def test_units_read_well() -> None:
-    found = [_macs(value).replace("\u00a0", " ") for value in (0.0, 0.0068, 4.6, 5750.0, 1770e6)]
+    found = [macs(value).replace("\u00a0", " ") for value in (0.0, 0.0068, 4.6, 5750.0, 1770e6)]
     assert found == ["0", "6.8 M", "4.6 G", "5.75 T", "1.77 E"]
     assert [_duration(seconds) for seconds in (41.2, 61, 7322)] == ["41s", "1m 01s", "2h 02m"]

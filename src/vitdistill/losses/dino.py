@@ -36,8 +36,9 @@ def dino_loss(
         temperature: of the student.
 
     Example:
-        >>> targets = dino_targets(teacher_outputs - centre, temperature=0.04)  # 2 views of 8 images: 16 rows
-        >>> dino_loss(student_outputs, targets, views=10).backward()  # 80 rows
+        >>> student, teacher = torch.randn(80, 32, requires_grad=True), torch.randn(16, 32)  # 10, 2 views of 8
+        >>> targets = dino_targets(teacher - teacher.mean(dim=0), temperature=0.04)
+        >>> dino_loss(student, targets, views=10).backward()
     """
     logs = F.log_softmax(student.float() / temperature, dim=-1).unflatten(0, (views, -1))
     seen = targets.unflatten(0, (-1, logs.shape[1]))

@@ -40,8 +40,10 @@ def match(metric: Float[Tensor, "b m d"], merge: int, protected: int = 0) -> Mat
         protected: special tokens before the others, of which none is merged.
 
     Example:
-        >>> matching = match(keys, 8, protected=1)
-        >>> tokens, size = merge_tokens(tokens, None, matching)
+        >>> tokens, keys = torch.randn(2, 197, 384), torch.randn(2, 197, 64)
+        >>> tokens, size = merge_tokens(tokens, None, match(keys, 8, protected=1))
+        >>> tokens.shape
+        torch.Size([2, 189, 384])
     """
     batch, tokens, _ = metric.shape
     merge = merged_of(merge, tokens, protected)

@@ -75,7 +75,7 @@ class ViT(Backbone):
     def run_blocks(self, tokens: Float[Tensor, "b m d"], capture: Capture, captured: Captured) -> Tensor:
         return self.run_each(self.before_blocks(tokens), [()] * self.depth, capture, captured)
 
-    def before_blocks(self, tokens: Float[Tensor, "b m d"]) -> Float[Tensor, "b m d"]:
+    def before_blocks(self, tokens: Float[Tensor, "b m d"]) -> Float[Tensor, "b m2 d"]:
         """What the first block takes, from the tokens that are kept."""
         return self.net.norm_pre(self.net.patch_drop(tokens))
 
