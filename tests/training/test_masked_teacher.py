@@ -40,6 +40,7 @@ def test_masks_that_do_harm_are_warned_of_once(tmp_path: Path, caplog: pytest.Lo
     assert "may mislead its student" in page and "agrees with the whole" in page
 
 
+@pytest.mark.slow
 def test_masks_that_do_none_are_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         info = trained(tmp_path / "run", keep=34)

@@ -59,7 +59,10 @@ LINEAR = {
 }
 
 
-@pytest.mark.parametrize("networks", LINEAR, ids=["deit_b", "deit3_l"])
+DEIT_B, DEIT3_L = LINEAR
+
+
+@pytest.mark.parametrize("networks", [DEIT_B, pytest.param(DEIT3_L, marks=pytest.mark.slow)], ids=["deit_b", "deit3_l"])
 def test_a_linear_only_student_costs_its_forward_pass(networks: tuple[str, str]) -> None:
     """MaskedKD, Table 8; the student's own training is not in it."""
     teacher, student = networks

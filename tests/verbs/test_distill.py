@@ -15,7 +15,13 @@ SHORT += ["--student_args.num_heads=3", "--teacher=digits-teacher", "--data=digi
 SHORT += ["--keep=0.5", "--optim.ema=0.5", "--loader.workers=0", "--precision=32-true", "--optim.warmup_epochs=0"]
 
 
-@pytest.mark.parametrize("names", ["manifold", "attention", "logits+manifold+attention"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        *(pytest.param(alone, marks=pytest.mark.slow) for alone in ("manifold", "attention")),
+        "logits+manifold+attention",
+    ],
+)
 def test_a_masked_run_is_interrupted_and_ends_alike(
     names: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -92,6 +92,7 @@ def test_it_is_exported_with_our_own_record_where_timm_has_no_such_network(linea
         export(str(linear_run), format="hub", out=str(tmp_path / "hub"))
 
 
+@pytest.mark.slow
 def test_the_last_class_token_alone_is_exported_for_timm(colour_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     more = asked(colour_run, run, linear_features="cls", epochs=1, student=str(source_of(tmp_path / "body")))

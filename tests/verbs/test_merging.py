@@ -35,7 +35,10 @@ TABLES: dict[str, dict[int, tuple[int, float, int]]] = {
 }
 
 
-@pytest.mark.parametrize("teacher", TABLES)
+SMALL, BASE = TABLES
+
+
+@pytest.mark.parametrize("teacher", [SMALL, pytest.param(BASE, marks=pytest.mark.slow)])
 def test_equal_costs_of_merging_and_masks(teacher: str) -> None:
     whole = build(teacher, meta=True)
     masked = masked_costs(whole)

@@ -153,6 +153,7 @@ def test_scores_have_the_order_of_the_data_and_the_scale_of_the_file(images: tor
         teacher.match_classes(["pink", "red"], "cars")
 
 
+@pytest.mark.slow
 def test_a_run_is_taught_by_names(clip: Path, tmp_path: Path) -> None:
     """The whole way: the data's names, the file, and a CLIP teacher with a projection of the same width."""
     data = colours(tmp_path / "data", {name: name for name in ("blue", "green", "red")})
