@@ -22,12 +22,11 @@ from vitdistill.evaluation.spread import EvenlySpread
 from vitdistill.methods.selection import make_criterion
 from vitdistill.methods.selection.criterion import Attention, Criterion, Order, Scene
 from vitdistill.models.backbone import Backbone, with_tokens
-from vitdistill.models.build import rebuild
-from vitdistill.models.record import ModelRecord
 from vitdistill.models.teacher import Teacher
-from vitdistill.models.weights.read import load_into, read_weights
+from vitdistill.models.weights.read import read_weights
 from vitdistill.runs.read import Run
 from vitdistill.tokens.structure import MaskStructure, chance_overlap, overlap
+from vitdistill.training.checkpoints import student_with
 from vitdistill.types import Capture, Output, TokenGrid
 
 UNTRAINED = "untrained"
@@ -239,9 +238,7 @@ def students_of(run: Run) -> dict[int | str, Backbone]:
         raise UserError("The run must have left snapshots", run.path, "Train with --snapshots, for example 6")
     students: dict[int | str, Backbone] = {}
     for epoch, file in run.snapshots.items():
-        network = rebuild(ModelRecord.read(run.path))
-        load_into(network.net, read_weights(file), str(file))
-        students[epoch] = with_tokens(network)
+        students[epoch] = with_tokens(student_with(read_weights(file), run.path, file))
     return students
 
 
