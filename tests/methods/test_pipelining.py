@@ -161,6 +161,19 @@ class Watch:
     patience = 2
 
 
+def test_the_teachers_thread_leaves_the_casts_of_the_students_weights(monkeypatch):
+    # They are of all threads. Thrown away between two parts, they would make rounding a matter of time.
+    cleared: list[str] = []
+    clear = torch.clear_autocast_cache
+    monkeypatch.setattr(
+        torch, "clear_autocast_cache", lambda: cleared.append(threading.current_thread().name) or clear()
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        pipelined(maskedkd().train(), 2)(IMAGES, TARGETS)
+        assert not cleared
+    assert cleared == [threading.main_thread().name]
+
+
 def test_the_teacher_is_on_one_part_while_the_student_is_on_the_next():
     method = pipelined(maskedkd().train(), 3)
     watch = Watch(method)

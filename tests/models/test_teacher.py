@@ -8,7 +8,7 @@ from torch import Tensor
 from tiny import tiny
 from vitdistill.errors import UserError
 from vitdistill.models.families import as_network
-from vitdistill.models.teacher import FrameTeacher, Teacher
+from vitdistill.models.teacher import FrameTeacher, Teacher, onto
 from vitdistill.types import Capture, TokenGrid
 
 STUDENT_MEAN, STUDENT_STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
@@ -75,3 +75,11 @@ def test_it_carries_no_gradient_and_stops_at_the_block_asked(clips):
 def test_frames_cannot_be_masked(clips):
     with pytest.raises(UserError, match=r"sees every patch.*--keep 1\.0"):
         FrameTeacher.over(teacher_of("deit"), 2)(clips, keep=torch.zeros(3, 1, dtype=torch.long))
+
+
+@pytest.mark.parametrize(("name", "waits"), [("cpu", True), ("cuda:1", False)])
+def test_copies_to_a_cpu_are_waited_for(name: str, waits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(Tensor, "to", lambda self, device, non_blocking: asked.append(not non_blocking) or self)
+    onto(torch.zeros(2), torch.device(name))
+    assert asked == [waits]

@@ -16,10 +16,12 @@ from vitdistill.data.device import OnDevice
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.images.recipes import eval_transform
 from vitdistill.errors import UserError
+from vitdistill.exporting.card import METHODS
 from vitdistill.models.build import build
 from vitdistill.models.network import Network
 from vitdistill.models.record import record_of, set_statistics
 from vitdistill.models.surgery.attention_heads import set_heads
+from vitdistill.verbs.table import TRAINING
 
 VIT = {"patch_size": 7, "embed_dim": 12, "depth": 2, "num_heads": 2, "num_classes": 4}
 SIZED = {"crop_pct": 0.8, "interpolation": "bilinear"}
@@ -119,6 +121,10 @@ def test_a_hub_folder_loads_with_timm_and_with_transformers(name: str, tmp_path:
 def saved(folder: Path) -> Path:
     photographs()[1].save(folder / "a.png")
     return folder / "a.png"
+
+
+def test_the_model_card_knows_what_every_training_is() -> None:
+    assert set(TRAINING) <= METHODS.keys()
 
 
 def test_the_model_card_says_what_the_run_recorded(tmp_path: Path) -> None:

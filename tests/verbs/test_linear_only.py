@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from colours import NETWORK, options
 from vitdistill.errors import UserError
+from vitdistill.evaluation.trajectory import students_of
 from vitdistill.models.build import build
 from vitdistill.models.families.linear_only import FrozenBody
 from vitdistill.models.families.vit import ViT
@@ -53,7 +54,7 @@ def asked(colour_run: Path, out: Path, **more: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def linear_run(colour_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("linear")
-    maskedkd(student=str(source_of(folder / "body")), **asked(colour_run, folder / "run"))
+    maskedkd(student=str(source_of(folder / "body")), **asked(colour_run, folder / "run", snapshots=2))
     return folder / "run"
 
 
@@ -85,10 +86,20 @@ def test_the_run_gives_its_student_back(linear_run: Path) -> None:
     assert again["top1"] == pytest.approx(run.result)
 
 
+def test_its_snapshots_are_of_one_body(linear_run: Path) -> None:
+    run = read_run(linear_run)
+    first, last = students_of(run).values()
+    images, found = torch.randn(4, 3, 16, 16), run.student()
+    assert torch.equal(last(images).prediction, found(images).prediction)
+    capture = found.saliency_capture()
+    maps = [student.saliency(student(images, capture=capture)) for student in (first, last, found)]
+    assert torch.equal(maps[0], maps[1]) and torch.equal(maps[1], maps[2])
+
+
 def test_it_is_exported_with_our_own_record_where_timm_has_no_such_network(linear_run: Path, tmp_path: Path) -> None:
     result = export(str(linear_run), out=str(tmp_path / "student.safetensors"), json=True)
     assert result["max_difference"] == 0 and result["load"].startswith("vitdistill.build(")
-    with pytest.raises(UserError, match="no networks with a classifier that reads the features 'cls4'"):
+    with pytest.raises(UserError, match="no networks with a classifier that reads the features .cls4. of several"):
         export(str(linear_run), format="hub", out=str(tmp_path / "hub"))
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import pytest
 
 from colours import NETWORK, options
 from vitdistill.cli import main
+from vitdistill.data.images.augment import Augment
 from vitdistill.errors import UserError
 from vitdistill.reporting.pictures import galleries
 from vitdistill.runs.read import read_run
 from vitdistill.verbs.maskedkd import maskedkd
 from vitdistill.verbs.report import report
+from vitdistill.verbs.tinymim import tinymim
 from vitdistill.verbs.trajectory import trajectory
 
 
@@ -61,6 +64,7 @@ def test_rows_and_files(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     with out.open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 3 and lines[0]["kept"] == "1" and "rate_3" in lines[0] and "correlation_1" in lines[0]
+    assert [row["epoch"] for row in trajectory(str(run), criterion="teacher,random", workers=0)] == [None, None]
 
 
 def test_a_trained_student_is_compared_with_an_untrained_one(
@@ -79,6 +83,27 @@ def test_a_trained_student_is_compared_with_an_untrained_one(
     ]
     with pytest.raises(UserError, match="has no teacher to rank patches"):
         trajectory(str(out), criterion="teacher", workers=0)
+
+
+def test_a_run_without_labels_needs_none(
+    run: Path, colour_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitdistill.verbs.job.write_report", lambda run: None)
+    data, out = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    for number, file in enumerate(sorted((colour_run.parent / "data" / "train").glob("*/*.png"))):
+        shutil.copy(file, data / f"{number}.png")
+    more = {"augment": Augment(recipe="pretrain"), "epochs": 1, "snapshots": 2, "positions": "learned"}
+    tinymim(
+        student="vit_tiny_patch16_224",
+        student_args=NETWORK,
+        teacher=str(colour_run),
+        target="features",
+        **{**options(data, out), **more},
+    )
+    rows = trajectory(str(out), keep=2, workers=0)
+    assert {row["student"] for row in rows} == {row["teacher"] for row in rows} == {None}
+    assert all(0 <= row["agreement"] <= 1 for row in rows)
 
 
 def test_bad_input(run: Path, colour_run: Path) -> None:

@@ -301,6 +301,10 @@ def test_a_score_that_no_run_has_ends_the_sweep_with_the_first(tmp_path: Path, m
         ({"claims": [{"better": "slow"}]}, "A claim is a mapping with claim, better and worse"),
         ({"seeds": 0}, "seeds must be a whole number from 1; got 0"),
         ({"base": {**BASE, "keep": 0.5}}, "There is no option keep"),
+        (
+            {"steps": {"x": {"epocs": 1}}, "settings": {"a": {"steps": {"x": {"verb": "supervised"}}}}},
+            "Setting a, step x: There is no option epocs of any verb.*epochs",
+        ),
     ],
 )
 def test_bad_studies_are_refused_in_one_line_before_anything_runs(

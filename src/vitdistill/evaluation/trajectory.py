@@ -22,12 +22,11 @@ from vitdistill.evaluation.spread import EvenlySpread
 from vitdistill.methods.selection import make_criterion
 from vitdistill.methods.selection.criterion import Attention, Criterion, Order, Scene
 from vitdistill.models.backbone import Backbone, with_tokens
-from vitdistill.models.build import rebuild
-from vitdistill.models.record import ModelRecord
 from vitdistill.models.teacher import Teacher
-from vitdistill.models.weights.read import load_into, read_weights
+from vitdistill.models.weights.read import read_weights
 from vitdistill.runs.read import Run
 from vitdistill.tokens.structure import MaskStructure, chance_overlap, overlap
+from vitdistill.training.checkpoints import student_with
 from vitdistill.types import Capture, Output, TokenGrid
 
 UNTRAINED = "untrained"
@@ -108,6 +107,7 @@ class Trajectory:
         self._found: dict[tuple[str, int | str | None], _Masks] = {}
         self._right: dict[int | str, Tensor | int] = dict.fromkeys(self.students, 0)
         self._whole: Tensor | int = 0
+        self._told = False  # whether labels were seen
 
     @torch.inference_mode()
     def update(self, inputs: Float[Tensor, "b ch *pixels"], targets: Int64[Tensor, "b"] | None) -> None:
@@ -118,6 +118,7 @@ class Trajectory:
             targets: class numbers; without them nobody's accuracy is counted.
         """
         targets = None if targets is None else targets.to(inputs.device, non_blocking=True)
+        self._told = self._told or targets is not None
         named = None
         if self.teacher is not None and self.teacher.num_classes:
             named = self._answer(inputs, None)
@@ -223,7 +224,7 @@ class Trajectory:
         return "student" in name or "student" in self.criteria
 
     def _percent(self, right: Tensor | int, counted: bool) -> float | None:
-        return round(100 * int(right) / self.images, 4) if counted else None
+        return round(100 * int(right) / self.images, 4) if counted and self._told else None
 
 
 # --- from a run --------------------------------------------------------------------------------------------------
@@ -239,9 +240,7 @@ def students_of(run: Run) -> dict[int | str, Backbone]:
         raise UserError("The run must have left snapshots", run.path, "Train with --snapshots, for example 6")
     students: dict[int | str, Backbone] = {}
     for epoch, file in run.snapshots.items():
-        network = rebuild(ModelRecord.read(run.path))
-        load_into(network.net, read_weights(file), str(file))
-        students[epoch] = with_tokens(network)
+        students[epoch] = with_tokens(student_with(read_weights(file), run.path, file))
     return students
 
 
@@ -250,6 +249,7 @@ def look_at(
     source: DataSource,
     config: dict[str, Any],
     *,
+    labelled: bool = True,
     images: int | None = None,
     batch_size: int = 64,
     device: str = "cpu",
@@ -261,6 +261,7 @@ def look_at(
         trajectory: looks at them.
         source: whose validation set they are of.
         config: of the run.
+        labelled: whether its labels are those of the networks' classes.
         images: how many, evenly spread; None takes all.
         batch_size: images per step.
         device: auto, cpu, cuda, ...
@@ -278,7 +279,7 @@ def look_at(
         student.to(reader.place)
     shown = source.val if images is None else EvenlySpread(source.val, images)
     for inputs, targets in reader.batches(shown, CorruptLog.of(source.val, reader.bad_share), "looking at masks"):
-        trajectory.update(inputs, targets)
+        trajectory.update(inputs, targets if labelled else None)
     if not trajectory.images:
         raise UserError("At least one image must be readable", f"none of {len(shown)}")
 

@@ -15,6 +15,8 @@ METHODS = {
     "mvd": "MVD: distilled without labels from image and video teachers (Wang et al., CVPR 2023)",
     "g2sd": "G2SD, generic stage: distilled without labels from the decoder of a masked autoencoder "
     "(Huang et al., CVPR 2023)",
+    "dino": "DINO: pre-trained without labels by its own moving average, whose weights these are "
+    "(Caron et al., ICCV 2021)",
     "mae": "MAE: pre-trained without labels by predicting masked pixels (He et al., CVPR 2022)",
     "videomae": "VideoMAE: pre-trained without labels by predicting masked pixels (Tong et al., NeurIPS 2022)",
     "supervised": "trained on labels alone",

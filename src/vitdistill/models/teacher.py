@@ -184,8 +184,8 @@ class Teacher:
         if parameter is not None and parameter.device != where:
             self.network.to(where)
         if where != home:
-            inputs = inputs.to(where, non_blocking=True)
-            keep = None if keep is None else keep.to(where, non_blocking=True)
+            inputs = onto(inputs, where)
+            keep = None if keep is None else onto(keep, where)
         self.network.eval()
         for module in self._drop_paths if self.drops_paths else ():
             module.train()
@@ -195,7 +195,7 @@ class Teacher:
             output = self.network(seen, keep=keep, capture=capture)
             if output.prediction is not None:
                 output.prediction = self._class_scores(output.prediction.float())
-        return output if where == home else output.map(lambda tensor: tensor.to(home, non_blocking=True))
+        return output if where == home else output.map(lambda tensor: onto(tensor, home))
 
     @property
     def _drop_paths(self) -> list[DropPath]:
@@ -219,6 +219,11 @@ class Teacher:
             return output
         self.order = self.order.to(output.device)
         return output.index_select(1, self.order)
+
+
+def onto(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device. GPUs order copies with what they compute; a CPU would read what is not there yet."""
+    return tensor.to(device, non_blocking=device.type != "cpu")
 
 
 class FrameTeacher(Teacher):

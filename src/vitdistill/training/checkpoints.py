@@ -50,16 +50,30 @@ def load_student(path: str | Path) -> Network:
     Raises:
         UserError: when the checkpoint or the record of its architecture is missing, or they are of different networks.
     """
-    from vitdistill.models.build import rebuild
-    from vitdistill.models.weights.read import load_into
-
     path = Path(path)
     if not path.is_file():
         raise UserError("The run must have this checkpoint", path, _remedy(path))
-    student = rebuild(ModelRecord.read(path.parent.parent))
+    return student_with(student_weights(read_checkpoint(path)["state_dict"]), path.parent.parent, path)
+
+
+def student_with(weights: dict[str, torch.Tensor], run: Path, source: Path) -> Network:
+    """The student of a run, built as `RUN/student.json` says, with weights that its training left.
+
+    Args:
+        weights: of the student, without a frozen body; that is read from where the run's start left it.
+        run: the run directory.
+        source: of the weights, for messages.
+
+    Raises:
+        UserError: when the record or the body is missing, or they are of another network.
+    """
+    from vitdistill.models.build import rebuild
+    from vitdistill.models.weights.read import load_into
+
+    student = rebuild(ModelRecord.read(run))
     if isinstance(student, FrozenBody):
-        _load_body(student, path.with_name(BODY))
-    load_into(student.net, student_weights(read_checkpoint(path)["state_dict"]), str(path))
+        _load_body(student, run / "checkpoints" / BODY)
+    load_into(student.net, weights, str(source))
     return student
 
 

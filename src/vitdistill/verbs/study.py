@@ -16,6 +16,7 @@ from vitdistill.verbs.judges import check_judge
 from vitdistill.verbs.parser import check_yaml
 from vitdistill.verbs.signatures import options_of
 from vitdistill.verbs.steps import check_references, check_verb, deep, references, with_config
+from vitdistill.verbs.table import TRAINING
 
 KEYS = (
     *("title", "about", "verb", "base", "steps", "settings", "grid", "before", "judge", "score", "columns", "seeds"),
@@ -280,6 +281,10 @@ def _merged(
     for each in (base, inherited):
         given = with_config({key: value for key, value in each.items() if key != "verb"})
         same = kind == each.get("verb")
+        if each is inherited:  # those of `base` are checked when all verbs of the study are known
+            known = {option for verb in TRAINING for option in options_of(verb)}
+            for option in given.keys() - known:
+                raise UserError(f"{where}: There is no option {option} of any verb", None, near(option, known))
         options = deep(options, {key: value for key, value in given.items() if same or key in options_of(kind)})
     without = own.get("without", [])
     if not isinstance(without, list):

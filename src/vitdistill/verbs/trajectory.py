@@ -36,7 +36,8 @@ def trajectory(
         criterion: who ranks the patches: student (each snapshot), teacher, random, student+random, teacher+random; or
             several of them.
         keep: patches to keep, a count or a fraction; by default what the run ended with, or half.
-        data: validation images; by default the run's.
+        data: validation images; by default the run's. Of a run without labels they need none, and nobody's accuracy is
+            counted.
         images: how many of them, evenly spread; null takes all.
         format: table, csv or json; by default what the ending of --out says, else a table. A table leaves out the
             columns correlation and rates.
@@ -67,8 +68,9 @@ def trajectory(
     students = students_of(read)
     if not _fresh(read):
         students = {"untrained": _untrained(read, seed), **students}
-    source = read.source() if data is None else _opened(data)
-    teacher = _teacher(read, source)
+    labelled = read.score is not None
+    source = read.source(labels=labelled) if data is None else _opened(data, labelled)
+    teacher = _teacher(read, source if labelled else None)
     if teacher is None and any("teacher" in name for name in names):
         asked = [name for name in names if "teacher" not in name]
         if criterion != "student,teacher,random":
@@ -87,7 +89,16 @@ def trajectory(
         order=read.setting("order") or "top",
         seed=seed,
     )
-    look_at(found, source, read.config, images=images, batch_size=batch_size, device=device, workers=workers)
+    look_at(
+        found,
+        source,
+        read.config,
+        labelled=labelled,
+        images=images,
+        batch_size=batch_size,
+        device=device,
+        workers=workers,
+    )
     rows = found.rows()
     content = {**found.summary(), "data": source.name, "seed": seed, "rows": rows}
     text = json.dumps(content, indent=1) + "\n"
@@ -103,14 +114,14 @@ def trajectory(
 
 
 def _teacher(run: Run, source: Any) -> Any:
-    """The teacher of a run, its scores in the order of the data's classes; None where it had none."""
+    """The teacher of a run, its scores in the order of the classes of labelled data; None where it had none."""
     if run.has_no_teacher:
         return None
     teachers = run.method(heads=False).teachers
     if not teachers:
         return None
     teacher = teachers[0]
-    if teacher.num_classes:
+    if teacher.num_classes and source is not None:
         teacher.match_classes(source.classes, source.name)
     return teacher
 
@@ -131,10 +142,10 @@ def _untrained(run: Run, seed: int) -> Any:
     return with_tokens(rebuild(ModelRecord.read(run.path)))
 
 
-def _opened(data: Data) -> Any:
+def _opened(data: Data, labels: bool) -> Any:
     from vitdistill.data.open import open_source
 
-    return open_source(data)
+    return open_source(data, labels=labels)
 
 
 def _shown(row: dict[str, Any], format: Format) -> dict[str, Any]:
@@ -158,5 +169,6 @@ def _say(run: Run, content: dict[str, Any], words: str, out: str | None, rows: i
     whole, overlap = content["whole_teacher"], content["chance_overlap"]
     beside = "" if whole is None else f"; the whole teacher is right for {whole:.2f}%"
     print(f"over {content['images']} images{beside}; random masks have joint 1 and overlap {overlap:.3f}")
-    print(words)
+    if words:
+        print(words)
     print(f"wrote {run.path / 'trajectory.json'} and trajectory.svg; `vitdistill report {run.path}` shows them")

@@ -52,7 +52,15 @@ class ThreadLane:
     def __enter__(self) -> "ThreadLane":
         self._threads = torch.get_num_threads()
         half = max(1, self._threads // 2)
-        self._pool = ThreadPoolExecutor(1, "teacher", initializer=lambda: torch.set_num_threads(half))
+
+        def begin() -> None:
+            torch.set_num_threads(half)
+            # All threads share what autocast has cast of the student's weights, and whoever leaves an outermost
+            # autocast throws it away. Here that would happen in the middle of the student's passes, so that the
+            # rounding of its gradients depended on which thread was faster; inside another one it does not.
+            torch.autocast_increment_nesting()
+
+        self._pool = ThreadPoolExecutor(1, "teacher", initializer=begin)
         torch.set_num_threads(half)
         return self
 

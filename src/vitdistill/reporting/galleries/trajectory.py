@@ -52,7 +52,8 @@ def trajectory_of(run: "Run") -> dict[str, Any]:
         attention=attention_of(run),
         order=run.setting("order") or "top",
     )
-    look_at(trajectory, run.source(labels=False), run.config, images=IMAGES, workers=0)
+    labelled = run.score is not None
+    look_at(trajectory, run.source(labels=False), run.config, labelled=labelled, images=IMAGES, workers=0)
     return {**trajectory.summary(), "rows": trajectory.rows()}
 
 
@@ -137,8 +138,10 @@ def rates_figure(found: Mapping[str, Any]) -> "Figure | None":
 
 
 def summary(found: Mapping[str, Any]) -> str:
-    """The first and the last snapshot in words."""
+    """The first and the last snapshot in words; empty where patches were ranked by no student."""
     own = [row for row in found["rows"] if row["epoch"] is not None]
+    if not own:
+        return ""
     own = [row for row in own if row["criterion"] == own[0]["criterion"]]
     first, last = own[0], own[-1]
     words = (
