@@ -76,13 +76,36 @@ def test_missing_and_ill_typed_options(capsys: pytest.CaptureFixture[str]) -> No
         ("keep: 0.5\nkeep: 0.7\n", "duplicate key 'keep' (line 2 of"),
         ("optim:\n  lr: 1\n  lr: 2\n", "duplicate key 'lr' (line 3 of"),
         ("keep: [0.5\n", "must be YAML"),
+        ("{[a, b]: 1}\n", "must be a word or a number; got ['a', 'b'] (line 1 of"),
+        ("? {a: b}\n: 1\n", "must be a word or a number"),
+        ("title: caf\udce9\n", "must be text in UTF-8"),
     ],
 )
 def test_bad_yaml(text: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "bad.yaml"
-    path.write_text(text)
+    path.write_text(text, errors="surrogateescape")
     line = error_line(["maskedkd", "--config", str(path)], capsys)
     assert expected in line and str(path) in line
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("8:1", "8:1"), ("8:-1", "8:-1"), ("8", 8), ("4,0,2", "4,0,2")],
+)
+def test_a_colon_makes_no_number(text: str, value: object, tmp_path: Path) -> None:
+    words = ["--student", "digits_vit_small", "--data", "digits", "--out", "x"]
+    path = tmp_path / "run.yaml"
+    path.write_text(f"teacher_merge: {text}\n")
+    assert parse("maskedkd", [*words, "--teacher_merge", text])["teacher_merge"] == text  # which means the same
+    assert parse("maskedkd", [*words, "--config", str(path)])["teacher_merge"] == value
+    assert check_yaml(path) == {"teacher_merge": value}
+
+
+def test_numbers_with_exponents_and_words_in_braces(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("a: 1e-3\nb: .5\nc: 2024-05-06\nd: .inf\ne: 12:30:45.6\n")
+    assert check_yaml(path) == {"a": 1e-3, "b": 0.5, "c": "2024-05-06", "d": float("inf"), "e": "12:30:45.6"}
+    assert parse("text-embeddings", ["x", "--out", "x.safetensors", "--template", "{}"])["template"] == "{}"
 
 
 def test_missing_yaml(tmp_path: Path) -> None:

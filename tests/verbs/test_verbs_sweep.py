@@ -295,10 +295,22 @@ def test_a_score_that_no_run_has_ends_the_sweep_with_the_first(tmp_path: Path, m
             "got 'fst rate'. Did you mean 'fast rate'",
         ),
         (
-            {"claims": [{"claim": "c", "better": "slow", "worse": "slow", "kind": "gian"}]},
+            {"claims": [{"claim": "c", "better": "slow", "worse": "fast rate", "kind": "gian"}]},
             "gain or no_loss; got 'gian'",
         ),
         ({"claims": [{"better": "slow"}]}, "A claim is a mapping with claim, better and worse"),
+        (
+            {"claims": [{"claim": "c", "better": "slow", "worse": "slow"}]},
+            "claim 'c' compares two settings; got 'slow'",
+        ),
+        (
+            {"claims": [{"claim": "c", "better": "slow", "worse": "fast rate", "margin": float("nan")}]},
+            "a number from 0",
+        ),
+        ({"before": {"..": {"verb": "mae"}}}, r"begins with no '\.'; got '\.\.'"),
+        ({"base": {**BASE, "config": 5}}, "`config` is the path of a YAML file; got 5"),
+        ({"judge": {"text-embeddings": {}}}, "must be a verb that takes one and returns numbers"),
+        ({"judge": {"knn": {"model": "runs/other"}}}, "judge knn: .*model.*runs/other"),
         ({"seeds": 0}, "seeds must be a whole number from 1; got 0"),
         ({"base": {**BASE, "keep": 0.5}}, "There is no option keep"),
         (
@@ -329,6 +341,28 @@ def test_bad_studies_are_refused_in_one_line_before_anything_runs(
 def test_bad_options_are_refused(tmp_path: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         sweep(write(tmp_path, STUDY), out=str(tmp_path / "out"), **options)
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "words"),
+    [
+        ("study.yaml", {}, "files can be written; got .*study.yaml, a file and no folder"),
+        ("study.yaml/sub", {}, "a file and no folder"),
+        ("", {}, "A path must name"),
+        ("run", {}, "may not be a run itself; got .*run"),
+        ("out", {"report": "summary.txt"}, "--report must be a markdown file; got summary.txt"),
+        ("out", {"report": "/dev/null/summary.md"}, "--report must be a place .* /dev/null, a file and no folder"),
+    ],
+)
+def test_bad_places_are_refused_before_anything_runs(
+    tmp_path: Path, out: str, options: dict[str, Any], words: str
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("data: digits\n")
+    path = write(tmp_path, STUDY)
+    with pytest.raises(UserError, match=words):
+        sweep(path, out=str(tmp_path / out) if out else "", **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_lists_of_words_follow_their_option() -> None:

@@ -302,6 +302,8 @@ def changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[s
         for key, old, new in differences(before, now)
         # A run of an earlier version says nothing of a switch that it did not have.
         if not FREE.match(key) and not _same_place(old, new) and not (old is None and new is False)
+        # Of an option that is a number or text, words of a command are text.
+        if str(old) != str(new)
     ]
 
 

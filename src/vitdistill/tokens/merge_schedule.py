@@ -113,4 +113,5 @@ def check_merge(merge: "int | str | Sequence[int] | MergeSchedule | None") -> No
         MergeSchedule.parse(merge)
 
 
-Merge = Annotated[int | str, check_merge]
+# Text first: jsonargparse reads 8:1 as a whole number, to the base of 60.
+Merge = Annotated[str | int, check_merge]

@@ -1,6 +1,5 @@
 """`vitdistill chain`: several runs, each building on earlier ones, with one command that can be interrupted."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,18 @@ from vitdistill.files import is_first_process
 from vitdistill.runs.read import read_run
 from vitdistill.verbs.parser import check_yaml
 from vitdistill.verbs.signatures import options_of
-from vitdistill.verbs.steps import check_references, check_verb, parsed, resolved, run_step, state_of, with_config
+from vitdistill.verbs.steps import (
+    FOLDER,
+    FOLDER_WORDS,
+    check_references,
+    check_verb,
+    folder_of_runs,
+    parsed,
+    resolved,
+    run_step,
+    state_of,
+    with_config,
+)
 
 
 def chain(
@@ -34,7 +44,7 @@ def chain(
         UserError: before anything is run, when a step names an unknown verb, option or step, or when a step that is
             finished or to be resumed was run with other options or on other data than now.
     """
-    folder = Path(out)
+    folder = folder_of_runs(out)
     steps = {name: _parsed(name, step, folder, data) for name, step in read_chain(recipe).items()}
     todo = {name: state_of(folder / name, *step) if not overwrite else "new" for name, step in steps.items()}
     results = {}
@@ -67,8 +77,8 @@ def read_chain(path: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def _merged(name: str, step: Any, earlier: list[str]) -> dict[str, Any]:
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise UserError("A step's name becomes a folder, so it may hold letters, digits, '.', '_' and '-'", repr(name))
+    if not FOLDER.fullmatch(name):
+        raise UserError(f"A step's name becomes a folder, {FOLDER_WORDS}", repr(name))
     check_verb(f"Step {name}", step.get("verb") if isinstance(step, dict) else None)
     merged = with_config(step)
     check_references(f"Step {name}", merged, earlier)

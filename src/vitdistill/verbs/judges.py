@@ -16,7 +16,8 @@ from vitdistill.verbs.table import VERBS, verb
 
 FILE = "judged.json"  # in the run directory
 SUBJECT = ("model", "models", "run")  # the option that takes the run
-NO_JUDGES = ("resume", "export", "predict", "embed", "report", "sweep")  # take a run and say nothing of how good it is
+# Take a run, or another model, and say nothing of how good a run is.
+NO_JUDGES = ("resume", "export", "predict", "embed", "report", "sweep", "text-embeddings")
 
 # What tells the members of a list apart.
 _TELLING = ("k", "criterion", "kept", "class", "name", "block", "layer")
@@ -61,10 +62,12 @@ def question(name: str, kind: str, options: Mapping[str, Any], run: Path) -> Que
     """A verb with its options, parsed.
 
     Raises:
-        UserError: for an option that it does not have.
+        UserError: for an option that it does not have, or for another run.
     """
     known = options_of(kind)
     subject = next(each for each in SUBJECT if each in known)
+    if subject in options:
+        raise UserError(f"judge {name}: a sweep gives each judge its {subject}", options[subject], "Leave it out")
     given: dict[str, Any] = {**options, subject: [str(run)] if subject == "models" else str(run)}
     if "json" in known:
         given["json"] = True

@@ -13,7 +13,7 @@ from vitdistill.verbs.signatures import options_of, usage_of
 _REFUSED = re.compile(r'Parser key "(?P<key>[^"]+)": .*?(?:Got|Given) value: (?P<value>.*)$')
 _GROUP = re.compile(r'Parser key "(?P<key>[^"]+)": Unable to load config [\'"](?P<value>.*?)[\'"]')
 _MISSING = re.compile(r"arguments are required: (?P<names>.+)$|Key \"(?P<name>[^\"]+)\" is required")
-_NO_VALUE = re.compile(r"argument (?P<option>--[\w.]+): expected")
+_NO_VALUE = re.compile(r"argument (?P<option>--[\w.]+)\S*: expected")
 _UNKNOWN = re.compile(r"[Uu]nrecognized arguments: (?P<name>\S+)")
 _UNKNOWN_KEY = re.compile(r"Option '(?P<name>[^']+)' is not accepted|accept option '(?P<nested>[^']+)'")
 

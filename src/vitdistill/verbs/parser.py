@@ -1,18 +1,50 @@
 """From the words of a command, or from a configuration, to the values of a verb's options. Needs no torch."""
 
 import json
+import re
 from collections.abc import Mapping
 from itertools import pairwise, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser, get_loader, set_loader
 
 from vitdistill.errors import UserError, near
 from vitdistill.verbs.messages import refusal, types_of
 from vitdistill.verbs.signatures import documentation, options_of, signature_of, usage_of
 from vitdistill.verbs.table import EXAMPLES, VERBS
+
+MODE = "vitdistill"  # of jsonargparse, in which values and configurations are read by `_load`
+
+
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """YAML 1.1 but for three of its readings: 8:1 stays text and is not 481, to the base of 60; 1e-3 is a number; dates
+    are text."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in several if not tag.endswith((":int", ":float", ":timestamp"))]
+        for first, several in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_WHOLE = r"^[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]+|0|[1-9][0-9_]*)$"
+_NUMBER = (
+    r"^(?:[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+"
+    r"|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN))$"
+)
+Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(_WHOLE), list("-+0123456789"))
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_NUMBER), list("-+0123456789."))
+
+
+def _load(text: str) -> Any:
+    value = yaml.load(text, Loader)
+    # `{name}` is text in braces and no mapping; jsonargparse tells which.
+    is_text = isinstance(value, dict) and all(part is None for part in value.values())
+    return get_loader("yaml")(text) if is_text else value
+
+
+set_loader(MODE, _load, exceptions=(yaml.YAMLError,))
 
 
 def parse(verb: str, words: list[str]) -> dict[str, Any]:
@@ -68,6 +100,7 @@ def make_parser(verb: str) -> ArgumentParser:
         description=VERBS[verb].summary,
         exit_on_error=True,
         allow_abbrev=False,
+        parser_mode=MODE,
     )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the options below")
     parser.add_function_arguments(function, fail_untyped=False, sub_configs=False)
@@ -136,7 +169,7 @@ def check_yaml(path: str | Path) -> dict[str, Any]:
         UserError: when the file is missing, no YAML, no mapping, or names a key twice.
     """
 
-    class Strict(yaml.SafeLoader):
+    class Strict(Loader):
         pass
 
     def mapping(loader: Any, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -144,7 +177,10 @@ def check_yaml(path: str | Path) -> dict[str, Any]:
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":  # `<<`, whose keys may be given again
                 continue
-            key = loader.construct_object(key_node, deep=deep)
+            key = loader.construct_object(key_node, deep=True)
+            if isinstance(key, list | dict | set):
+                line = f"line {key_node.start_mark.line + 1} of {path}"
+                raise UserError("A key of the configuration must be a word or a number", f"{key!r} ({line})")
             if key in seen:
                 raise UserError(f"duplicate key {key!r} (line {key_node.start_mark.line + 1} of {path})")
             seen.add(key)
@@ -152,9 +188,11 @@ def check_yaml(path: str | Path) -> dict[str, Any]:
 
     Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
-        content = yaml.load(Path(path).read_text(), Strict)
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Strict)
     except OSError as error:
         raise UserError("The configuration file must be readable", f"{path} ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError("The configuration must be text in UTF-8", f"{path} ({error})") from error
     except yaml.YAMLError as error:
         raise UserError("The configuration must be YAML", f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):

@@ -4,12 +4,14 @@ A step is a training verb with its options, in which `{name}` stands for the run
 options are parsed before anything runs, and compared with what an earlier call has run already.
 """
 
+import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from vitdistill.errors import UserError, near
+from vitdistill.files import check_path, is_run
 from vitdistill.runs.data import changes, describe_data
 from vitdistill.runs.directory import changed_options, plain
 from vitdistill.runs.read import Run, find_run
@@ -18,7 +20,36 @@ from vitdistill.verbs.table import TRAINING, verb
 
 State = Literal["new", "again", "resume", "finished"]
 
+FOLDER = re.compile(r"[\w-][\w.-]*")  # what may be a step's name: `..` would be a folder of somebody else's
+FOLDER_WORDS = "of letters, digits, '.', '_' and '-', and begins with no '.'"
+
 _REFERENCE = re.compile(r"\{([^{}]*)\}")
+
+
+def folder_of_runs(out: str) -> Path:
+    """The folder in which runs get folders of their own.
+
+    Raises:
+        UserError: when there can be none, or it is itself a run, whose report would be replaced.
+    """
+    check_path(out)
+    folder = Path(out).expanduser()
+    if is_run(folder):
+        raise UserError("--out is a folder for several runs, and may not be a run itself", out, "Choose another --out")
+    check_place("--out", folder / "any")
+    return folder
+
+
+def check_place(option: str, path: Path) -> None:
+    """Refuse, before anything is computed, a file that could not be written then.
+
+    Raises:
+        UserError: naming the option.
+    """
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        why = "to which nothing may be written" if parent.is_dir() else "a file and no folder"
+        raise UserError(f"{option} must be a place to which files can be written", f"{parent}, {why}")
 
 
 def check_verb(where: str, kind: Any) -> str:
@@ -43,7 +74,11 @@ def with_config(options: Mapping[str, Any]) -> dict[str, Any]:
         UserError: when the file cannot be read.
     """
     own = {key: value for key, value in options.items() if key != "config"}
-    return deep(check_yaml(options["config"]), own) if "config" in options else own
+    if "config" not in options:
+        return own
+    if not isinstance(options["config"], str):
+        raise UserError("`config` is the path of a YAML file", repr(options["config"]))
+    return deep(check_yaml(options["config"]), own)
 
 
 def deep(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

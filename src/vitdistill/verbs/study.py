@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import product
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from vitdistill.runs.columns import FIGURES, METRICS
 from vitdistill.verbs.judges import check_judge
 from vitdistill.verbs.parser import check_yaml
 from vitdistill.verbs.signatures import options_of
-from vitdistill.verbs.steps import check_references, check_verb, deep, references, with_config
+from vitdistill.verbs.steps import FOLDER, FOLDER_WORDS, check_references, check_verb, deep, references, with_config
 from vitdistill.verbs.table import TRAINING
 
 KEYS = (
@@ -344,8 +345,8 @@ def _before(written: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Be
     made: dict[str, Before] = {}
     for name, each in written.items():
         where = f"before {name}"
-        if not re.fullmatch(r"[\w.-]+", str(name)):
-            raise UserError(f"{where}: the name becomes a folder, of letters, digits, '.', '_' and '-'", repr(name))
+        if not FOLDER.fullmatch(str(name)):
+            raise UserError(f"{where}: the name becomes a folder, {FOLDER_WORDS}", repr(name))
         if not isinstance(each, dict):
             raise UserError(f"{where} is a mapping with `verb`, `options` and perhaps `once`", repr(each))
         _known(where, each, ("verb", "options", "once", "config"))
@@ -408,11 +409,15 @@ def _claims(written: Any, names: Collection[str], check: "_Columns") -> tuple[Cl
         _known(where, each, ("claim", "better", "worse", "kind", "margin", "score", "lower"))
         for side in ("better", "worse"):
             _check_setting(where, each[side], names)
+        if str(each["better"]) == str(each["worse"]):
+            raise UserError(f"{where} compares two settings", f"{each['better']!r} twice")
         kind = each.get("kind", "gain")
         if kind not in ("gain", "no_loss"):
             raise UserError(f"{where}: kind must be gain or no_loss", repr(kind), near(str(kind), ("gain", "no_loss")))
         margin, lower = each.get("margin"), each.get("lower")
-        if margin is not None and (isinstance(margin, bool) or not isinstance(margin, int | float) or margin < 0):
+        if margin is not None and (
+            isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 <= margin < inf
+        ):
             raise UserError(f"{where}: margin must be a number from 0", repr(margin))
         if lower is not None and not isinstance(lower, bool):
             raise UserError(f"{where}: lower is true or false", repr(lower))

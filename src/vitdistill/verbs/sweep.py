@@ -8,9 +8,20 @@ from statistics import mean
 from typing import Any
 
 from vitdistill.errors import UserError, near
+from vitdistill.files import check_path
 from vitdistill.signals import asked, stop_after, stop_now, stopping
 from vitdistill.verbs.judges import Question, ask, question, unanswered
-from vitdistill.verbs.steps import DataNow, State, parsed, references, resolved, run_step, state_of
+from vitdistill.verbs.steps import (
+    DataNow,
+    State,
+    check_place,
+    folder_of_runs,
+    parsed,
+    references,
+    resolved,
+    run_step,
+    state_of,
+)
 from vitdistill.verbs.study import Before, Study, check_seeds, read_study
 from vitdistill.verbs.sweep_results import Results, command_of
 from vitdistill.verbs.table import verb
@@ -65,7 +76,9 @@ def sweep(
         known = [setting.name for setting in found.settings]
         if name not in known:
             raise UserError("--only names settings of the study", repr(name), near(name, known))
-    folder = Path(out)
+    folder = folder_of_runs(out)
+    if report is not None:
+        check_report(report)
     tasks = find_states(plan(found, folder, only), overwrite=overwrite, only=only)
     results = Results(found, command_of(study, seeds, only, override), folder)
     with stopping():
@@ -81,6 +94,19 @@ def sweep(
             f"What they said is in {folder / LOGS}; the same command runs them again",
         )
     return written
+
+
+def check_report(report: str) -> None:
+    """Refuse a place for the summary to which it could not be written when all is run.
+
+    Raises:
+        UserError: naming it.
+    """
+    check_path(report)
+    path = Path(report)
+    if path.suffix != ".md" or path.is_dir():
+        raise UserError("--report must be a markdown file", report, "For example benchmarks/results/study.md")
+    check_place("--report", path)
 
 
 @dataclass

@@ -198,15 +198,22 @@ def _serve(connection: Connection, work: Callable[[Any], None]) -> None:
 
 
 def _done(work: Callable[[Any], None], payload: Any, log: Path) -> tuple[str, str | None]:
-    with _printing_to(log):
-        try:
-            work(payload)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return "failed", str(error)
-        except Exception as error:
-            traceback.print_exc()
-            return "failed", f"{type(error).__name__}: {error_words(error)}"
+    try:
+        with _printing_to(log):
+            return _told(work, payload)
+    except OSError as error:  # of the log
+        return "failed", f"{type(error).__name__}: {error_words(error)}"
+
+
+def _told(work: Callable[[Any], None], payload: Any) -> tuple[str, str | None]:
+    try:
+        work(payload)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return "failed", str(error)
+    except Exception as error:
+        traceback.print_exc()
+        return "failed", f"{type(error).__name__}: {error_words(error)}"
     return "done", None
 
 
