@@ -29,6 +29,7 @@ from vitdistill.verbs.evaluate import evaluate
 from vitdistill.verbs.export import export
 from vitdistill.verbs.finetune import finetune
 from vitdistill.verbs.maskedkd import maskedkd
+from vitdistill.verbs.probe import probe
 from vitdistill.verbs.resume import resume
 
 BODY = {**NETWORK, "depth": 4, "num_classes": 0}
@@ -84,6 +85,11 @@ def test_the_run_gives_its_student_back(linear_run: Path) -> None:
     assert torch.equal(method.student(images).prediction, exported) and not method.student.trains_body
     again = evaluate(str(linear_run), json=True)
     assert again["top1"] == pytest.approx(run.result)
+
+
+def test_its_body_is_probed_like_any_other(linear_run: Path, tmp_path: Path) -> None:
+    found = probe(str(linear_run), out=str(tmp_path / "probed"), epochs=5, batch_size=8, json=True)
+    assert evaluate(str(tmp_path / "probed"), json=True)["top1"] == pytest.approx(found["scores"]["top1"])
 
 
 def test_its_snapshots_are_of_one_body(linear_run: Path) -> None:

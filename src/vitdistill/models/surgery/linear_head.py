@@ -23,7 +23,7 @@ def with_linear_head(
     """A copy of a network that pools its tokens as it was probed, and has a given classifier in place of its own.
 
     Args:
-        body: the frozen network, in eval mode; left as it is.
+        body: the frozen network, in eval mode; left as it is. Of a linear-only student its body is taken.
         pooling: class token, mean over the patches, or what the network does by itself.
         weight: of the classifier, on the pooled features behind the network's final norm.
         bias: goes with `weight`.
@@ -31,6 +31,7 @@ def with_linear_head(
     Raises:
         UserError: when the network's own parts cannot be put together like this.
     """
+    body = body.body if isinstance(body, FrozenBody) else body
     record, own = record_of(body.net), body.net
     if record.architecture is None:
         raise _not_kept(body, pooling)
