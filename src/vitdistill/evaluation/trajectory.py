@@ -26,7 +26,7 @@ from vitdistill.models.build import rebuild
 from vitdistill.models.record import ModelRecord
 from vitdistill.models.teacher import Teacher
 from vitdistill.models.weights.read import load_into, read_weights
-from vitdistill.runs.read import Run
+from vitdistill.runs.read import Run, check_snapshots
 from vitdistill.tokens.structure import MaskStructure, chance_overlap, overlap
 from vitdistill.types import Capture, Output, TokenGrid
 
@@ -235,8 +235,7 @@ def students_of(run: Run) -> dict[int | str, Backbone]:
     Raises:
         UserError: when it left none, they cannot be read, or the network has no patches.
     """
-    if not run.snapshots:
-        raise UserError("The run must have left snapshots", run.path, "Train with --snapshots, for example 6")
+    check_snapshots(run)
     students: dict[int | str, Backbone] = {}
     for epoch, file in run.snapshots.items():
         network = rebuild(ModelRecord.read(run.path))
