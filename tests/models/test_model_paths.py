@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
+import timm
 
 from vitdistill.cli import main
 from vitdistill.errors import UserError
 from vitdistill.models.build import build
-from vitdistill.models.names import absolute_model, check_model_there
+from vitdistill.models.names import OURS, REGISTERED, absolute_model, check_model, check_model_there
 from vitdistill.runs.read import read_run
 
 
@@ -56,6 +57,14 @@ def test_what_is_no_model_is_one_line(spec: str, words: str) -> None:
         with pytest.raises(UserError, match=words) as error:
             refuses(spec)
         assert "rdnet" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_names_of_our_own_architectures_are_known_without_building_them() -> None:
+    ours = [name for name in timm.list_models() if name.startswith(OURS)]
+    assert sorted(ours) == sorted(REGISTERED)
+    with pytest.raises(UserError, match="Did you mean 'convvit_base_patch16_224'"):
+        check_model("convvit_base")
+    check_model("convvit_base_patch16_224.mae")
 
 
 def test_names_and_what_is_there_pass() -> None:

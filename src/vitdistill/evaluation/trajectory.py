@@ -24,7 +24,7 @@ from vitdistill.methods.selection.criterion import Attention, Criterion, Order, 
 from vitdistill.models.backbone import Backbone, with_tokens
 from vitdistill.models.teacher import Teacher
 from vitdistill.models.weights.read import read_weights
-from vitdistill.runs.read import Run
+from vitdistill.runs.read import Run, check_snapshots
 from vitdistill.tokens.structure import MaskStructure, chance_overlap, overlap
 from vitdistill.training.checkpoints import student_with
 from vitdistill.types import Capture, Output, TokenGrid
@@ -236,8 +236,7 @@ def students_of(run: Run) -> dict[int | str, Backbone]:
     Raises:
         UserError: when it left none, they cannot be read, or the network has no patches.
     """
-    if not run.snapshots:
-        raise UserError("The run must have left snapshots", run.path, "Train with --snapshots, for example 6")
+    check_snapshots(run)
     students: dict[int | str, Backbone] = {}
     for epoch, file in run.snapshots.items():
         students[epoch] = with_tokens(student_with(read_weights(file), run.path, file))

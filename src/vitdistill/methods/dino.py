@@ -20,7 +20,7 @@ from vitdistill.files import WEIGHTS
 from vitdistill.losses.dino import dino_loss, dino_targets, entropy, moved_centre
 from vitdistill.methods.masked_modelling import check_final_norm
 from vitdistill.methods.method import Method, Pass, Spent, freeze_unreached
-from vitdistill.methods.options import DinoHead, check_views
+from vitdistill.methods.options import DinoHead, check_numbers, check_views
 from vitdistill.methods.selection.amounts import Keep
 from vitdistill.methods.selection.mass import see
 from vitdistill.methods.selection.ranked import Ranked
@@ -137,12 +137,12 @@ class DINO(Method):
                 a number is out of range.
         """
         check_views(globals, locals)
-        _check_numbers(
-            student_temperature,
-            teacher_temperature,
-            teacher_temperature if first_teacher_temperature is None else first_teacher_temperature,
-            momentum,
-            centre_momentum,
+        check_numbers(
+            student_temperature=student_temperature,
+            teacher_temperature=teacher_temperature,
+            first_teacher_temperature=first_teacher_temperature,
+            momentum=momentum,
+            centre_momentum=centre_momentum,
         )
         backbone = with_tokens(as_network(student))
         super().__init__(backbone)
@@ -334,12 +334,3 @@ def class_token(output: Output) -> Float[Tensor, "b d"]:
     """The normed class token of a pass."""
     assert output.final is not None
     return output.final.special[:, 0]
-
-
-def _check_numbers(student: float, teacher: float, first: float, momentum: float, centre: float) -> None:
-    for name, value in (("student", student), ("teacher", teacher), ("first_teacher", first)):
-        if not value > 0:
-            raise UserError(f"{name}_temperature must be positive", value)
-    for name, value in (("momentum", momentum), ("centre_momentum", centre)):
-        if not 0 <= value < 1:
-            raise UserError(f"{name} must lie in [0, 1)", value)

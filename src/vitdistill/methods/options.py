@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Annotated, Literal
 
 from vitdistill.errors import UserError, near
@@ -123,3 +124,33 @@ def check_patch_drop(rate: float) -> None:
 
 
 PatchDrop = Annotated[float, check_patch_drop]
+
+
+def check_drop_path(rate: float) -> None:
+    """
+    Raises:
+        UserError: when it is no share of the blocks, or all of them.
+    """
+    if not 0 <= rate < 1:
+        raise UserError("drop_path must lie in [0, 1)", rate)
+
+
+DropPath = Annotated[float, check_drop_path]
+
+
+def check_numbers(**values: float | None) -> None:
+    """Refuse temperatures and decays of DINO that are out of range.
+
+    Args:
+        values: by name, which says what each is.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    for name, value in values.items():
+        if value is None:
+            continue
+        if name.endswith("temperature") and not 0 < value < inf:
+            raise UserError(f"{name} must be positive", value)
+        if name.endswith("momentum") and not 0 <= value < 1:
+            raise UserError(f"{name} must lie in [0, 1)", value)

@@ -16,6 +16,10 @@ HUBS = ("hf-hub:", "hf_hub:", "local-dir:")  # what timm looks up elsewhere
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 VIDEO, CONVVIT = "video_vit_", "convvit_"
 OURS = (VIDEO, CONVVIT)  # what the names of our own architectures begin with
+REGISTERED = (
+    *(f"{VIDEO}{size}_patch16_224" for size in ("small", "base", "large", "huge")),
+    f"{CONVVIT}base_patch16_224",
+)
 CONFIG = "config.json"  # in a folder of transformers' or timm's
 # What the classifier of a linear-only student reads of its frozen body (DINO's linear evaluation).
 LinearFeatures = Literal["auto", "cls", "cls4", "cls+mean"]
@@ -40,9 +44,13 @@ def check_model(spec: Any) -> None:
         UserError: with near names.
     """
     name = spec.partition("@")[0] if isinstance(spec, str) else ""
-    if not _PLAIN.match(name) or name in (*PRESETS, *BUNDLED) or name.startswith(OURS) or Path(spec).exists():
+    if not _PLAIN.match(name) or name in (*PRESETS, *BUNDLED) or Path(spec).exists():
         return
     architecture = name.partition(".")[0]
+    if name.startswith(OURS):
+        if architecture not in REGISTERED:
+            raise unknown_model(name, list(REGISTERED))
+        return
     if "timm" in sys.modules:
         if not sys.modules["timm"].is_model(architecture):
             raise unknown_model(name, sys.modules["timm"].list_models())

@@ -200,6 +200,15 @@ class Run:
 # --- reading ---------------------------------------------------------------------------------------------
 
 
+def check_snapshots(run: Run) -> None:
+    """
+    Raises:
+        UserError: when a run has left none.
+    """
+    if not run.snapshots:
+        raise UserError("The run must have left snapshots", run.path, "Train with --snapshots, for example 6")
+
+
 def read_run(path: str | Path) -> Run:
     """Read a run directory.
 

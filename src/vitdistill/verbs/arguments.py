@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from vitdistill.data.images.augment import Augment
 from vitdistill.files import check_path
+from vitdistill.methods.options import DropPath
 from vitdistill.methods.pipelining import DeviceName, Parts
 from vitdistill.models.names import check_model
 from vitdistill.models.presets import BUNDLED
@@ -88,7 +89,7 @@ class Student(Flat):
 class Regularised(Student):
     """A student with stochastic depth."""
 
-    drop_path: float = 0.1
+    drop_path: DropPath = 0.1
     """stochastic depth rate of the student's last block; earlier blocks get less. A module object keeps its own."""
 
 

@@ -79,6 +79,16 @@ def refuse_argument(values: Mapping[str, Any], group: str, name: str, option: st
     return {}
 
 
+def check_network(values: Mapping[str, Any]) -> None:
+    """Refuse a criterion of a third network where none is named.
+
+    Raises:
+        UserError: naming the criterion.
+    """
+    if values["criterion"] in ("network", "network+random") and values["network"] is None:
+        raise UserError(f"--criterion {values['criterion']} needs a third network", remedy="Name it with --network")
+
+
 def check_pipelining(values: Mapping[str, Any]) -> None:
     """Refuse steps in parts, and teachers on other devices, that cannot be.
 

@@ -4,17 +4,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.images.views import MultiCrop, refuse_single_crops
-from vitdistill.methods.options import check_views
+from vitdistill.errors import UserError, refuse_given
+from vitdistill.methods.options import check_numbers, check_views
 from vitdistill.methods.selection.amounts import check_selection
 from vitdistill.training.settings import Optim
 from vitdistill.verbs.arguments import Format, Model, Positions, Published
-from vitdistill.verbs.checks import refuse_argument
+from vitdistill.verbs.checks import check_network, refuse_argument
 from vitdistill.verbs.job import Job, trains
 from vitdistill.verbs.needs import ABOVE_0, GIVEN, needs
 
 if TYPE_CHECKING:
     from vitdistill.methods.method import Method
 
+SMALL = ("local_size", "local_scale")  # of --views, for the small crops alone
 Initialisation = Literal["dino", "xavier"]
 
 
@@ -27,6 +29,14 @@ def check_crops(values: dict[str, Any]) -> dict[str, Any]:
     views: MultiCrop = values["views"]
     views.check()
     check_views(views.globals, views.locals)
+    check_network(values)
+    if not views.locals:
+        small = {f"views.{name}": getattr(views, name) != getattr(MultiCrop(), name) for name in SMALL}
+        refuse_given(small, "unless --views.locals is above 0")
+    check_numbers(**{name: value for name, value in values.items() if name.endswith(("temperature", "momentum"))})
+    for name in ("freeze_last_epochs", "warmup_temperature_epochs"):
+        if not 0 <= values[name] <= values["epochs"]:
+            raise UserError(f"--{name} must lie between 0 and the epochs, {values['epochs']}", values[name])
     refuse_single_crops(values["augment"])
     check_selection(values["keep"], values["criterion"], values["order"], "teacher")
     return refuse_argument(values, "student_args", "drop_path_rate", "--drop_path")

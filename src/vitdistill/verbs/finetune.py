@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vitdistill.data.actions.files import ActionFiles
 from vitdistill.data.images.augment import Augment
-from vitdistill.methods.options import PatchDrop
+from vitdistill.methods.options import DropPath, PatchDrop
 from vitdistill.tasks import TaskName
 from vitdistill.training.settings import Optim
 from vitdistill.verbs.arguments import Clips, Model
@@ -38,7 +38,7 @@ def finetune(
     dropout: float = 0.0,
     image_size: int | None = None,
     model_args: dict[str, object] | None = None,
-    drop_path: float = DROP_PATH,
+    drop_path: DropPath = DROP_PATH,
     patch_drop: PatchDrop = 0.0,
 ) -> "Method":
     """Fine-tune a pre-trained network on labels, with layer-wise learning rate decay.

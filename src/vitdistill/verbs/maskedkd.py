@@ -8,7 +8,7 @@ from vitdistill.methods.terms.options import LOGITS, parse_terms
 from vitdistill.models.names import LinearFeatures
 from vitdistill.tokens.merge_schedule import Merge
 from vitdistill.verbs.arguments import File, Model, Pipelining, Published, TeacherOptions, is_fresh
-from vitdistill.verbs.checks import check_pipelining
+from vitdistill.verbs.checks import check_network, check_pipelining
 from vitdistill.verbs.job import Job, trains
 from vitdistill.verbs.linear import check_linear_only
 from vitdistill.verbs.merging import check_alone
@@ -26,6 +26,7 @@ def check_terms(values: dict[str, Any]) -> dict[str, Any]:
         student.
     """
     check_pipelining(values)
+    check_network(values)
     terms = values["terms"].named(values["distill"])
     keep, order, mask, criterion = (values[name] for name in ("keep", "order", "mask", "criterion"))
     if criterion is None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from vitdistill.errors import UserError
 from vitdistill.evaluation.asked import Criteria, criteria_of
-from vitdistill.runs.read import Run, read_run
+from vitdistill.runs.read import Run, check_snapshots, read_run
 from vitdistill.verbs.arguments import Data, is_fresh
 from vitdistill.verbs.rows import Format, RowWriter
 
@@ -54,6 +54,14 @@ def trajectory(
         correlation by distance, and rates (how often each patch is kept). The run directory gets trajectory.json and
         trajectory.svg, which `vitdistill report` shows.
     """
+    names = criteria_of(criterion)
+    writer = RowWriter(out, format)
+    read = read_run(run)
+    check_snapshots(read)
+    for name, value in (("images", images), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} must be at least 1", value)
+
     import json
 
     from vitdistill.evaluation.trajectory import Trajectory, attention_of, look_at, students_of
@@ -62,9 +70,6 @@ def trajectory(
     from vitdistill.runs.directory import list_in_run
     from vitdistill.tokens.keep import keep_count
 
-    names = criteria_of(criterion)
-    writer = RowWriter(out, format)
-    read = read_run(run)
     students = students_of(read)
     if not _fresh(read):
         students = {"untrained": _untrained(read, seed), **students}

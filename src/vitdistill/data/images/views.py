@@ -79,6 +79,11 @@ class MultiCrop:
         if self.local_size is None:
             return _whole(SMALL * height, down), _whole(SMALL * width, across)
         size = self.local_size
+        if size > height or size > width:
+            raise UserError(
+                f"Small crops must be no larger than the large ones, of {height}x{width} pixels",
+                f"--views.local_size {size}",
+            )
         if size % down or size % across:
             near = sorted({max(size // down, 1) * down, -(-size // down) * down})
             raise UserError(
