@@ -12,6 +12,7 @@ from tiny import FAMILIES, tiny
 from vitdistill.errors import UserError
 from vitdistill.methods.maskedkd import MaskedKD
 from vitdistill.models.build import build
+from vitdistill.models.families.linear_only import linear_only
 from vitdistill.models.macs import traced_macs
 from vitdistill.models.merged import Merged
 from vitdistill.tokens.merge import match, merge_tokens, sources
@@ -143,6 +144,11 @@ def test_other_families_are_refused(family: str) -> None:
     with pytest.raises(UserError, match=r"Tokens can be merged in ViT, DeiT, .*; got \w+") as error:
         Merged.over(tiny(family), 2)
     assert "\n" not in str(error.value)
+
+
+def test_a_linear_only_student_is_refused_as_what_it_is() -> None:
+    with pytest.raises(UserError, match="a frozen body with a linear classifier on it"):
+        Merged.over(linear_only(build(tiny("vit", depth=4)), 5), 1)
 
 
 def test_pooling_by_attention_and_networks_without_tokens_are_refused() -> None:

@@ -81,7 +81,7 @@ def test_a_trained_student_is_compared_with_an_untrained_one(
         ("student", 1),
         ("random", None),
     ]
-    with pytest.raises(UserError, match="has no teacher to rank patches"):
+    with pytest.raises(UserError, match="has no teacher that can rank patches"):
         trajectory(str(out), criterion="teacher", workers=0)
 
 
@@ -104,6 +104,18 @@ def test_a_run_without_labels_needs_none(
     rows = trajectory(str(out), keep=2, workers=0)
     assert {row["student"] for row in rows} == {row["teacher"] for row in rows} == {None}
     assert all(0 <= row["agreement"] <= 1 for row in rows)
+
+
+def test_a_teacher_that_cannot_be_masked_is_left_out(
+    colour_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitdistill.verbs.job.write_report", lambda run: None)
+    data, out = colour_run.parent / "data", tmp_path / "run"
+    sizes: dict[str, Any] = {"student": "vit_tiny_patch16_224", "student_args": NETWORK}
+    more = options(data, out, epochs=1, snapshots=2)
+    maskedkd(teacher=str(colour_run), teacher_merge=1, keep=1.0, **sizes, **more)
+    rows = trajectory(str(out), workers=0)
+    assert [row["criterion"] for row in rows] == ["student", "student", "random"]
 
 
 def test_bad_input(run: Path, colour_run: Path) -> None:

@@ -223,6 +223,8 @@ def check_mergeable(network: Network) -> None:
     """
     rule = "Tokens can be merged in ViT, DeiT, DeiT3, CLIP, MAE, ConvViT and CaiT"
     remedy = "Choose one of these, or merge no tokens"
+    if not network.trains_body:
+        raise UserError(rule, f"{network.name}, a frozen body with a linear classifier on it", remedy)
     if isinstance(network, RotaryViT) or not isinstance(network, ViT | CaiT):
         raise UserError(rule, network.name, remedy)
     trunk = network.blocks[: network.trunk_depth] if isinstance(network, CaiT) else network.blocks

@@ -79,7 +79,9 @@ def trajectory(
     if teacher is None and any("teacher" in name for name in names):
         asked = [name for name in names if "teacher" not in name]
         if criterion != "student,teacher,random":
-            raise UserError(f"{run} has no teacher to rank patches", ", ".join(names), "Use --criterion student,random")
+            raise UserError(
+                f"{run} has no teacher that can rank patches", ", ".join(names), "Use --criterion student,random"
+            )
         names = tuple(asked)
     grid = next(iter(students.values())).grid if teacher is None else teacher.grid
     kept = kept_at_last(read, grid.count) if keep is None else keep_count(keep, grid.count)
@@ -119,13 +121,18 @@ def trajectory(
 
 
 def _teacher(run: Run, source: Any) -> Any:
-    """The teacher of a run, its scores in the order of the classes of labelled data; None where it had none."""
+    """The teacher of a run, its scores in the order of the classes of labelled data; None where it had none, or one
+    that no patches can be left out of (merging tokens) or that a decoder is part of (G2SD)."""
+    from vitdistill.models.backbone import Backbone
+
     if run.has_no_teacher:
         return None
     teachers = run.method(heads=False).teachers
     if not teachers:
         return None
     teacher = teachers[0]
+    if not (isinstance(teacher.network, Backbone) and teacher.network.maskable):
+        return None
     if teacher.num_classes and source is not None:
         teacher.match_classes(source.classes, source.name)
     return teacher
