@@ -162,3 +162,9 @@ def test_bad_options_elsewhere(call: Any, message: str, tmp_path: Path, monkeypa
     with pytest.raises(UserError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_half_of_the_patches_is_refused_where_it_is_asked_for() -> None:
+    """It is what `cost` takes where nothing is said, but not where tokens are merged."""
+    with pytest.raises(UserError, match="two ways to save the teacher's work.*--keep 0.5"):
+        cost(teacher="deit_small_patch16_224", teacher_merge="8", keep=0.5)

@@ -32,7 +32,7 @@ CONVVIT_NOTE = (
 # Schedules go by the step, of which the data would say how many there are; more of them change next to nothing.
 STEPS_PER_EPOCH = 1000
 
-KEEP = 0.5  # the default
+KEEP = 0.5  # where nothing else is asked for
 
 OF_OTHERS = ("teacher", "network", "teacher+random", "network+random")
 NEEDS = (
@@ -48,7 +48,7 @@ def cost(
     teacher: ModelName,
     student: ModelName | None = None,
     linear_only: bool = False,
-    keep: Keep = KEEP,
+    keep: Keep | None = None,
     teacher_merge: Merge | None = None,
     criterion: CriterionName = "student",
     network: ModelName | None = None,
@@ -72,7 +72,8 @@ def cost(
         student: Student, named as the teacher is; adds its training cost and the teacher's share of a step.
         linear_only: The student is frozen, and a linear classifier on it is all that trains.
         keep: Patches kept: a count (98), a fraction (0.5), a schedule ('1.0->0.5', '0:1.0,0.5:0.25'), of which the
-            average over training is taken, or a budget (budget:0.5, 'budget:0.5@1.0->0.25').
+            average over training is taken, or a budget (budget:0.5, 'budget:0.5@1.0->0.25'). By default half of them,
+            or all where tokens are merged.
         teacher_merge: Tokens that each block of the teacher merges (ToMe), in place of masks: a number (8), one that
             falls to none over the blocks (8:-1) or rises (8:1), or one for each block (4,0,2). Adds a table of how many
             kept patches cost as much.
@@ -104,9 +105,10 @@ def cost(
     for name, number in (("epochs", epochs), ("images", images), ("gpu_tflops", gpu_tflops)):
         if number is not None and not 0 < number < float("inf"):
             raise UserError(f"{name} must be positive", number)
+    if keep is None:
+        keep = KEEP if teacher_merge is None else 1.0
     check_known(keep, criterion)
     if teacher_merge is not None:
-        keep = 1.0 if keep == KEEP else keep  # which was not asked for, or is what is the default
         check_alone(teacher_merge, keep)
     from vitdistill.methods.selection.ranked import Ranked
     from vitdistill.models.teacher import Teacher

@@ -20,7 +20,7 @@ SUBJECT = ("model", "models", "run")  # the option that takes the run
 NO_JUDGES = ("resume", "export", "predict", "embed", "report", "sweep", "text-embeddings")
 
 # What tells the members of a list apart.
-_TELLING = ("k", "criterion", "kept", "class", "name", "block", "layer")
+_TELLING = ("k", "criterion", "epoch", "kept", "class", "name", "block", "layer")
 
 
 class Question(NamedTuple):

@@ -104,6 +104,24 @@ def references(value: Any) -> list[str]:
     return _REFERENCE.findall(value) if isinstance(value, str) else []
 
 
+def nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as groups.
+
+    Example:
+        >>> nested({"optim.lr": 1, "optim": {"warmup_epochs": 2}})
+        {'optim': {'lr': 1, 'warmup_epochs': 2}}
+    """
+    result: dict[str, Any] = {}
+    for key, value in options.items():
+        value = nested(value) if isinstance(value, Mapping) else value
+        *groups, last = str(key).split(".")
+        part: dict[str, Any] = {last: value}
+        for group in reversed(groups):
+            part = {group: part}
+        result = deep(result, part)
+    return result
+
+
 def check_references(where: str, value: Any, earlier: Collection[str], what: str = "an earlier step") -> None:
     """Refuse references to what is not run before.
 

@@ -3,20 +3,26 @@
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
-from difflib import get_close_matches
+from dataclasses import dataclass
 from itertools import product
-from math import inf
 from pathlib import Path
 from typing import Any
 
 from vitdistill.errors import UserError, near
 from vitdistill.runs.claims import Claim
-from vitdistill.runs.columns import FIGURES, METRICS
-from vitdistill.verbs.judges import check_judge
 from vitdistill.verbs.parser import check_yaml
 from vitdistill.verbs.signatures import options_of
-from vitdistill.verbs.steps import FOLDER, FOLDER_WORDS, check_references, check_verb, deep, references, with_config
+from vitdistill.verbs.steps import (
+    FOLDER,
+    FOLDER_WORDS,
+    check_references,
+    check_verb,
+    deep,
+    nested,
+    references,
+    with_config,
+)
+from vitdistill.verbs.study_questions import Columns, Judge, Plot, check_keys, claims_of, judges_of, mapping_of, plot_of
 from vitdistill.verbs.table import TRAINING
 
 KEYS = (
@@ -27,9 +33,6 @@ OURS = ("out", "seed", "resume", "overwrite")  # what a sweep gives each run its
 SEEDS = 3
 LONGEST = 150  # letters of a folder's name
 RESERVED = ("before", "logs")  # folders beside those of the settings
-
-USUAL = ("top1", "top5", "mean_per_class", "map", "loss", "agreement")
-TYPO = 0.85  # how alike an unknown name must be to a known one to be taken for a typing error
 
 
 @dataclass(frozen=True)
@@ -65,37 +68,6 @@ class Before:
 
 
 @dataclass(frozen=True)
-class Judge:
-    """A verb that is asked of every run.
-
-    Attributes:
-        name: what its columns begin with.
-        verb: its name.
-        of: the step that is asked; "" is the last.
-        options: as they are written.
-    """
-
-    name: str
-    verb: str
-    of: str
-    options: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A picture of one column against another.
-
-    Attributes:
-        x, y: columns.
-        lines: settings that are joined by a line, by what the line is called.
-    """
-
-    x: str
-    y: str
-    lines: dict[str, tuple[str, ...]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Study:
     """What a file says, checked but for the options, which are parsed when it is known where runs are written."""
 
@@ -126,15 +98,15 @@ def read_study(path: str | Path, override: Mapping[str, Any] | None = None) -> S
         UserError: for an unknown key, verb, setting, judge or column, or a reference to what is not run before.
     """
     content = check_yaml(path)
-    _known("A study", content, KEYS)
-    base = with_config(nested(_mapping(content, "base")))
+    check_keys("A study", content, KEYS)
+    base = with_config(nested(mapping_of(content, "base")))
     over = nested(override or {})
-    before = _before(_mapping(content, "before"), over)
+    before = _before(mapping_of(content, "before"), over)
     settings = _settings(content, base, over, before)
     names = [setting.name for setting in settings]
     steps = {step.name: step.verb for setting in settings for step in setting.steps if step.name}
-    judges = _judges(_mapping(content, "judge"), steps, before)
-    check = _Columns(steps, judges)
+    judges = judges_of(mapping_of(content, "judge"), steps, before)
+    check = Columns(steps, judges)
     if (score := content.get("score")) is not None:
         check("score", score)
     columns = content.get("columns", [])
@@ -153,8 +125,8 @@ def read_study(path: str | Path, override: Mapping[str, Any] | None = None) -> S
         score=score,
         columns=tuple(columns),
         seeds=seeds,
-        plot=_plot(content.get("plot"), names, check),
-        claims=_claims(content.get("claims") or [], names, check),
+        plot=plot_of(content.get("plot"), names, check),
+        claims=claims_of(content.get("claims") or [], names, check),
     )
 
 
@@ -166,24 +138,6 @@ def check_seeds(where: str, seeds: Any) -> None:
     """
     if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
         raise UserError(f"{where} must be a whole number from 1", repr(seeds))
-
-
-def nested(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys as groups.
-
-    Example:
-        >>> nested({"optim.lr": 1, "optim": {"warmup_epochs": 2}})
-        {'optim': {'lr': 1, 'warmup_epochs': 2}}
-    """
-    result: dict[str, Any] = {}
-    for key, value in options.items():
-        value = nested(value) if isinstance(value, Mapping) else value
-        *groups, last = str(key).split(".")
-        part: dict[str, Any] = {last: value}
-        for group in reversed(groups):
-            part = {group: part}
-        result = deep(result, part)
-    return result
 
 
 def folder_name(name: str) -> str:
@@ -204,8 +158,8 @@ def _settings(
 ) -> tuple[Setting, ...]:
     if ("settings" in content) == ("grid" in content):
         raise UserError("A study has either `settings` or a `grid`", "both" if "grid" in content else "neither")
-    grid = _mapping(content, "grid")
-    written = _combinations(grid) if grid else _mapping(content, "settings")
+    grid = mapping_of(content, "grid")
+    written = _combinations(grid) if grid else mapping_of(content, "settings")
     if not written:
         raise UserError("A study needs at least one setting")
     common = {key: content[key] for key in ("verb", "steps") if key in content}
@@ -236,8 +190,8 @@ def _one(
         raise UserError(f"{where} is a mapping from options to values", repr(own))
     written = nested(own or {})
     if "steps" in written or ("steps" in common and "verb" not in written):
-        _known(f"{where}, a setting of steps,", written, ("steps",))
-        shared, changed = _mapping(common, "steps"), _mapping(written, "steps", where)
+        check_keys(f"{where}, a setting of steps,", written, ("steps",))
+        shared, changed = mapping_of(common, "steps"), mapping_of(written, "steps", where)
         # A setting's further steps come first, for those of the study to build on.
         labels = [*(label for label in changed if label not in shared), *shared]
         steps = {label: (nested(shared.get(label) or {}), changed.get(label, {})) for label in labels}
@@ -349,13 +303,13 @@ def _before(written: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Be
             raise UserError(f"{where}: the name becomes a folder, {FOLDER_WORDS}", repr(name))
         if not isinstance(each, dict):
             raise UserError(f"{where} is a mapping with `verb`, `options` and perhaps `once`", repr(each))
-        _known(where, each, ("verb", "options", "once", "config"))
+        check_keys(where, each, ("verb", "options", "once", "config"))
         kind = check_verb(where, each.get("verb"))
         once = each.get("once", False)
         if not isinstance(once, bool):
             raise UserError(f"{where}: `once` is true or false", repr(once))
         config = {"config": each["config"]} if "config" in each else {}
-        options = with_config({**config, **nested(_mapping(each, "options", where))})
+        options = with_config({**config, **nested(mapping_of(each, "options", where))})
         _refuse_ours(where, options, besides=("seed",) if once else ())
         check_references(where, options, made, "an earlier run of `before`")
         if once and (several := [one for one in references(options) if not made[one].once]):
@@ -364,119 +318,6 @@ def _before(written: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Be
     return made
 
 
-def _judges(written: Mapping[str, Any], steps: Mapping[str, str], before: Mapping[str, Before]) -> tuple[Judge, ...]:
-    made = []
-    for name, each in written.items():
-        if each is not None and not isinstance(each, dict):
-            raise UserError(f"judge {name} is a mapping from options to values", repr(each))
-        options = nested(each or {})
-        kind = check_judge(str(options.pop("verb", name)))
-        of = str(options.pop("of", ""))
-        if of and of not in steps:
-            raise UserError(f"judge {name} is of a step", repr(of), near(of, steps))
-        if str(name) in (*METRICS, *steps):
-            raise UserError(f"judge {name} needs a name that no other column begins with", repr(name))
-        check_references(f"judge {name}", options, before, "a run of `before`")
-        made.append(Judge(str(name), kind, of, options))
-    return tuple(made)
-
-
-def _plot(written: Any, names: Collection[str], check: "_Columns") -> Plot | None:
-    if written is None:
-        return None
-    if not isinstance(written, dict) or not {"x", "y"} <= set(written):
-        raise UserError("`plot` names two columns, x and y", repr(written))
-    _known("plot", written, ("x", "y", "lines"))
-    for axis in ("x", "y"):
-        check(f"plot.{axis}", written[axis])
-    lines = written.get("lines") or {}
-    if not isinstance(lines, dict) or not all(isinstance(each, list) for each in lines.values()):
-        raise UserError("`plot.lines` is a mapping from names to lists of settings", repr(lines))
-    for each in lines.values():
-        for name in each:
-            _check_setting("plot.lines", name, names)
-    return Plot(written["x"], written["y"], {str(name): tuple(map(str, each)) for name, each in lines.items()})
-
-
-def _claims(written: Any, names: Collection[str], check: "_Columns") -> tuple[Claim, ...]:
-    if not isinstance(written, list):
-        raise UserError("`claims` is a list of mappings with claim, better, worse and kind", repr(written))
-    made = []
-    for each in written:
-        if not isinstance(each, dict) or not {"claim", "better", "worse"} <= set(each):
-            raise UserError("A claim is a mapping with claim, better and worse", repr(each))
-        where = f"claim {str(each['claim'])!r}"
-        _known(where, each, ("claim", "better", "worse", "kind", "margin", "score", "lower"))
-        for side in ("better", "worse"):
-            _check_setting(where, each[side], names)
-        if str(each["better"]) == str(each["worse"]):
-            raise UserError(f"{where} compares two settings", f"{each['better']!r} twice")
-        kind = each.get("kind", "gain")
-        if kind not in ("gain", "no_loss"):
-            raise UserError(f"{where}: kind must be gain or no_loss", repr(kind), near(str(kind), ("gain", "no_loss")))
-        margin, lower = each.get("margin"), each.get("lower")
-        if margin is not None and (
-            isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 <= margin < inf
-        ):
-            raise UserError(f"{where}: margin must be a number from 0", repr(margin))
-        if lower is not None and not isinstance(lower, bool):
-            raise UserError(f"{where}: lower is true or false", repr(lower))
-        if (score := each.get("score")) is not None:
-            check(where, score)
-        sides = (str(each["better"]), str(each["worse"]))
-        made.append(Claim(" ".join(str(each["claim"]).split()), *sides, kind, margin, score, lower))
-    return tuple(made)
-
-
-class _Columns:
-    """Says which names of columns can be ones; the rest shows when the first run is done."""
-
-    def __init__(self, steps: Mapping[str, str], judges: Iterable[Judge]) -> None:
-        self.steps, self.judges = tuple(steps), [judge.name for judge in judges]
-        metrics = [f"{prefix}/{name}" for prefix in METRICS for name in USUAL]
-        self.known = [*FIGURES, "keep", "lr", *metrics]
-
-    def __call__(self, where: str, name: Any) -> None:
-        """Refuse what is no column.
-
-        Raises:
-            UserError: with near names.
-        """
-        word = str(name)
-        first, separator, rest = word.partition("/")
-        if not isinstance(name, str) or (separator and first not in (*METRICS, *self.judges, *self.steps)):
-            known = (*self.known, *(f"{each}/top1" for each in (*self.judges, *self.steps)))
-            what = "metrics.csv has, or a judge's name, / and its number" if separator else "the runs have"
-            raise UserError(f"{where} must be a column that {what}", repr(name), near(word, known))
-        if separator and first in self.steps and rest not in self.known:
-            word = rest
-        elif separator and first in self.judges:
-            return
-        if word in self.known or (separator and first in self.steps):
-            return
-        if close := get_close_matches(word, self.known, n=1, cutoff=TYPO):
-            raise UserError(f"{where} must be a column of the runs", repr(name), f"Did you mean {close[0]!r}?")
-
-
-def _check_setting(where: str, name: Any, names: Collection[str]) -> None:
-    if str(name) not in names:
-        raise UserError(f"{where} must name a setting", repr(name), near(str(name), names))
-
-
 def _refuse_ours(where: str, options: Mapping[str, Any], besides: Collection[str] = ()) -> None:
     if given := [name for name in OURS if name in options and name not in besides]:
         raise UserError(f"{where}: a sweep gives each run its {given[0]}", options[given[0]], "Leave it out")
-
-
-def _mapping(content: Mapping[str, Any], key: str, where: str = "A study") -> dict[str, Any]:
-    value = content.get(key)
-    if value is not None and not isinstance(value, dict):
-        raise UserError(f"{where}: `{key}` is a mapping", repr(value))
-    return {str(name): each for name, each in (value or {}).items()}
-
-
-def _known(where: str, content: Mapping[str, Any], keys: Collection[str]) -> None:
-    for key in content:
-        if key not in keys:
-            remedy = near(str(key), keys) or f"There are {', '.join(keys)}"
-            raise UserError(f"{where} has no {key!r}", remedy=remedy)
