@@ -113,4 +113,5 @@ def check_merge(merge: "int | str | Sequence[int] | MergeSchedule | None") -> No
         MergeSchedule.parse(merge)
 
 
-Merge = Annotated[int | str, check_merge]
+# str first: as a number YAML reads 8:1 in base 60, as 481.
+Merge = Annotated[str | int, check_merge]

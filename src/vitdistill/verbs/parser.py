@@ -150,6 +150,17 @@ def check_yaml(path: str | Path) -> dict[str, Any]:
             seen.add(key)
         return loader.construct_mapping(node, deep=deep)
 
+    def number(loader: Any, node: Any) -> Any:
+        if ":" in node.value:
+            raise UserError(
+                "Values with a colon must be in quotes, or YAML reads a number in base 60",
+                f"{node.value} (line {node.start_mark.line + 1} of {path})",
+                f'Write "{node.value}"',
+            )
+        return yaml.SafeLoader.yaml_constructors[node.tag](loader, node)
+
+    for kind in ("int", "float"):
+        Strict.add_constructor(f"tag:yaml.org,2002:{kind}", number)
     Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
         content = yaml.load(Path(path).read_text(), Strict)
