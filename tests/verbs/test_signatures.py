@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import pytest
@@ -346,3 +347,11 @@ def test_every_verb_has_a_module_of_its_name() -> None:
     assert "finetune" in TRAINING and "evaluate" not in TRAINING
     assert trains.__module__ == "vitdistill.verbs.job"
     assert signature_of("finetune").parameters["model"].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+
+
+def test_a_rising_schedule_of_merging_is_no_number_in_base_60(tmp_path: Path) -> None:
+    assert parse("cost", ["--teacher", "digits-teacher", "--teacher_merge", "8:1"])["teacher_merge"] == "8:1"
+    file = tmp_path / "cost.yaml"
+    for written in ('"8:1"', "8:1"):
+        file.write_text(f"teacher: digits-teacher\nteacher_merge: {written}\n")
+        assert parse("cost", ["--config", str(file)])["teacher_merge"] == "8:1"

@@ -27,7 +27,8 @@ class Optim:
         lr: peak learning rate for a global batch of `lr_batch` images.
         lr_batch: the global batch that `lr` is meant for; lr is scaled linearly to yours. 0 takes `lr` as it is.
         name: any optimizer of timm (adamw, sgd, lion, ...).
-        weight_decay: decoupled weight decay; none on biases, norms, tokens and position embeddings.
+        weight_decay: decoupled weight decay; none on biases, norms, tokens and position embeddings (`dino` decays the
+            last two as well).
         weight_decay_end: weight decay of the last step, to which it goes along a cosine (DINO: 0.04 to 0.4); none
             keeps `weight_decay` throughout.
         betas: momenta of the optimizer; none takes its own (AdamW: 0.9, 0.999).

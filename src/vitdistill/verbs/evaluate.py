@@ -44,8 +44,9 @@ def evaluate(
     out: str | None = None,
     json: bool = False,
 ) -> dict[str, Any]:
-    """Top-1 and top-5 accuracy of a run or a model on the validation images or videos, and accuracy per class; of a run
-    of `finetune --task actions` frame mAP at IoU 0.5, in all and per action.
+    """Top-1 and top-5 accuracy of a run or a model on the validation images or videos, and accuracy per class.
+
+    Of a run of `finetune --task actions` it is frame mAP at IoU 0.5, in all and per action.
 
     Args:
         model: run directory, timm name (pretrained weights are downloaded), name@weights-file, or a bundled name.
