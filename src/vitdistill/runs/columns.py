@@ -23,7 +23,13 @@ FIGURES: dict[str, tuple[str, str]] = {
 # Of metrics.csv, before the name of a metric; `best/` is the best epoch's score, which is chosen by what it is told on.
 METRICS = ("val", "ema", "best", "teacher", "train")
 NO_COLUMNS = ("epoch", "step")
-PARTS = {"val": "", "ema": "average's ", "best": "best epoch's ", "teacher": "teacher's ", "train": "training "}
+PARTS = {
+    "val": "",
+    "ema": "average's ",
+    "best": "best epoch's ",
+    "teacher": "teacher's training ",
+    "train": "training ",
+}
 
 
 def row_of(run: Run) -> dict[str, float]:

@@ -167,13 +167,21 @@ def test_the_body_of_another_network_is_refused() -> None:
         ("cait", {}, "reads the class token of a ViT; got cait"),
         ("no_class_token", {}, "reads the class token of a ViT; got vit_base"),
         ("mae_mean_pool", {}, "behind the final norm; got vit_base_patch16_224, which has none there"),
-        ("vit", {}, "The features cls4 need four blocks; got vit_tiny_patch16_224 with 3. Use --linear_features cls"),
+        (
+            "vit",
+            {"features": "cls4"},
+            "The features cls4 need four blocks; got vit_tiny_patch16_224 with 3. Use --linear_features cls",
+        ),
     ],
 )
 def test_bodies_without_these_features_are_refused(family, options, words) -> None:
     with pytest.raises(UserError, match=words) as error:
         linear_only(build(tiny(family)), 10, **options)
     assert "\n" not in str(error.value)
+
+
+def test_few_blocks_are_read_as_those_of_large_networks_are() -> None:
+    assert linear_only(build(tiny("vit")), 10).net.features == "cls+mean"
 
 
 def test_unknown_features_are_refused() -> None:

@@ -241,7 +241,7 @@ def linear_only(body: Network, classes: int, features: str = "auto") -> FrozenBo
         classes: of the data.
         features: what the classifier reads: the class tokens of the last four blocks (cls4), that of the last block
             (cls), or that and the mean of the patches (cls+mean); auto is cls4 for bodies narrower than ViT-B, and
-            cls+mean from there on (DINO's linear evaluation).
+            cls+mean from there on (DINO's linear evaluation), and for fewer than four blocks.
 
     Raises:
         UserError: when the body has no class token behind a final norm, or fewer blocks than are read.
@@ -263,7 +263,8 @@ def linear_only(body: Network, classes: int, features: str = "auto") -> FrozenBo
     known = get_args(LinearFeatures)
     if features not in known:
         raise UserError(f"linear_features must be one of {', '.join(known)}", repr(features), near(features, known))
-    chosen = features if features != "auto" else "cls4" if body.width < BASE else "cls+mean"
+    small = body.width < BASE and body.depth >= BLOCKS["cls4"]
+    chosen = features if features != "auto" else "cls4" if small else "cls+mean"
     if body.depth < BLOCKS[chosen]:
         raise UserError(
             "The features cls4 need four blocks",
