@@ -10,6 +10,7 @@ import pytest
 from colours import NETWORK, options
 from vitdistill.cli import main
 from vitdistill.errors import UserError
+from vitdistill.reporting.galleries.trajectory import summary
 from vitdistill.reporting.pictures import galleries
 from vitdistill.runs.read import read_run
 from vitdistill.verbs.maskedkd import maskedkd
@@ -79,6 +80,10 @@ def test_a_trained_student_is_compared_with_an_untrained_one(
     ]
     with pytest.raises(UserError, match="has no teacher to rank patches"):
         trajectory(str(out), criterion="teacher", workers=0)
+
+
+def test_criteria_that_ask_no_snapshot_have_no_words() -> None:
+    assert summary({"rows": [{"criterion": "random", "epoch": None}]}) == ""
 
 
 def test_bad_input(run: Path, colour_run: Path) -> None:

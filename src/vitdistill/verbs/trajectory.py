@@ -163,5 +163,6 @@ def _say(run: Run, content: dict[str, Any], words: str, out: str | None, rows: i
     whole, overlap = content["whole_teacher"], content["chance_overlap"]
     beside = "" if whole is None else f"; the whole teacher is right for {whole:.2f}%"
     print(f"over {content['images']} images{beside}; random masks have joint 1 and overlap {overlap:.3f}")
-    print(words)
+    if words:
+        print(words)
     print(f"wrote {run.path / 'trajectory.json'} and trajectory.svg; `vitdistill report {run.path}` shows them")

@@ -137,8 +137,10 @@ def rates_figure(found: Mapping[str, Any]) -> "Figure | None":
 
 
 def summary(found: Mapping[str, Any]) -> str:
-    """The first and the last snapshot in words."""
+    """The first and the last snapshot in words; nothing where no criterion asked the snapshots."""
     own = [row for row in found["rows"] if row["epoch"] is not None]
+    if not own:
+        return ""
     own = [row for row in own if row["criterion"] == own[0]["criterion"]]
     first, last = own[0], own[-1]
     words = (
