@@ -213,6 +213,11 @@ def test_what_text_decides_loads_no_torch(tmp_path: Any) -> None:
         "contains files that no run wrote (mine.txt)": [
             *["supervised", *student, "--out", str(tmp_path / "occupied"), "--overwrite"],
         ],
+        "The weights file must exist; got gone.safetensors": ["mae", *base, "--init", "gone.safetensors"],
+        "transformers saved; got gone (no folder)": [
+            *["text-embeddings", "gone", "--classes", "imagenet-1k", "--out", "x.safetensors"],
+        ],
+        "drop_path must lie in [0, 1); got 2.0": ["supervised", *base, "--drop_path", "2"],
         "There must be a run to resume": ["supervised", *base, "--resume"],
         "A run directory holds run.json or config.yaml": ["resume", str(tmp_path / "none")],
         "got nosuch (nothing there)": ["export", "nosuch"],

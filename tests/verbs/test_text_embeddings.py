@@ -20,7 +20,7 @@ from vitdistill.models.teacher import Teacher
 from vitdistill.models.text import TextEmbeddings
 from vitdistill.models.weights.text import read_text_embeddings, write_text_embeddings
 from vitdistill.verbs.maskedkd import maskedkd
-from vitdistill.verbs.text_embeddings import text_embeddings
+from vitdistill.verbs.text_embeddings import _lines, text_embeddings
 
 transformers = pytest.importorskip("transformers")
 
@@ -246,6 +246,12 @@ def test_bad_input_is_one_line(clip: Path, tmp_path: Path, changes: dict[str, An
     with pytest.raises(UserError, match=words) as error:
         text_embeddings(values.pop("model"), **values)
     assert "\n" not in str(error.value) and not out.exists()
+
+
+def test_names_of_a_file_from_windows(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_bytes("\ufeffred\r\nsky blue\r\n".encode())
+    assert _lines(str(path)) == ["red", "sky blue"]
 
 
 def test_folders_that_are_no_text_model_are_refused(clip: Path, tmp_path: Path) -> None:

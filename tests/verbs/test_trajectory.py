@@ -12,6 +12,7 @@ from colours import NETWORK, options
 from vitdistill.cli import main
 from vitdistill.data.images.augment import Augment
 from vitdistill.errors import UserError
+from vitdistill.reporting.galleries.trajectory import summary
 from vitdistill.reporting.pictures import galleries
 from vitdistill.runs.read import read_run
 from vitdistill.verbs.maskedkd import maskedkd
@@ -116,6 +117,10 @@ def test_a_teacher_that_cannot_be_masked_is_left_out(
     maskedkd(teacher=str(colour_run), teacher_merge=1, keep=1.0, **sizes, **more)
     rows = trajectory(str(out), workers=0)
     assert [row["criterion"] for row in rows] == ["student", "student", "random"]
+
+
+def test_criteria_that_ask_no_snapshot_have_no_words() -> None:
+    assert summary({"rows": [{"criterion": "random", "epoch": None}]}) == ""
 
 
 def test_bad_input(run: Path, colour_run: Path) -> None:

@@ -31,6 +31,16 @@ def is_saved(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and not (folder / WEIGHTS).is_file()
 
 
+def check_saved(folder: Path, what: str) -> None:
+    """
+    Raises:
+        UserError: when a folder is none that transformers saved.
+    """
+    if not (folder / CONFIG).is_file():
+        why = f"a folder without {CONFIG}" if folder.is_dir() else "no folder"
+        raise UserError(f"{what} is a folder that transformers saved", f"{folder} ({why})")
+
+
 def check_model(spec: Any) -> None:
     """Refuse a misspelt name of a model in milliseconds; what the name stands for is not looked at.
 

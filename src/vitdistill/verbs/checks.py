@@ -2,10 +2,12 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any
 
 from vitdistill.data.open import check_there
 from vitdistill.errors import UserError, refuse_given, refuse_without_effect
+from vitdistill.files import check_path
 from vitdistill.methods.selection.amounts import amount_of
 from vitdistill.models.names import check_model, check_model_there
 from vitdistill.training.loggers import require_loggers
@@ -24,7 +26,7 @@ def check(
         values: of all options.
         needs: which options have an effect only beside others.
         labels: whether training uses labels.
-        later: models that are not there yet, but will be when the verb runs.
+        later: models and folders that are not there yet, but will be when the verb runs.
 
     Raises:
         UserError: with the option, the value and the remedy.
@@ -39,6 +41,8 @@ def check(
                 refuse(values[name])
             if check_model in option.checks and values[name] not in later:
                 check_model_there(values[name])
+            if check_path in option.checks:
+                _check_file(values[name], later)
     refuse_unused(verb, values, needs)
     numbers = (values[name] for name in ("epochs", "batch_size", "optim", "loader", "snapshots"))
     if broken := out_of_range(*numbers):
@@ -51,6 +55,11 @@ def check(
         refuse_given({"loader.balance": values["loader"].balance}, "in training without labels")
     if isinstance(values["data"], str):
         check_there(values["data"])
+
+
+def _check_file(path: str, later: Collection[Any]) -> None:
+    if not Path(path).expanduser().exists() and not any(path.startswith(f"{place}/") for place in later):
+        raise UserError("The weights file must exist", path)
 
 
 def refuse_unused(verb: str, values: Mapping[str, Any], needs: Iterable[Needs]) -> None:

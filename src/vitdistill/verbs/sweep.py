@@ -345,7 +345,7 @@ def _run_all(tasks: list[Task], jobs: int, results: Results, folder: Path, *, qu
 def _opening(tasks: list[Task], todo: list[Task], jobs: int) -> str:
     resumed = sum(task.state == "resume" for task in todo)
     before = len(tasks) - len(todo)
-    words = f"{len(todo)} run{'s' if len(todo) != 1 else ''} to do, {jobs} at once"
+    words = f"{len(todo)} run{'s' if len(todo) != 1 else ''} to do, {min(jobs, max(1, len(todo)))} at once"
     words += f"; {before} finished before" if before else ""
     return words + (f"; {resumed} resumed" if resumed else "")
 

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from vitdistill.errors import UserError
+from vitdistill.files import check_path
+from vitdistill.models.names import check_saved
 from vitdistill.verbs.arguments import Data
 
 IMAGENET = "imagenet-1k"
@@ -61,6 +63,8 @@ def text_embeddings(
     if batch_size < 1:
         raise UserError("batch_size must be at least 1", batch_size)
     templates = _templates(template)
+    check_path(model)
+    check_saved(Path(model).expanduser(), "A text model")
     names = _names(data, classes)
 
     from vitdistill.evaluation.loading import place_of
@@ -133,7 +137,7 @@ def _names(data: Any, classes: str | None) -> list[str]:
 def _lines(path: str) -> list[str]:
     """The lines of a text file that are not empty."""
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise UserError("The file must be readable text", f"{path} ({error})") from error
     return [line.strip() for line in text.splitlines() if line.strip()]

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vitdistill.errors import UserError, error_words
 from vitdistill.files import write_atomically
+from vitdistill.models.names import CONFIG, check_saved
 from vitdistill.models.text import SCALE, TextEmbeddings
 from vitdistill.models.weights.read import read_weights
 
@@ -183,10 +184,8 @@ class TextModel:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        what = "a folder without config.json" if folder.is_dir() else "no folder"
-        raise UserError("A text model is a folder that transformers saved", f"{folder} ({what})")
+    check_saved(folder, "A text model")
+    path = folder / CONFIG
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
