@@ -18,7 +18,7 @@ from vitdistill.verbs.table import EXAMPLES, VERBS
 MODE = "vitdistill"  # of jsonargparse, in which values and configurations are read by `_load`
 
 
-class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
     """YAML 1.1 but for three of its readings: 8:1 stays text and is not 481, to the base of 60; 1e-3 is a number; dates
     are text."""
 
