@@ -55,7 +55,7 @@ VERBS: dict[str, Verb] = {
 # How `vitdistill --help` lists them.
 GROUPS = {
     "train": (
-        *("maskedkd", "supervised", "tinymim", "mae", "g2sd", "dino", "videomae", "mvd", "finetune"),
+        *("maskedkd", "supervised", "tinymim", "mae", "dino", "g2sd", "videomae", "mvd", "finetune"),
         *("resume", "chain", "sweep"),
     ),
     "judge": ("evaluate", "knn", "probe"),
