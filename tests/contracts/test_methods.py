@@ -316,7 +316,45 @@ LOSSES = {
 }
 
 
-@pytest.fixture(params=METHODS)
+# Combinations of parts that others have by themselves: only the slow tests hold these to all promises.
+RARE = {
+    "patch dropout, cait",
+    "masked student, random",
+    "masked beit student",
+    "rotary student with learned angles",
+    "attention, grouped heads",
+    "convvit student",
+    "merging cait teacher",
+    "g2sd, specific stage, masked student",
+    "manifold, cait student",
+    "manifold, masked student, finer teacher",
+    "manifold, logits of no weight",
+    "attention, distilled teacher",
+    "attention, cait student",
+    "attention, masked student",
+    "linear only, mean of patches, masked student",
+    "in parts, random",
+    "tinymim, attention",
+    "tinymim, ffn",
+    "tinymim, qkv",
+    "tinymim, dinov3 teacher, features, masked",
+    "tinymim, qk norm, queries",
+    "tinymim, qk norm, values, pixels",
+    "tinymim, masked, in parts",
+    "mvd, cait image teacher",
+    "mvd, dinov3 image teacher",
+    "per token, cait",
+    "g2sd, cait",
+    "dino, three large views",
+    "dino, one large view, positions of timm",
+    "mae, cait",
+    "videomae, whole frames hidden",
+    "tinymim, clips",
+}
+PARAMS = [pytest.param(name, marks=pytest.mark.slow if name in RARE else ()) for name in METHODS]
+
+
+@pytest.fixture(params=PARAMS)
 def method(request: pytest.FixtureRequest) -> Method:
     torch.manual_seed(0)
     return METHODS[request.param]().train()

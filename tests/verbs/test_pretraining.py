@@ -380,7 +380,7 @@ EVERYTHING: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param("tinymim", marks=pytest.mark.slow), "mae"])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in EVERYTHING])
 def test_a_killed_run_resumes_bit_for_bit(name: str, teacher: Path, tmp_path: Path) -> None:
     from vitdistill.runs.directory import plain
     from vitdistill.verbs.table import verb

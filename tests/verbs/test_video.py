@@ -344,7 +344,10 @@ COARSE = {**NET, "patch_size": 8}  # a quarter of the tokens
 @pytest.mark.parametrize(
     "options",
     [
-        {"bootstrap": 0.9, "pixel_weight": 0.5, "masks_per_clip": 2, "student_args": COARSE},
+        pytest.param(
+            {"bootstrap": 0.9, "pixel_weight": 0.5, "masks_per_clip": 2, "student_args": COARSE},
+            marks=pytest.mark.slow,
+        ),
         pytest.param({"video_teacher": "video", "mask": "frame"}, marks=pytest.mark.slow),
     ],
 )
