@@ -224,7 +224,7 @@ def run_columns(run: "Run", images: UInt8[Tensor, "b 3 height width"]) -> list[C
     student = with_tokens(run.student())
     if student.grid.t > 1:
         raise UserError("Masks are drawn over images", f"{student.name}, which sees clips")
-    grid = student.grid if run.setting("mask") == "student" else _teacher_grid(run) or student.grid
+    grid = student.grid if run.setting("mask") == "student" else teacher_grid(run) or student.grid
     count = KeepSchedule.parse(kept_by(run) or 1.0).count(1.0, grid.count)
     kept = masks_of(
         student,
@@ -250,7 +250,7 @@ def kept_by(run: "Run") -> Any:
     return None if kept is None else int(kept)
 
 
-def _teacher_grid(run: "Run") -> TokenGrid | None:
+def teacher_grid(run: "Run") -> TokenGrid | None:
     """The teacher's patch grid as the run wrote it ("14x14"), or None."""
     sides = (run.text("teacher.grid") or "").split("x")
     return TokenGrid(1, int(sides[0]), int(sides[1])) if len(sides) == 2 else None

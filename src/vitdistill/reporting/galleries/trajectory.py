@@ -36,13 +36,13 @@ def trajectory_of(run: "Run") -> dict[str, Any]:
         UserError: when the run left no snapshots, or its data cannot be read.
     """
     from vitdistill.evaluation.trajectory import Trajectory, attention_of, look_at, students_of
-    from vitdistill.reporting.galleries.masks import _teacher_grid
+    from vitdistill.reporting.galleries.masks import teacher_grid
 
     file = run.path / FILE
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))
     students = students_of(run)
-    grid = _teacher_grid(run) or next(iter(students.values())).grid
+    grid = teacher_grid(run) or next(iter(students.values())).grid
     trajectory = Trajectory(
         students,
         None,
