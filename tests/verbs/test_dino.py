@@ -4,8 +4,6 @@ import argparse
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from colours import NETWORK, colours, options
+from killed_runs import kill
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.images.views import MultiCrop
 from vitdistill.errors import UserError
@@ -129,34 +128,6 @@ def test_a_checkpoint_of_dinos_authors_gives_the_teachers_backbone(run: Path, tm
 
 # --- resuming --------------------
 
-KILLED = """
-import json, os, signal, sys
-import torch
-from vitdistill.data.images.augment import Augment
-from vitdistill.data.images.views import MultiCrop
-from vitdistill.methods.options import DinoHead
-from vitdistill.training.module import TrainingModule
-from vitdistill.training.settings import Loader, Optim
-from vitdistill.verbs.dino import dino
-
-arguments = json.loads(sys.argv[1])
-kinds = {"augment": Augment, "optim": Optim, "views": MultiCrop, "head": DinoHead, "loader": Loader}
-arguments |= {name: kind(**arguments[name]) for name, kind in kinds.items()}
-done = 0
-original = TrainingModule.training_step
-
-def step_then_die(self, batch, batch_idx):
-    global done
-    loss = original(self, batch, batch_idx)
-    done += 1
-    if done == 6:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return loss
-
-TrainingModule.training_step = step_then_die
-torch.set_num_threads(1)
-dino(**arguments)
-"""
 EVERYTHING = {
     **SMALL,
     "criterion": "student+random",
@@ -172,15 +143,12 @@ FILES = ("student.safetensors", "dino_student.safetensors", "student_ema.safeten
 @pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed in the second epoch, and, another run, saved in the middle of it by a signal."""
-    from vitdistill.runs.directory import plain
     from vitdistill.training.module import TrainingModule
 
     arguments = options(data, tmp_path / "whole", **{"epochs": 3, **EVERYTHING})
     dino(**arguments)
     killed, stopped = tmp_path / "killed", tmp_path / "stopped"
-    command = [sys.executable, "-c", KILLED, json.dumps(plain({**arguments, "out": str(killed)}))]
-    process = subprocess.run(command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert process.returncode == -signal.SIGKILL, process.stderr.decode()[-500:]
+    kill("dino", {**arguments, "out": str(killed)}, step=6)
 
     original, done = TrainingModule.training_step, []
 

@@ -1,10 +1,5 @@
 """G2SD as a user goes: an MAE teacher, the generic stage, the specific stage on labels; exact resumption."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from killed_runs import kill
 from vitdistill.data.images.augment import Augment
 from vitdistill.errors import UserError
 from vitdistill.files import WEIGHTS
@@ -153,38 +149,11 @@ def test_from_an_mae_over_both_stages_to_an_exported_student(tmp_path: Path) -> 
         export(str(out), format="hub", out=str(tmp_path / "hub"))
 
 
-KILLED = """
-import json, os, signal, sys
-import torch
-from vitdistill.data.images.augment import Augment
-from vitdistill.training.module import TrainingModule
-from vitdistill.training.settings import Optim
-from vitdistill.verbs.table import verb
-
-name, arguments = sys.argv[1], json.loads(sys.argv[2])
-arguments["augment"], arguments["optim"] = Augment(**arguments["augment"]), Optim(**arguments["optim"])
-done, original = 0, TrainingModule.training_step
-
-def step_then_die(self, batch, batch_idx):
-    global done
-    loss = original(self, batch, batch_idx)
-    done += 1
-    if done == 8:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return loss
-
-TrainingModule.training_step = step_then_die
-torch.set_num_threads(1)
-verb(name)(**arguments)
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["g2sd", "maskedkd"])
 def test_a_killed_run_of_either_stage_resumes_bit_for_bit(
     name: str, teacher: str, generic: Path, tmp_path: Path
 ) -> None:
-    from vitdistill.runs.directory import plain
 
     stages = {
         "g2sd": {**GENERIC, "teacher": teacher, "teacher_decoder_heads": 2},
@@ -199,9 +168,7 @@ def test_a_killed_run_of_either_stage_resumes_bit_for_bit(
     }
     whole, pieced = tmp_path / "whole", tmp_path / "pieced"
     verb(name)(**arguments, out=str(whole))
-    command = [sys.executable, "-c", KILLED, name, json.dumps(plain({**arguments, "out": str(pieced)}))]
-    process = subprocess.run(command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert process.returncode == -signal.SIGKILL, process.stderr.decode()[-500:]
+    kill(name, {**arguments, "out": str(pieced)}, step=8)
     resume(str(pieced))
     for file in ("student.safetensors", "student_ema.safetensors", "metrics.csv", "student.json"):
         assert (whole / file).read_bytes() == (pieced / file).read_bytes(), file

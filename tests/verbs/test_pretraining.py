@@ -1,11 +1,7 @@
 """From a pre-trained teacher over a distilled student to a fine-tuned one, as a user would go; exact resumption."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +10,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from killed_runs import kill
 from vitdistill.data.images.augment import Augment
 from vitdistill.errors import UserError
 from vitdistill.methods.options import PixelDecoder
@@ -333,35 +330,6 @@ def test_a_module_without_drop_path_is_fine_tuned_by_default_and_refused_a_rate(
 
 # --- resuming --------------------
 
-KILLED = """
-import json, os, signal, sys
-import torch
-from vitdistill.data.images.augment import Augment
-from vitdistill.methods.options import PixelDecoder
-from vitdistill.training.module import TrainingModule
-from vitdistill.training.settings import Optim
-from vitdistill.verbs.table import verb
-
-name, arguments = sys.argv[1], json.loads(sys.argv[2])
-arguments["augment"] = Augment(**arguments["augment"])
-arguments["optim"] = Optim(**arguments["optim"])
-if "pixel_decoder" in arguments:
-    arguments["pixel_decoder"] = PixelDecoder(**arguments["pixel_decoder"])
-done = 0
-original = TrainingModule.training_step
-
-def step_then_die(self, batch, batch_idx):
-    global done
-    loss = original(self, batch, batch_idx)
-    done += 1
-    if done == 8:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return loss
-
-TrainingModule.training_step = step_then_die
-torch.set_num_threads(1)
-verb(name)(**arguments)
-"""
 OPTIM = Optim(lr=1e-3, lr_batch=0, warmup_epochs=1, ema=0.8, accumulate=2)
 EVERYTHING: dict[str, dict[str, Any]] = {
     # Random masks, jitter, random crops, drop path of both networks, a decoder, a projection.
@@ -382,7 +350,6 @@ EVERYTHING: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in EVERYTHING])
 def test_a_killed_run_resumes_bit_for_bit(name: str, teacher: Path, tmp_path: Path) -> None:
-    from vitdistill.runs.directory import plain
     from vitdistill.verbs.table import verb
 
     arguments = {
@@ -395,9 +362,7 @@ def test_a_killed_run_resumes_bit_for_bit(name: str, teacher: Path, tmp_path: Pa
     arguments |= {"teacher": str(teacher)} if name == "tinymim" else {}
     whole, pieced = tmp_path / "whole", tmp_path / "pieced"
     verb(name)(**arguments, out=str(whole))
-    command = [sys.executable, "-c", KILLED, name, json.dumps(plain({**arguments, "out": str(pieced)}))]
-    process = subprocess.run(command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert process.returncode == -signal.SIGKILL, process.stderr.decode()[-500:]
+    kill(name, {**arguments, "out": str(pieced)}, step=8)
     resume(str(pieced))
     files = ["student.safetensors", "student_ema.safetensors", "metrics.csv", "student.json"]
     for file in [*files, *(["mae.safetensors"] if name == "mae" else [])]:

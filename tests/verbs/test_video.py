@@ -1,10 +1,6 @@
 """Video from end to end: teachers, a distilled student, fine-tuning, evaluation, export; from memory and from mp4."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +11,7 @@ import timm
 import torch
 from PIL import Image
 
+from killed_runs import kill
 from vitdistill.data.bundled.moving_digits import write_mp4
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.open import open_source
@@ -309,35 +306,6 @@ def test_bad_input_is_one_line(runs: Path, tmp_path: Path, options: dict[str, An
     assert "\n" not in str(error.value)
 
 
-KILLED = """
-import json, os, signal, sys
-import torch
-from vitdistill.data.images.augment import Augment
-from vitdistill.methods.options import FeatureDecoder
-from vitdistill.training.module import TrainingModule
-from vitdistill.training.settings import Optim
-from vitdistill.verbs.mvd import mvd
-
-arguments = json.loads(sys.argv[1])
-for name, kind in (("augment", Augment), ("optim", Optim), ("decoder", FeatureDecoder)):
-    arguments[name] = kind(**arguments[name])
-done = 0
-original = TrainingModule.training_step
-
-def step_then_die(self, batch, batch_idx):
-    global done
-    loss = original(self, batch, batch_idx)
-    done += 1
-    if done == 8:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return loss
-
-TrainingModule.training_step = step_then_die
-torch.set_num_threads(1)
-mvd(**arguments)
-"""
-
-
 COARSE = {**NET, "patch_size": 8}  # a quarter of the tokens
 
 
@@ -352,7 +320,6 @@ COARSE = {**NET, "patch_size": 8}  # a quarter of the tokens
     ],
 )
 def test_a_killed_run_resumes_bit_for_bit(runs: Path, tmp_path: Path, options: dict[str, Any]) -> None:
-    from vitdistill.runs.directory import plain
 
     options = {k: str(runs / v) if k.endswith("teacher") else v for k, v in options.items()}
     optim = Optim(lr=1e-3, lr_batch=0, warmup_epochs=1, ema=0.8, accumulate=2)
@@ -360,9 +327,7 @@ def test_a_killed_run_resumes_bit_for_bit(runs: Path, tmp_path: Path, options: d
     arguments |= {"epochs": 2, "optim": optim}
     whole, pieced = tmp_path / "whole", tmp_path / "pieced"
     mvd(**arguments, out=str(whole))
-    command = [sys.executable, "-c", KILLED, json.dumps(plain({**arguments, "out": str(pieced)}))]
-    process = subprocess.run(command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert process.returncode == -signal.SIGKILL, process.stderr.decode()[-500:]
+    kill("mvd", {**arguments, "out": str(pieced)}, step=8)
     resume(str(pieced))
     for file in ("student.safetensors", "student_ema.safetensors", "metrics.csv", "student.json"):
         assert (whole / file).read_bytes() == (pieced / file).read_bytes(), file
