@@ -6,11 +6,12 @@
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -60,6 +61,12 @@ class FileSamples(Samples):
     def label(self, index: int) -> int | None:
         """Class number of one sample; None where there are no labels."""
         return None if self._labels is None else int(self._labels[index])
+
+    def only(self, indices: Sequence[int]) -> Self:
+        """The same set with these samples alone, in this order."""
+        rows = np.array(indices, dtype=np.int64)
+        labels = None if self._labels is None else self._labels[rows]
+        return type(self)(Path(self.root), self._names[rows], labels)
 
     def digest(self) -> str:
         """Of the names below the folder and the class numbers. Files are not read."""
@@ -120,8 +127,8 @@ def labelled(root: Path, kind: Kind) -> DataSource:
             else "Remove or rename the folders that differ",
         )
     left: Counter[str] = Counter()
-    samples = _of_classes(train, classes, kind, left)
-    scored = _of_classes(val, classes, kind, left, all_of_them=False)
+    samples = of_classes(train, classes, kind, left)
+    scored = of_classes(val, classes, kind, left, all_of_them=False)
     counts = np.bincount(np.array(scored.labels), minlength=len(classes))
     if lacking := [name for name, count in zip(classes, counts, strict=True) if not count]:
         say_once(f"{val} has no {kind.word} of {some(lacking)}: scored on the other {np.count_nonzero(counts)} classes")
@@ -317,7 +324,7 @@ def _beside_classes(split: Path, kind: Kind) -> str:
     return f"{count} {kind.word}{'s' * (count > 1)} in {split.name}/ outside the class folders" if count else ""
 
 
-def _of_classes(
+def of_classes(
     split: Path, classes: list[str], kind: Kind, left: Counter[str], *, all_of_them: bool = True
 ) -> FileSamples:
     """The samples of a split; counts the other files by their suffix.
