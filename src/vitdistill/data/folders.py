@@ -6,12 +6,11 @@
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 
@@ -61,12 +60,6 @@ class FileSamples(Samples):
     def label(self, index: int) -> int | None:
         """Class number of one sample; None where there are no labels."""
         return None if self._labels is None else int(self._labels[index])
-
-    def only(self, indices: Sequence[int]) -> Self:
-        """The same set with these samples alone, in this order."""
-        rows = np.array(indices, dtype=np.int64)
-        labels = None if self._labels is None else self._labels[rows]
-        return type(self)(Path(self.root), self._names[rows], labels)
 
     def digest(self) -> str:
         """Of the names below the folder and the class numbers. Files are not read."""

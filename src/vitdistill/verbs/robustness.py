@@ -181,7 +181,7 @@ def _accuracies(sets: dict[str, Any]) -> "Table":
     from rich.table import Table
 
     compared = any(found.get("gap") is not None for found in sets.values())
-    more = ("same classes of clean %", "gap") if compared else ()
+    more = ("clean %", "gap") if compared else ()
     table = Table("set", "images", "top-1 %", "top-5 %", "confidence %", *more)
     for name, found in sets.items():
         if name == CORRUPTED:
@@ -197,8 +197,8 @@ def _errors(found: dict[str, Any]) -> "Table":
     from rich.table import Table
 
     title = SETS[CORRUPTED].title + (" (partial)" if found["partial"] else "")
-    severities = [f"severity {severity}" for severity in SEVERITIES]
-    table = Table("corruption", *severities, "mean error %", "AlexNet %", "CE", title=f"{title}: top-1 error %")
+    title += ": top-1 error % at severity 1 to 5"
+    table = Table("corruption", *map(str, SEVERITIES), "mean", "AlexNet", "CE", title=title)
     ours = [name for name in DENOMINATORS if name in found["cells"]]
     for name in [*ours, *(name for name in found["cells"] if name not in DENOMINATORS)]:
         cells, numbers = found["cells"][name], found["corruptions"][name]

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -16,7 +17,6 @@ from vitdistill.data.images.recipes import ImageTransform, to_channels
 from vitdistill.data.left_out import say_left_out
 from vitdistill.data.robustness.layout import Part
 from vitdistill.data.samples import Transform, ViewOptions
-from vitdistill.errors import UserError
 from vitdistill.types import InputSpec
 
 
@@ -61,17 +61,22 @@ def open_part(part: Part, images: int | None = None) -> tuple[FileSamples, Part]
         UserError: when there is no image, or none in a class folder that is there.
     """
     left: Counter[str] = Counter()
-    kind = replace(IMAGES, make=CorruptedImages) if part.corruption else IMAGES
-    found = of_classes(part.root, list(part.folders), kind, left, all_of_them=False)
+    there = [(number, name) for number, name in enumerate(part.folders) if (part.root / name).is_dir()]
+    numbers = np.array([number for number, _ in there], dtype=np.int64)  # a class that is missing keeps its number
+
+    total: list[int] = []
+
+    def make(root: Path, names: np.ndarray, labels: np.ndarray | None) -> FolderImages:
+        assert labels is not None  # class folders
+        total.append(len(names))
+        if images is not None:
+            # By the files' own names: where these tell no class, the first are of all classes.
+            rows = sorted(range(len(names)), key=lambda row: (os.path.basename(names[row]), names[row]))[:images]
+            names, labels = names[rows], labels[rows]
+        return (CorruptedImages if part.corruption else FolderImages)(root, names, numbers[labels])
+
+    found = of_classes(part.root, [name for _, name in there], replace(IMAGES, make=make), left)
     say_left_out(part.root, IMAGES.word, left)
-    counts = np.bincount(np.array(found.labels), minlength=len(part.folders)).tolist()
-    for name, count in zip(part.folders, counts, strict=True):
-        if not count and (part.root / name).is_dir():
-            rule = f"Every class folder of {part.words} must hold at least one image"
-            raise UserError(rule, f"none in {part.root / name}", "Or remove the folder, and give --allow_partial")
-    if images is not None and images < len(found):
-        # By the file's own name, so that in sets whose names tell no class these are of all classes.
-        names = [(os.path.basename(path), path) for path in map(found.path, range(len(found)))]
-        found = found.only(sorted(range(len(names)), key=names.__getitem__)[:images])
+    if len(found) < total[0]:
         part = replace(part, missing=(*part.missing, f"all but the first {images} images"))
     return found, part
