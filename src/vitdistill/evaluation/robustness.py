@@ -19,6 +19,7 @@ from vitdistill.data.images.augment import Augment
 from vitdistill.data.loader import BAD_SHARE, CorruptLog
 from vitdistill.data.robustness.images import open_part
 from vitdistill.data.robustness.layout import Layout, Part
+from vitdistill.data.robustness.published import CORRUPTIONS
 from vitdistill.data.robustness.sets import CLEAN, CORRUPTED, SETS, SUBSETS, classes_of
 from vitdistill.data.samples import Samples, ViewOptions
 from vitdistill.data.source import DataSource
@@ -133,7 +134,7 @@ def described(sets: Mapping[str, Any]) -> dict[str, Any]:
         images, published_images and unreadable as counts; and partial, what was missing, in words. Of ImageNet-A and
         -R also clean_top1, that of the validation images of their classes, and gap, by how much it is higher, both
         None where either is partial or there is none. Of ImageNet-C cells, the same for each corruption and severity,
-        and what `corruption_errors` gives; of a partial one, no mce.
+        and what `corruption_errors` gives, without mce where one of the fifteen is partial.
     """
     found = {name: dict(result) for name, result in sets.items()}
     clean = found.get(CLEAN)
@@ -147,12 +148,14 @@ def described(sets: Mapping[str, Any]) -> dict[str, Any]:
         cells = found[CORRUPTED]["cells"]
         errors = errors_of(cells)
         numbers = corruption_errors(errors, 100 - clean["top1"] if clean is not None and whole else None)
-        partial = dict.fromkeys(words for own in cells.values() for cell in own.values() for words in cell["partial"])
+        partial: dict[str, None] = {}
         for corruption, own in cells.items():
-            if any(cell["partial"] for cell in own.values()):
+            lacking_here = dict.fromkeys(words for cell in own.values() for words in cell["partial"])
+            partial |= lacking_here
+            if lacking_here:
                 numbers["corruptions"][corruption]["ce"] = None
-        if partial:
-            numbers["mce"] = numbers["relative_mce"] = None
+                if corruption in CORRUPTIONS:
+                    numbers["mce"] = numbers["relative_mce"] = None
         every = [cell for own in cells.values() for cell in own.values()]
         counts = {"images": max(cell["images"] for cell in every), "published_images": every[0]["published_images"]}
         unreadable = sum(cell["unreadable"] for cell in every)

@@ -120,7 +120,9 @@ def corruption_words(found: Mapping[str, Any]) -> str:
     Args:
         found: its result.
     """
-    partial = " (partial, so there is no mCE)" if found["partial"] else ""
+    partial = " (partial)" if found["partial"] else ""
+    if partial and found["mce"] is None:
+        partial = " (partial, so there is no mCE)"
     parts = []
     if found["mean_error"] is not None:
         parts.append(f"mean error {found['mean_error']:.2f}%")
