@@ -71,7 +71,8 @@ def open_part(part: Part, images: int | None = None) -> tuple[FileSamples, Part]
         total.append(len(names))
         if images is not None:
             # By the files' own names: where these tell no class, the first are of all classes.
-            rows = sorted(range(len(names)), key=lambda row: (os.path.basename(names[row]), names[row]))[:images]
+            files = [(os.path.basename(name), name) for name in names.tolist()]
+            rows = sorted(range(len(files)), key=files.__getitem__)[:images]
             names, labels = names[rows], labels[rows]
         return (CorruptedImages if part.corruption else FolderImages)(root, names, numbers[labels])
 
