@@ -374,7 +374,8 @@ def test_patch_saliency_of_a_talking_heads_trunk_is_softmax_of_its_queries_and_k
 
 @pytest.mark.parametrize("family", ["vit", "beit", "cait", "swin"])
 def test_saliency_of_two_tokens_needs_a_distillation_token(backbone):
-    with pytest.raises(UserError, match=r"'cls\+dist' needs a network with a distillation token.*--saliency cls") as error:
+    words = r"'cls\+dist' needs a network with a distillation token.*--saliency cls"
+    with pytest.raises(UserError, match=words) as error:
         backbone.saliency_capture(-1, "cls+dist")
     assert "\n" not in str(error.value)
 

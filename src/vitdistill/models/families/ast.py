@@ -174,7 +174,7 @@ class SpectrogramViT(ViT):
 
     @property
     def input(self) -> InputSpec:
-        """Its statistics are of log-mel energies; `std` is twice the data's standard deviation, as AST divides by it."""
+        """Its statistics are of log-mel energies; `std` is twice their standard deviation, by which AST divides."""
         spec, embed = super().input, self.net.patch_embed
         return replace(spec, sound=True, patch=spec.patch if embed.stride == tuple(embed.patch_size) else None)
 
@@ -212,7 +212,8 @@ def _begin_as_deit(net: AST, size: str, options: dict[str, Any]) -> None:
         raise UserError(f"ImageNet's weights are for an ast_{size} of DeiT's own sizes", given, "Leave it out")
     source = "deit_base_distilled_patch16_384" if size == "base384" else f"deit_{size}_distilled_patch16_224"
     found = net.load_state_dict(fitted(image_weights(source), net, {}), strict=False)
-    assert not found.unexpected_keys and all(key.startswith(("head.", "head_norm.")) for key in found.missing_keys), found
+    fresh = all(key.startswith(("head.", "head_norm.")) for key in found.missing_keys)
+    assert fresh and not found.unexpected_keys, found
 
 
 def _register(size: str) -> None:

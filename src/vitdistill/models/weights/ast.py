@@ -73,8 +73,8 @@ def statistics(preparation: dict[str, Any]) -> dict[str, Any]:
     """The argument `statistics`, from preprocessor_config.json; AudioSet's where there is none, as in transformers."""
     if preparation.get("do_normalize") is False:
         return {"statistics": [0.0, 0.5]}  # twice the deviation is 1
-    default = STATISTICS["audioset"]
-    return {"statistics": [float(preparation.get(name, value)) for name, value in zip(("mean", "std"), default, strict=True)]}
+    mean, deviation = STATISTICS["audioset"]
+    return {"statistics": [float(preparation.get("mean", mean)), float(preparation.get("std", deviation))]}
 
 
 LAYOUT = Layout(
