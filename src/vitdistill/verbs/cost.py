@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 CONVENTION = (
     "1 PFLOP here is 1e15 multiply-accumulates of the teacher's forward passes (1 TFLOP: 1e12), LayerNorm at 5 per "
-    "element, as in the MaskedKD paper's tables; training the student counts as 3 forward passes, or as 1 where only a classifier on it is"
+    "element, as in the MaskedKD paper's tables; training the student counts as 3 forward passes, or as 1 where only a "
+    "classifier on it is"
 )
 CONVVIT_NOTE = (
     "The MaskedKD paper's cells for ConvViT-B (8543 and 5540 PFLOPs) are the counts for 300 epochs times "

@@ -72,7 +72,7 @@ class Ranked(Selector):
         super().__init__()
         for option, value, known in (
             ("order", order, ("top", "bottom")),
-            ("saliency", saliency, ("pool", "cls", "patch", "cls+dist")),
+            ("saliency", saliency, ("pool", "cls+dist", "cls", "patch")),
             ("mask", mask, ("teacher", "student")),
         ):
             if value not in known:
