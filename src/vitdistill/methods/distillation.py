@@ -17,7 +17,7 @@ from vitdistill.models.families import as_network
 from vitdistill.models.network import Network
 from vitdistill.models.teacher import FrameTeacher, Teacher
 from vitdistill.tasks.task import Task
-from vitdistill.types import Capture, Output, Step
+from vitdistill.types import Capture, InputSpec, Output, Step
 
 if TYPE_CHECKING:
     from vitdistill.methods.pipelining.pipeline import Pipeline
@@ -272,12 +272,20 @@ def check_inputs(student: Network, teacher: Teacher) -> None:
     Raises:
         UserError: when a teacher cannot see the student's inputs: images, or clips of so many frames.
     """
-    own, other = student.input.frames, teacher.network.input.frames
-    if own == other or isinstance(teacher, FrameTeacher) or not teacher.network.sized:
+    kinds = [_kind_of(network.input) for network in (student, teacher.network)]
+    sound = student.input.sound or teacher.network.input.sound
+    if kinds[0] == kinds[1] or isinstance(teacher, FrameTeacher) or not (teacher.network.sized or sound):
         return
-    kinds = ["images" if frames is None else f"clips of {frames} frames" for frames in (own, other)]
     raise UserError(
         f"Student and teacher must see the same kind of inputs; {student.name} sees {kinds[0]} and {teacher.name} "
         f"{kinds[1]}",
-        remedy="Choose two networks over images, or two over clips with the same frames",
+        remedy="Choose two networks over images, two over clips with the same frames, or two over sound of the same "
+        "mel bins and frames",
     )
+
+
+def _kind_of(spec: InputSpec) -> str:
+    """What a network sees, in words. Spectrograms have one size, since time and frequency are not stretched."""
+    if spec.sound:
+        return f"spectrograms of {spec.size[0]} mel bins and {spec.size[1]} frames"
+    return "images" if spec.frames is None else f"clips of {spec.frames} frames"
