@@ -1,4 +1,4 @@
-"""Losses of a detector that predicts a set: each true box is matched with one prediction, all others are to say nothing.
+"""Losses of a detector that predicts a set: each true box is matched with one prediction; all others say nothing.
 
 Carion et al., "End-to-End Object Detection with Transformers" (ECCV 2020), as YOLOS trains with it. A prediction is one
 tensor (b, q, c + 1 + 4): class scores before the softmax with "no object" last, then centre x and y, width and height
@@ -105,13 +105,12 @@ def match(prediction: Float[Tensor, "b q _"], targets: Float[Tensor, "b boxes 5"
     Raises:
         UserError: when a prediction is not finite.
     """
-    found, true = parts(prediction), truth(targets)
-    probabilities = found.scores.softmax(dim=-1)
-    named = true.classes[:, None].expand(-1, probabilities.shape[1], -1)
-    cost = BOX_WEIGHT * torch.cdist(found.boxes, true.boxes.to(found.boxes), p=1)
-    cost = cost - CLASS_WEIGHT * probabilities.gather(2, named)
-    cost = cost - GIOU_WEIGHT * giou(found.boxes, true.boxes.to(found.boxes))
-    return assign(cost, true.there)
+    with torch.autocast(prediction.device.type, enabled=False):
+        found, true = parts(prediction), truth(targets)
+        boxes, probabilities = true.boxes.to(found.boxes), found.scores.softmax(dim=-1)
+        cost = BOX_WEIGHT * torch.cdist(found.boxes, boxes, p=1) - GIOU_WEIGHT * giou(found.boxes, boxes)
+        named = true.classes[:, None].expand(-1, probabilities.shape[1], -1)
+        return assign(cost - CLASS_WEIGHT * probabilities.gather(2, named), true.there)
 
 
 def assign(costs: Float[Tensor, "b q n"], there: Bool[Tensor, "b n"] | None = None) -> Int[Tensor, "b n"]:
@@ -230,10 +229,10 @@ def match_slots(student: Float[Tensor, "b q _"], teacher: Float[Tensor, "b q _"]
     Raises:
         UserError: when a prediction is not finite.
     """
-    own, other = parts(student), parts(teacher)
-    cost = BOX_WEIGHT * torch.cdist(other.boxes, own.boxes, p=1) - GIOU_WEIGHT * giou(other.boxes, own.boxes)
-    cost = cost - other.scores.softmax(dim=-1) @ own.scores.softmax(dim=-1).transpose(1, 2)
-    return assign(cost)
+    with torch.autocast(student.device.type, enabled=False):
+        own, other = parts(student), parts(teacher)
+        cost = BOX_WEIGHT * torch.cdist(other.boxes, own.boxes, p=1) - GIOU_WEIGHT * giou(other.boxes, own.boxes)
+        return assign(cost - other.scores.softmax(dim=-1) @ own.scores.softmax(dim=-1).transpose(1, 2))
 
 
 def detections_distance(

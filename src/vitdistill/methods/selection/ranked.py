@@ -313,8 +313,8 @@ class Ranked(Selector):
         things = "objects" if teacher.network.detections else "inputs"
         return (
             f"The masked teacher names the class that the whole one names on only {100 * own.share:.0f}% of the "
-            f"{things} ({teacher.name}, {kept} of {teacher.grid.count} patches), and may mislead its student. In order of cost: "
-            f"{'; '.join(remedies)}"
+            f"{things} ({teacher.name}, {kept} of {teacher.grid.count} patches), and may mislead its student. "
+            f"In order of cost: {'; '.join(remedies)}"
         )
 
     def describe(self) -> dict[str, Any]:

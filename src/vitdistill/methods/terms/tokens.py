@@ -1,4 +1,4 @@
-"""Token matching (ViDT, Song et al., ICLR 2022): the student's patches and detection tokens come close to the teacher's.
+"""Token matching (ViDT, Song et al., ICLR 2022): patches and detection tokens come close to those of the teacher.
 
 ViDT compares tokens after projections that its detectors have anyway. YOLOS has none, so here the student has a linear
 map for each kind of token, which is trained along and dropped at export.
