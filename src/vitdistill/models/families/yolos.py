@@ -164,17 +164,17 @@ class Yolos(VisionTransformer):
         return {"pos_embed", "cls_token", "det_token"}  # the authors decay the tables between the blocks
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        return {"stem": r"^(cls_token|det_token|pos_embed|patch_embed)", "blocks": r"^blocks\.(\d+)"}
+        return {"stem": r"^(?:cls_token|det_token|pos_embed|patch_embed)", "blocks": r"^blocks\.(\d+)"}
 
     # --- running it --------------------
 
-    def grid_of(self, size: Sequence[int]) -> Size:
+    def grid_of(self, size: Sequence[Any]) -> Size:
         """Patches in a column and in a row of images of a size.
 
         Raises:
             UserError: when patches do not fill it.
         """
-        height, width = size
+        height, width = map(int, size)  # which are no numbers while the network is traced
         patch = pair(self.patch_embed.patch_size)
         check_whole((height, width), patch, "an image")
         return height // patch[0], width // patch[1]
