@@ -1,6 +1,7 @@
 """YOLOS: the authors' values, patches left out with their positions, images of any size, and the published cost."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -30,6 +31,12 @@ def net(request: pytest.FixtureRequest) -> nn.Module:
 
 def images_of(size: tuple[int, int], b: int = 2) -> Tensor:
     return torch.randn(b, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+@cache
+def published(size: str) -> Backbone:
+    """Without weights, of VOC's classes."""
+    return with_tokens(build(f"yolos_{size}", meta=True, num_classes=20))
 
 
 # --- the authors' values --------------------
@@ -168,10 +175,10 @@ def test_the_published_architectures() -> None:
     sizes = {"tiny": (192, 12, (50, 83), 0), "small": (384, 12, (32, 54), 11), "small_dwr": (330, 14, (32, 54), 13)}
     sizes["base"] = (768, 12, (50, 84), 11)  # on the meta device, where nothing is initialised
     for size, (width, depth, grid, tables) in sizes.items():
-        network = with_tokens(build(f"yolos_{size}", meta=True))
+        network = published(size)
         net: Any = network.net
         assert (network.width, network.depth, net.table_grid, network.detections) == (width, depth, grid, 100)
-        assert network.num_classes == 91 and net.class_embed.layers[2].out_features == 92
+        assert network.num_classes == 20 and net.class_embed.layers[2].out_features == 21
         assert tables == (0 if net.mid_pos_embed is None else len(net.mid_pos_embed))
     assert "yolos_small_dwr" in timm.list_models("yolos*")
 
@@ -235,12 +242,12 @@ COSTS = {
 
 def test_the_cost_of_detection_resolutions() -> None:
     """2 d^2 for the hidden layers of each head, and d times what they put out, for 100 tokens."""
-    small, base = (build(f"yolos_{name}", meta=True, num_classes=20) for name in ("tiny", "base"))
-    for size, published in COSTS.items():
+    small, base = published("tiny"), published("base")
+    for size, costs in COSTS.items():
         patches = size[0] * size[1] // 256
         got = [small.macs(size=size).total, base.macs(size=size).total]
         got += [base.macs(int(patches * keep), size=size).total for keep in (0.75, 0.5, 0.25)]
-        assert [value / 1e9 for value in got] == pytest.approx(published, abs=0.06), size
+        assert [value / 1e9 for value in got] == pytest.approx(costs, abs=0.06), size
     assert base.macs().head == 100 * (4 * 768**2 + 768 * (21 + 4))
 
 
