@@ -36,6 +36,7 @@ class PixelNetwork(nn.Module):
 
     Attributes:
         encoder: a `VisionTransformer` without a classifier.
+        encoder_name: its architecture, as timm calls it.
         num_classes: of the map.
         resampling: how positions are interpolated, as `resample` takes it.
     """
@@ -60,9 +61,11 @@ class PixelNetwork(nn.Module):
             raise UserError(f"The encoder of a {type(self).__name__} must be a plain ViT of timm", encoder)
         if net.attn_pool is not None or not all(type(block) is Block for block in net.blocks):
             why = "blocks of its own" if net.attn_pool is None else "attention that pools its patches"
-            raise UserError(f"The encoder of a {type(self).__name__} must be a plain ViT of timm", f"{encoder}, with {why}")
+            raise UserError(
+                f"The encoder of a {type(self).__name__} must be a plain ViT of timm", f"{encoder}, with {why}"
+            )
         net.patch_embed.strict_img_size = False
-        self.encoder, self.num_classes = net, num_classes
+        self.encoder, self.encoder_name, self.num_classes = net, encoder, num_classes
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -119,9 +122,7 @@ class PixelNetwork(nn.Module):
         """Maps on the grid of patches, or on a finer one, at the size of the images."""
         height, width = images.shape[-2:]
         patch, grid = self.encoder.patch_embed.patch_size, self.grid_of(images)
-        maps = F.interpolate(
-            maps, size=(grid.h * patch[0], grid.w * patch[1]), mode="bilinear", align_corners=False
-        )
+        maps = F.interpolate(maps, size=(grid.h * patch[0], grid.w * patch[1]), mode="bilinear", align_corners=False)
         return maps[..., :height, :width]
 
 
@@ -213,18 +214,13 @@ class PixelViT(ViT):
         layernorm: bool = True,
         size: tuple[int, int] | None = None,
     ) -> Macs:
-        """
-        Raises:
-            UserError: also when patches are left out of a pass up to the head.
-        """
-        capture, patches = self.with_head(capture), self.grid.count
-        if kept is not None and capture.head and kept < patches:
-            raise self.has_holes(kept, patches)
-        points = capture.points
+        """As any network's; a pass that leaves patches out is taken to stop behind the last block, if not before."""
+        capture = self.with_head(capture)
+        points, decodes = capture.points, capture.head and kept in (None, self.grid.count)
         if capture.head:  # all blocks, and behind them what is the decoder's to count
             points |= {(-1, "output")}
         total = super().macs(kept, Capture(points, head=False), layernorm=layernorm)
-        return total + self.decoder_macs(layernorm) if capture.head else total
+        return total + self.decoder_macs(layernorm) if decodes else total
 
     def decoder_macs(self, layernorm: bool) -> Macs:
         """What lies behind the blocks."""
@@ -281,4 +277,3 @@ def trunc_normal(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-

@@ -278,4 +278,9 @@ class _OneMap(nn.Module):
 
 for _size in ("tiny", "small", "base"):
     # DeiT's ViTs of this size have ImageNet's statistics, which are TinyMIM's.
-    register(f"{UPERNET}{_size}", UperNet, f"deit_{_size}_patch16_224", ("decoder.decode_head.classifier.1", "decoder.auxiliary_head.classifier.1"))
+    register(
+        f"{UPERNET}{_size}",
+        UperNet,
+        f"deit_{_size}_patch16_224",
+        ("decoder.decode_head.classifier.1", "decoder.auxiliary_head.classifier.1"),
+    )
