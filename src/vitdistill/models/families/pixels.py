@@ -87,7 +87,7 @@ class PixelNetwork(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Levels of layer decay: embeddings, each block of the encoder, and everything else."""
         return {
-            "stem": r"^encoder\.(cls_token|dist_token|reg_token|pos_embed|patch_embed|norm_pre)",
+            "stem": r"^encoder\.(?:cls_token|dist_token|reg_token|pos_embed|patch_embed|norm_pre)",
             "blocks": [(r"^encoder\.blocks\.(\d+)", None)],
         }
 
