@@ -11,11 +11,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitdistill.errors import UserError
 from vitdistill.methods.selection.ranked import Ranked
+from vitdistill.methods.supervised import Supervised
 from vitdistill.models.build import build, rebuild
 from vitdistill.models.families import as_network
+from vitdistill.models.families.linear_only import linear_only
 from vitdistill.models.families.pixels import PixelViT
 from vitdistill.models.merged import Merged
 from vitdistill.models.record import record_of
+from vitdistill.models.surgery.classifier import finetunable
+from vitdistill.models.surgery.linear_head import with_linear_head
 from vitdistill.models.teacher import Teacher
 from vitdistill.types import QKV, Capture, Point, TokenGrid
 
@@ -187,3 +191,17 @@ def test_what_needs_the_head_of_a_masked_network_is_refused_before_the_first_ste
     Ranked(keep=0.5).check(network, teacher)  # a teacher whose blocks are compared
     with pytest.raises(UserError, match="whose head reads the whole grid|with attention of its own"):
         Merged.over(network, 2)
+
+
+def test_it_is_no_classifier_of_images(network: PixelViT) -> None:
+    with pytest.raises(UserError, match="tells the class of each pixel, not of an image"):
+        Supervised(network)
+    for refused in (
+        lambda: finetunable(network, 5, new_head=True),
+        lambda: linear_only(network, 5),
+        lambda: with_linear_head(network, "cls", torch.zeros(5, 24), torch.zeros(5)),
+    ):
+        with pytest.raises(UserError) as caught:
+            refused()
+        assert "\n" not in str(caught.value)
+    assert record_of(network.net).beyond_timm == "a decoder that labels pixels"

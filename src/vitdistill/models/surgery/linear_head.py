@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitdistill.errors import UserError
+from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import rebuild
 from vitdistill.models.families.linear_only import FrozenBody
 from vitdistill.models.network import Network
@@ -33,7 +34,7 @@ def with_linear_head(
     """
     body = body.body if isinstance(body, FrozenBody) else body
     record, own = record_of(body.net), body.net
-    if record.architecture is None:
+    if record.architecture is None or (isinstance(body, Backbone) and body.reads_grid):
         raise _not_kept(body, pooling)
     options: dict[str, object] = {"num_classes": len(weight)}
     if getattr(own, "global_pool", None) in ("token", "avg", "", "map") and pooling in _TIMM_POOL:
