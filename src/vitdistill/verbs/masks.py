@@ -36,8 +36,8 @@ def masks(
         layer: block whose attention ranks the patches: first, middle, last, or its number from 0; by default the
             run's, or the last.
         saliency: attention of the class token, received from all patches, of the pooling head, of class and
-            distillation token, or of detection tokens; by default the run's, or that of the class token (of a detector,
-            det).
+            distillation token, of detection tokens, or of a Segmenter's decoder; by default the run's, or that of the
+            class token (of a detector, det).
         seed: which images are drawn, and how untrained students are initialised.
         heatmap: also draw how often each position is kept, over up to 256 images.
         student_args: further arguments of untrained students.

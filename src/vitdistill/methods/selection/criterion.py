@@ -55,8 +55,8 @@ class Attention:
     Attributes:
         layer: block, a number from 0 (negative from the end), or first, middle or last.
         kind: attention of the class token ("cls"), received from all patches ("patch"), of the pooling head ("pool"),
-            of class and distillation token ("cls+dist"), or of the detection tokens ("det"); None is what the network
-            says (`saliency_by_default`).
+            of class and distillation token ("cls+dist"), of the detection tokens ("det"), or of the class embeddings of
+            a decoder ("decoder"); None is what the network says (`saliency_by_default`).
         network: the frozen network of the criteria that ask a third one.
     """
 

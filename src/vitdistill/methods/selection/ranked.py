@@ -12,7 +12,7 @@ from vitdistill.methods.method import Pass, Spent
 from vitdistill.methods.selection import CriterionName, make_criterion
 from vitdistill.methods.selection.amounts import Agree, Amount, Keep, Mass, amount_of, check_selection
 from vitdistill.methods.selection.auto import Auto
-from vitdistill.methods.selection.checks import check_maskable, check_shares, check_terms
+from vitdistill.methods.selection.checks import check_grid, check_maskable, check_shares, check_terms
 from vitdistill.methods.selection.costs import Costs
 from vitdistill.methods.selection.criterion import Attention, Criterion, Scene
 from vitdistill.methods.selection.ledger import Ledger
@@ -60,9 +60,9 @@ class Ranked(Selector):
             order: keep the highest ranked patches, or (an ablation) the lowest.
             saliency: attention of the class token (cls), attention received from all patches (patch), attention of
                 the head that pools the patches (pool: SigLIP, Perception Encoder), the mean over class and distillation
-                token (cls+dist: AST, distilled DeiT), or attention of the detection tokens (det: YOLOS); by default det
-                of a detector, cls of all others. Where the head reads no class token, cls stands for pool if the
-                network pools so, else for patch.
+                token (cls+dist: AST, distilled DeiT), attention of the detection tokens (det: YOLOS), or of the class
+                embeddings in the decoder (decoder: Segmenter); by default det of a detector, cls of all others. Where
+                the head reads no class token, cls stands for pool if the network pools so, else for patch.
             saliency_layer: block whose attention ranks the patches: first, middle, last, or its number from 0.
             mask: who sees only the kept patches; masking the student is the variant that the paper argues against.
             network: the frozen network of the criteria that name one.
@@ -98,10 +98,11 @@ class Ranked(Selector):
 
     def check(self, student: Network, teacher: Teacher, terms: Iterable[Term] = ()) -> None:
         network = teacher.network if self.mask == "teacher" else student
-        masked = self.masked(student, teacher)
+        masked, terms = self.masked(student, teacher), tuple(terms)
         check_maskable(network, self.amount)
-        terms = tuple(terms)
         self._capture = Capture.union(term.captures()[1] for term in terms)
+        # A masked student's pass goes up to its head wherever there are labels.
+        check_grid(network, self.amount, head=self.mask == "student" or self._capture.head)
         if masked is None:
             return
         check_shares(masked, self.amount)

@@ -251,7 +251,7 @@ def linear_only(body: Network, classes: int, features: str = "auto") -> FrozenBo
         >>> student = linear_only(build("vit_small_patch16_224.dino", pretrained=True), classes=1000)
         >>> method = MaskedKD(student, teacher, keep=0.5)
     """
-    if not isinstance(body, ViT) or body.net.cls_token is None or isinstance(body.net, AST):
+    if not isinstance(body, ViT) or isinstance(body.net, AST) or body.reads_grid or body.net.cls_token is None:
         raise UserError(
             "A linear-only student reads the class token of a ViT", body.name, "Choose a ViT with a class token"
         )

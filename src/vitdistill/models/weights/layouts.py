@@ -2,7 +2,7 @@
 
 import re
 
-from vitdistill.models.weights import ast, clip, convmae, dinov2, dinov3, hf_vit, mae, yolos
+from vitdistill.models.weights import ast, clip, convmae, dinov2, dinov3, hf_vit, mae, segmenter, yolos
 from vitdistill.models.weights.layout import Layout, Weights
 
 # First match wins: what has a sign of its own comes before what it resembles.
@@ -14,6 +14,7 @@ LAYOUTS: tuple[Layout, ...] = (
     dinov3.LAYOUT,
     mae.LAYOUT,
     ast.LAYOUT,
+    segmenter.LAYOUT,
     hf_vit.LAYOUT,
     dinov2.CHUNKED,
 )
