@@ -12,6 +12,7 @@ from torch import nn
 
 from vitdistill.errors import UserError
 from vitdistill.files import RECORD, WEIGHTS
+from vitdistill.models.names import AUDIO
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ class ModelRecord:
     @property
     def beyond_timm(self) -> str | None:
         """What the network has that no network of timm has, in words; None where timm can build all of it."""
+        if (self.architecture or "").startswith(AUDIO):
+            return "patches of sound that overlap (AST)"
         if self.features:
             return f"a classifier that reads the features {self.features!r} of several blocks or patches"
         return "a distillation token without a position" if self.args.get("dist_token") else None
