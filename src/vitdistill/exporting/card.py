@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from vitdistill.exporting import sound
 from vitdistill.exporting.form import Student
 from vitdistill.runs.read import Run
 
@@ -29,15 +30,18 @@ SHOWN = 20  # classes that are listed
 def model_card(student: Student) -> str:
     """Markdown with the metadata that the hub reads: method, teacher, data, accuracy, cost, and how to load it."""
     run, classes = student.run, student.record.classes
+    heard = student.network.input.sound
     task = "image-classification" if student.network.num_classes else "image-feature-extraction"
-    head = ["---", "library_name: timm", f"pipeline_tag: {task}", "tags:", f"- {task}", "- timm", "- transformers"]
+    task, library = ("audio-classification", "transformers") if heard else (task, "timm")
+    tags = [f"- {tag}" for tag in (task, "timm", "transformers") if not (heard and tag == "timm")]
+    head = ["---", f"library_name: {library}", f"pipeline_tag: {task}", "tags:", *tags]
     lines = [*head, "- vitdistill", "---", "", f"# {run.name}", ""]
     lines += ["Trained with vitdistill.", ""]
     lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in _facts(student))]
     if classes:
         more = f" and {len(classes) - SHOWN} more, in `config.json`" if len(classes) > SHOWN else ""
         lines += ["", "## Classes", "", ", ".join(str(name) for name in classes[:SHOWN]) + more]
-    return "\n".join([*lines, "", "## Use", "", *_use(bool(student.network.num_classes)), ""])
+    return "\n".join([*lines, "", "## Use", "", *(sound.USE if heard else _use(bool(student.network.num_classes))), ""])
 
 
 def _facts(student: Student) -> Iterator[tuple[str, str]]:
@@ -56,6 +60,11 @@ def _facts(student: Student) -> Iterator[tuple[str, str]]:
         yield "accuracy", f"{run.columns.get(run.score, run.score)} {result:.2f} on validation"
     yield from _cost(run)
     height, width = made["size"]
+    if network.input.sound:
+        deviation = network.input.std[0] / 2
+        statistics = f"mean {network.input.mean[0]:g}, standard deviation {deviation:g}, of which twice divides"
+        yield "input", f"log-mel energies of sound at 16 kHz, {height} mel bins x {width} frames of 10 ms; {statistics}"
+        return
     resize = f"{made['interpolation']}, crop_pct {made['crop_pct']:g}, crop mode {made['crop_mode']}"
     yield "input", f"{made['channels']} x {height} x {width} pixels; {resize}; mean {made['mean']}, std {made['std']}"
 
