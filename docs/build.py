@@ -30,6 +30,7 @@ ORDER = (
     "dino",
     "g2sd",
     "evaluation",
+    "robustness",
     "using",
     "data",
     "models",

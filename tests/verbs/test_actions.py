@@ -244,7 +244,7 @@ def test_bad_annotations_are_named(files: dict[str, str], tmp_path: Path, line: 
 def test_what_goes_with_another_task_is_refused(trained: tuple[Path, dict[str, Any]]) -> None:
     """Of a run with actions what asks for a label each, and of other models what asks for actions."""
     for options in ({"keep": 0.5}, {"clips": 2}, {"crop_pct": 0.9}, {"image_size": 16}, {"per_class": True}):
-        with pytest.raises(UserError, match=rf"--{next(iter(options))} has no effect on a run of finetune --task"):
+        with pytest.raises(UserError, match=rf"--{next(iter(options))} has no effect on a run with --task actions"):
             evaluate(str(trained[0]), workers=0, **options)
     with pytest.raises(UserError, match="--actions has no effect unless the model is a run of"):
         evaluate("digits-teacher", actions=ActionFiles(start=900))

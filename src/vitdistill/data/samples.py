@@ -19,6 +19,7 @@ from vitdistill.errors import MachineError, OutOfMemoryError, UserError, error_w
 if TYPE_CHECKING:  # torch takes seconds to load, and the command line refuses missing data without it
     from torch import Tensor
 
+    from vitdistill.data.device import OnDevice
     from vitdistill.data.images.recipes import Augment
     from vitdistill.data.images.views import MultiCrop
     from vitdistill.types import InputSpec
@@ -247,6 +248,21 @@ class Samples(ABC):
             >>> transform(image).shape
             torch.Size([3, 224, 224])
         """
+
+    def on_device(self, spec: "InputSpec", options: ViewOptions, classes: int) -> "OnDevice":
+        """What happens to batches behind their transfer to the device; by default what happens to pictures.
+
+        Args:
+            spec: what the network takes.
+            options: as for `transform`.
+            classes: length of the soft targets of mixed batches.
+
+        Raises:
+            UserError: when an option of the recipe is out of range.
+        """
+        from vitdistill.data.device import OnDevice
+
+        return OnDevice(options.augment, spec.mean, spec.std, classes)
 
     def digest(self) -> str | None:
         """A hex digest of which samples these are, and in which order; None where the set cannot tell.

@@ -9,7 +9,6 @@ import torch
 from vitdistill.data.actions.annotations import ActionData, open_actions
 from vitdistill.data.actions.ava import write_predictions
 from vitdistill.data.actions.files import ActionFiles
-from vitdistill.data.device import OnDevice
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.loader import BAD_SHARE, CorruptLog, default_workers, make_loader
 from vitdistill.data.order import EvalBatchSampler
@@ -113,7 +112,7 @@ def score_actions(
     task, metric = Actions(data), FrameMeanAP(data).to(place)
     network.eval().to(place)
     spec, options = network.input, ViewOptions(augment=Augment(recipe="none"), stride=stride)
-    on_device = OnDevice(options.augment, spec.mean, spec.std, len(data.labels))
+    on_device = data.val.on_device(spec, options, len(data.labels))
     loader = make_loader(
         data.val,
         data.val.transform(spec, options, train=False),

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from vitdistill.data.clips.sampling import Views
 from vitdistill.data.clips.transforms import cut_views
-from vitdistill.data.device import OnDevice
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.loader import BAD_SHARE, Batch, CorruptLog, default_workers, make_loader
 from vitdistill.data.open import open_source
@@ -275,7 +274,7 @@ class Reader:
         """
         backbone, source, options, _ = self.subject
         spec, views = self.subject.spec or backbone.input, Views(options.clips, options.crops)
-        on_device = OnDevice(options.augment, spec.mean, spec.std, len(source.classes))
+        on_device = images.on_device(spec, options, len(source.classes))
         loader = make_loader(
             images,
             images.transform(spec, options, train=False),

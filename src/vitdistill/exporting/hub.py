@@ -1,7 +1,6 @@
 """A folder that timm and transformers load, offline or from the Hugging Face hub.
 
 timm reads `config.json` with `local-dir:` and `hf-hub:`; transformers reads the same file as that of a `TimmWrapper`.
-A network over sound (AST) is transformers' own, which timm does not have.
 """
 
 import json
@@ -16,9 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vitdistill.errors import UserError
-from vitdistill.exporting import sound
 from vitdistill.exporting.card import model_card
 from vitdistill.exporting.form import Exported, Student
+from vitdistill.exporting.sound import write_ast
+from vitdistill.exporting.yolos import write_yolos
 from vitdistill.files import RECORD
 from vitdistill.models.record import timm_data_config
 
@@ -28,37 +28,35 @@ KEPT = ("classifier", "first_conv", "fixed_input_size")
 
 
 def write_hub(student: Student, folder: Path) -> Exported:
-    """Write the folder, and load it with timm, and with transformers where that is installed.
+    """Write the folder, and load it with timm, and with transformers where that is installed (YOLOS, AST: only there).
 
     Raises:
         UserError: when the network is none of timm's, or nothing in timm's format says what it is; when the folder
             holds something else.
     """
+    if student.network.detections:
+        return write_yolos(student, folder)
+    if student.network.input.sound:
+        return write_ast(student, folder)
     _check(student, folder)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        heard = student.network.input.sound
-        weights = sound.weights_of(student) if heard else student.network.net.state_dict()
+        weights = student.network.net.state_dict()
         own = {
             name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()
         }  # none shares memory
         save_file(own, partial / "model.safetensors", {"format": "pt"})
-        config = sound.config_of(student) if heard else _config(student)
-        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        if heard:
-            (partial / sound.PREPARATION).write_text(json.dumps(sound.preparation_of(student), indent=2) + "\n")
+        (partial / "config.json").write_text(json.dumps(_config(student), indent=2) + "\n")
         student.record.write(partial)
         (partial / "README.md").write_text(model_card(student))
-        logits = sound.loaded(student, partial) if heard else _loaded(student, partial)
+        logits = _loaded(student, partial)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (*FILES, sound.PREPARATION) if heard else FILES:
+        for name in FILES:
             (partial / name).replace(folder / name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    if heard:
-        return Exported(logits, sound.LOAD.format(folder=str(folder)))
     return Exported(logits, f"timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)")
 
 
@@ -72,7 +70,7 @@ def _check(student: Student, folder: Path) -> None:
             student.network.name,
             "Use --format safetensors, which vitdistill.build loads, or --format onnx",
         )
-    if record.beyond_timm is not None and not student.network.input.sound:
+    if record.beyond_timm is not None:
         raise UserError(
             f"timm and transformers have no networks with {record.beyond_timm}",
             student.network.name,
@@ -86,8 +84,7 @@ def _check(student: Student, folder: Path) -> None:
             heads,
             "Use --format safetensors, which prints the lines that set them, or --format onnx",
         )
-    known = {*FILES, sound.PREPARATION}
-    strange = sorted({entry.name for entry in folder.iterdir()} - known) if folder.is_dir() else []
+    strange = sorted({entry.name for entry in folder.iterdir()} - set(FILES)) if folder.is_dir() else []
     if folder.is_file() or strange:
         found = f"{folder} with {', '.join(strange[:3])}" if strange else f"the file {folder}"
         raise UserError("--out must be a new folder, or one that an earlier export wrote", found)

@@ -8,20 +8,26 @@ import torch
 from torch import Tensor
 
 from vitdistill.errors import UserError
-from vitdistill.exporting.form import Student
+from vitdistill.exporting.folder import write_folder
+from vitdistill.exporting.form import Exported, Student
 from vitdistill.models.build import build
 from vitdistill.models.sizes import pair
 from vitdistill.models.weights.ast import their_names
 
-PREPARATION = "preprocessor_config.json"
+MODEL = "ASTForAudioClassification"
 
 
-def weights_of(student: Student) -> dict[str, Tensor]:
-    """The network's tensors under Hugging Face's names.
+def write_ast(student: Student, folder: Path) -> Exported:
+    """Write the folder, and load it with transformers where that is installed, else with this package.
 
     Raises:
-        UserError: when transformers' network has no place for what this one is.
+        UserError: when transformers' network has no place for what this one is, or the folder holds something else.
     """
+    config, preparation = _config(student), _preparation(student)
+    return write_folder(student, folder, _weights(student), config, preparation, _loaded, MODEL)
+
+
+def _weights(student: Student) -> dict[str, Tensor]:
     net = student.network.net
     patch = pair(net.patch_embed.patch_size)
     if patch[0] != patch[1] or not student.network.num_classes or net.patch_embed.proj.in_channels != 1:
@@ -31,10 +37,13 @@ def weights_of(student: Student) -> dict[str, Tensor]:
             f"{student.network.num_classes or 'no'} classes",
             "Use --format safetensors, which vitdistill.build loads, or --format onnx",
         )
+    if student.record.heads:
+        heads = ", ".join(f"block {block} has {count}" for block, count in student.record.heads.items())
+        raise UserError("config.json cannot say that single blocks have other attention heads", heads)
     return their_names(net.state_dict())
 
 
-def config_of(student: Student) -> dict[str, Any]:
+def _config(student: Student) -> dict[str, Any]:
     """The content of config.json.
 
     transformers has one epsilon for all norms: the 1e-6 of most, though the classifier's is 1e-5.
@@ -43,7 +52,7 @@ def config_of(student: Student) -> dict[str, Any]:
     names = names or [str(number) for number in range(student.network.num_classes)]
     (down, across), block = net.patch_embed.stride, net.blocks[0]
     return {
-        "architectures": ["ASTForAudioClassification"],
+        "architectures": [MODEL],
         "model_type": "audio-spectrogram-transformer",
         "hidden_size": net.embed_dim,
         "num_hidden_layers": len(net.blocks),
@@ -64,7 +73,7 @@ def config_of(student: Student) -> dict[str, Any]:
     }
 
 
-def preparation_of(student: Student) -> dict[str, Any]:
+def _preparation(student: Student) -> dict[str, Any]:
     """The content of preprocessor_config.json: transformers divides by twice the deviation as well."""
     spec = student.network.input
     return {
@@ -81,7 +90,7 @@ def preparation_of(student: Student) -> dict[str, Any]:
     }
 
 
-def loaded(student: Student, folder: Path) -> Tensor:
+def _loaded(student: Student, folder: Path) -> Tensor:
     """Logits as transformers gives them, or, where it is not installed, as `build` does."""
     with torch.inference_mode():
         if find_spec("transformers") is None:
@@ -92,17 +101,3 @@ def loaded(student: Student, folder: Path) -> Tensor:
         logging.disable_progress_bar()
         model = AutoModelForAudioClassification.from_pretrained(str(folder), local_files_only=True).eval()
         return model(student.inputs[:, 0].transpose(1, 2)).logits  # time first
-
-
-LOAD = "transformers.AutoModelForAudioClassification.from_pretrained({folder!r})"
-USE = [
-    "`PATH` is this folder; from the hub, give `OWNER/NAME`.",
-    "",
-    "```python",
-    "from transformers import AutoFeatureExtractor, AutoModelForAudioClassification",
-    "",
-    'model = AutoModelForAudioClassification.from_pretrained("PATH")',
-    'extractor = AutoFeatureExtractor.from_pretrained("PATH")',
-    'inputs = extractor(waveform, sampling_rate=16000, return_tensors="pt")  # one channel at 16 kHz',
-    "```",
-]

@@ -21,6 +21,7 @@ from vitdistill.models.network import Network
 from vitdistill.models.record import record_of
 from vitdistill.models.teacher import Teacher
 from vitdistill.tasks.classification import Classification
+from vitdistill.tasks.task import Task
 
 
 class MaskedKD(Distillation):
@@ -40,7 +41,8 @@ class MaskedKD(Distillation):
         student: Network | nn.Module,
         teacher: Teacher | Network | nn.Module | None = None,
         *,
-        distill: TermNames = "logits",
+        task: Task | None = None,
+        distill: TermNames | None = None,
         alpha: Alpha = 0.5,
         tau: Tau = 1.0,
         distillation: Literal["soft", "hard", "nkd"] = "soft",
@@ -53,8 +55,9 @@ class MaskedKD(Distillation):
         Args:
             student: the network to train, a timm module or an adapter.
             teacher: the frozen network; may be None when `alpha` is 0.
+            task: what the labels mean; None is classification into the student's classes.
             distill: what the student learns from the teacher: logits, manifold, attention, or several joined by +
-                (logits+manifold).
+                (logits+manifold); None is logits.
             alpha: weight of the teacher's class scores against the labels, 0 to 1; with 0 and no other term, labels
                 alone are left and no teacher is loaded. Without class scores (--distill manifold) labels have weight 1.
             tau: temperature of the soft distillation, and of the other classes in nkd.
@@ -71,7 +74,7 @@ class MaskedKD(Distillation):
                 should be masked cannot be.
         """
         student = as_network(student)
-        names = terms.named(distill)
+        names = terms.named(distill or "logits")
         _check_trained(student, names)
         labels_share = 1 - alpha if "logits" in names else 1.0
         check_alpha(alpha)
@@ -100,7 +103,7 @@ class MaskedKD(Distillation):
         super().__init__(
             student,
             lessons,
-            task=Classification(student.num_classes, smoothing=smoothing),
+            task=task or Classification(student.num_classes, smoothing=smoothing),
             task_weight=labels_share,
             selector=Ranked(network=third, **selection),
         )

@@ -3,6 +3,7 @@
 Read `task.py`, then `classification.py`.
 """
 
+from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal
 
@@ -11,12 +12,33 @@ from vitdistill.errors import UserError, near
 if TYPE_CHECKING:
     from vitdistill.tasks.task import Task
 
-# What `--task` takes, and where it is; imported on first use, so that `--help` need not load torch.
+
+@dataclass(frozen=True)
+class Entry:
+    """A task as the command line knows it, before torch is imported.
+
+    Attributes:
+        where: its class, as module and name; imported on first use, so that `--help` need not load torch.
+        distill: what a student learns from a teacher where nothing else is said; see `--distill`.
+    """
+
+    where: str
+    distill: str
+
+
+# What `--task` takes: of verbs that train on labels alone, and of distillation.
 TaskName = Literal["classification", "actions"]
-TASKS: dict[str, str] = {
-    "classification": "vitdistill.tasks.classification:Classification",
-    "actions": "vitdistill.tasks.actions:Actions",
+DistilledTask = Literal["classification"]
+TASKS: dict[str, Entry] = {
+    "classification": Entry("vitdistill.tasks.classification:Classification", distill="logits"),
+    "actions": Entry("vitdistill.tasks.actions:Actions", distill="manifold"),
 }
+
+
+def _entry(name: str) -> Entry:
+    if name not in TASKS:
+        raise UserError(f"task must be one of {', '.join(TASKS)}", repr(name), near(name, TASKS))
+    return TASKS[name]
 
 
 def task_class(name: str) -> "type[Task]":
@@ -25,7 +47,14 @@ def task_class(name: str) -> "type[Task]":
     Raises:
         UserError: when there is no such task.
     """
-    if name not in TASKS:
-        raise UserError(f"task must be one of {', '.join(TASKS)}", repr(name), near(name, TASKS))
-    module, _, attribute = TASKS[name].partition(":")
+    module, _, attribute = _entry(name).where.partition(":")
     return getattr(import_module(module), attribute)
+
+
+def default_distill(name: str) -> str:
+    """What a student of a task learns from its teacher where nothing else is said.
+
+    Raises:
+        UserError: when there is no such task.
+    """
+    return _entry(name).distill

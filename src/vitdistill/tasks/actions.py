@@ -75,6 +75,10 @@ class Actions(Task):
             raise ValueError("A head for actions needs their number: Actions(data) or Actions(classes=...)")
         return detector(body, self.classes, head_init=head_init, dropout=dropout, drop_path=drop_path)
 
+    @classmethod
+    def of(cls, network: Network, *, smoothing: float = 0.0) -> "Actions":
+        return cls(classes=network.num_classes)
+
     def check(self, network: Network) -> None:
         check_video(network, "network that detects actions")
 

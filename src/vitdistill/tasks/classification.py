@@ -74,6 +74,10 @@ class Classification(Task):
         refuse_without_effect(given, {"dropout": 0.0}, given, "with --task classification; --model_args.drop_rate has")
         return finetunable(body, self.classes, pool=pool, head_init=head_init, new_head=new_head, drop_path=drop_path)
 
+    @classmethod
+    def of(cls, network: Network, *, smoothing: float = 0.0) -> "Classification":
+        return cls(network.num_classes, smoothing)
+
     def check(self, network: Network) -> None:
         if network.num_classes != self.classes:
             raise UserError(

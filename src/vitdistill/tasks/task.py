@@ -79,6 +79,24 @@ class Task(ABC):
             UserError: when the network is of no use to the task, or an option would change nothing.
         """
 
+    @classmethod
+    @abstractmethod
+    def of(cls, network: Network, *, smoothing: float = 0.0) -> "Task":
+        """The task of a network that was trained for it, without any data.
+
+        Args:
+            network: whose classes it has.
+            smoothing: of labels, for tasks that smooth them.
+        """
+
+    def student(self, network: Network) -> Network:
+        """The network to train, out of one with a classifier for the data's classes; by default that one.
+
+        Raises:
+            UserError: when it is of no use to the task.
+        """
+        return network
+
     @abstractmethod
     def check(self, network: Network) -> None:
         """Refuse a network that cannot be trained for the task.
@@ -143,6 +161,15 @@ class Task(ABC):
             source: the data.
         """
         return {}
+
+    def per_class(self, details: Tensor, source: DataSource) -> list[dict[str, Any]]:
+        """What the last validation counted of each class, for tables: heading -> value; nothing by default.
+
+        Args:
+            details: what `details` has computed.
+            source: the data.
+        """
+        return []
 
     def hits(self, prediction: Tensor, targets: Tensor) -> dict[str, Float[Tensor, ""]]:
         """What of the metrics a training batch tells by itself, as shares of one; nothing by default.

@@ -15,7 +15,6 @@ from lightning.pytorch.utilities import disable_possible_user_warnings
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vitdistill.costing.measure import hardware
-from vitdistill.data.device import OnDevice
 from vitdistill.data.loader import CorruptLog, default_workers, make_loader
 from vitdistill.data.order import EpochBatchSampler, EvalBatchSampler
 from vitdistill.data.samples import ViewOptions
@@ -166,7 +165,7 @@ def _assemble(method: Method, source: DataSource, run: RunDirectory, settings: S
     world, rank = trainer.world_size, trainer.global_rank
     global_batch = settings.batch_size * world * settings.optim.accumulate
     augment = settings.augment.resolved()
-    on_device = OnDevice(augment, method.student.input.mean, method.student.input.std, len(source.classes))
+    on_device = source.train.on_device(spec, views, len(source.classes))
     on_device.check_batch_size(settings.batch_size)
     sampler = EpochBatchSampler(
         len(source.train),

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from vitdistill.tasks.confusion import Confusion
 
 LISTED = 20  # classes up to which each is listed without being asked for
+# What means something for classes of whole samples only.
+OF_CLASSES = (
+    *("keep", "criterion", "student", "merge", "seed", "clips", "crops", "sampling", "image_size"),
+    *("crop_pct", "model_args"),
+)
 
 
 def evaluate(
@@ -99,35 +104,24 @@ def evaluate(
         raise UserError("--merge and --keep below 1.0 exclude each other", f"--keep {keep}", "Leave out one of them")
     model = absolute_model(model) if "~" in model else model
     run = find_run(model) if Path(model).is_dir() else None
-    if run is not None and run.config.get("task") == "actions":
-        unused = (
-            "per_class",
-            "keep",
-            "criterion",
-            "student",
-            "merge",
-            "seed",
-            "clips",
-            "crops",
-            "sampling",
-            "image_size",
-        )
-        refuse_without_effect(
-            values, defaults, (*unused, "crop_pct", "model_args"), "on a run of finetune --task actions"
-        )
-        return _actions(
-            run,
-            data=data,
-            files=actions,
-            checkpoint=checkpoint,
-            stride=stride,
-            batch_size=batch_size,
-            device=device,
-            workers=workers,
-            bad_share=bad_share,
-            out=out,
-            as_json=json,
-        )
+    task = "classification" if run is None else run.config.get("task", "classification")
+    if run is not None and task != "classification":
+        refuse_without_effect(values, defaults, OF_CLASSES, f"on a run with --task {task}")
+        options: dict[str, Any] = {
+            "data": data,
+            "files": values.get(task),
+            "checkpoint": checkpoint,
+            "batch_size": batch_size,
+            "device": device,
+            "workers": workers,
+            "bad_share": bad_share,
+            "out": out,
+        }
+        if task == "actions":
+            refuse_without_effect(values, defaults, ("per_class",), "on a run with --task actions")
+            return _actions(run, stride=stride, as_json=json, **options)
+        refuse_without_effect(values, defaults, ("stride",), f"on a run with --task {task}")
+        return _task(run, as_json=json, per_class=per_class, **options)
 
     import torch
 
@@ -255,6 +249,43 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
         more = ", masked.csv, masked.png and masked.svg" if "meaning" in result else ""
         files = f"per_class.csv, confusion.csv{', ' if more else ' and '}confusion.png{more}"
         print(f"wrote {files} into {result['out']}")
+
+
+def _task(run: Run, *, as_json: bool, per_class: bool, **options: Any) -> dict[str, Any]:
+    """Test a run of any other task, and print its metrics, and those of each class."""
+    import json
+
+    from vitdistill.evaluation.tasks import evaluate_task
+
+    result = evaluate_task(run, **options)
+    headings = result.pop("headings")
+    if as_json:
+        print(json.dumps(result))
+        return result
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    columns = {
+        "model": str(result["model"]),
+        "data": str(result["data"]),
+        f"{result['word']}s": str(result["samples"]),
+        **{heading: f"{result[name]:.2f}" for name, heading in headings.items()},
+        "loss": "-" if result["loss"] is None else f"{result['loss']:.4f}",
+    }
+    summary = Table(*columns)
+    summary.add_row(*columns.values())
+    Console().print(summary)
+    rows = result.get("per_class") or []
+    if rows and (per_class or len(rows) <= LISTED):
+        table = Table(*rows[0])
+        for row in rows:
+            cells = ("-" if value is None else value for value in row.values())
+            table.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else escape(str(cell)) for cell in cells))
+        Console().print(table)
+    if "out" in result:
+        print(f"wrote what is known per class into {result['out']}")
+    return result
 
 
 def _actions(run: Run, *, as_json: bool, **options: Any) -> dict[str, Any]:

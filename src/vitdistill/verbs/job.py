@@ -225,10 +225,12 @@ class Job:
         return self.labelled
 
     def task_of(self, network: "Network") -> "Task":
-        """The task; for a run that is rebuilt, classification into the network's classes."""
-        from vitdistill.tasks.classification import Classification
+        """The task; for a run that is rebuilt, with the network's classes and without data."""
+        from vitdistill.tasks import task_class
 
-        return self.labelled or Classification(network.num_classes, smoothing=self.smoothing)
+        if self.labelled is not None:
+            return self.labelled
+        return task_class(self.values.get("task", "classification")).of(network, smoothing=self.smoothing)
 
     @property
     def smoothing(self) -> float:
@@ -236,14 +238,15 @@ class Job:
         return self.values["augment"].resolved().smoothing
 
     def student(self, student: Student, **changes: Any) -> "Network":
-        """The network to train, with a classifier for the data's classes."""
+        """The network to train, with a head for the task."""
         from vitdistill.verbs.common import make_student
 
         if self.rebuilding is not None:
             return self.rebuilding.student()
         options = {**_options(student), **changes}
         options["args"] = self.with_frames(student.student, options["args"], "student_args")
-        return make_student(student.student, self.data, **options)
+        network = make_student(student.student, self.data, **options)
+        return network if self.labelled is None or options.get("classes") == 0 else self.labelled.student(network)
 
     def linear_student(self, student: Student, features: LinearFeatures) -> "Network":
         """A frozen body with a classifier for the data's classes, of which the classifier alone will be trained."""

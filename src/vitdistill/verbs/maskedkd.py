@@ -2,17 +2,21 @@
 
 from typing import TYPE_CHECKING, Any
 
+from vitdistill.data.images.augment import Augment
+from vitdistill.errors import UserError
 from vitdistill.methods.selection import CriterionName
 from vitdistill.methods.selection.amounts import amount_of, check_selection
-from vitdistill.methods.terms.options import LOGITS, parse_terms
+from vitdistill.methods.terms.options import LOGITS, TermNames, parse_terms
 from vitdistill.models.names import LinearFeatures
+from vitdistill.tasks import DistilledTask, default_distill
 from vitdistill.tokens.merge_schedule import Merge
 from vitdistill.verbs.arguments import File, Model, Pipelining, Published, TeacherOptions, is_fresh
-from vitdistill.verbs.checks import check_network, check_pipelining
+from vitdistill.verbs.checks import check_network, check_pipelining, refuse_unused
 from vitdistill.verbs.job import Job, trains
 from vitdistill.verbs.linear import check_linear_only
 from vitdistill.verbs.merging import check_alone
 from vitdistill.verbs.needs import ABOVE_0, GIVEN, Names, needs
+from vitdistill.verbs.tuning import task_augment
 
 if TYPE_CHECKING:
     from vitdistill.methods.method import Method
@@ -22,12 +26,18 @@ def check_terms(values: dict[str, Any]) -> dict[str, Any]:
     """Refuse options of terms that `--distill` does not name, and selections that have no meaning.
 
     Returns:
-        Who ranks the patches, where that was not said: `auto` where the teacher's class scores can tell, else the
-        student.
+        What is distilled, the augmentation, and who ranks the patches, where that was not said: `auto` where the
+        teacher's class scores can tell, else the student.
     """
     check_pipelining(values)
     check_network(values)
+    filled = {**task_augment(values, Augment()), "distill": values["distill"] or default_distill(values["task"])}
+    values = {**values, **filled}
+    refuse_unused("maskedkd", values, (needs("alpha tau distillation teacher_text dist_token", distill=Names(LOGITS)),))
     terms = values["terms"].named(values["distill"])
+    if LOGITS in terms and values["task"] != "classification":
+        rule = f"--distill {LOGITS} compares scores of classes, which --task {values['task']} has not"
+        raise UserError(rule, values["distill"], f"Use --distill {default_distill(values['task'])}")
     keep, order, mask, criterion = (values[name] for name in ("keep", "order", "mask", "criterion"))
     if criterion is None:
         asked = LOGITS in terms and values["alpha"] > 0 and order == "top" and mask == "teacher"
@@ -36,7 +46,7 @@ def check_terms(values: dict[str, Any]) -> dict[str, Any]:
     if values["linear_only"]:
         check_linear_only(values)
     check_alone(values["teacher_merge"], keep, terms)
-    return {"criterion": criterion}
+    return {**filled, "criterion": criterion}
 
 
 @trains(
@@ -47,15 +57,17 @@ def check_terms(values: dict[str, Any]) -> dict[str, Any]:
         needs("teacher_text teacher_args teacher_merge", teacher=GIVEN),
         needs("teacher_text dist_token teacher_merge", alpha=ABOVE_0),
         needs("pipeline teacher_device", teacher=GIVEN),
-        needs("alpha tau distillation teacher_text dist_token", distill=Names(LOGITS)),
         needs("linear_features", linear_only=True),
         needs("drop_path dist_token", linear_only=False),
+        needs("linear_only", task="classification"),
     ),
 )
 def maskedkd(
     job: Job,
     *,
     student: Published,
+    task: DistilledTask = "classification",
+    distill: TermNames | None = None,
     teacher: Model | None = None,
     teachers: TeacherOptions,
     teacher_text: File | None = None,
@@ -73,6 +85,9 @@ def maskedkd(
     Args:
         data: folder with train/ and val/ (one folder per class), a container such as torchvision:CIFAR10, or a bundled
             source: digits.
+        task: what labels mean: a class for each sample.
+        distill: what the student learns from the teacher: logits, manifold, attention, or several joined by +
+            (logits+manifold); by default logits.
         teacher: as `student`; a bare timm name downloads its pretrained weights. Not needed with `--alpha 0`.
         teacher_text: for a CLIP teacher, a file with one text embedding per class, as `text-embeddings` writes it; its
             class scores are then scaled cosine similarities (zero-shot).
@@ -104,7 +119,7 @@ def maskedkd(
         network_to_train = with_dist_token(network_to_train, fresh_head=fresh)
     guide = third = None
     # Class scores of no weight need no teacher; other terms need one, whatever its classes.
-    terms = [name for name in parse_terms(options["distill"]) if name != LOGITS or options["alpha"] > 0]
+    terms = [name for name in parse_terms(distill or default_distill(task)) if name != LOGITS or options["alpha"] > 0]
     if not terms:
         job.refuse("teacher_args", "pipeline", "teacher_device", why="unless --alpha is above 0")
     elif teacher is not None:
@@ -123,5 +138,14 @@ def maskedkd(
     if network is not None:
         third = job.teacher(network, network_to_train)
     chosen = criterion or "student"  # filled in before a run begins
-    method = MaskedKD(network_to_train, guide, network=third, smoothing=job.smoothing, criterion=chosen, **options)
+    method = MaskedKD(
+        network_to_train,
+        guide,
+        task=job.task_of(network_to_train),
+        distill=distill,
+        network=third,
+        smoothing=job.smoothing,
+        criterion=chosen,
+        **options,
+    )
     return job.pipelined(method, pipelining)

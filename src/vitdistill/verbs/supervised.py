@@ -2,26 +2,35 @@
 
 from typing import TYPE_CHECKING, Any
 
+from vitdistill.data.images.augment import Augment
 from vitdistill.methods.options import PatchDrop
+from vitdistill.tasks import DistilledTask
 from vitdistill.verbs.arguments import Clips, Published
 from vitdistill.verbs.checks import refuse_argument
 from vitdistill.verbs.job import Job, trains
+from vitdistill.verbs.needs import needs
+from vitdistill.verbs.tuning import task_augment
 
 if TYPE_CHECKING:
     from vitdistill.methods.method import Method
 
 
 def check_arguments(values: dict[str, Any]) -> dict[str, Any]:
-    """Refuse timm's own patch dropout, which `--patch_drop` is for every family; fills in nothing."""
+    """Refuse timm's own patch dropout, which `--patch_drop` is for every family; fill in the task's augmentation."""
     rate = (values["student_args"] or {}).get("patch_drop_rate")
-    return refuse_argument(values, "student_args", "patch_drop_rate", "--patch_drop") if rate else {}
+    if rate:
+        refuse_argument(values, "student_args", "patch_drop_rate", "--patch_drop")
+    return task_augment(values, Augment())
 
 
-@trains(Clips, resolve=check_arguments)
-def supervised(job: Job, *, student: Published, patch_drop: PatchDrop = 0.0) -> "Method":
+@trains(Clips, needs=(needs("patch_drop", task="classification"),), resolve=check_arguments)
+def supervised(
+    job: Job, *, student: Published, task: DistilledTask = "classification", patch_drop: PatchDrop = 0.0
+) -> "Method":
     """Train a network on labels alone: a baseline, or a teacher of your own.
 
     Args:
+        task: what labels mean: a class for each sample.
         patch_drop: share of the patches that training leaves out of each image or clip, at random: 0.5 for a teacher
             that MaskedKD will mask. Validation and the exported network see every patch.
 

@@ -26,10 +26,22 @@ def resolve(values: dict[str, Any]) -> dict[str, Any]:
         refuse_argument(values, "model_args", "patch_drop_rate", "--patch_drop")
     if values["task"] == "classification":
         return inherited_sampling(values)
+    return task_augment(values, Augment(recipe="finetune"))
+
+
+def task_augment(values: dict[str, Any], default: Augment) -> dict[str, Any]:
+    """The task's own augmentation, where nothing else is said: what moves pixels must move its labels too.
+
+    Args:
+        values: of the verb's options.
+        default: the verb's augmentation.
+    """
     from vitdistill.tasks import task_class
 
-    augment = task_class(values["task"]).augment  # what the task takes where nothing else is said
-    return {"augment": augment} if augment is not None and values["augment"] == Augment(recipe="finetune") else {}
+    if values["task"] == "classification":
+        return {}
+    augment = task_class(values["task"]).augment
+    return {"augment": augment} if augment is not None and values["augment"] == default else {}
 
 
 def inherited_sampling(values: dict[str, Any]) -> dict[str, Any]:

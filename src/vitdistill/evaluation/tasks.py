@@ -1,0 +1,107 @@
+"""Tests of networks whose task is no classification: the task's own metrics, in all and per class."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import MetricCollection
+
+from vitdistill.data.images.augment import Augment
+from vitdistill.data.loader import BAD_SHARE, CorruptLog
+from vitdistill.data.samples import ViewOptions
+from vitdistill.evaluation.loading import Reader, made_ready
+from vitdistill.files import write_atomically
+from vitdistill.models.network import Network
+from vitdistill.runs.directory import list_in_run
+from vitdistill.runs.read import Checkpoint, Run
+from vitdistill.tasks import task_class
+
+
+def evaluate_task(
+    run: Run,
+    *,
+    data: str | None,
+    files: Any,
+    checkpoint: Checkpoint,
+    batch_size: int,
+    device: str,
+    workers: int | None,
+    out: str | None,
+    bad_share: float = BAD_SHARE,
+) -> dict[str, Any]:
+    """Test a run on its task's validation set, in float32.
+
+    Args:
+        run: whose student to test; what is not given below is as it was in training.
+        data: what `--data` takes.
+        files: the task's own group of options, where it has one.
+        checkpoint: the exported network, the last or best checkpoint, or the averaged weights.
+        batch_size: samples per step.
+        device: auto, cpu, cuda, ...
+        workers: loader processes; None chooses.
+        out: folder for the task's files, such as a table per class; None writes nothing.
+        bad_share: share of the samples that may be unreadable.
+
+    Returns:
+        The model and the data, each metric of the task in percent, the loss, how many samples there were and could not
+        be read, and what is known per class.
+
+    Raises:
+        UserError: when the network is not for the data, or too much is unreadable.
+    """
+    config, network = run.config, run.student(checkpoint)
+    source, task = task_class(config["task"]).open(
+        data or config["data"], augment=Augment(**(config.get("augment") or {})), files=files
+    )
+    task.check(network)
+    subject = made_ready(network, source, config, ViewOptions(augment=Augment()), None)
+    reader = Reader(subject, batch_size=batch_size, device=device, workers=workers, bad_share=bad_share)
+    network.eval().to(reader.place)
+    # Every metric by itself: metrics that agree in the first batch would be taken for one.
+    metrics = MetricCollection(dict(task.metrics()), compute_groups=False).to(reader.place)
+    details = task.details()
+    details = None if details is None else details.to(reader.place)
+    corrupt = CorruptLog.of(source.val, bad_share)
+    loss, counted = torch.zeros((), device=reader.place), 0
+    for inputs, batch in reader.read(source.val, "testing"):
+        corrupt.add(batch.skipped)
+        corrupt.check(len(source.val))
+        if inputs is None:
+            continue
+        loss_of_batch = _update(network, task, inputs, batch, metrics, details)
+        if loss_of_batch is not None:
+            loss, counted = loss + loss_of_batch, counted + len(batch.index)
+    result: dict[str, Any] = {
+        "model": str(run.path),
+        "data": source.name,
+        "task": config["task"],
+        "word": source.val.word,
+        "samples": len(source.val) - len(corrupt.paths),
+        "unreadable": len(corrupt.paths),
+        **{name: round(100 * float(value), 4) for name, value in metrics.compute().items()},
+        "loss": round(float(loss) / counted, 4) if counted else None,
+        "headings": task.headings(),
+    }
+    if details is not None:
+        found = details.compute()
+        result["per_class"] = task.per_class(found, source)
+        if out is not None:
+            for name, text in task.detail_files(found, source).items():
+                write_atomically(Path(out) / name, lambda file, text=text: file.write(text.encode()))
+                list_in_run(Path(out) / name)
+            result["out"] = str(out)
+    return result
+
+
+@torch.inference_mode()
+def _update(
+    network: Network, task: Any, inputs: Tensor, batch: Any, metrics: MetricCollection, details: Any
+) -> Tensor | None:
+    """Add a batch to the metrics; its summed loss, where there is one."""
+    targets, index = batch.targets.to(inputs.device), batch.index.to(inputs.device)
+    prediction = task.predict(network, inputs, targets)
+    metrics.update(preds=prediction, target=targets, index=index)
+    if details is not None:
+        details.update(preds=prediction, target=targets, index=index)
+    return task.validation_loss(prediction, targets)
