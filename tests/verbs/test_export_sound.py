@@ -72,7 +72,5 @@ def test_what_transformers_has_not_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="other attention heads; got block 1 has 6"):
         vitdistill.export(str(kept(student, tmp_path / "heads")), format="hub")
     oblong = network(patch_size=[16, 8])
-    with pytest.raises(
-        UserError, match="square patches over one channel.*; got patches of 16x8, 1 channels"
-    ):
+    with pytest.raises(UserError, match="square patches over one channel.*; got patches of 16x8, 1 channels"):
         vitdistill.export(str(kept(oblong, tmp_path / "oblong")), format="hub")
