@@ -25,6 +25,7 @@ ORDER = (
     "tinymim",
     "video",
     "actions",
+    "audio",
     "mae",
     "dino",
     "g2sd",

@@ -130,12 +130,15 @@ class AST(VisionTransformerDistilled):
         if global_pool not in (None, "", "token"):
             raise UserError("An AST reads the mean of class and distillation token", global_pool, "Leave --pool out")
         self.num_classes = num_classes
-        where: dict[str, Any] = {"device": self.cls_token.device, "dtype": self.cls_token.dtype}  # type: ignore[union-attr]
-        self.head_norm = nn.LayerNorm(self.embed_dim, eps=1e-5, **where) if num_classes else nn.Identity()
-        self.head = nn.Linear(self.embed_dim, num_classes, **where) if num_classes else nn.Identity()
-        if isinstance(self.head, nn.Linear):
-            trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
+        self.head_norm: nn.Module = nn.Identity()
+        self.head = nn.Identity()
+        if num_classes:
+            like = self.patch_embed.proj.weight
+            head = nn.Linear(self.embed_dim, num_classes, device=like.device, dtype=like.dtype)
+            trunc_normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
+            self.head = head
+            self.head_norm = nn.LayerNorm(self.embed_dim, eps=1e-5, device=like.device, dtype=like.dtype)
         self.head_norm.train(self.training)
         self.head.train(self.training)
 
