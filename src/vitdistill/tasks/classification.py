@@ -75,6 +75,10 @@ class Classification(Task):
         return finetunable(body, self.classes, pool=pool, head_init=head_init, new_head=new_head, drop_path=drop_path)
 
     def check(self, network: Network) -> None:
+        if network.detections:
+            raise UserError(
+                "A detector finds objects and does not say what the whole image shows", network.name, "Use --task boxes"
+            )
         if network.num_classes != self.classes:
             raise UserError(
                 f"The network must have the {self.classes} classes of the task; {network.name} has "
