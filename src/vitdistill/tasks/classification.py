@@ -85,6 +85,10 @@ class Classification(Task):
                 f"{network.name} tells the class of each pixel, not of an image",
                 remedy="Train it with --task segmentation, or choose the ViT that it was made of",
             )
+        if network.detections:
+            raise UserError(
+                "A detector finds objects and does not say what the whole image shows", network.name, "Use --task boxes"
+            )
         if network.num_classes != self.classes:
             raise UserError(
                 f"The network must have the {self.classes} classes of the task; {network.name} has "
