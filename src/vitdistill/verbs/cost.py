@@ -228,7 +228,7 @@ def _over_training(selector: "Ranked", teacher: _Counted, student: _Counted | No
         parts = dict.fromkeys(counted.whole, 0.0)
         for counts, share in shares.items():
             once = counted.whole if counts[which] is None else counted.macs(counts[which])
-            parts = {part: value + share * once[part] for part, value in parts.items()}
+            parts = {part: value + share * once.get(part, 0.0) for part, value in parts.items()}
         return parts
 
     def ranked(*roles: str) -> float:
