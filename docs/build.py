@@ -26,6 +26,7 @@ ORDER = (
     "video",
     "actions",
     "audio",
+    "segments",
     "mae",
     "dino",
     "g2sd",
