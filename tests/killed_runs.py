@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from vitdistill.runs.directory import plain
@@ -12,6 +13,10 @@ from vitdistill.runs.directory import plain
 SCRIPT = """
 import json, os, signal, sys
 import torch
+if os.environ.get("FEW_DIGITS"):
+    sys.path.insert(0, sys.argv[4])
+    from few_digits import take_few
+    take_few()
 from vitdistill.training.module import TrainingModule
 from vitdistill.verbs.parser import parse_config
 from vitdistill.verbs.table import verb
@@ -42,5 +47,6 @@ def kill(verb: str, arguments: dict[str, Any], step: int) -> None:
         step: in which the process dies.
     """
     command = [sys.executable, "-c", SCRIPT, verb, json.dumps(plain(arguments)), str(step)]
+    command.append(str(Path(__file__).parent))
     process = subprocess.run(command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()[-500:]

@@ -4,6 +4,7 @@ Imports inside functions count; imports for type checkers alone do not.
 """
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,10 @@ def imports(path: Path) -> set[str]:
     return found & set(MODULES)
 
 
-IMPORTS = {name: imports(path) for name, path in MODULES.items()}
+@cache
+def all_imports() -> dict[str, set[str]]:
+    """Of every module. Read by the first test that asks: not by every process that collects the tests."""
+    return {name: imports(path) for name, path in MODULES.items()}
 
 
 def room(module: str) -> str:
@@ -72,7 +76,7 @@ def room(module: str) -> str:
 def test_the_ground_floor_imports_nothing_above_it() -> None:
     above = {
         f"{name} imports {wanted}"
-        for name, found in IMPORTS.items()
+        for name, found in all_imports().items()
         if room(name) in GROUND
         for wanted in found
         if room(wanted) not in GROUND
@@ -85,7 +89,7 @@ def test_import_rules(folder: str) -> None:
     assert any(room(name) == folder for name in MODULES)
     broken = {
         f"{name} imports {wanted}"
-        for name, found in IMPORTS.items()
+        for name, found in all_imports().items()
         if room(name) == folder
         for wanted in found
         if room(wanted) in FORBIDDEN[folder]
@@ -94,12 +98,12 @@ def test_import_rules(folder: str) -> None:
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:
-    circles, state, path = set(), dict.fromkeys(IMPORTS, "new"), []
+    circles, state, path = set(), dict.fromkeys(all_imports(), "new"), []
 
     def visit(name: str) -> None:
         state[name] = "open"
         path.append(name)
-        for wanted in sorted(IMPORTS[name]):
+        for wanted in sorted(all_imports()[name]):
             if state[wanted] == "open":
                 circles.add(" -> ".join([*path[path.index(wanted) :], wanted]))
             elif state[wanted] == "new":
@@ -107,7 +111,7 @@ def test_no_files_import_each_other_in_a_circle() -> None:
         path.pop()
         state[name] = "done"
 
-    for name in IMPORTS:
+    for name in all_imports():
         if state[name] == "new":
             visit(name)
     assert not circles

@@ -72,6 +72,7 @@ def test_make_targets_exist() -> None:
 # --- code --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("few_digits")
 @pytest.mark.parametrize("path", [path for path in PAGES if blocks(path, "python")], ids=lambda path: path.name)
 def test_code_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of a page run one after another in one namespace."""

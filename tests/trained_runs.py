@@ -31,8 +31,8 @@ def teacher_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def arguments(teacher_run: Path) -> dict[str, Any]:
-    """Arguments of `maskedkd` that use every source of randomness and every schedule."""
+def arguments(teacher_run: Path, few_digits: None) -> dict[str, Any]:
+    """Arguments of `maskedkd` that use every source of randomness and every schedule: 5 steps an epoch."""
     return {
         "student": "digits_vit_small",
         "student_args": dict(TINY),
@@ -41,7 +41,7 @@ def arguments(teacher_run: Path) -> dict[str, Any]:
         "keep": "0.8->0.4",
         "criterion": "student+random",
         "epochs": 3,
-        "batch_size": 256,
+        "batch_size": 48,
         "drop_path": 0.2,
         "augment": Augment(recipe="none", scale=0.7, mixup=0.5, erasing=0.3),
         "optim": Optim(lr=1e-3, lr_batch=0, warmup_epochs=1, weight_decay_end=0.2, ema=0.8, accumulate=2),

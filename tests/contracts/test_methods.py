@@ -458,20 +458,13 @@ def test_what_was_kept_is_told(method, images):
         assert step.kept.shape == (rows, count) and bool((step.kept[:, 1:] > step.kept[:, :-1]).all())
 
 
-def test_a_copy_computes_the_same(method, images):
-    twin = copy.deepcopy(method)
+def test_a_copy_computes_the_same_as_does_one_for_a_spawned_process(method, images):
+    twins = {"copied": copy.deepcopy(method), "pickled": pickle.loads(pickle.dumps(method))}
     torch.manual_seed(3)
     expected = method(images, TARGETS).loss
-    torch.manual_seed(3)
-    assert torch.equal(twin(images, TARGETS).loss, expected)
-
-
-def test_methods_can_be_pickled_for_spawned_processes(method, images):
-    twin = pickle.loads(pickle.dumps(method))
-    torch.manual_seed(3)
-    expected = method(images, TARGETS).loss
-    torch.manual_seed(3)
-    assert torch.equal(twin(images, TARGETS).loss, expected)
+    for how, twin in twins.items():
+        torch.manual_seed(3)
+        assert torch.equal(twin(images, TARGETS).loss, expected), how
 
 
 def test_a_clock_hears_of_the_teachers_part(images):

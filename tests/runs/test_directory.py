@@ -24,6 +24,7 @@ def short(arguments: dict[str, Any]) -> dict[str, Any]:
     return {**arguments, "epochs": 2}
 
 
+@pytest.mark.usefixtures("report")
 def test_a_run_holds_all_that_is_promised(short: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "run"
     info = maskedkd(**short, out=str(out))
@@ -133,6 +134,7 @@ def begun(path: Path, **options: bool) -> RunDirectory:
     return run
 
 
+@pytest.mark.usefixtures("report")
 def test_whatever_our_verbs_write_into_a_run_may_be_replaced(short: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "run"
     maskedkd(**{**short, "epochs": 1}, out=str(out))

@@ -129,7 +129,7 @@ def test_a_linear_schedule_is_monotonic_and_stays_between_its_ends(start, end, a
 SCHEDULES = ["98", "1.0->0.25", "49->196", "0:1.0,0.1:0.25", "0:1.0,0.3:0.25,0.31:1.0", "0:0.5,1:1.0"]
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5, 999, 12345])
+@pytest.mark.parametrize("steps", [1, 2, 5, 999, 2345])
 @pytest.mark.parametrize("text", SCHEDULES)
 def test_the_tally_is_that_of_every_step(text, steps):
     schedule = KeepSchedule.parse(text)

@@ -35,7 +35,6 @@ def test_a_run_leaves_what_was_said_and_says_its_waste(
 ) -> None:
     monkeypatch.setattr(Estimate, "SHORT", 0)
     monkeypatch.setattr(Estimate, "STEPS", 1)
-    monkeypatch.setattr("vitdistill.verbs.job.write_report", lambda run: None)
     said: list[Footprint] = []
     monkeypatch.setattr("vitdistill.training.estimate.warn_of_full_disk", lambda written, run: said.append(written))
     run = tmp_path / "run"

@@ -29,6 +29,7 @@ def trained(out: Path, **options: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("report")
 def test_masks_that_do_harm_are_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         info = trained(tmp_path / "run", keep=2, criterion="student")

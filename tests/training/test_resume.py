@@ -19,6 +19,9 @@ from vitdistill.verbs.resume import resume
 
 KILLED = """
 import json, os, signal, sys
+sys.path.insert(0, sys.argv[4])
+from few_digits import take_few
+take_few()
 from vitdistill.data.images.augment import Augment
 from vitdistill.training.module import TrainingModule
 from vitdistill.training.settings import Optim
@@ -55,7 +58,7 @@ def run_until(arguments: dict[str, Any], out: Path, step: int, number: int) -> i
     from vitdistill.runs.directory import plain
 
     text = json.dumps(plain({**arguments, "out": str(out)}))
-    command = [sys.executable, "-c", KILLED, text, str(step), str(number)]
+    command = [sys.executable, "-c", KILLED, text, str(step), str(number), str(Path(__file__).parents[1])]
     return subprocess.run(command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
 
 

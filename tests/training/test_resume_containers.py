@@ -39,6 +39,7 @@ def options(data: Any, out: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.usefixtures("report")
 @pytest.mark.parametrize("kind", ["shards", "dataset"])
 def test_a_stopped_run_on_a_container_resumes_bit_for_bit(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -56,7 +56,6 @@ def test_a_number_that_cannot_be_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_leaves_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitdistill.verbs.job.write_report", lambda run: None)
     data = colours(tmp_path / "data", {name: name for name in COLOURS})
     network: dict[str, Any] = {"student": "vit_tiny_patch16_224", "student_args": NETWORK}
     whole, pieced = tmp_path / "whole", tmp_path / "pieced"

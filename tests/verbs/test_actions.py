@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
+from run_reports import reports
 from vitdistill.cli import main
 from vitdistill.data.actions.files import ActionFiles
 from vitdistill.data.images.augment import Augment
@@ -94,7 +95,8 @@ def of(files: dict[str, str], **changed: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def trained(files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("runs") / "run"
-    return out, finetune("video_vit_small_patch16_224", out=str(out), **of(files), **TRAINING)
+    with reports():
+        return out, finetune("video_vit_small_patch16_224", out=str(out), **of(files), **TRAINING)
 
 
 def test_detection_is_learnt_and_recorded(trained: tuple[Path, dict[str, Any]]) -> None:

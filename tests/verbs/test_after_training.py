@@ -19,6 +19,8 @@ from vitdistill.verbs.evaluate import evaluate
 from vitdistill.verbs.export import export
 from vitdistill.verbs.supervised import supervised
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 SMALL: dict[str, Any] = {"embed_dim": 12, "depth": 2, "num_heads": 2}
 
 
@@ -30,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data="digits",
         out=str(out),
         epochs=2,
-        batch_size=128,
+        batch_size=24,
         student_args=SMALL,
         augment=Augment(recipe="none"),
         optim=Optim(lr=3e-3, lr_batch=0, warmup_epochs=0, ema=0.9),
@@ -45,7 +47,7 @@ def test_evaluate_repeats_the_runs_own_numbers(run: Path, capsys: pytest.Capture
     assert result["top1"] == pytest.approx(recorded["top1"], abs=1e-3)
     assert result["top5"] == pytest.approx(recorded["top5"], abs=1e-3)
     assert result["loss"] == pytest.approx(recorded["loss"], abs=1e-3)
-    assert result["images"] == 360
+    assert result["images"] == 60
     assert evaluate(str(run), checkpoint="last")["top1"] == result["top1"]
     assert evaluate(str(run), checkpoint="best")["top1"] == pytest.approx(recorded["best_top1"], abs=1e-3)
     assert evaluate(str(run), checkpoint="ema")["top1"] == pytest.approx(recorded["ema_top1"], abs=1e-3)
@@ -150,6 +152,7 @@ def test_evaluating_needs_matching_classes(run: Path, tmp_path: Path) -> None:
         evaluate(str(run), data=str(tmp_path / "data"))
 
 
+@pytest.mark.usefixtures("all_digits")
 def test_the_bundled_teacher_is_small_and_good() -> None:
     from vitdistill.models.presets import BUNDLED
 

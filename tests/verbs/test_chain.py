@@ -16,10 +16,12 @@ from vitdistill.errors import UserError
 from vitdistill.training.module import TrainingModule
 from vitdistill.verbs.chain import chain, read_chain
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 COMMON = {
     "student": "digits_vit_small",
     "epochs": 2,
-    "batch_size": 256,
+    "batch_size": 48,
     "augment": {"recipe": "none"},
     "optim": {"lr": 2e-3, "lr_batch": 0, "warmup_epochs": 0},
 }
@@ -74,7 +76,7 @@ def test_a_chain_interrupted_in_the_middle_goes_on_exactly(
 
     def interrupted(self: TrainingModule, batch: Any, batch_idx: int) -> Any:
         steps.append(batch_idx)
-        if len(steps) == 15 + 2:  # 12 steps of the first run, then in the first epoch of the second
+        if len(steps) == 10 + 2:  # 10 steps of the first run, then in the first epoch of the second
             import os
             import signal
 

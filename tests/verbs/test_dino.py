@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from colours import NETWORK, colours, options
 from killed_runs import kill
+from run_reports import reports
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.images.views import MultiCrop
 from vitdistill.errors import UserError
@@ -49,7 +50,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(data: Path) -> Path:
     out = data.parent / "run"
-    dino(**options(data, out, **{"epochs": 2, **SMALL}))
+    with reports():
+        dino(**options(data, out, **{"epochs": 2, **SMALL}))
     return out
 
 

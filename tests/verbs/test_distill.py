@@ -10,8 +10,10 @@ import pytest
 from vitdistill.cli import main
 from vitdistill.training.module import TrainingModule
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 SHORT = ["--student=digits_vit_small", "--student_args.depth=2", "--student_args.embed_dim=24"]
-SHORT += ["--student_args.num_heads=3", "--teacher=digits-teacher", "--data=digits", "--epochs=2", "--batch_size=256"]
+SHORT += ["--student_args.num_heads=3", "--teacher=digits-teacher", "--data=digits", "--epochs=2", "--batch_size=48"]
 SHORT += ["--keep=0.5", "--optim.ema=0.5", "--loader.workers=0", "--precision=32-true", "--optim.warmup_epochs=0"]
 
 

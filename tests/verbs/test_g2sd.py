@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from killed_runs import kill
+from run_reports import reports
 from vitdistill.data.images.augment import Augment
 from vitdistill.errors import UserError
 from vitdistill.files import WEIGHTS
@@ -27,12 +28,14 @@ from vitdistill.verbs.maskedkd import maskedkd
 from vitdistill.verbs.resume import resume
 from vitdistill.verbs.table import verb
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 TEACHER: dict[str, Any] = {"embed_dim": 24, "depth": 2, "num_heads": 6}
 STUDENT: dict[str, Any] = {"embed_dim": 12, "depth": 2, "num_heads": 2}
 DECODER: dict[str, Any] = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
 COMMON: dict[str, Any] = {
     "data": "digits",
-    "batch_size": 256,
+    "batch_size": 48,
     "augment": Augment(recipe="none"),
     "optim": Optim(lr=2e-3, lr_batch=0, warmup_epochs=0),
 }
@@ -55,7 +58,8 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def generic(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("g2sd") / "run"
-    g2sd(teacher=teacher, teacher_decoder_heads=2, out=str(out), epochs=1, **GENERIC, **COMMON)
+    with reports():
+        g2sd(teacher=teacher, teacher_decoder_heads=2, out=str(out), epochs=1, **GENERIC, **COMMON)
     return out
 
 
@@ -64,6 +68,7 @@ def test_a_run_leaves_an_encoder_and_its_method_is_rebuilt(generic: Path, teache
     method = run.method()
     assert isinstance(method, G2SD) and set(load_file(generic / WEIGHTS)) == set(method.student.net.state_dict())
     assert run.student().num_classes == 0 and run.info["teacher"]
+    assert (generic / "report.html").stat().st_size > 1000
     decoder = method.teachers[0].network.decoder
     assert (decoder.blocks[0].attn.num_heads, len(decoder.blocks)) == (2, 3) and method.targets["hidden"].block == 1
     full = load_file(teacher.partition("@")[2])

@@ -53,6 +53,7 @@ def options(folder: Path, out: str, **more: Any) -> dict[str, Any]:
     return settings | more
 
 
+@pytest.mark.usefixtures("report")
 def test_16_bit_pictures_teach_an_rgb_network_and_that_a_grey_one(folder: Path) -> None:
     rgb = supervised(**options(folder, "rgb"))
     taught = options(folder, "grey", student_args=GREY, augment=Augment(recipe="finetune", mixup=0.1))
@@ -65,6 +66,7 @@ def test_16_bit_pictures_teach_an_rgb_network_and_that_a_grey_one(folder: Path) 
     assert (folder.parent / "grey" / "report.html").is_file()
 
 
+@pytest.mark.usefixtures("report")
 def test_grey_networks_predict_grey_pixels(folder: Path) -> None:
     shared = options(folder, "mae", student_args=GREY, epochs=1)
     info = mae(**shared, decoder_width=12, decoder_depth=1, decoder_heads=2)

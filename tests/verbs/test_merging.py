@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from run_reports import reports
 from trained_runs import TINY
 from vitdistill.cli import main
 from vitdistill.data.images.augment import Augment
@@ -79,19 +80,20 @@ def test_cost_says_why_the_papers_cells_of_convvit_differ() -> None:
 @pytest.fixture(scope="module")
 def merged_run(teacher_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("merged") / "run"
-    maskedkd(
-        student="digits_vit_small",
-        student_args=dict(TINY),
-        teacher=str(teacher_run),
-        teacher_merge="6,3",
-        keep=1.0,
-        data="digits",
-        out=str(out),
-        epochs=1,
-        batch_size=512,
-        augment=Augment(recipe="none"),
-        optim=Optim(warmup_epochs=0),
-    )
+    with reports():
+        maskedkd(
+            student="digits_vit_small",
+            student_args=dict(TINY),
+            teacher=str(teacher_run),
+            teacher_merge="6,3",
+            keep=1.0,
+            data="digits",
+            out=str(out),
+            epochs=1,
+            batch_size=512,
+            augment=Augment(recipe="none"),
+            optim=Optim(warmup_epochs=0),
+        )
     return out
 
 

@@ -61,9 +61,8 @@ def test_what_is_refused_before_training(
 
 
 def test_a_run_tells_the_patches_of_its_steps_and_the_cost_of_the_whole_network(
-    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("vitdistill.verbs.job.write_report", lambda run: None)  # its table is asked for by itself
     info = supervised(**options, out=str(tmp_path / "half"))
     assert info["tokens"] == {"kept": 18, "of": 36}
     network = read_run(tmp_path / "half").student()

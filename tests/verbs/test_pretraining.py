@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from killed_runs import kill
+from run_reports import reports
 from vitdistill.data.images.augment import Augment
 from vitdistill.errors import UserError
 from vitdistill.methods.options import PixelDecoder
@@ -30,12 +31,14 @@ from vitdistill.verbs.mae import mae
 from vitdistill.verbs.resume import resume
 from vitdistill.verbs.tinymim import tinymim
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 TEACHER: dict[str, Any] = {"embed_dim": 24, "depth": 2, "num_heads": 6}
 STUDENT: dict[str, Any] = {"embed_dim": 12, "depth": 2, "num_heads": 2}
 DECODER: dict[str, Any] = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
 COMMON: dict[str, Any] = {
     "data": "digits",
-    "batch_size": 256,
+    "batch_size": 48,
     "augment": Augment(recipe="none"),
     "optim": Optim(lr=2e-3, lr_batch=0, warmup_epochs=0),
 }
@@ -54,21 +57,24 @@ def distil(out: Path, teacher: Path | str, **options: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("mae") / "run"
-    pretrain(out, epochs=2)
+    with reports():
+        pretrain(out, epochs=2)
     return out
 
 
 @pytest.fixture(scope="module")
 def student(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tinymim") / "run"
-    distil(out, teacher, epochs=2)
+    with reports():
+        distil(out, teacher, epochs=2)
     return out
 
 
 @pytest.fixture(scope="module")
 def tuned(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tuned") / "run"
-    finetune(str(student), out=str(out), epochs=2, drop_path=0.1, **COMMON)
+    with reports():
+        finetune(str(student), out=str(out), epochs=2, drop_path=0.1, **COMMON)
     return out
 
 
@@ -228,6 +234,7 @@ def test_bad_input_is_one_line(teacher: Path, tmp_path: Path, options: dict[str,
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("all_digits")
 def test_a_pretrained_student_has_no_accuracy_but_neighbours(student: Path) -> None:
     with pytest.raises(UserError, match="no classifier to evaluate.*knn or probe"):
         evaluate(str(student))

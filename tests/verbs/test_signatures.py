@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 import pytest
 
+from vitdistill.cli import main
 from vitdistill.errors import UserError
 from vitdistill.methods.mae import MAE
 from vitdistill.methods.maskedkd import MaskedKD
@@ -241,27 +242,27 @@ def write(path: Any, text: str) -> str:
     return str(path)
 
 
-def test_unknown_models_are_refused_without_the_network() -> None:
+def test_unknown_models_are_refused_without_the_network(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """timm knows its names and tags itself; only weights that exist are ever asked for."""
-    code = """
-        import json, socket, sys
-        def refused(*_, **__):
-            print("network"); raise AssertionError("the network was asked")
-        socket.socket.connect = socket.create_connection = socket.getaddrinfo = refused
-        from vitdistill.cli import main
-        print([main(words) for words in json.loads(sys.argv[1])])
-    """
+    asked: list[Any] = []
+
+    def refused(*address: Any, **_: Any) -> None:
+        asked.append(address)
+        raise AssertionError("the network was asked")
+
+    for function in ("socket.connect", "create_connection", "getaddrinfo"):
+        monkeypatch.setattr(f"socket.{function}", refused)
     base = ["maskedkd", "--student", "digits_vit_small", "--data", "digits", "--out", "runs/never"]
     expected = {
         "deit_smal_patch16_224": "Did you mean 'deit_small_patch16_224'",
         "deit_small_patch16_224.nonsense": "timm has no weights 'nonsense' of deit_small_patch16_224",
         "vit_base_patch16_224.maee": "timm has no weights 'maee'",
     }
-    commands = [[*base, "--teacher", teacher] for teacher in expected]
-    command = [sys.executable, "-c", textwrap.dedent(code), json.dumps(commands)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert "[2, 2, 2]" in done.stdout and "network" not in done.stdout, done
-    assert all(words in done.stderr for words in expected.values()), done
+    for teacher, words in expected.items():
+        assert main([*base, "--teacher", teacher]) == 2
+        assert words in capsys.readouterr().err and not asked
 
 
 # --- messages ----------------------------------------------------------------------------------------------------

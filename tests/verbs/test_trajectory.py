@@ -24,16 +24,14 @@ from vitdistill.verbs.trajectory import trajectory
 @pytest.fixture(scope="module")
 def run(colour_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trajectory") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vitdistill.verbs.job.write_report", lambda run: None)
-        maskedkd(
-            student="vit_tiny_patch16_224",
-            student_args=NETWORK,
-            teacher=str(colour_run),
-            keep=2,
-            criterion="student",
-            **options(colour_run.parent / "data", out, snapshots=3),
-        )
+    maskedkd(
+        student="vit_tiny_patch16_224",
+        student_args=NETWORK,
+        teacher=str(colour_run),
+        keep=2,
+        criterion="student",
+        **options(colour_run.parent / "data", out, snapshots=3),
+    )
     return out
 
 
@@ -68,10 +66,7 @@ def test_rows_and_files(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert [row["epoch"] for row in trajectory(str(run), criterion="teacher,random", workers=0)] == [None, None]
 
 
-def test_a_trained_student_is_compared_with_an_untrained_one(
-    run: Path, colour_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("vitdistill.verbs.job.write_report", lambda run: None)
+def test_a_trained_student_is_compared_with_an_untrained_one(run: Path, colour_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     more: dict[str, Any] = options(colour_run.parent / "data", out, epochs=1, snapshots=2)
     maskedkd(student=str(run), alpha=0.0, keep=2, drop_path=0.0, **more)
@@ -86,10 +81,7 @@ def test_a_trained_student_is_compared_with_an_untrained_one(
         trajectory(str(out), criterion="teacher", workers=0)
 
 
-def test_a_run_without_labels_needs_none(
-    run: Path, colour_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("vitdistill.verbs.job.write_report", lambda run: None)
+def test_a_run_without_labels_needs_none(run: Path, colour_run: Path, tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "run"
     data.mkdir()
     for number, file in enumerate(sorted((colour_run.parent / "data" / "train").glob("*/*.png"))):
@@ -107,10 +99,7 @@ def test_a_run_without_labels_needs_none(
     assert all(0 <= row["agreement"] <= 1 for row in rows)
 
 
-def test_a_teacher_that_cannot_be_masked_is_left_out(
-    colour_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("vitdistill.verbs.job.write_report", lambda run: None)
+def test_a_teacher_that_cannot_be_masked_is_left_out(colour_run: Path, tmp_path: Path) -> None:
     data, out = colour_run.parent / "data", tmp_path / "run"
     sizes: dict[str, Any] = {"student": "vit_tiny_patch16_224", "student_args": NETWORK}
     more = options(data, out, epochs=1, snapshots=2)

@@ -51,6 +51,7 @@ def options(data: Path, out: Path, **changes: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.usefixtures("report")
 def test_a_balanced_run_draws_evenly_resumes_exactly_and_reports_per_class(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

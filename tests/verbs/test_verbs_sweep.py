@@ -19,7 +19,6 @@ import yaml
 from colours import NETWORK, colours
 from vitdistill.cli import main
 from vitdistill.errors import UserError
-from vitdistill.verbs import job
 from vitdistill.verbs import sweep as module
 from vitdistill.verbs.parser import normalised, parse
 from vitdistill.verbs.study import folder_name, read_study
@@ -116,7 +115,6 @@ def test_a_sweep_runs_and_judges_and_does_nothing_twice(
     base = {**BASE, **small, "loader": {"workers": 0}}
     question = {"k": 5, "workers": 0}
     study = {**STUDY, "base": base, "judge": {"knn": question}}
-    monkeypatch.setattr(job, "write_report", lambda run: None)  # of each run
     path, out = write(tmp_path, study), tmp_path / "out"
     whole = sweep(path, out=str(out), report=str(tmp_path / "results/study.md"))
     said = capsys.readouterr().out

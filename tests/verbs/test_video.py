@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from killed_runs import kill
+from run_reports import reports
 from vitdistill.data.bundled.moving_digits import write_mp4
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.open import open_source
@@ -34,10 +35,12 @@ from vitdistill.verbs.resume import resume
 from vitdistill.verbs.tuning import inherited_sampling
 from vitdistill.verbs.videomae import videomae
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 NET: dict[str, Any] = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
 IMAGES: dict[str, Any] = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2}
 COMMON: dict[str, Any] = {
-    "batch_size": 240,
+    "batch_size": 40,
     "epochs": 1,
     "augment": Augment(recipe="none"),
     "optim": Optim(lr=2e-3, lr_batch=0, warmup_epochs=0, min_lr=0.0),
@@ -51,7 +54,8 @@ DECODER = FeatureDecoder(width=16, depth=1, heads=2, drop_path=0.0)
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A video teacher and an image teacher."""
     folder = tmp_path_factory.mktemp("video")
-    videomae(data="moving_digits", out=str(folder / "video"), **VIDEO, **SMALL_DECODER)
+    with reports():
+        videomae(data="moving_digits", out=str(folder / "video"), **VIDEO, **SMALL_DECODER)
     image = {**COMMON, "student": "vit_tiny_patch16_224", "student_args": IMAGES, "image_size": 16}
     mae(data="digits", out=str(folder / "image"), **image, **SMALL_DECODER)
     return folder
@@ -76,7 +80,7 @@ def test_co_teaching_records_both_losses(student: Path) -> None:
 def test_the_student_is_fine_tuned_evaluated_and_exported(student: Path, tmp_path: Path) -> None:
     info = finetune(str(student), data="moving_digits:motion", out=str(tmp_path / "tuned"), drop_path=0.0, **COMMON)
     again = evaluate(str(tmp_path / "tuned"))
-    assert again["top1"] == pytest.approx(info["accuracy"]["top1"], abs=1e-3) and again["images"] == 360
+    assert again["top1"] == pytest.approx(info["accuracy"]["top1"], abs=1e-3) and again["images"] == 60
     result = export(str(tmp_path / "tuned"), format="onnx")
     assert Path(result["path"]).is_file() and result["max_difference"] < 1e-4
     table = build(str(tmp_path / "tuned")).net.pos_embed
@@ -89,7 +93,8 @@ def test_from_mp4_files_to_a_tuned_student(runs: Path, tmp_path: Path, capsys: p
     small = {**COMMON, "batch_size": 20, "augment": Augment(recipe="pretrain")}
     options = {**VIDEO, **small, "stride": 1, "frames": 16}
     teachers = {"image_teacher": str(runs / "image"), "video_teacher": str(runs / "video")}
-    mvd(data=str(tmp_path / "data"), out=str(tmp_path / "mvd"), **options, **teachers, decoder=DECODER)
+    with reports():
+        mvd(data=str(tmp_path / "data"), out=str(tmp_path / "mvd"), **options, **teachers, decoder=DECODER)
     assert {"train/image", "train/video"} <= set(
         (tmp_path / "mvd" / "metrics.csv").read_text().split("\n")[0].split(",")
     )
@@ -118,6 +123,7 @@ def test_from_mp4_files_to_a_tuned_student(runs: Path, tmp_path: Path, capsys: p
     assert uniform["loss"] == pytest.approx(plain["loss"], rel=1e-6)
 
 
+@pytest.mark.usefixtures("all_digits")
 def test_bundled_features_know_how_the_digit_moves() -> None:
     """A tenth is chance, and 67% what they reach: a loader that shuffles frames or mixes up clips stays far below."""
     whole = knn("moving-digits-videomae", data="moving_digits:motion", k=[5])
@@ -240,8 +246,8 @@ def test_views_average_probabilities() -> None:
 def test_an_image_network_sees_single_frames_of_videos(runs: Path, tmp_path: Path) -> None:
     small = {"student": "vit_tiny_patch16_224", "student_args": IMAGES, **COMMON, **SMALL_DECODER}
     info = mae(data="moving_digits", out=str(tmp_path / "image"), **small)
-    assert info["data"]["train_images"] == 1437
-    assert knn(str(tmp_path / "image"), data="moving_digits", k=[5])["images"] == 360
+    assert info["data"]["train_images"] == 240
+    assert knn(str(tmp_path / "image"), data="moving_digits", k=[5])["images"] == 60
     with pytest.raises(UserError, match="--clips has no effect with a network over single images"):
         evaluate("digits-teacher", data="moving_digits", clips=2)
     for given in ({"stride": 2}, {"sampling": "uniform"}):

@@ -1,0 +1,45 @@
+"""Fixtures of tiny networks, and of what they are compared with."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from jaxtyping import config
+from torch import nn
+
+from golden_values import Golden
+from tiny import FAMILIES, tiny
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    """The name of each family that has an adapter with tokens."""
+    return request.param
+
+
+@pytest.fixture
+def net(family: str) -> nn.Module:
+    """An untouched timm network of each family, in eval mode."""
+    return tiny(family)
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    """Three normalised images of 32 x 32 pixels."""
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.fixture
+def golden() -> Callable[[str], Golden]:
+    """Reference values by case name, computed with the authors' implementation."""
+    return Golden
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Without type checks, as users run the package: what reaches its own checks of bad input."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
