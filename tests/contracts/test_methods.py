@@ -758,8 +758,8 @@ def test_text_of_another_width_is_refused():
         ({"keep": float("nan")}, "keep must be a finite number"),
         ({"distill": "logit"}, "distill must be some of logits, manifold, attention.*Did you mean 'logits'"),
         ({"distill": "manifold+manifold"}, "each once"),
-        ({"distill": ""}, "at least one of logits, manifold, attention"),
-        ({"distill": "logits+"}, r"some of logits, manifold, attention, joined by \+; got 'logits\+'"),
+        ({"distill": ""}, "at least one of logits, manifold, attention, tokens"),
+        ({"distill": "logits+"}, r"some of logits, manifold, attention, tokens, detections, joined by \+; got 'logits\+'"),
         (
             {"terms": Terms(manifold=Manifold(rows=9))},
             "--terms.manifold has no effect unless --distill names manifold; got logits",
@@ -787,7 +787,7 @@ def test_numbers_out_of_range_are_refused_at_once(options, words):
         ("distillation", "Soft", "soft, hard, nkd; got 'Soft'.*Did you mean 'soft'"),
         ("order", "botom", "top or bottom; got 'botom'.*Did you mean 'bottom'"),
         ("mask", "pupil", "teacher or student; got 'pupil'"),
-        ("saliency", "class", "cls or patch; got 'class'"),
+        ("saliency", "class", "det or decoder; got 'class'"),
         ("criterion", "studnet", "got 'studnet'.*Did you mean 'student'"),
     ],
 )
