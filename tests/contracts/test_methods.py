@@ -759,7 +759,10 @@ def test_text_of_another_width_is_refused():
         ({"distill": "logit"}, "distill must be some of logits, manifold, attention.*Did you mean 'logits'"),
         ({"distill": "manifold+manifold"}, "each once"),
         ({"distill": ""}, "at least one of logits, manifold, attention, tokens"),
-        ({"distill": "logits+"}, r"some of logits, manifold, attention, tokens, detections, joined by \+; got 'logits\+'"),
+        (
+            {"distill": "logits+"},
+            r"some of logits, manifold, attention, tokens, detections, joined by \+; got 'logits\+'",
+        ),
         (
             {"terms": Terms(manifold=Manifold(rows=9))},
             "--terms.manifold has no effect unless --distill names manifold; got logits",

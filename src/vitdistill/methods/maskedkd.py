@@ -74,7 +74,7 @@ class MaskedKD(Distillation):
                 should be masked cannot be.
         """
         student = as_network(student)
-        names = terms.named(distill or "logits")
+        names = terms.named("logits" if distill is None else distill)
         _check_trained(student, names)
         labels_share = 1 - alpha if "logits" in names else 1.0
         check_alpha(alpha)

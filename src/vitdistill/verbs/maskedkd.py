@@ -31,7 +31,8 @@ def check_terms(values: dict[str, Any]) -> dict[str, Any]:
     """
     check_pipelining(values)
     check_network(values)
-    filled = {**task_augment(values, Augment()), "distill": values["distill"] or default_distill(values["task"])}
+    distill = default_distill(values["task"]) if values["distill"] is None else values["distill"]
+    filled = {**task_augment(values, Augment()), "distill": distill}
     values = {**values, **filled}
     refuse_unused("maskedkd", values, (needs("alpha tau distillation teacher_text dist_token", distill=Names(LOGITS)),))
     terms = values["terms"].named(values["distill"])
@@ -119,7 +120,11 @@ def maskedkd(
         network_to_train = with_dist_token(network_to_train, fresh_head=fresh)
     guide = third = None
     # Class scores of no weight need no teacher; other terms need one, whatever its classes.
-    terms = [name for name in parse_terms(distill or default_distill(task)) if name != LOGITS or options["alpha"] > 0]
+    terms = [
+        name
+        for name in parse_terms(default_distill(task) if distill is None else distill)
+        if name != LOGITS or options["alpha"] > 0
+    ]
     if not terms:
         job.refuse("teacher_args", "pipeline", "teacher_device", why="unless --alpha is above 0")
     elif teacher is not None:
