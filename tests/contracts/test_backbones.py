@@ -16,7 +16,8 @@ from vitdistill.tokens.gather import take
 from vitdistill.types import QKV, Capture, Point, TokenGrid
 
 MASKABLE = [name for name in FAMILIES if name != "swin"]
-APART = [name for name in MASKABLE if name != "convvit"]  # whose patches know nothing of each other before the blocks
+# Whose patches know nothing of each other before the blocks.
+APART = [name for name in MASKABLE if name not in ("convvit", "ast")]
 HIDDEN = MASKABLE  # Swin hands out no block outputs
 # CaiT's trunk has no class token, and its class-attention blocks have no other queries.
 SALIENCIES = [
@@ -29,6 +30,7 @@ SALIENCIES = [
     ),
     ("cait", "cls", -1),
     ("cait", "cls", 3),
+    *((name, "cls+dist", block) for name in ("deit_distilled", "dist_token", "ast") for block in (0, -1)),
 ]
 
 
@@ -355,6 +357,7 @@ def test_saliency_equals_timms_own_attention(net, images, family, kind, block):
     # Neither mean pooling nor attention pooling trains what the class token attends to.
     reads_class = family not in ("swin", "no_class_token", "mae_mean_pool", "perception", "convvit")
     rows = attention[:, :, :1] if kind == "cls" and reads_class else attention[:, :, prefix:]
+    rows = attention[:, :, :2] if kind == "cls+dist" else rows
     torch.testing.assert_close(got, rows[..., prefix:].mean(dim=(1, 2)), rtol=1e-4, atol=1e-6)
     assert got.shape == (3, 16) and got.dtype == torch.float32
     assert not got.requires_grad and bool((got >= 0).all()) and bool((got.sum(dim=1) <= 1 + 1e-5).all())
@@ -367,6 +370,13 @@ def test_patch_saliency_of_a_talking_heads_trunk_is_softmax_of_its_queries_and_k
     q, k, _, _ = output.qkv(1)
     expected = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=(1, 2))
     torch.testing.assert_close(backbone.saliency(output, 1, "patch"), expected)
+
+
+@pytest.mark.parametrize("family", ["vit", "beit", "cait", "swin"])
+def test_saliency_of_two_tokens_needs_a_distillation_token(backbone):
+    with pytest.raises(UserError, match=r"'cls\+dist' needs a network with a distillation token.*--saliency cls") as error:
+        backbone.saliency_capture(-1, "cls+dist")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("block", "kind", "words"), [(0, "cls", "no class token"), (-1, "patch", "blocks 0 to 2")])

@@ -20,7 +20,7 @@ from vitdistill.models.network import Network, refuse_opaque
 from vitdistill.tokens.gather import keep_patches
 from vitdistill.types import NOTHING, QKV, Capture, InputSpec, Output, Point, TokenGrid, Tokens
 
-SaliencyKind = Literal["cls", "patch", "pool"]
+SaliencyKind = Literal["cls", "patch", "pool", "cls+dist"]
 Captured = dict[tuple[int, Point], Tokens | QKV]
 
 # Blocks by word (MaskedKD, Table 6: 1, 6 and 12 of 12, counted from 1).
@@ -220,6 +220,12 @@ class Backbone(Network, ABC):
                 "The saliency 'pool' needs a network that pools its patches by attention (SigLIP, Perception Encoder)",
                 self.name,
                 "Use --saliency cls or patch",
+            )
+        if kind == "cls+dist" and getattr(self.net, "dist_token", None) is None:
+            raise UserError(
+                "The saliency 'cls+dist' needs a network with a distillation token (AST, distilled DeiT)",
+                self.name,
+                "Use --saliency cls",
             )
         self.read_qkv(self.block_index(block))
         return Capture.at(block, "qkv")

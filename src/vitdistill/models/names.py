@@ -14,11 +14,13 @@ from vitdistill.models.presets import BUNDLED, PRESETS
 
 HUBS = ("hf-hub:", "hf_hub:", "local-dir:")  # what timm looks up elsewhere
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
-VIDEO, CONVVIT = "video_vit_", "convvit_"
-OURS = (VIDEO, CONVVIT)  # what the names of our own architectures begin with
+VIDEO, CONVVIT, AUDIO = "video_vit_", "convvit_", "ast_"
+OURS = (VIDEO, CONVVIT, AUDIO)  # what the names of our own architectures begin with
+AST_NAMES = tuple(f"{AUDIO}{size}" for size in ("tiny", "small", "base", "base384"))
 REGISTERED = (
     *(f"{VIDEO}{size}_patch16_224" for size in ("small", "base", "large", "huge")),
     f"{CONVVIT}base_patch16_224",
+    *AST_NAMES,
 )
 CONFIG = "config.json"  # in a folder of transformers' or timm's
 # What the classifier of a linear-only student reads of its frozen body (DINO's linear evaluation).

@@ -57,9 +57,10 @@ class Ranked(Selector):
                 of them and half chance (student+random), or student or random, whichever the teacher knows more of
                 (auto).
             order: keep the highest ranked patches, or (an ablation) the lowest.
-            saliency: attention of the class token (cls), attention received from all patches (patch), or attention of
-                the head that pools the patches (pool: SigLIP, Perception Encoder). Where the head reads no class token,
-                cls stands for pool if the network pools so, else for patch.
+            saliency: attention of the class token (cls), attention received from all patches (patch), attention of
+                the head that pools the patches (pool: SigLIP, Perception Encoder), or the mean over class and
+                distillation token (cls+dist: AST, distilled DeiT). Where the head reads no class token, cls stands for
+                pool if the network pools so, else for patch.
             saliency_layer: block whose attention ranks the patches: first, middle, last, or its number from 0.
             mask: who sees only the kept patches; masking the student is the variant that the paper argues against.
             network: the frozen network of the criteria that name one.
@@ -71,7 +72,7 @@ class Ranked(Selector):
         super().__init__()
         for option, value, known in (
             ("order", order, ("top", "bottom")),
-            ("saliency", saliency, ("pool", "cls", "patch")),
+            ("saliency", saliency, ("pool", "cls", "patch", "cls+dist")),
             ("mask", mask, ("teacher", "student")),
         ):
             if value not in known:

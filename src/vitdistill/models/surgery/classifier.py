@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+from timm.models.deit import VisionTransformerDistilled as Distilled
 from torch import nn
 
 from vitdistill.errors import UserError
@@ -59,7 +60,8 @@ def finetunable(
         _check_head(body, classes, own_pool, wanted)
         network = body
     else:
-        if pool == "auto" and not body.num_classes and own_pool == "token":
+        # Two tokens that were trained to be read are read on (distilled DeiT, AST).
+        if pool == "auto" and not body.num_classes and own_pool == "token" and not isinstance(body.net, Distilled):
             wanted = "avg"
         network = _with_new_head(body, classes, wanted, head_init)
     network.requires_grad_(True)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vitdistill.errors import UserError
 from vitdistill.models.build import rebuild
+from vitdistill.models.families.ast import AST
 from vitdistill.models.families.linear_only import FrozenBody
 from vitdistill.models.network import Network
 from vitdistill.models.record import record_of
@@ -33,6 +34,9 @@ def with_linear_head(
     """
     body = body.body if isinstance(body, FrozenBody) else body
     record, own = record_of(body.net), body.net
+    if isinstance(own, AST):
+        rule = f"The classifier of {body.name} reads two tokens behind a norm of its own, so one on the features"
+        raise UserError(f"{rule} that were probed cannot be kept", f"pool {pooling}", "Leave --out out")
     if record.architecture is None:
         raise _not_kept(body, pooling)
     options: dict[str, object] = {"num_classes": len(weight)}

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from vitdistill.errors import UserError
 from vitdistill.files import WEIGHTS
+from vitdistill.models.families.ast import AST
 from vitdistill.models.families.video_vit import TubeletEmbed
 from vitdistill.models.sizes import pair
-from vitdistill.models.weights import videomae
+from vitdistill.models.weights import ast, spectrograms, videomae
 from vitdistill.models.weights.content import read_content, weights_in
 from vitdistill.models.weights.known import composite, looks_like
 from vitdistill.models.weights.layouts import anchors, recognised
@@ -54,6 +55,8 @@ def to_timm(weights: dict[str, Tensor], net: nn.Module, source: object = "the fi
     weights = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
     if isinstance(getattr(net, "patch_embed", None), TubeletEmbed):
         return videomae.unwrapped(weights, source)
+    if isinstance(net, AST):  # whose files are elsewhere those of another network
+        weights = ast.own_names(weights)
     own = {name: value.shape for name, value in net.state_dict().items()}
     whole = composite(weights) if sum(name in own for name in weights) < len(own) / 2 else None
     if whole:
@@ -115,6 +118,8 @@ def adapt(
     weights = to_timm(weights, net, source)
     if isinstance(getattr(net, "patch_embed", None), TubeletEmbed):
         return videomae.for_video(weights, net, recorded or None)
+    if isinstance(net, AST):
+        return spectrograms.fitted(weights, net, recorded)
     decoder = decoder_part(weights)
     weights = {name: value for name, value in weights.items() if name not in decoder}
     trained_at = recorded.get(FILE_SIZE) or recorded.get("img_size")
