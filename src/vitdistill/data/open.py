@@ -68,7 +68,9 @@ SCHEMES = {
         ("path", "label", "split", "train", "val"),
         "csv:labels.csv",
     ),
-    "esc50": Scheme("vitdistill.data.audio.esc50:open_esc50", checks.check_esc50, ("fold",), "esc50:ESC-50-master?fold=1"),
+    "esc50": Scheme(
+        "vitdistill.data.audio.esc50:open_esc50", checks.check_esc50, ("fold",), "esc50:ESC-50-master?fold=1"
+    ),
 }
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".tar": "shards"}  # of files that need no scheme
 

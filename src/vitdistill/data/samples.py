@@ -142,18 +142,18 @@ class Facts:
         height: as `width`.
         frames: of a video.
         fps: frames per second of a video, where its file says.
+        content: equal for samples that show the same, whatever their files are called; None where nobody can tell.
         seconds: of a sound.
         rate: samples per second of a sound.
-        content: equal for samples that show the same, whatever their files are called; None where nobody can tell.
     """
 
     width: int | None = None
     height: int | None = None
     frames: int | None = None
     fps: float | None = None
+    content: str | None = None
     seconds: float | None = None
     rate: int | None = None
-    content: str | None = None
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,8 @@ class Transform(Protocol):
 
     @property
     def shape(self) -> tuple[Any, ...]:
-        """Of what comes out: (3, height, width) or (3, t, height, width), of sounds (samples,); of several views, a tuple
-        of such shapes."""
+        """Of what comes out: (3, height, width) or (3, t, height, width), of sounds (samples,); of several views, a
+        tuple of such shapes."""
 
     def __call__(self, sample: Any, /) -> "Tensor | tuple[Tensor, Tensor] | SeveralViews":
         """One view; one view with the target that goes with it, e.g. boxes that were flipped alike; or several."""

@@ -43,8 +43,8 @@ def check(
 
     Returns:
         ok (whether all can be read), complete, splits (counts; least, median and most of width, height, frames, fps,
-        seconds and rate), classes (counts), imbalance, repeats (samples that show the same as an earlier one), findings, and how
-        many of each kind.
+        seconds and rate), classes (counts), imbalance, repeats (samples that show the same as an earlier one),
+        findings, and how many of each kind.
     """
     if out is not None and Path(out).suffix.lower() != ".csv":
         raise UserError("out must end in .csv", repr(out))

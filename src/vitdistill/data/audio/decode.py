@@ -158,7 +158,9 @@ def _check_complete(file: BinaryIO) -> None:
 def _header(file: Any, path: str) -> Header:
     header = Header(file.samplerate, file.frames, file.channels)
     if not RATES[0] <= header.rate <= RATES[1]:
-        raise ValueError(f"a rate of {header.rate} samples per second, which must lie between {RATES[0]} and {RATES[1]}")
+        raise ValueError(
+            f"a rate of {header.rate} samples per second, which must lie between {RATES[0]} and {RATES[1]}"
+        )
     if header.length <= 0:
         raise ValueError("no samples in it")
     if -(-header.length * RATE // header.rate) < WINDOW:

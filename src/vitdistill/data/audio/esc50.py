@@ -1,4 +1,4 @@
-"""ESC-50's folder: `audio/` with 2000 clips of 5 s, `meta/esc50.csv` with their classes and in which of 5 folds each is.
+"""ESC-50's folder: `audio/` with 2000 clips of 5 s, `meta/esc50.csv` with the class and the fold (1 to 5) of each.
 
 One fold is for validation and the others for training: `--data ESC-50-master?fold=1`.
 """

@@ -88,7 +88,9 @@ def has_sounds(path: str | Path) -> bool:
     place = Path(path)
     if not place.is_dir():
         return False
-    files = (name for _, _, files in walk(place) for name in files if is_sound(name) or is_video(name) or is_image(name))
+    files = (
+        name for _, _, files in walk(place) for name in files if is_sound(name) or is_video(name) or is_image(name)
+    )
     media = list(islice(files, LOOKED_AT))
     return 2 * sum(map(is_sound, media)) > len(media)
 

@@ -126,5 +126,7 @@ def check_esc50(address: Address) -> None:
     if not os.path.isfile(os.path.join(os.path.expanduser(name), ESC50_TABLE)):
         raise UserError(f"esc50: takes a folder with {ESC50_TABLE}", f"'{name}'", ESC50_LAYOUT)
     if "fold" not in address.options:
-        remedy = f"Write '{name}?fold=1', or train on each: vitdistill chain RECIPE --data {name} --folds 5 --out FOLDER"
+        remedy = (
+            f"Write '{name}?fold=1', or train on each: vitdistill chain RECIPE --data {name} --folds 5 --out FOLDER"
+        )
         raise UserError("ESC-50 needs the fold to validate on", f"'{name}'", remedy)
