@@ -21,8 +21,8 @@ def demo(
     relations) and fine-tunes them and one from scratch. mvd distils a bundled image teacher, a video teacher and both
     into small video ViTs without labels, pre-trains one on pixels, and fine-tunes each on two tasks: which digit moves,
     and how. audio trains a spectrogram transformer on sounds that it synthesises itself, and students without it, with
-    all and with half of its patches. Each demo takes a few minutes on two CPU cores. One seed and 360 test images settle no difference of a
-    point or two: the studies with several seeds are in benchmarks/.
+    all and with half of its patches. Each demo takes a few minutes on two CPU cores. One seed and 360 test images (or
+    200 sounds) settle no difference of a point or two: the studies with several seeds are in benchmarks/.
 
     Args:
         method: which method to show.
