@@ -29,15 +29,20 @@ SHOWN = 20  # classes that are listed
 def model_card(student: Student) -> str:
     """Markdown with the metadata that the hub reads: method, teacher, data, accuracy, cost, and how to load it."""
     run, classes = student.run, student.record.classes
+    detects, hears = bool(student.network.detections), student.network.input.sound
     task = "image-classification" if student.network.num_classes else "image-feature-extraction"
-    head = ["---", "library_name: timm", f"pipeline_tag: {task}", "tags:", f"- {task}", "- timm", "- transformers"]
+    task = "object-detection" if detects else "audio-classification" if hears else task
+    use = _USE_DETECTOR if detects else _USE_SOUND if hears else _use(bool(student.network.num_classes))
+    library = "transformers" if detects or hears else "timm"
+    tags = [f"- {task}", *(["- timm"] if library == "timm" else []), "- transformers"]
+    head = ["---", f"library_name: {library}", f"pipeline_tag: {task}", "tags:", *tags]
     lines = [*head, "- vitdistill", "---", "", f"# {run.name}", ""]
     lines += ["Trained with vitdistill.", ""]
     lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in _facts(student))]
     if classes:
         more = f" and {len(classes) - SHOWN} more, in `config.json`" if len(classes) > SHOWN else ""
         lines += ["", "## Classes", "", ", ".join(str(name) for name in classes[:SHOWN]) + more]
-    return "\n".join([*lines, "", "## Use", "", *_use(bool(student.network.num_classes)), ""])
+    return "\n".join([*lines, "", "## Use", "", *use, ""])
 
 
 def _facts(student: Student) -> Iterator[tuple[str, str]]:
@@ -56,6 +61,11 @@ def _facts(student: Student) -> Iterator[tuple[str, str]]:
         yield "accuracy", f"{run.columns.get(run.score, run.score)} {result:.2f} on validation"
     yield from _cost(run)
     height, width = made["size"]
+    if network.input.sound:
+        mean, std = network.input.mean[0], network.input.std[0]
+        norm = f"mean {mean:g}, and twice the standard deviation, {std:g}"
+        yield "input", f"log-mel energies of sound at 16 kHz, {height} mel bins x {width} frames of 10 ms; {norm}"
+        return
     resize = f"{made['interpolation']}, crop_pct {made['crop_pct']:g}, crop mode {made['crop_mode']}"
     yield "input", f"{made['channels']} x {height} x {width} pixels; {resize}; mean {made['mean']}, std {made['std']}"
 
@@ -110,3 +120,27 @@ def _use(classifier: bool) -> list[Any]:
         f"vitdistill {'predict' if classifier else 'embed'} PATH photos/",
         "```",
     ]
+
+
+_USE_SOUND = [
+    "`PATH` is this folder; from the hub, give `OWNER/NAME`.",
+    "",
+    "```python",
+    "from transformers import AutoFeatureExtractor, AutoModelForAudioClassification",
+    "",
+    'model = AutoModelForAudioClassification.from_pretrained("PATH")',
+    'extractor = AutoFeatureExtractor.from_pretrained("PATH")',
+    'inputs = extractor(waveform, sampling_rate=16000, return_tensors="pt")  # one channel, in -1..1',
+    "```",
+]
+
+_USE_DETECTOR = [
+    "`PATH` is this folder; from the hub, give `OWNER/NAME`.",
+    "",
+    "```python",
+    "from transformers import AutoImageProcessor, AutoModelForObjectDetection",
+    "",
+    'model = AutoModelForObjectDetection.from_pretrained("PATH")',
+    'processor = AutoImageProcessor.from_pretrained("PATH")',
+    "```",
+]

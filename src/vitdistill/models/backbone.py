@@ -8,7 +8,7 @@ To add a backbone family: subclass `Backbone` in a new file of `families/` and a
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -16,11 +16,11 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 from vitdistill.errors import UserError, near
+from vitdistill.models.names import SaliencyKind
 from vitdistill.models.network import Network, refuse_opaque
 from vitdistill.tokens.gather import keep_patches
 from vitdistill.types import NOTHING, QKV, Capture, InputSpec, Output, Point, TokenGrid, Tokens
 
-SaliencyKind = Literal["cls", "patch", "pool", "cls+dist"]
 Captured = dict[tuple[int, Point], Tokens | QKV]
 
 # Blocks by word (MaskedKD, Table 6: 1, 6 and 12 of 12, counted from 1).
@@ -44,11 +44,13 @@ class Backbone(Network, ABC):
         has_bias: whether blocks add something to the scores of queries and keys before the softmax.
         blocks_apart: whether a block's weights are looked at in its own pass alone, so that they may be gathered for it
             where they are sharded.
+        saliency_by_default: the attention that ranks patches where nobody says which.
     """
 
     maskable = True
     has_bias = False
     blocks_apart = True
+    saliency_by_default: SaliencyKind = "cls"
 
     # --- what the network is --------------------
 
@@ -226,6 +228,10 @@ class Backbone(Network, ABC):
                 "The saliency 'cls+dist' needs a network with a distillation token (AST, distilled DeiT)",
                 self.name,
                 "Use --saliency cls",
+            )
+        if kind == "det":
+            raise UserError(
+                "The saliency 'det' needs a network with detection tokens (YOLOS)", self.name, "Use --saliency cls"
             )
         self.read_qkv(self.block_index(block))
         return Capture.at(block, "qkv")

@@ -12,6 +12,7 @@ from torch import nn
 
 from vitdistill.errors import UserError
 from vitdistill.files import RECORD, WEIGHTS
+from vitdistill.models.names import AUDIO, YOLOS
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +49,12 @@ class ModelRecord:
     @property
     def beyond_timm(self) -> str | None:
         """What the network has that no network of timm has, in words; None where timm can build all of it."""
+        if (self.architecture or "").startswith(AUDIO):
+            return "patches of sound that overlap (AST)"
         if self.features:
             return f"a classifier that reads the features {self.features!r} of several blocks or patches"
+        if (self.architecture or "").startswith(YOLOS):
+            return "detection tokens"
         return "a distillation token without a position" if self.args.get("dist_token") else None
 
     def write(self, folder: Path) -> None:
@@ -146,7 +151,7 @@ def set_preprocessing(net: nn.Module, preprocessing: Mapping[str, Any], size: Se
     """
     record_of(net).preprocessing = {**preprocessing, "size": list(size)}
     config = getattr(net, "pretrained_cfg", None)
-    if isinstance(config, dict) and "frames" not in preprocessing:  # timm has no networks over clips
+    if isinstance(config, dict) and "crop_pct" in preprocessing and "frames" not in preprocessing:  # of images
         outdated = ("test_input_size", "test_crop_pct", "pool_size", "test_pool_size")
         kept = {name: value for name, value in config.items() if name not in outdated}
         net.pretrained_cfg = {**kept, **timm_data_config(record_of(net).preprocessing)}  # type: ignore[assignment]

@@ -28,6 +28,7 @@ SIZES: dict[str, Any] = {
     "image_size": 32,
     "patch_size": 8,
 }
+SOUND = {"num_mel_bins": 32, "max_length": 32, "frequency_stride": 6, "time_stride": 8}
 DINO = {name: value for name, value in SIZES.items() if name != "intermediate_size"}
 DECODER = {
     "decoder_hidden_size": 16,
@@ -120,6 +121,20 @@ CASES: dict[str, Case] = {
         ("cat", "dog", "cow"),
     ),
     "deit_bare": Case(lambda: tf("DeiTModel")(tf("DeiTConfig")(**SIZES)), hidden, tolerance=1e-5),
+    # Their classifier's norm has the epsilon of all others, the authors' has 1e-5.
+    "ast": Case(
+        lambda: tf("ASTForAudioClassification")(tf("ASTConfig")(**SIZES, **SOUND, **NAMES)),
+        lambda m, x: m(x[:, 0].transpose(1, 2)).logits,
+        lambda net, x: net(x[:, :1]),
+        1e-4,
+        ("cat", "dog", "cow"),
+    ),
+    "ast_bare": Case(
+        lambda: tf("ASTModel")(tf("ASTConfig")(**SIZES, **SOUND)),
+        lambda m, x: hidden(m, x[:, 0].transpose(1, 2)),
+        lambda net, x: net.forward_features(x[:, :1]),
+        1e-5,
+    ),
     "dinov2": Case(lambda: tf("Dinov2Model")(tf("Dinov2Config")(**DINO)), hidden),
     "dinov2_giant": Case(lambda: tf("Dinov2Model")(tf("Dinov2Config")(**DINO, use_swiglu_ffn=True)), hidden),
     "dinov2_classifier": Case(

@@ -19,11 +19,14 @@ from vitdistill.models.families.linear_only import FrozenBody, LinearOnly
 from vitdistill.models.families.swin import Swin
 from vitdistill.models.families.video_vit import TubeletEmbed, VideoViT
 from vitdistill.models.families.vit import ViT
+from vitdistill.models.families.yolos import Yolos
+from vitdistill.models.families.yolos_vit import YolosViT
 from vitdistill.models.network import Network, Opaque
 
 # The first whose class a network has: subclasses come before what they are made of.
 ADAPTERS: dict[type[nn.Module], type[Network]] = {
     AST: SpectrogramViT,
+    Yolos: YolosViT,  # before the class that it extends
     VisionTransformer: ViT,
     Eva: RotaryViT,
     Beit: BiasedViT,

@@ -130,12 +130,15 @@ class AST(VisionTransformerDistilled):
         if global_pool not in (None, "", "token"):
             raise UserError("An AST reads the mean of class and distillation token", global_pool, "Leave --pool out")
         self.num_classes = num_classes
-        where = {"device": self.cls_token.device, "dtype": self.cls_token.dtype}  # type: ignore[union-attr]
-        self.head_norm = nn.LayerNorm(self.embed_dim, eps=1e-5, **where) if num_classes else nn.Identity()
-        self.head = nn.Linear(self.embed_dim, num_classes, **where) if num_classes else nn.Identity()
+        self.head_norm: nn.Module = nn.Identity()
+        self.head = nn.Identity()
         if num_classes:
-            trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
+            like = self.patch_embed.proj.weight
+            head = nn.Linear(self.embed_dim, num_classes, device=like.device, dtype=like.dtype)
+            trunc_normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
+            self.head = head
+            self.head_norm = nn.LayerNorm(self.embed_dim, eps=1e-5, device=like.device, dtype=like.dtype)
         self.head_norm.train(self.training)
         self.head.train(self.training)
 
@@ -174,7 +177,7 @@ class SpectrogramViT(ViT):
 
     @property
     def input(self) -> InputSpec:
-        """Its statistics are of log-mel energies; `std` is twice the data's standard deviation, as AST divides by it."""
+        """Its statistics are of log-mel energies; `std` is twice their standard deviation, by which AST divides."""
         spec, embed = super().input, self.net.patch_embed
         return replace(spec, sound=True, patch=spec.patch if embed.stride == tuple(embed.patch_size) else None)
 
@@ -212,7 +215,8 @@ def _begin_as_deit(net: AST, size: str, options: dict[str, Any]) -> None:
         raise UserError(f"ImageNet's weights are for an ast_{size} of DeiT's own sizes", given, "Leave it out")
     source = "deit_base_distilled_patch16_384" if size == "base384" else f"deit_{size}_distilled_patch16_224"
     found = net.load_state_dict(fitted(image_weights(source), net, {}), strict=False)
-    assert not found.unexpected_keys and all(key.startswith(("head.", "head_norm.")) for key in found.missing_keys), found
+    fresh = all(key.startswith(("head.", "head_norm.")) for key in found.missing_keys)
+    assert fresh and not found.unexpected_keys, found
 
 
 def _register(size: str) -> None:

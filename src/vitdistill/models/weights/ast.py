@@ -42,6 +42,37 @@ def own_names(weights: Weights) -> Weights:
     return weights
 
 
+_THEIR_NAMES = (
+    (r"^head_norm\.", "classifier.layernorm."),
+    (r"^head\.", "classifier.dense."),
+    (r"^norm\.", "layernorm."),
+    (r"^(cls_token)$", r"embeddings.\1"),
+    (r"^dist_token$", "embeddings.distillation_token"),
+    (r"^pos_embed$", "embeddings.position_embeddings"),
+    (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
+    (r"^blocks\.(\d+)\.", r"encoder.layer.\1."),
+    (r"\.attn\.(query|key|value)\.", r".attention.attention.\1."),
+    (r"\.attn\.proj\.", ".attention.output.dense."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+    (r"^(?!classifier\.)", "audio_spectrogram_transformer."),
+)
+
+
+def their_names(weights: Weights) -> Weights:
+    """An AST's weights under Hugging Face's names on disk, with the projections of q, k and v apart."""
+    apart: Weights = {}
+    for name, value in weights.items():
+        if ".attn.qkv." not in name:
+            apart[name] = value
+            continue
+        parts = zip(("query", "key", "value"), value.chunk(3), strict=True)
+        apart |= {name.replace(".qkv.", f".{role}."): part for role, part in parts}
+    return renamed(apart, _THEIR_NAMES)
+
+
 def convert(weights: Weights, net: nn.Module) -> Weights:
     """
     Raises:
@@ -73,8 +104,8 @@ def statistics(preparation: dict[str, Any]) -> dict[str, Any]:
     """The argument `statistics`, from preprocessor_config.json; AudioSet's where there is none, as in transformers."""
     if preparation.get("do_normalize") is False:
         return {"statistics": [0.0, 0.5]}  # twice the deviation is 1
-    default = STATISTICS["audioset"]
-    return {"statistics": [float(preparation.get(name, value)) for name, value in zip(("mean", "std"), default, strict=True)]}
+    mean, deviation = STATISTICS["audioset"]
+    return {"statistics": [float(preparation.get("mean", mean)), float(preparation.get("std", deviation))]}
 
 
 LAYOUT = Layout(

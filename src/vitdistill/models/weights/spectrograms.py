@@ -35,15 +35,13 @@ def one_channel(kernel: Float[Tensor, "d ch height width"]) -> Float[Tensor, "d 
     return kernel.sum(dim=1, keepdim=True)
 
 
-def positions_on(
-    table: Float[Tensor, "1 m d"], old: Grid, new: Grid, prefix: int = SPECIALS
-) -> Float[Tensor, "1 _ d"]:
+def positions_on(table: Float[Tensor, "1 m d"], old: Grid, new: Grid, prefix: int = SPECIALS) -> Float[Tensor, "1 _ d"]:
     """Position embeddings of another grid: first along time, then along frequency.
 
     Along an axis that shrinks, the middle is cut out; along one that grows, values are interpolated linearly.
 
     Args:
-        table: embeddings of `prefix` special tokens, which stay, then of the patches, all times of a frequency together.
+        table: embeddings of `prefix` special tokens, which stay, then of patches, all times of a frequency together.
         old: patches of the table along frequency and time.
         new: the same, wanted.
         prefix: special tokens.
