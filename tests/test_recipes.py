@@ -100,7 +100,7 @@ def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_there_are_recipes() -> None:
     assert len(PAPER) >= 8 and len(RECIPES) > len(PAPER)
-    assert (len(MAES), len(TINYMIM), len(TUNED), len(CHAINS)) == (2, 3, 5, 3)
+    assert (len(MAES), len(TINYMIM), len(TUNED), len(CHAINS)) == (2, 3, 5, 4)
     assert (len(MVDS), len(VIDEOMAES), len(ACTIONS)) == (6, 3, 10)
 
 
