@@ -321,7 +321,9 @@ def test_an_epoch_goes_on_in_the_middle_as_if_it_had_not_stopped(source: DataSou
     again = train_batches(source, start=1)
     assert len(first) >= 2 and len(again) == len(first) - 1
     for batch, other in zip(first[1:], again, strict=True):
-        assert torch.equal(batch.index, other.index) and torch.equal(batch.images.nan_to_num(), other.images.nan_to_num())
+        assert torch.equal(batch.index, other.index) and torch.equal(
+            batch.images.nan_to_num(), other.images.nan_to_num()
+        )
 
 
 def test_the_batches_of_two_processes_are_those_of_one(source: DataSource) -> None:

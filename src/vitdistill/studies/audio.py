@@ -34,7 +34,7 @@ def run(folder: Path, epochs: int, seed: int, overwrite: bool, announce: Callabl
         "epochs": epochs,
         "batch_size": 25,
         "drop_path": 0.0,
-        "augment": Augment(recipe="sound"),
+        "augment": Augment(recipe="sound", freq_mask=0.1, time_mask=0.1),  # 800 sounds are few for the full masks
         "seed": seed,
         "overwrite": overwrite,
     }

@@ -73,7 +73,7 @@ def over_folds(folder: Path, steps: Iterable[str], folds: Iterable[int]) -> dict
         found[name] = {
             "verb": runs[0].verb,
             "score": score,
-            "heading": runs[0].columns.get(f"val/{score}", score),
+            "heading": runs[0].columns.get(score, score),
             "best": _at(best, curves),
             "last": _at(len(means) - 1, curves),
         }

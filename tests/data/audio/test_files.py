@@ -62,7 +62,9 @@ def test_what_was_resampled_is_kept_and_made_anew_for_another_file(tmp_path: Pat
     assert not np.allclose(sound.read(3000), begun)
 
 
-def test_what_cannot_be_kept_in_the_folder_is_kept_in_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_kept_in_the_folder_is_kept_in_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VITDISTILL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(os, "access", lambda *_: False)
     file = write(tmp_path / "data/a.wav", tone(400, 1, rate=8_000), 8_000)
@@ -160,11 +162,21 @@ def test_stereo_and_long_sounds_are_said_once(folder: Path, caplog: pytest.LogCa
 
 @pytest.mark.parametrize(
     ("options", "option"),
-    [({"augment": {"scale": 0.5}}, "augment.scale"), ({"stride": 2}, "stride"), ({"augment": {"erasing": 0.1}}, "erasing")],
+    [
+        ({"augment": {"scale": 0.5}}, "augment.scale"),
+        ({"stride": 2}, "stride"),
+        ({"augment": {"erasing": 0.1}}, "erasing"),
+    ],
     ids=["scale", "stride", "erasing"],
 )
 def test_options_of_pictures_are_refused(folder: Path, options: dict[str, Any], option: str) -> None:
-    given = ViewOptions(**{"augment": Augment(), **options, **({"augment": Augment(**options["augment"])} if "augment" in options else {})})
+    given = ViewOptions(
+        **{
+            "augment": Augment(),
+            **options,
+            **({"augment": Augment(**options["augment"])} if "augment" in options else {}),
+        }
+    )
     with pytest.raises(UserError, match=rf"--\S*{option} has no effect on sounds"):
         open_source(str(folder)).train.transform(SPEC, given, train=True)
 

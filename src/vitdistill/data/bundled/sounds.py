@@ -54,10 +54,10 @@ def _vibrato(time: Wave, pitch: float, chance: Chance) -> Wave:
 
 
 def _noise(time: Wave, pitch: float, chance: Chance) -> Wave:
-    spectrum = np.fft.rfft(chance.standard_normal(LENGTH))  # a length that is quick to transform
-    frequency = np.fft.rfftfreq(LENGTH, 1 / RATE)
-    spectrum[(frequency < pitch / 1.3) | (frequency > pitch * 1.3)] = 0
-    band = np.fft.irfft(spectrum, LENGTH)
+    low, high = int(pitch / 1.3), int(pitch * 1.3)  # a second of sound has a frequency for every hertz
+    strengths = np.zeros(LENGTH // 2 + 1)
+    strengths[low : high + 1] = 1
+    band = _of_random_phases(strengths, chance)
     return band[: len(time)] / np.abs(band).max()
 
 
@@ -109,10 +109,16 @@ def draw(label: int, chance: Chance) -> Float32[np.ndarray, "samples"]:
 
 def _background(colour: float, chance: Chance) -> Wave:
     """Noise of deviation 1 whose low frequencies are the stronger, the higher its colour."""
-    spectrum = np.fft.rfft(chance.standard_normal(LENGTH))
-    spectrum /= np.maximum(np.arange(len(spectrum)), 50) ** colour
-    noise = np.fft.irfft(spectrum, LENGTH)
+    noise = _of_random_phases(_INVERSE**colour, chance)
     return noise / noise.std()
+
+
+_INVERSE = 1 / np.maximum(np.arange(LENGTH // 2 + 1), 50)
+
+
+def _of_random_phases(strengths: Wave, chance: Chance) -> Wave:
+    """Noise with these strengths of its frequencies."""
+    return np.fft.irfft(strengths * np.exp(2j * np.pi * chance.uniform(size=len(strengths))), LENGTH)
 
 
 @dataclass(frozen=True)
