@@ -100,7 +100,7 @@ def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_there_are_recipes() -> None:
     assert len(PAPER) >= 8 and len(RECIPES) > len(PAPER)
-    assert (len(MAES), len(TINYMIM), len(TUNED), len(CHAINS)) == (2, 3, 5, 3)
+    assert (len(MAES), len(TINYMIM), len(TUNED), len(CHAINS)) == (2, 3, 5, 4)
     assert (len(MVDS), len(VIDEOMAES), len(ACTIONS)) == (6, 3, 10)
 
 
@@ -300,7 +300,7 @@ def test_sound_has_the_authors_optimizer_and_schedule(path: Path) -> None:
     optim = Optim(**training["optim"])
     peak = {AST_B: 1e-5, AST_S: 1e-4}[path]
     assert (training["epochs"], training["batch_size"], training["precision"]) == (25, 48, "16-mixed")
-    assert training["drop_path"] == 0 and optim.layer_decay is None and Augment(**training["augment"]).recipe == "none"
+    assert training["drop_path"] == 0 and optim.layer_decay is None and Augment(**training["augment"]).recipe == "sound"
     method = Supervised(build("ast_tiny", args={"embed_dim": 24, "depth": 1, "num_heads": 3, "img_size": [16, 16]}))
     optimizer = make_optimizer(method, plan_groups(method, optim), optim, training["batch_size"])
     assert type(optimizer) is torch.optim.Adam and optimizer.defaults["betas"] == (0.95, 0.999)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import contained
+import sounds
 from vitdistill.cli import main
 from vitdistill.data import Augment, DataSource, Samples, ViewOptions, open_source
 from vitdistill.data.actions.annotations import open_actions
@@ -26,7 +27,11 @@ from vitdistill.types import InputSpec
 from vitdistill.verbs.check import check
 
 STATISTICS = ((0.5,) * 3, (0.5,) * 3)
-SPECS = {"images": InputSpec((3, 16, 16), *STATISTICS), "clips": InputSpec((3, 4, 16, 16), *STATISTICS)}
+SPECS = {
+    "images": InputSpec((3, 16, 16), *STATISTICS),
+    "clips": InputSpec((3, 4, 16, 16), *STATISTICS),
+    "sounds": InputSpec((1, 16, 26), (-5.0,), (6.0,), sound=True),
+}
 PLAIN = ViewOptions(augment=Augment(recipe="none"))
 
 
@@ -95,6 +100,16 @@ def key_frames(folder: Path) -> DataSource:
     return open_actions(folder / "videos", files).source("actions")
 
 
+def sound_folder(folder: Path) -> DataSource:
+    pytest.importorskip("soundfile")
+    return open_source(sounds.class_folders(folder, 2, 1, rate=22_050))
+
+
+def esc50(folder: Path) -> DataSource:
+    pytest.importorskip("soundfile")
+    return open_source(f"{sounds.esc50(folder)}?fold=1")
+
+
 def once(write: Callable[[Path], DataSource]) -> Callable[[Path], DataSource]:
     """Containers are written and opened once for all tests, which only read."""
     made: list[DataSource] = []
@@ -120,6 +135,9 @@ SOURCES: dict[str, Callable[[Path], DataSource]] = {
     "digits": lambda _: open_source("digits"),
     "moving_digits": lambda _: open_source("moving_digits"),
     "moving_digits:motion": lambda _: open_source("moving_digits:motion"),
+    "sounds": lambda _: open_source("sounds"),
+    "sound_folder": sound_folder,
+    "esc50": esc50,
     "image_folder": image_folder,
     "unlabelled_folder": unlabelled_folder,
     "video_folder": video_folder,
@@ -151,7 +169,9 @@ def samples(request: pytest.FixtureRequest, source: DataSource) -> Samples:
 
 
 def pixels(sample: Any) -> np.ndarray:
-    """What can be compared of an image, or of a video."""
+    """What can be compared of an image, of a video, or of a sound."""
+    if hasattr(sample, "header"):
+        return sample.read()
     return sample.read([0, sample.length - 1]) if isinstance(sample, Video) else np.asarray(sample)
 
 
@@ -184,7 +204,10 @@ def test_loading_gives_the_listed_label_and_the_same_pixels_each_time(source: Da
     for index in (0, len(samples) // 2, len(samples) - 1):
         sample, label = samples.load(index)
         assert label == (None if samples.labels is None else samples.labels[index]) and type(label) in (int, type(None))
-        assert pixels(sample).shape[-1] == 3 and pixels(sample).dtype == np.uint8
+        if source.train.word == "sound":
+            assert pixels(sample).ndim == 1 and pixels(sample).dtype == np.float32
+        else:
+            assert pixels(sample).shape[-1] == 3 and pixels(sample).dtype == np.uint8
         assert np.array_equal(pixels(sample), pixels(samples.load(index)[0]))
         assert source.image_size is None or pixels(sample).shape[-3:-1] == (source.image_size,) * 2
 
@@ -192,7 +215,9 @@ def test_loading_gives_the_listed_label_and_the_same_pixels_each_time(source: Da
 def test_inspecting_tells_what_loading_gives(samples: Samples) -> None:
     sample, facts = samples.load(0)[0], samples.inspect(0)
     assert facts == samples.inspect(0)
-    if type(samples).inspect is not Samples.inspect:  # key frames are not looked at
+    if samples.word == "sound":
+        assert facts.seconds == round(len(pixels(sample)) / 16_000, 3) and facts.content and facts.rate
+    elif type(samples).inspect is not Samples.inspect:  # key frames are not looked at
         assert (facts.height, facts.width) == pixels(sample).shape[-3:-1] and facts.content
         assert facts.frames == (sample.length if isinstance(sample, Video) else None)
 
@@ -215,7 +240,7 @@ def test_workers_can_receive_a_copy(samples: Samples) -> None:
     assert np.array_equal(pixels(copy.load(0)[0]), pixels(samples.load(0)[0]))
     for spec in taken(samples):
         transform = pickle.loads(pickle.dumps(samples.transform(spec, PLAIN, train=True)))
-        assert transform.shape == spec.shape
+        assert transform.shape == ((4400,) if spec.sound else spec.shape)
 
 
 def test_a_transform_keeps_its_promises(samples: Samples) -> None:
@@ -229,17 +254,26 @@ def test_a_transform_keeps_its_promises(samples: Samples) -> None:
             (image, target), (same, same_target) = (
                 one if isinstance(one, tuple) else (one, None) for one in (made, again)
             )
-            assert image.shape == transform.shape == spec.shape and image.dtype == torch.uint8
+            assert image.shape == transform.shape
+            assert image.dtype == (torch.float32 if spec.sound else torch.uint8)
+            inputs = samples.on_device(spec, PLAIN, 2).eval(torch.stack((image, same)))
+            assert inputs.shape == (2, *spec.shape) and inputs.isfinite().all()
             assert (target is None) == (same_target is None) == (not isinstance(made, tuple))
             if not transform.random:
-                assert torch.equal(image, same)
+                assert torch.equal(image.nan_to_num(), same.nan_to_num())
         assert not transform.random, "validation draws nothing"
 
 
 def test_options_that_would_change_nothing_are_refused(samples: Samples) -> None:
     """Of clips for networks over images, and of test views where there is a single image or key frame."""
     for spec in taken(samples):
-        if spec.frames is None:
+        if spec.sound:
+            for option in ({"stride": 2}, {"sampling": "uniform"}, {"clips": 2}, {"crops": 3}):
+                with pytest.raises(UserError, match=rf"--{next(iter(option))} has no effect on sounds"):
+                    samples.transform(spec, ViewOptions(augment=Augment(recipe="none"), **option), train=False)
+            with pytest.raises(UserError, match=r"--augment.crop_pct has no effect on sounds"):
+                samples.transform(spec, ViewOptions(augment=Augment(recipe="none", crop_pct=0.9)), train=False)
+        elif spec.frames is None:
             for options in ({"stride": 2}, {"sampling": "uniform"}, {"clips": 2}, {"crops": 3}):
                 name = "clips" if "crops" in options else next(iter(options))
                 with pytest.raises(UserError, match=rf"--{name} has no effect with a network over single images"):
@@ -273,7 +307,7 @@ def test_every_validation_sample_is_loaded_once(source: DataSource) -> None:
         assert torch.cat([batch.targets for batch in batches]).tolist() == source.val.labels
     elif not source.classes:
         assert all(batch.targets is None for batch in batches)
-    assert all(batch.images.shape[1:] == spec.shape and not batch.skipped for batch in batches)
+    assert all(batch.images.shape[1:] == transform.shape and not batch.skipped for batch in batches)
 
 
 def test_unreadable_samples_are_called_what_they_are(source: DataSource, caplog: pytest.LogCaptureFixture) -> None:
@@ -287,7 +321,9 @@ def test_an_epoch_goes_on_in_the_middle_as_if_it_had_not_stopped(source: DataSou
     again = train_batches(source, start=1)
     assert len(first) >= 2 and len(again) == len(first) - 1
     for batch, other in zip(first[1:], again, strict=True):
-        assert torch.equal(batch.index, other.index) and torch.equal(batch.images, other.images)
+        assert torch.equal(batch.index, other.index) and torch.equal(
+            batch.images.nan_to_num(), other.images.nan_to_num()
+        )
 
 
 def test_the_batches_of_two_processes_are_those_of_one(source: DataSource) -> None:
@@ -295,13 +331,15 @@ def test_the_batches_of_two_processes_are_those_of_one(source: DataSource) -> No
     halves = [train_batches(source, batch_size=1, rank=rank, world=2) for rank in (0, 1)]
     for batch, *parts in zip(whole, *halves, strict=True):
         assert torch.equal(batch.index, torch.cat([part.index for part in parts]))
-        assert torch.equal(batch.images, torch.cat([part.images for part in parts]))
+        both = torch.cat([part.images for part in parts])
+        assert torch.equal(batch.images.nan_to_num(), both.nan_to_num())
 
 
 def train_batches(source: DataSource, *, start: int = 0, batch_size: int = 1, rank: int = 0, world: int = 1) -> list:
-    """Up to four batches of the second epoch, flipped at random."""
+    """Up to four batches of the second epoch, flipped at random where that means something."""
     spec = taken(source.train)[0]
-    transform = source.train.transform(spec, ViewOptions(augment=Augment(recipe="none", hflip=0.5)), train=True)
+    augment = Augment(recipe="none", hflip=None if spec.sound else 0.5)
+    transform = source.train.transform(spec, ViewOptions(augment=augment), train=True)
     sampler = EpochBatchSampler(len(source.train), batch_size, seed=3, rank=rank, world=world)
     sampler.set_position(1, start)
     batches = iter(make_loader(source.train, transform, sampler, seed=3))

@@ -1,10 +1,13 @@
-"""What happens to a batch after its transfer: normalisation, random erasing, mixup and cutmix (timm's)."""
+"""What happens to a batch after its transfer: normalisation, random erasing, mixup and cutmix (timm's).
+
+Of pictures; what happens to sounds is in `audio/device.py`.
+"""
 
 from collections.abc import Sequence
 from typing import Any, overload
 
 import torch
-from jaxtyping import Float, Int64, Shaped, UInt8
+from jaxtyping import Float, Int64, Shaped
 from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
@@ -67,8 +70,8 @@ class OnDevice:
 
     def train(
         self,
-        images: UInt8[Tensor, "b ch *pixels"] | ManyViews,
-        targets: Shaped[Tensor, "b *values"] | None,
+        images: Shaped[Tensor, "b *values"] | ManyViews,
+        targets: Shaped[Tensor, "b *labels"] | None,
     ) -> tuple[
         Float[Tensor, "b ch *pixels"] | ManyViews,
         Float[Tensor, "b *c"] | Int64[Tensor, "b"] | None,
@@ -86,32 +89,33 @@ class OnDevice:
         if self.mixup is not None and (isinstance(images, tuple) or targets is None):
             raise ValueError("Only single views with labels can be mixed")
         if isinstance(images, tuple):
-            return tuple(self._erased(view) for view in images), targets
+            return tuple(self._augmented(view) for view in images), targets
         self.check_batch_size(len(images))
-        pictures = self._erased(images)
+        inputs = self._augmented(images)
         if self.mixup is not None:
             # timm's mixing knows pictures: a clip's frames stand in for so many more channels.
-            pictures, targets = self.mixup(pictures.flatten(1, -3), targets)
-        return pictures.view(images.shape), targets
+            pictures, targets = self.mixup(inputs.flatten(1, -3), targets)
+            inputs = pictures.view(inputs.shape)
+        return inputs, targets
 
     @overload
-    def eval(self, images: UInt8[Tensor, "b ch *pixels"]) -> Float[Tensor, "b ch *pixels"]: ...
+    def eval(self, images: Shaped[Tensor, "b *values"]) -> Float[Tensor, "b ch *pixels"]: ...
 
     @overload
     def eval(self, images: ManyViews) -> ManyViews: ...
 
-    def eval(self, images: UInt8[Tensor, "b ch *pixels"] | ManyViews) -> Float[Tensor, "b ch *pixels"] | ManyViews:
+    def eval(self, images: Shaped[Tensor, "b *values"] | ManyViews) -> Float[Tensor, "b ch *pixels"] | ManyViews:
         """Normalise a batch: (x / 255 - mean) / std; several views each by itself."""
         if isinstance(images, tuple):
             return tuple(self._normalised(view) for view in images)
         return self._normalised(images)
 
-    def _normalised(self, images: UInt8[Tensor, "b ch *pixels"]) -> Float[Tensor, "b ch *pixels"]:
+    def _normalised(self, images: Shaped[Tensor, "b *values"]) -> Float[Tensor, "b ch *pixels"]:
         shape = (-1, *[1] * (images.ndim - 2))
         mean, std = (values.view(shape) for values in self._statistics(images.device))
         return images.to(torch.float32).sub_(mean).div_(std)
 
-    def _erased(self, images: UInt8[Tensor, "b ch *pixels"]) -> Float[Tensor, "b ch *pixels"]:
+    def _augmented(self, images: Shaped[Tensor, "b *values"]) -> Float[Tensor, "b ch *pixels"]:
         """Normalised, and with random rectangles erased where the recipe says so."""
         normalised = self._normalised(images)
         if self.augment.erasing == 0:

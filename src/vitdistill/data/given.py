@@ -1,4 +1,4 @@
-"""Images and videos that were named one by one, or by their folder, in that order and without labels."""
+"""Images, videos and sounds that were named one by one, or by their folder, in that order and without labels."""
 
 import logging
 import os
@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
+from vitdistill.data.audio.files import given_sounds, list_sounds
 from vitdistill.data.clips.files import VIDEOS, FileVideos, is_video
 from vitdistill.data.clips.stream import require_av
 from vitdistill.data.clips.video import Video
@@ -72,6 +73,22 @@ class EitherTransform:
         made = transform(sample)
         assert isinstance(made, Tensor)
         return made
+
+
+def files_for(paths: Sequence[str], spec: InputSpec) -> FileSamples:
+    """The files that were named, and those below the folders that were, as a network takes them.
+
+    Args:
+        paths: files and folders.
+        spec: what the network takes.
+
+    Raises:
+        UserError: when one does not exist, or there is nothing to read, or a library for it is missing.
+    """
+    if not spec.sound:
+        return given_files(paths, clips=spec.frames is not None)
+    check_exist(paths)
+    return given_sounds([file for path in paths for file in list_sounds(path)])
 
 
 def given_files(paths: Sequence[str], *, clips: bool) -> GivenFiles:

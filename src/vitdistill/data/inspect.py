@@ -214,7 +214,8 @@ class Survey:
             for note in one.notes
         ]
         found += self._repeated(labels)
-        for kind, value, unit in (("small", _short_side, "pixels"), ("short", _frames, "frames")):
+        sizes_of = (("small", _short_side, "pixels"), ("short", _frames, "frames"), ("short", _seconds, "seconds"))
+        for kind, value, unit in sizes_of:
             sizes = [value(one.facts) for one in self.seen if one.facts is not None]
             limit = median([size for size in sizes if size is not None] or [0]) / SMALL
             found += [
@@ -262,7 +263,7 @@ class Survey:
         return Finding(kind, one.split, self._path(one), self._label(one, labels), detail)
 
 
-_SIZES = ("width", "height", "frames", "fps")
+_SIZES = ("width", "height", "frames", "fps", "seconds", "rate")
 
 
 def _spread(values: Sequence[float | None]) -> list[float]:
@@ -282,3 +283,7 @@ def _short_side(facts: Facts) -> int | None:
 
 def _frames(facts: Facts) -> int | None:
     return facts.frames
+
+
+def _seconds(facts: Facts) -> float | None:
+    return facts.seconds

@@ -14,7 +14,7 @@ from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float32, Int64, Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -36,20 +36,21 @@ class Batch(NamedTuple):
     """One batch as the loader hands it out.
 
     Attributes:
-        images: uint8, not normalised; a tuple of such tensors where the transform gives several views.
+        images: what the transform made, stacked: uint8 pixels, not normalised, or the waveforms of sounds; a tuple of
+            such tensors where the transform gives several views.
         targets: class numbers, or what the transform made of them, e.g. boxes; None where there are no labels.
         index: which sample of the set each row is (of the replacement, where one was needed).
         skipped: the samples that could not be read while making this batch, with the reasons.
     """
 
-    images: UInt8[Tensor, "b ch *pixels"] | tuple[UInt8[Tensor, "b ch ..."], ...]
+    images: Shaped[Tensor, "b *values"] | tuple[Shaped[Tensor, "b ..."], ...]
     targets: Int64[Tensor, "b"] | Float32[Tensor, "b boxes values"] | None
     index: Int64[Tensor, "b"]  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     skipped: list[Unreadable]
 
 
 class Sample(NamedTuple):
-    pixels: UInt8[Tensor, "ch *pixels"] | tuple[UInt8[Tensor, "ch ..."], ...]
+    pixels: Shaped[Tensor, "*values"] | tuple[Shaped[Tensor, "..."], ...]
     target: int | Tensor | None
     number: int
 

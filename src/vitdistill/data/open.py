@@ -19,7 +19,7 @@ from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, near
 
 LOOKED_AT = 1000  # entries of a folder
-BUNDLED = ("digits", "moving_digits", "moving_digits:motion")
+BUNDLED = ("digits", "moving_digits", "moving_digits:motion", "sounds")
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,9 @@ SCHEMES = {
         ("path", "label", "split", "train", "val"),
         "csv:labels.csv",
     ),
+    "esc50": Scheme(
+        "vitdistill.data.audio.esc50:open_esc50", checks.check_esc50, ("fold",), "esc50:ESC-50-master?fold=1"
+    ),
 }
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".tar": "shards"}  # of files that need no scheme
 
@@ -76,8 +79,9 @@ def bundled() -> dict[str, Callable[[], DataSource]]:
     """Sources that need no download, by the name that `--data` takes."""
     from vitdistill.data.bundled.digits import digits
     from vitdistill.data.bundled.moving_digits import moving_digits
+    from vitdistill.data.bundled.sounds import sounds
 
-    return dict(zip(BUNDLED, (digits, moving_digits, partial(moving_digits, "motion")), strict=True))
+    return dict(zip(BUNDLED, (digits, moving_digits, partial(moving_digits, "motion"), sounds), strict=True))
 
 
 def address_of(data: str | Path) -> Address | None:
@@ -110,6 +114,8 @@ def _scheme_of(place: Path) -> str | None:
         return SUFFIXES.get(place.suffix.lower())
     if any((place / name).is_file() for name in ("dataset_dict.json", "state.json")):  # of datasets' save_to_disk
         return "hf"
+    if (place / checks.ESC50_TABLE).is_file():
+        return "esc50"
     looked_in = [place, *(place / name for name in ("data", "train", "default", "default/train"))]
     names = [entry.name for folder in looked_in if folder.is_dir() for entry in islice(os.scandir(folder), LOOKED_AT)]
     suffixes = {Path(name).suffix.lower() for name in names}
@@ -150,7 +156,7 @@ def absolute_data(data: str) -> str:
     address = None if Path(data).expanduser().exists() else address_of(data)
     if address is None:
         return data
-    is_path = address.scheme in ("shards", "parquet", "csv") or Path(address.name).expanduser().is_dir()
+    is_path = address.scheme in ("shards", "parquet", "csv", "esc50") or Path(address.name).expanduser().is_dir()
     options = dict(address.options)
     for name in ("root", "cache", *(("train", "val") if address.scheme in ("shards", "parquet") else ())):
         if name in options and not (name == "val" and address.share is not None):
@@ -183,6 +189,7 @@ def open_source(data: Any, *, labels: bool = True) -> DataSource:
     check_there(data)
     if isinstance(data, str) and data in BUNDLED:
         return bundled()[data]()
+    from vitdistill.data.audio.files import has_sounds, sound_files
     from vitdistill.data.clips.files import has_videos, video_files
     from vitdistill.data.folders import listing
     from vitdistill.data.images.folder import image_folder
@@ -192,6 +199,8 @@ def open_source(data: Any, *, labels: bool = True) -> DataSource:
         module, _, function = SCHEMES[address.scheme].opens.partition(":")
         return getattr(import_module(module), function)(address, labels=labels)
     with listing(data):
+        if has_sounds(data):
+            return sound_files(data, labels=labels)
         return (video_files if has_videos(data) else image_folder)(data, labels=labels)
 
 

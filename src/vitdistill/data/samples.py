@@ -9,12 +9,13 @@ import hashlib
 import struct
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from PIL import Image
 
-from vitdistill.errors import MachineError, OutOfMemoryError, UserError, error_words
+from vitdistill.errors import MachineError, OutOfMemoryError, UserError, error_words, refuse_given
 
 if TYPE_CHECKING:  # torch takes seconds to load, and the command line refuses missing data without it
     from torch import Tensor
@@ -114,6 +115,24 @@ def refuse_several(options: ViewOptions) -> None:
         raise UserError("Several crops are made of images", "videos", "Give images, or pre-train on clips by videomae")
 
 
+def refuse_sound(spec: "InputSpec", options: ViewOptions, word: str) -> None:
+    """For sets of what can be seen.
+
+    Args:
+        spec: what the network takes.
+        options: what the user chose.
+        word: what samples are called.
+
+    Raises:
+        UserError: when the network takes sounds, or options of sounds were given.
+    """
+    if spec.sound:
+        raise UserError("A network over spectrograms needs sounds", f"{word}s", "Give sounds, or a network over images")
+    if options.augment.recipe == "sound":
+        raise UserError("--augment.recipe sound is for sounds", f"{word}s", "Choose another recipe, or give sounds")
+    refuse_given(options.augment.given(("freq_mask", "time_mask")), f"on {word}s")
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What decoding one whole sample has told.
@@ -124,6 +143,8 @@ class Facts:
         frames: of a video.
         fps: frames per second of a video, where its file says.
         content: equal for samples that show the same, whatever their files are called; None where nobody can tell.
+        seconds: of a sound.
+        rate: samples per second of a sound.
     """
 
     width: int | None = None
@@ -131,6 +152,8 @@ class Facts:
     frames: int | None = None
     fps: float | None = None
     content: str | None = None
+    seconds: float | None = None
+    rate: int | None = None
 
 
 @dataclass(frozen=True)
@@ -148,7 +171,7 @@ class SeveralViews:
 
 @runtime_checkable
 class Transform(Protocol):
-    """From a sample to what the device gets: uint8, not normalised."""
+    """From a sample to what the device gets, which is what `Samples.on_device` takes: uint8 pixels, or a waveform."""
 
     @property
     def random(self) -> bool:
@@ -156,7 +179,8 @@ class Transform(Protocol):
 
     @property
     def shape(self) -> tuple[Any, ...]:
-        """Of what comes out: (3, height, width) or (3, t, height, width); of several views, a tuple of such shapes."""
+        """Of what comes out: (3, height, width) or (3, t, height, width), of sounds (samples,); of several views, a
+        tuple of such shapes."""
 
     def __call__(self, sample: Any, /) -> "Tensor | tuple[Tensor, Tensor] | SeveralViews":
         """One view; one view with the target that goes with it, e.g. boxes that were flipped alike; or several."""
@@ -263,6 +287,30 @@ class Samples(ABC):
         from vitdistill.data.device import OnDevice
 
         return OnDevice(options.augment, spec.mean, spec.std, classes)
+
+    def shown(self, indices: Sequence[int], size: tuple[int, int]) -> "Tensor":
+        """Some samples as pictures show them, before anything that belongs to one network.
+
+        Args:
+            indices: which.
+            size: height and width in pixels; of spectrograms, mel bins and frames.
+
+        Returns:
+            RGB as uint8 (b, 3, height, width), the middle frame of videos; of sounds, log-mel energies
+            (b, 1, mel bins, frames).
+
+        Raises:
+            OSError, SyntaxError, ValueError: as `load`.
+        """
+        import torch
+
+        from vitdistill.data.images.augment import Augment
+        from vitdistill.types import InputSpec
+
+        spec = InputSpec((3, *size), (0.0,) * 3, (1.0,) * 3)  # nothing is normalised
+        transform = self.transform(spec, ViewOptions(augment=Augment(recipe="none")), train=False)
+        made = (transform(self.load(index)[0]) for index in indices)
+        return torch.stack([image for image in made if isinstance(image, torch.Tensor)])
 
     def digest(self) -> str | None:
         """A hex digest of which samples these are, and in which order; None where the set cannot tell.

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitdistill.data.device import OnDevice
+from vitdistill.data.audio.files import given_sounds
 from vitdistill.data.folders import as_bytes
 from vitdistill.data.given import GivenFiles, is_clip
 from vitdistill.data.images.augment import Augment
@@ -29,11 +29,11 @@ def read_batch(
     stride: int | None = None,
     sampling: str | None = None,
 ) -> Float[Tensor, "b channels *pixels"]:
-    """A batch of image or video files as a model's evaluation sees them: resized, cropped and normalised.
+    """A batch of image, video or sound files as a model's evaluation sees them: resized, cropped and normalised.
 
     Args:
         paths: image files, or video files (a folder of frames is a video). Networks over clips take videos; those over
-            images see the middle frame of a video.
+            images see the middle frame of a video, those over spectrograms take sounds.
         model: run directory, timm name or other text that `build` takes, or a network. Text is built at each call, for
             its size and input statistics, so a network is quicker.
         crop_pct: share of the resized image that the centre crop keeps; by default that of the run's recipe, or the
@@ -60,7 +60,8 @@ def read_batch(
     config = run_of(model)[1] if isinstance(model, str) else {}
     network = build(model, pretrained=True) if isinstance(model, str) else build(model)
     # Each path is one input, also a folder, whose frames are a video; `given_files` would look for files in it.
-    files = GivenFiles(as_bytes(os.path.expanduser(name) for name in names))
+    places = [os.path.expanduser(name) for name in names]
+    files = given_sounds(places) if network.input.sound else GivenFiles(as_bytes(places))
     if network.input.frames is not None and (images := [name for name in names if not is_clip(name)]):
         raise UserError("A network over clips needs videos", f"{len(images)} other files, such as {images[0]}")
     views = ViewOptions(augment=Augment(), stride=stride, sampling=sampling)
@@ -69,9 +70,10 @@ def read_batch(
     made: list[Tensor] = []
     for index in range(len(files)):
         try:
-            made.append(transform(files.load(index)[0]))
+            one = transform(files.load(index)[0])
+            assert isinstance(one, Tensor)
+            made.append(one)
         except UNREADABLE as error:
             reason = reason_of(error, files.path(index))
             raise UserError("All files of a batch must be readable", f"{files.path(index)} ({reason})") from error
-    spec = network.input
-    return OnDevice(subject.options.augment, spec.mean, spec.std, 1).eval(torch.stack(made))
+    return files.on_device(network.input, subject.options, 1).eval(torch.stack(made))

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from vitdistill.data.given import GivenFiles, given_files
+from vitdistill.data.folders import FileSamples
+from vitdistill.data.given import files_for
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.loader import CorruptLog
 from vitdistill.data.open import open_source
@@ -53,7 +54,7 @@ def open_files(
             remedy=f"Use `vitdistill evaluate {model} --out FOLDER`, which writes predictions.csv",
         )
     network = load(model, Path(model), checkpoint, image_size, model_args)
-    given = given_files(files, clips=network.input.frames is not None)
+    given = files_for(files, network.input)
     views = ViewOptions(augment=Augment(), stride=stride, sampling=sampling, clips=clips, crops=crops)
     return subject_of(model, network, given, config, views, crop_pct)
 
@@ -61,7 +62,7 @@ def open_files(
 def subject_of(
     model: object,
     network: Network,
-    given: GivenFiles,
+    given: FileSamples,
     config: dict[str, Any],
     views: ViewOptions,
     crop_pct: float | None,

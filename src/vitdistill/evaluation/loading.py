@@ -134,7 +134,7 @@ def data_of(model: str, config: dict[str, Any]) -> str:
     """
     if "data" in config:
         return str(config["data"])
-    for source in ("digits", "moving_digits"):
+    for source in ("digits", "moving_digits", "sounds"):
         if model.startswith((source, source.replace("_", "-"))):
             return source
     if Path(model).is_dir():
@@ -169,8 +169,8 @@ def validation_crop(
     recorded = record_of(backbone.net).preprocessing
     if recorded:
         options: dict[str, Any] = {"recipe": "none"}
-        if backbone.input.frames is None:  # clips are not enlarged before the crop
-            options |= {key: recorded[key] for key in ("crop_pct", "interpolation")}
+        if backbone.input.frames is None:  # clips are not enlarged before the crop, and sounds not cropped
+            options |= {key: recorded[key] for key in ("crop_pct", "interpolation") if key in recorded}
     elif config:
         options = dict(config.get("augment") or {})
     elif source is not None and source.image_size:

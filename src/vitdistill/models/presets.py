@@ -21,6 +21,20 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         "video_vit_base_patch16_224",
         {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4, "num_classes": 10},
     ),
+    **{
+        f"sounds_ast_{size}": (
+            "ast_tiny",
+            {
+                "img_size": [64, 98],  # mel bins and frames: 5x9 patches of 16x16 every 10
+                "statistics": [-6.85, 3.28],  # of the bundled sounds' log-mel energies
+                "embed_dim": width,
+                "depth": depth,
+                "num_heads": 3,
+                "num_classes": 9,
+            },
+        )
+        for size, width, depth in (("small", 48, 3), ("base", 96, 4))
+    },
 }
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUNDLED = {

@@ -163,10 +163,11 @@ def timm_data_config(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
     """The same as part of a `pretrained_cfg`, by timm's names.
 
     Args:
-        preprocessing: of a network over images, as a record has it.
+        preprocessing: of a network over images or spectrograms, as a record has it.
     """
     return {
         "input_size": (preprocessing["channels"], *preprocessing["size"]),
-        **{name: preprocessing[name] for name in ("crop_pct", "crop_mode", "interpolation")},
+        # Sounds are neither cropped nor resized.
+        **{name: preprocessing[name] for name in ("crop_pct", "crop_mode", "interpolation") if name in preprocessing},
         **{name: tuple(preprocessing[name]) for name in ("mean", "std")},
     }

@@ -269,7 +269,13 @@ def _pictures_or_reason(data: str, runs: Sequence[Run]) -> list[Picture]:
 def _mask_pictures(runs: Sequence[Run]) -> list[Picture]:
     """Masks of runs of one set of data, a column each, `ACROSS` of them in a picture."""
     from vitdistill.reporting.galleries.masks import Column as Masks
-    from vitdistill.reporting.galleries.masks import heatmap_figure, mask_grid_figure, run_columns, some_images
+    from vitdistill.reporting.galleries.masks import (
+        heatmap_figure,
+        is_sound,
+        mask_grid_figure,
+        run_columns,
+        some_images,
+    )
 
     images = some_images(runs[0].source(), [], _image_size(runs), HEAT_IMAGES)
     notes: list[Picture] = []
@@ -283,10 +289,15 @@ def _mask_pictures(runs: Sequence[Run]) -> list[Picture]:
     for start in range(0, len(columns), ACROSS):
         part = columns[start : start + ACROSS]
         shown = [column._replace(kept=column.kept[:ROWS]) for column in part]
-        grid, heat = mask_grid_figure(images[:ROWS], shown), heatmap_figure(part)
-        drawn.append(Picture(_png(grid), "Validation images; dropped patches are faded to blue."))
-        drawn.append(Picture(_png(heat), f"How often each position is kept, over {len(images)} images."))
+        sound = is_sound(images)
+        grid, heat = mask_grid_figure(images[:ROWS], shown), heatmap_figure(part, sound=sound)
+        words, word = ("", "images") if not sound else (_SPECTROGRAMS, "sounds")
+        drawn.append(Picture(_png(grid), f"Validation {word}; dropped patches are faded to blue.{words}"))
+        drawn.append(Picture(_png(heat), f"How often each position is kept, over {len(images)} {word}."))
     return drawn + notes
+
+
+_SPECTROGRAMS = " Frequency goes upward and time to the right. Patches overlap: each cell is the middle of one."
 
 
 def _with_snapshots(runs: Sequence[Run]) -> list[Run]:

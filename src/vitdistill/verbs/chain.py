@@ -1,5 +1,7 @@
 """`vitdistill chain`: several runs, each building on earlier ones, with one command that can be interrupted."""
 
+from dataclasses import dataclass
+from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from vitdistill.verbs.signatures import options_of
 from vitdistill.verbs.steps import (
     FOLDER,
     FOLDER_WORDS,
+    State,
     check_references,
     check_verb,
     folder_of_runs,
@@ -23,7 +26,13 @@ from vitdistill.verbs.steps import (
 
 
 def chain(
-    recipe: str, *, out: str, data: str | None = None, overwrite: bool = False, json: bool = False
+    recipe: str,
+    *,
+    out: str,
+    data: str | None = None,
+    folds: int | None = None,
+    overwrite: bool = False,
+    json: bool = False,
 ) -> dict[str, Any]:
     """Run the steps of a recipe one after the other: teachers, students of students, fine-tuning.
 
@@ -34,29 +43,78 @@ def chain(
             directory of an earlier step.
         out: folder for the run directories, one per step.
         data: data of every step that names none.
+        folds: run all steps so many times, each time with another fold of the data (ESC-50) to validate on, and say
+            the mean scores; teachers that are steps never see the fold that is tested on.
         overwrite: run every step anew.
         json: print one JSON object in place of the table.
 
     Returns:
-        Per step, the content of its run's run.json.
+        Per step, the content of its run's run.json; with folds, under `steps` each step's scores over the folds, at the
+        epoch that is best on the mean and at the last.
 
     Raises:
         UserError: before anything is run, when a step names an unknown verb, option or step, or when a step that is
             finished or to be resumed was run with other options or on other data than now.
     """
     folder = folder_of_runs(out)
-    steps = {name: _parsed(name, step, folder, data) for name, step in read_chain(recipe).items()}
-    todo = {name: state_of(folder / name, *step) if not overwrite else "new" for name, step in steps.items()}
-    results = {}
-    for name, (kind, options) in steps.items():
-        if todo[name] == "finished":
-            _say(f"{name}: finished before", json)
-            results[name] = read_run(folder / name).info
-            continue
-        _say(f"{name}: {kind}{', resumed' if todo[name] == 'resume' else ''}", json)
-        anew = overwrite or todo[name] == "again"
-        results[name] = run_step(kind, options, resume=todo[name] == "resume", overwrite=anew)
-    _show(results, json)
+    written = read_chain(recipe)
+    if folds is None:
+        (results,) = _run_all([_planned(written, folder, data, overwrite)], overwrite, json)
+        _show(results, json)
+        return results
+    from vitdistill.verbs.folds import fold_data, over_folds, show, write
+
+    of_folds = fold_data(data, folds, written)
+    plans = [
+        _planned(written, folder / f"fold-{fold}", own, overwrite, f"fold {fold}, ") for fold, own in of_folds.items()
+    ]
+    _run_all(plans, overwrite, json)
+    found = over_folds(folder, written, of_folds)
+    if is_first_process():
+        write(folder, found)
+        if json:
+            print(dumps(found))
+        else:
+            show(found, folder)
+    return found
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """One step in one folder: its verb, the values of all options, and what an earlier call has left of it."""
+
+    label: str
+    folder: Path
+    kind: str
+    options: dict[str, Any]
+    state: State
+
+
+def _planned(
+    written: dict[str, dict[str, Any]], folder: Path, data: str | None, overwrite: bool, before: str = ""
+) -> dict[str, _Planned]:
+    """The steps of a recipe in a folder, all checked before any is run; `before` goes before their names."""
+    steps = {name: _parsed(name, step, folder, data) for name, step in written.items()}
+    return {
+        name: _Planned(f"{before}{name}", folder / name, *step, "new" if overwrite else state_of(folder / name, *step))
+        for name, step in steps.items()
+    }
+
+
+def _run_all(plans: list[dict[str, _Planned]], overwrite: bool, quiet: bool) -> list[dict[str, dict[str, Any]]]:
+    """Run what is not finished; the content of every run's run.json, by step."""
+    results: list[dict[str, dict[str, Any]]] = []
+    for plan in plans:
+        results.append({})
+        for name, step in plan.items():
+            if step.state == "finished":
+                _say(f"{step.label}: finished before", quiet)
+                results[-1][name] = read_run(step.folder).info
+                continue
+            resumed = step.state == "resume"
+            _say(f"{step.label}: {step.kind}{', resumed' if resumed else ''}", quiet)
+            anew = overwrite or step.state == "again"
+            results[-1][name] = run_step(step.kind, step.options, resume=resumed, overwrite=anew)
     return results
 
 

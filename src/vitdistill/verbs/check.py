@@ -36,15 +36,15 @@ def check(
     Args:
         data: what the training verbs take: a folder with train/ and val/, lists of videos, a container such as
             torchvision:CIFAR10, or a bundled source.
-        labels: false for data without labels: any folder of images or videos.
+        labels: false for data without labels: any folder of images, videos or sounds.
         workers: processes that read; by default one per core up to 8.
         out: file for all that was found (.csv): kind, split, path, label and detail of each.
         json: print one JSON object in place of text.
 
     Returns:
-        ok (whether all can be read), complete, splits (counts; least, median and most of width, height, frames and
-        fps), classes (counts), imbalance, repeats (samples that show the same as an earlier one), findings, and how
-        many of each kind.
+        ok (whether all can be read), complete, splits (counts; least, median and most of width, height, frames, fps,
+        seconds and rate), classes (counts), imbalance, repeats (samples that show the same as an earlier one),
+        findings, and how many of each kind.
     """
     if out is not None and Path(out).suffix.lower() != ".csv":
         raise UserError("out must end in .csv", repr(out))
@@ -153,7 +153,8 @@ def _show(survey: "Survey", result: dict[str, Any], found: "list[Finding]", out:
 def _print_splits(console: "Console", splits: dict[str, dict[str, Any]], heading: str) -> None:
     from rich.table import Table
 
-    sizes = [name for name in ("width", "height", "frames", "fps") if any(name in split for split in splits.values())]
+    known = ("width", "height", "frames", "fps", "seconds", "rate")
+    sizes = [name for name in known if any(name in split for split in splits.values())]
     table = Table("split", heading, "unreadable", *sizes)
     for name, split in splits.items():
         # All alike is one number.

@@ -46,7 +46,7 @@ def embed(
         model: run directory, timm name (pretrained weights are downloaded), name@weights-file, or a bundled name. It
             needs no classifier.
         files: images, videos, and folders of them at any depth. Networks over clips take videos and folders of frames;
-            those over images see the middle frame of a video.
+            those over images see the middle frame of a video, those over spectrograms take sounds.
         out: file to write: FILE.npy holds the features, one row for each readable file, and FILE.csv beside it their
             paths; FILE.parquet holds both, in columns `path` and `features`.
         pool: features are the class token (cls) or the mean over the patches (avg); auto takes the class token where

@@ -29,7 +29,8 @@ def masks(
     Args:
         models: run directories, checkpoints (runs/x/checkpoints/last.ckpt), or names of untrained students; one
             column each.
-        images: image file, folder of images, or bundled data; by default the validation images of the first run.
+        images: image file, folder of images (or of sounds, for networks over these), or bundled data; by default the
+            validation samples of the first run.
         out: picture to write (.png, .jpg, .pdf or .svg); the heat map goes beside it as NAME-heatmap.png.
         keep: patches to keep, a count or a fraction; by default what the run ends with, or half.
         count: images to show.
@@ -48,9 +49,11 @@ def masks(
         the structure of its masks over all images: joint (how often neighbouring patches are kept or dropped together;
         1 for random masks), centre and edge (shares of the patches that are kept there), and correlation by distance.
     """
+    from vitdistill.data.audio.files import given_sounds, list_sounds
     from vitdistill.data.images.folder import list_images
     from vitdistill.data.open import address_of, bundled, check_there, open_source
     from vitdistill.data.order import seed_everything_at
+    from vitdistill.data.source import DataSource
     from vitdistill.reporting.galleries.masks import (
         Column,
         heatmap_figure,
@@ -76,11 +79,15 @@ def masks(
         if student.input.frames is not None:
             remedy = "The report page of a run on videos has its pictures, and `similarity` compares frames"
             raise UserError(f"masks shows images; {title} sees clips", remedy=remedy)
+    sound = students[0][1].input.sound
     named = images or _data_of(models)
     if not Path(named).exists():
         check_there(named)
     is_source = named in bundled() or address_of(named) is not None or (Path(named) / "train").is_dir()
     source = open_source(named, labels=False) if is_source else None
+    if source is None and sound:
+        samples = given_sounds(list_sounds(named))
+        source = DataSource("sounds", samples, samples, [])
     paths = [] if source else list_images(named)
     batch = some_images(source, paths, students[0][1].input.size, max(count, 256 if heatmap else 0), seed)
     columns = []
@@ -105,7 +112,7 @@ def masks(
     list_in_run(path)
     result: dict[str, Any] = {"masks": str(path), "images": len(batch), "replaced": replaced, "models": []}
     if heatmap:
-        heatmap_figure(columns).savefig(beside, dpi=150)
+        heatmap_figure(columns, sound=sound).savefig(beside, dpi=150)
         list_in_run(beside)
         result["heatmap"] = str(beside)
     for (title, _), column in zip(students, columns, strict=True):
@@ -159,8 +166,9 @@ def _data_of(models: list[str]) -> str:
     for spec in models:
         run = find_run(spec)
         data = None if run is None else run.config.get("data")
-        if data or spec.startswith("digits"):
-            return str(data or "digits")
+        own = next((name for name in ("digits", "sounds") if spec.startswith(name)), None)
+        if data or own:
+            return str(data or own)
     raise UserError("Images must be named where no run says which data it used", remedy="Give --images")
 
 

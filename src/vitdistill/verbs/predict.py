@@ -50,7 +50,7 @@ def predict(
     Args:
         model: run directory, timm name (pretrained weights are downloaded), name@weights-file, or a bundled name.
         files: images, videos, and folders of them at any depth. Networks over clips take videos and folders of frames;
-            those over images see the middle frame of a video.
+            those over images see the middle frame of a video, those over spectrograms take sounds.
         top: how many classes of each file are named, the most probable first.
         format: table, csv or json; by default what the ending of --out says, else a table.
         out: file to write in place of printing; rows are written as they come.

@@ -4,11 +4,23 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 from vitdistill.errors import UserError
+from vitdistill.models.backbone import with_tokens
 from vitdistill.models.build import build
-from vitdistill.reporting.galleries.masks import dim_dropped, keep_heatmap, masks_of, normalised
+from vitdistill.models.families import as_network
+from vitdistill.reporting.galleries.masks import (
+    Column,
+    as_pictures,
+    dim_dropped,
+    heatmap_figure,
+    keep_heatmap,
+    mask_grid_figure,
+    masks_of,
+    normalised,
+)
 from vitdistill.types import TokenGrid
 from vitdistill.verbs.masks import masks
 
@@ -61,3 +73,26 @@ def test_bad_input(tmp_path: Path) -> None:
         masks(["vit_tiny_patch16_224"], out=str(tmp_path / "m.png"))
     with pytest.raises(UserError, match="count"):
         masks(["digits_vit_small"], count=0, out=str(tmp_path / "m.png"))
+
+
+def test_sounds_are_drawn_as_spectrograms_and_enter_the_network_as_energies() -> None:
+    energies = torch.randn(2, 1, 16, 28) * 3 - 5
+    pictures = as_pictures(energies)
+    assert pictures.shape == (2, 3, 16, 28) and pictures.dtype == torch.uint8
+    low, high = energies[0, 0].argmin(), energies[0, 0].argmax()
+    brightness = pictures[0].float().sum(dim=0).flatten()
+    assert brightness[low] == brightness.min() and brightness[high] > brightness[low]
+    args = {"img_size": (16, 28), "patch_size": 8, "stride": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
+    net = timm.create_model("ast_tiny", **args, num_classes=2, statistics=(-5.0, 3.0))
+    student = with_tokens(as_network(net))
+    torch.testing.assert_close(normalised(energies, student), (energies + 5) / 6)
+    for images in (energies[..., :20], pictures):
+        with pytest.raises(UserError, match="needs inputs of its own kind and size"):
+            normalised(images, student)
+    kept = torch.arange(9).expand(2, 9)
+    figure = mask_grid_figure(energies, [Column("half", kept, student.grid)])
+    first = figure.axes[0]
+    assert (first.get_title(), first.get_ylabel(), figure.axes[2].get_xlabel()) == ("sound", "frequency", "time")
+    assert all(axes.images[0].origin == "lower" for axes in figure.axes), "the lowest frequency is at the bottom"
+    heat = heatmap_figure([Column("half", kept, student.grid)], sound=True)
+    assert heat.axes[0].images[0].origin == "lower" and "share of sounds" in heat.axes[-1].get_ylabel()

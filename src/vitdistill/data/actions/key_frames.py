@@ -30,7 +30,7 @@ from vitdistill.data.clips.stream import require_av
 from vitdistill.data.clips.video import Video
 from vitdistill.data.folders import as_bytes, some
 from vitdistill.data.images.recipes import Augment
-from vitdistill.data.samples import UNREADABLE, Samples, ViewOptions, digest_of, reason_of, refuse_several
+from vitdistill.data.samples import UNREADABLE, Samples, ViewOptions, digest_of, reason_of, refuse_several, refuse_sound
 from vitdistill.errors import UserError, refuse_given
 from vitdistill.types import InputSpec
 
@@ -235,6 +235,7 @@ class KeyFrames(Samples):
 
     def transform(self, spec: InputSpec, options: ViewOptions, *, train: bool) -> "KeyFrameTransform":
         """Whole frames, resized to the network's size; in training flipped with their boxes."""
+        refuse_sound(spec, options, self.word)
         refuse_several(options)
         if spec.frames is None:
             raise UserError("Key frames need a network over clips", "one over single images")

@@ -18,7 +18,16 @@ from vitdistill.data.clips.sampling import Sampling, Views
 from vitdistill.data.clips.video import Video
 from vitdistill.data.images.recipes import Augment, ImageTransform
 from vitdistill.data.images.samples import image_transform
-from vitdistill.data.samples import UNREADABLE, Facts, Samples, Transform, ViewOptions, reason_of, refuse_several
+from vitdistill.data.samples import (
+    UNREADABLE,
+    Facts,
+    Samples,
+    Transform,
+    ViewOptions,
+    reason_of,
+    refuse_several,
+    refuse_sound,
+)
 from vitdistill.errors import UserError, refuse_given
 from vitdistill.types import InputSpec
 
@@ -55,6 +64,7 @@ class VideoSamples(Samples):
         return Sampling(frames=spec.frames, stride=default if options.stride is None else options.stride, kind=kind)
 
     def transform(self, spec: InputSpec, options: ViewOptions, *, train: bool) -> Transform:
+        refuse_sound(spec, options, self.word)
         refuse_several(options)
         if spec.frames is None:
             return FrameTransform(image_transform(spec, options, train=train), anywhere=train)

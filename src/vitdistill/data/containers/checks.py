@@ -114,3 +114,19 @@ def check_csv(address: Address) -> None:
     """Refuse a csv file that is not there."""
     if not os.path.isfile(os.path.expanduser(address.name)):
         raise UserError("The csv file must exist", f"'{address.name}'")
+
+
+ESC50_TABLE = "meta/esc50.csv"
+ESC50_LAYOUT = f"Expected audio/*.wav and {ESC50_TABLE} with the columns filename, fold, target, category"
+
+
+def check_esc50(address: Address) -> None:
+    """Refuse a folder that is none of ESC-50's, and one without a fold to validate on."""
+    name = address.name
+    if not os.path.isfile(os.path.join(os.path.expanduser(name), ESC50_TABLE)):
+        raise UserError(f"esc50: takes a folder with {ESC50_TABLE}", f"'{name}'", ESC50_LAYOUT)
+    if "fold" not in address.options:
+        remedy = (
+            f"Write '{name}?fold=1', or train on each: vitdistill chain RECIPE --data {name} --folds 5 --out FOLDER"
+        )
+        raise UserError("ESC-50 needs the fold to validate on", f"'{name}'", remedy)

@@ -1,11 +1,12 @@
 """Augmentation as options: the published recipes, and what may be changed in them. Needs no torch."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
 from vitdistill.errors import UserError, near
 
-RecipeName = Literal["deit", "tiny", "finetune", "pretrain", "none"]
+RecipeName = Literal["deit", "tiny", "finetune", "pretrain", "sound", "none"]
 Interpolation = Literal["bilinear", "bicubic", "lanczos", "nearest", "box", "hamming"]
 
 # Ranges of the numeric options: lowest, highest, in words. Zero area would leave nothing to crop.
@@ -20,7 +21,12 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "repeats": (1, 100, "1 to 100"),
     "smoothing": (0.0, 1.0 - 1e-6, "0 or more, below 1"),
     "crop_pct": (1e-2, 1.0, "above 0, at most 1"),
+    "freq_mask": (0.0, 1.0, "0 to 1"),
+    "time_mask": (0.0, 1.0, "0 to 1"),
 }
+# What has an effect on pictures alone, and on sounds alone.
+OF_PICTURES = ("scale", "hflip", "color_jitter", "auto_augment", "erasing", "crop_pct", "interpolation")
+OF_SOUNDS = ("freq_mask", "time_mask")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +37,8 @@ class Augment:
         recipe: `deit` (RandAugment, mixup, cutmix, erasing, three repeats; DeiT, Table 9), `tiny` (random resized
             crop and flip, what MaskedKD uses for DeiT-Ti), `finetune` (as `deit`, each image once; MAE, Table 9, and
             TinyMIM), `pretrain` (random resized crop of at least 20% of the area, and flip; nothing that needs
-            labels; MAE, Table 8, and TinyMIM), or `none` (resize and centre crop only).
+            labels; MAE, Table 8, and TinyMIM), `sound` (SpecAugment alone; AST on ESC-50), or `none` (resize and centre
+            crop only). Of the recipes of images, sounds take mixing, repeats, label smoothing, and SpecAugment.
         scale: smallest share of the image's area that the random crop may take, above 0; 1 takes the centre crop
             of validation in its place.
         hflip: probability of a horizontal flip, 0 to 1.
@@ -47,6 +54,10 @@ class Augment:
         smoothing: label smoothing, 0 to below 1.
         crop_pct: share of the resized image's edge that the centre crop of validation keeps, above 0.
         interpolation: how images are resized.
+        freq_mask: of sounds, width of the widest band of frequencies that SpecAugment leaves out, as a share of the mel
+            bins: 0.1875 is 24 of 128; 0 turns it off.
+        time_mask: of sounds, length of the longest stretch of time that SpecAugment leaves out, as a share of the
+            frames: 0.1875 is 96 of 512; 0 turns it off.
     """
 
     recipe: RecipeName = "tiny"
@@ -62,6 +73,8 @@ class Augment:
     smoothing: float | None = None
     crop_pct: float | None = None
     interpolation: Interpolation | None = None
+    freq_mask: float | None = None
+    time_mask: float | None = None
 
     def resolved(self) -> "ResolvedAugment":
         """The same with every option filled in from the recipe and checked.
@@ -78,6 +91,10 @@ class Augment:
         if errors := _errors(merged):
             raise UserError("Augmentation options must be in range", "; ".join(errors))
         return merged
+
+    def given(self, names: Iterable[str]) -> dict[str, bool]:
+        """Which options were chosen beside the recipe, by the names of the command line; for `refuse_given`."""
+        return {f"augment.{name}": getattr(self, name) is not None for name in names}
 
     @property
     def mixes(self) -> bool:
@@ -102,6 +119,8 @@ class ResolvedAugment(Augment):
     smoothing: float
     crop_pct: float
     interpolation: Interpolation
+    freq_mask: float
+    time_mask: float
 
 
 TINY = ResolvedAugment(
@@ -118,6 +137,8 @@ TINY = ResolvedAugment(
     smoothing=0.1,
     crop_pct=0.875,
     interpolation="bicubic",
+    freq_mask=0.1875,
+    time_mask=0.1875,
 )
 FINETUNE = replace(
     TINY,
@@ -132,8 +153,18 @@ RECIPES: dict[str, ResolvedAugment] = {
     "deit": replace(FINETUNE, recipe="deit", color_jitter=0.3, repeats=3),
     "finetune": FINETUNE,
     "pretrain": replace(TINY, recipe="pretrain", scale=0.2, smoothing=0.0),
+    "sound": replace(TINY, recipe="sound", scale=1.0, hflip=0.0, smoothing=0.0),
     # crop_pct 1: an image that already has the model's size passes through untouched.
-    "none": replace(TINY, recipe="none", scale=1.0, hflip=0.0, smoothing=0.0, crop_pct=1.0),
+    "none": replace(
+        TINY,
+        recipe="none",
+        scale=1.0,
+        hflip=0.0,
+        smoothing=0.0,
+        crop_pct=1.0,
+        freq_mask=0.0,
+        time_mask=0.0,
+    ),
 }
 
 

@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from vitdistill.data.images.recipes import ImageTransform, eval_transform, train_transform
-from vitdistill.data.samples import Facts, Samples, Transform, ViewOptions, digest_of
+from vitdistill.data.samples import Facts, Samples, Transform, ViewOptions, digest_of, refuse_sound
 from vitdistill.errors import UserError, refuse_given
 from vitdistill.types import InputSpec
 
@@ -15,6 +15,7 @@ class ImageSamples(Samples):
     word: ClassVar[str] = "image"
 
     def transform(self, spec: InputSpec, options: ViewOptions, *, train: bool) -> Transform:
+        refuse_sound(spec, options, self.word)
         if spec.frames is not None:
             raise UserError(
                 "A network over clips needs videos", "single images", "Give a folder of videos, or moving_digits"

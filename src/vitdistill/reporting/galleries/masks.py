@@ -1,4 +1,8 @@
-"""Pictures of what a teacher saw: images with the dropped patches dimmed, and how often each position is kept."""
+"""Pictures of what a teacher saw: images with the dropped patches dimmed, and how often each position is kept.
+
+Sounds are shown as spectrograms, frequency upward and time to the right. Their patches overlap, so what is dimmed is
+the cell around the middle of a patch.
+"""
 
 import textwrap
 from collections.abc import Sequence
@@ -7,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from vitdistill.data.source import DataSource
@@ -99,36 +103,79 @@ def masks_of(
     return select(transfer(scores, backbone.grid, grid), keep_count(keep, grid.count))
 
 
-def mask_grid_figure(images: UInt8[Tensor, "b 3 height width"], columns: Sequence[Column]) -> "Figure":
-    """One row per image: the image, then what each column keeps of it."""
+def is_sound(images: Tensor) -> bool:
+    """Whether these are log-mel energies of sounds, as `Samples.shown` gives them, and not the pixels of pictures."""
+    return images.is_floating_point()
+
+
+def as_pictures(images: Shaped[Tensor, "b ch height width"]) -> UInt8[Tensor, "b 3 height width"]:
+    """Pixels as they are, and energies as colours, from the least to the greatest of each sound."""
+    if not is_sound(images):
+        return images
+    from matplotlib import colormaps
+
+    lowest, highest = images.amin(dim=(1, 2, 3), keepdim=True), images.amax(dim=(1, 2, 3), keepdim=True)
+    shares = (images - lowest) / (highest - lowest).clamp_min(1e-6)
+    coloured = torch.from_numpy(colormaps["magma"](shares[:, 0].numpy(), bytes=True))
+    return coloured[..., :3].permute(0, 3, 1, 2).contiguous()
+
+
+def mask_grid_figure(images: Shaped[Tensor, "b ch height width"], columns: Sequence[Column]) -> "Figure":
+    """One row per image or sound: the picture, then what each column keeps of it."""
     from matplotlib.figure import Figure
 
     rows, width = len(images), 1 + len(columns)
-    figure = Figure(figsize=(1.35 * width + 0.3, 1.35 * rows + 0.5), layout="constrained")
+    sound = is_sound(images)
+    panel = 2.4 if sound else 1.35  # inches
+    figure = Figure(figsize=(panel * width + 0.3, 1.35 * rows + 0.5), layout="constrained")
     panels = figure.subplots(rows, width, squeeze=False)
-    pictures = [("image", images), *((c.title, dim_dropped(images, c.kept, c.grid)) for c in columns)]
+    shown = as_pictures(images)
+    pictures = [("sound" if sound else "image", shown)]
+    pictures += [(c.title, dim_dropped(shown, c.kept, c.grid)) for c in columns]
     for position, (title, batch) in enumerate(pictures):
         for row in range(rows):
             axes = panels[row, position]
-            axes.imshow(batch[row].permute(1, 2, 0).numpy(), interpolation="nearest")
-            axes.set_axis_off()
+            pixels = batch[row].permute(1, 2, 0).numpy()
+            if sound:
+                axes.imshow(pixels, interpolation="nearest", origin="lower", aspect="auto")
+                _label_spectrogram(axes, left=position == 0, bottom=row == rows - 1)
+            else:
+                axes.imshow(pixels, interpolation="nearest")
+                axes.set_axis_off()
         panels[0, position].set_title(wrapped(title, 22), fontsize=7.5, parse_math=False)
     return figure
 
 
-def heatmap_figure(columns: Sequence[Column]) -> "Figure":
-    """How often each position is kept, one panel per column, on one scale from never to always."""
+def _label_spectrogram(axes: Any, *, left: bool, bottom: bool) -> None:
+    """Name the axes, on those panels that stand at the edge."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    if left:
+        axes.set_ylabel("frequency", fontsize=7)
+    if bottom:
+        axes.set_xlabel("time", fontsize=7)
+
+
+def heatmap_figure(columns: Sequence[Column], *, sound: bool = False) -> "Figure":
+    """How often each position is kept, one panel per column, on one scale from never to always.
+
+    Args:
+        columns: whose masks.
+        sound: whether they are of spectrograms, whose lowest frequency is drawn at the bottom.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2.6 * len(columns) + 0.6, 2.9), layout="constrained")
     panels = figure.subplots(1, len(columns), squeeze=False)[0]
     for axes, column in zip(panels, columns, strict=True):
         share = keep_heatmap(column.kept, column.grid)
-        drawn = axes.imshow(share.numpy(), vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
-        axes.set_title(wrapped(f"{column.title}\n{len(column.kept)} images", 36), fontsize=8, parse_math=False)
-        axes.set_xticks([])
-        axes.set_yticks([])
-    figure.colorbar(drawn, ax=list(panels), label="share of images that keep it", shrink=0.8)
+        of = {"origin": "lower", "aspect": "auto"} if sound else {}
+        drawn = axes.imshow(share.numpy(), vmin=0, vmax=1, cmap="viridis", interpolation="nearest", **of)
+        words = f"{column.title}\n{len(column.kept)} {'sounds' if sound else 'images'}"
+        axes.set_title(wrapped(words, 36), fontsize=8, parse_math=False)
+        _label_spectrogram(axes, left=sound, bottom=sound)
+    word = "sounds" if sound else "images"
+    figure.colorbar(drawn, ax=list(panels), label=f"share of {word} that keep it", shrink=0.8)
     return figure
 
 
@@ -142,33 +189,28 @@ def wrapped(title: str, width: int) -> str:
 
 def some_images(
     source: DataSource | None, paths: Sequence[Path], image_size: tuple[int, int], count: int, seed: int = 0
-) -> UInt8[Tensor, "b 3 height width"]:
+) -> Shaped[Tensor, "b ch height width"]:
     """Up to `count` images, from files or drawn from a source's validation images, as a model would see them.
 
-    Of videos, each shows its middle frame.
+    Of videos, each shows its middle frame; of sounds, these are log-mel energies (b, 1, mel bins, frames).
 
     Raises:
         UserError: when there is none, or a file cannot be read.
     """
     from vitdistill.data.images.augment import Augment
     from vitdistill.data.images.recipes import eval_transform
-    from vitdistill.data.samples import ViewOptions
-    from vitdistill.types import InputSpec
 
-    plain = Augment(recipe="none")
     if source is None:
-        of_files = eval_transform(plain, image_size)
+        of_files = eval_transform(Augment(recipe="none"), image_size)
         chosen = [of_files(_image(path)) for path in paths[:count]]
-    else:
-        spec = InputSpec((3, *image_size), (0.0,) * 3, (1.0,) * 3)  # single frames of videos; nothing is normalised
-        transform = source.val.transform(spec, ViewOptions(augment=plain), train=False)
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(source.val), generator=generator)[:count]
-        made = (transform(source.val.load(int(index))[0]) for index in order)
-        chosen = [image for image in made if isinstance(image, Tensor)]
-    if not chosen:
+        if not chosen:
+            raise UserError("There must be at least one image to mask")
+        return torch.stack(chosen)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(source.val), generator=generator)[:count].tolist()
+    if not order:
         raise UserError("There must be at least one image to mask")
-    return torch.stack(chosen)
+    return source.val.shown(order, image_size)
 
 
 def _image(path: Path) -> "Image":
@@ -182,12 +224,22 @@ def _image(path: Path) -> "Image":
         raise UserError("Every image must be readable", f"{path} ({reason})", "Remove it") from error
 
 
-def normalised(images: UInt8[Tensor, "b 3 height width"], backbone: Backbone) -> Float[Tensor, "b ch height2 width2"]:
-    """The images at a backbone's size, with its statistics; grey where it takes one channel."""
+def normalised(
+    images: Shaped[Tensor, "b ch height width"], backbone: Backbone
+) -> Float[Tensor, "b ch2 height2 width2"]:
+    """The images at a backbone's size, with its statistics; grey where it takes one channel. Or sounds, with these.
+
+    Raises:
+        UserError: for images and a backbone over sounds, or the reverse, or other mel bins and frames than it takes.
+    """
     from torchvision.transforms.functional import rgb_to_grayscale
 
-    floats = images.float() / 255
-    if backbone.input.shape[0] == 1:
+    sound = is_sound(images)
+    if sound != backbone.input.sound or (sound and tuple(images.shape[-2:]) != backbone.input.size):
+        got = f"{'spectrograms' if sound else 'images'} of {images.shape[-2]}x{images.shape[-1]}"
+        raise UserError(f"{backbone.name} needs inputs of its own kind and size", got, "Draw it by itself")
+    floats = images.float() if sound else images.float() / 255
+    if backbone.input.shape[0] == 1 and not sound:
         floats = rgb_to_grayscale(floats)
     if tuple(images.shape[-2:]) != backbone.input.size:
         floats = torch.nn.functional.interpolate(floats, backbone.input.size, mode="bilinear", antialias=True)
@@ -216,7 +268,7 @@ def unmasked_because(run: "Run") -> str | None:
     return "every patch was seen" if kept is not None and kept == of else None
 
 
-def run_columns(run: "Run", images: UInt8[Tensor, "b 3 height width"]) -> list[Column]:
+def run_columns(run: "Run", images: Shaped[Tensor, "b ch height width"]) -> list[Column]:
     """The masks that a run ends with, on the grid of the network that it masks; nothing when it masks nothing."""
     from vitdistill.tokens.keep import KeepSchedule
 
