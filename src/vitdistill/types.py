@@ -90,7 +90,7 @@ class QKV(NamedTuple):
     """Queries, keys and values of one block, special tokens first, after any q/k norm and before scaling.
 
     Attributes:
-        q: of CaiT's class-attention blocks, of the class token alone.
+        q: of CaiT's class-attention blocks, of the class token alone; of Segmenter's decoder, of its special tokens.
         k: of all tokens.
         v: of all tokens.
         specials: how many special tokens stand before the patches in k and v.
@@ -104,7 +104,8 @@ class QKV(NamedTuple):
 
 # Where a pass can be looked into. "attention" and "ffn" are what a block's branch adds to the tokens (after LayerScale,
 # before drop path), "attention_residual" the tokens after attention was added, "output" those that leave the block.
-Point = Literal["qkv", "attention", "attention_residual", "ffn", "output"]
+# "decoder" lies behind the last block: the last attention of a head that is a transformer itself (Segmenter).
+Point = Literal["qkv", "attention", "attention_residual", "ffn", "output", "decoder"]
 
 
 @dataclass(frozen=True)
@@ -147,17 +148,18 @@ class Output:
     """One pass of a network.
 
     Attributes:
-        prediction: what the head says, class scores (b, c) of a classifier; None when the pass stopped before it.
-        distilled: class scores of the distillation head, where a student trains two heads (distilled DeiT).
+        prediction: what the head says, class scores (b, c) of a classifier, or (b, c, height, width) of one that
+            labels pixels; None when the pass stopped before it.
+        distilled: class scores of a second head, where a student trains two (distilled DeiT, UperNet).
         final: the tokens that enter the head, after the final norm; None when the pass stopped early or the network
             does not show them.
-        captured: the asked (block, point) pairs: `QKV` for "qkv", `Tokens` for all others.
+        captured: the asked (block, point) pairs: `QKV` for "qkv" and "decoder", `Tokens` for all others.
         grid: the network's patches; None for networks that have none.
         kept: the patches that entered the blocks, in coordinates of `grid`; None for all of them.
     """
 
     prediction: Tensor | None = None
-    distilled: Float[Tensor, "b c"] | None = None
+    distilled: Float[Tensor, "b c *pixels"] | None = None
     final: Tokens | None = None
     captured: dict[tuple[int, Point], Tokens | QKV] = field(default_factory=dict)
     grid: TokenGrid | None = None

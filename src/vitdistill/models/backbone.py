@@ -20,7 +20,7 @@ from vitdistill.models.network import Network, refuse_opaque
 from vitdistill.tokens.gather import keep_patches
 from vitdistill.types import NOTHING, QKV, Capture, InputSpec, Output, Point, TokenGrid, Tokens
 
-SaliencyKind = Literal["cls", "patch", "pool"]
+SaliencyKind = Literal["cls", "patch", "pool", "decoder"]
 Captured = dict[tuple[int, Point], Tokens | QKV]
 
 # Blocks by word (MaskedKD, Table 6: 1, 6 and 12 of 12, counted from 1).
@@ -44,10 +44,12 @@ class Backbone(Network, ABC):
         has_bias: whether blocks add something to the scores of queries and keys before the softmax.
         blocks_apart: whether a block's weights are looked at in its own pass alone, so that they may be gathered for it
             where they are sharded.
+        reads_grid: whether the head reads the whole grid of patches, so that a pass up to it can leave none out.
     """
 
     maskable = True
     has_bias = False
+    reads_grid = False
     blocks_apart = True
 
     # --- what the network is --------------------
@@ -80,6 +82,11 @@ class Backbone(Network, ABC):
     def width(self) -> int:
         """Channels of the tokens that leave the last block."""
         return int(self.net.num_features)
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The network without a head that has blocks of its own: whose blocks have a stochastic depth rate."""
+        return self.net
 
     @property
     def input(self) -> InputSpec:
@@ -151,14 +158,14 @@ class Backbone(Network, ABC):
         numbers = {(block, point): (self.block_index(block), point) for block, point in capture.points}
         wanted = Capture(frozenset(numbers.values()), capture.head)
         captured: Captured = {}
+        output = Output(grid=self.grid, kept=keep)
         with self._reading(wanted, captured):
             tokens = self.run(inputs, keep, wanted, captured)
-        output = Output(grid=self.grid, kept=keep)
+            if capture.head:
+                output.final, scores = self.finish(tokens, inputs, keep, captured)
+                # A distilled DeiT in distilled training answers with its two heads.
+                output.prediction, output.distilled = scores if isinstance(scores, tuple) else (scores, None)
         output.captured = {asked: captured[counted] for asked, counted in numbers.items()}
-        if capture.head:
-            output.final, scores = self.head(tokens)
-            # A distilled DeiT in distilled training answers with its two heads.
-            output.prediction, output.distilled = scores if isinstance(scores, tuple) else (scores, None)
         return output
 
     def run(
@@ -176,6 +183,19 @@ class Backbone(Network, ABC):
         if keep is not None:
             tokens = keep_patches(tokens, keep, prefix=self.specials)
         return self.run_blocks(tokens, capture, captured)
+
+    def finish(
+        self,
+        tokens: Tensor,
+        inputs: Float[Tensor, "b ch *pixels"],
+        keep: Int[Tensor, "bm k"] | None,
+        captured: Captured,
+    ) -> tuple[Tokens, Tensor | tuple[Tensor, Tensor]]:
+        """From the tokens that leave the blocks to the prediction; by default `head`.
+
+        For families whose head also goes by the size of the inputs, or by what leaves earlier blocks.
+        """
+        return self.head(tokens)
 
     def run_block(self, index: int, *arguments: Tensor | None, capture: Capture) -> Tensor:
         """Run one block; eagerly if its inside is being read, since compiled code would skip the hooks.
@@ -218,6 +238,12 @@ class Backbone(Network, ABC):
         if kind == "pool":
             raise UserError(
                 "The saliency 'pool' needs a network that pools its patches by attention (SigLIP, Perception Encoder)",
+                self.name,
+                "Use --saliency cls or patch",
+            )
+        if kind == "decoder":
+            raise UserError(
+                "The saliency 'decoder' needs a Segmenter whose decoder is a mask transformer",
                 self.name,
                 "Use --saliency cls or patch",
             )

@@ -227,6 +227,8 @@ def check_mergeable(network: Network) -> None:
         raise UserError(rule, f"{network.name}, a frozen body with a linear classifier on it", remedy)
     if isinstance(network, RotaryViT) or not isinstance(network, ViT | CaiT):
         raise UserError(rule, network.name, remedy)
+    if network.reads_grid:
+        raise UserError(rule, f"{network.name}, whose head reads the whole grid of patches", remedy)
     trunk = network.blocks[: network.trunk_depth] if isinstance(network, CaiT) else network.blocks
     if not all(kind_of(block) in HALVES for block in trunk):
         raise UserError(rule, f"{network.name}, with blocks of its own", remedy)

@@ -15,10 +15,12 @@ from vitdistill.models.presets import BUNDLED, PRESETS
 HUBS = ("hf-hub:", "hf_hub:", "local-dir:")  # what timm looks up elsewhere
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 VIDEO, CONVVIT = "video_vit_", "convvit_"
-OURS = (VIDEO, CONVVIT)  # what the names of our own architectures begin with
+SEGMENTER, UPERNET = "segmenter_", "upernet_vit_"
+OURS = (VIDEO, CONVVIT, SEGMENTER, UPERNET)  # what the names of our own architectures begin with
 REGISTERED = (
     *(f"{VIDEO}{size}_patch16_224" for size in ("small", "base", "large", "huge")),
     f"{CONVVIT}base_patch16_224",
+    *(f"{family}{size}" for family in (SEGMENTER, UPERNET) for size in ("tiny", "small", "base")),
 )
 CONFIG = "config.json"  # in a folder of transformers' or timm's
 # What the classifier of a linear-only student reads of its frozen body (DINO's linear evaluation).

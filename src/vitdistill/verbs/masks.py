@@ -16,7 +16,7 @@ def masks(
     keep: int | float | None = None,
     count: int = 8,
     layer: str | int | None = None,
-    saliency: Literal["cls", "patch", "pool"] | None = None,
+    saliency: Literal["cls", "patch", "pool", "decoder"] | None = None,
     seed: int = 0,
     heatmap: bool = True,
     student_args: dict[str, Any] | None = None,
@@ -35,8 +35,8 @@ def masks(
         count: images to show.
         layer: block whose attention ranks the patches: first, middle, last, or its number from 0; by default the
             run's, or the last.
-        saliency: attention of the class token, received from all patches, or of the pooling head; by default the
-            run's, or that of the class token.
+        saliency: attention of the class token, received from all patches, of the pooling head, or of a Segmenter's
+            decoder; by default the run's, or that of the class token.
         seed: which images are drawn, and how untrained students are initialised.
         heatmap: also draw how often each position is kept, over up to 256 images.
         student_args: further arguments of untrained students.

@@ -23,6 +23,27 @@ def check_maskable(network: Network, amount: Amount) -> None:
         )
 
 
+def check_grid(network: Network, amount: Amount, *, head: bool) -> None:
+    """
+    Args:
+        network: that is masked.
+        amount: how many patches are kept.
+        head: whether its pass goes up to its head.
+
+    Raises:
+        UserError: when patches shall be left out of a pass whose head reads the whole grid of them.
+    """
+    if not (head and isinstance(network, Backbone) and network.reads_grid):
+        return
+    if amount.smallest(network.grid.count) < network.grid.count or amount.below_all:
+        raise UserError(
+            f"The head of {network.name} reads the whole grid of patches, so that none can be left out of a pass up to "
+            "it",
+            f"keep {amount}",
+            "Mask a teacher whose blocks are compared (--distill manifold), or use --keep 1.0",
+        )
+
+
 def check_terms(terms: tuple[Any, ...], amount: Amount, *, auto: bool) -> None:
     """
     Args:

@@ -47,8 +47,8 @@ class Attention:
 
     Attributes:
         layer: block, a number from 0 (negative from the end), or first, middle or last.
-        kind: attention of the class token ("cls"), received from all patches ("patch"), or of the pooling
-            head ("pool").
+        kind: attention of the class token ("cls"), received from all patches ("patch"), of the pooling head ("pool"),
+            or of the class embeddings of a decoder ("decoder").
         network: the frozen network of the criteria that ask a third one.
     """
 

@@ -12,7 +12,7 @@ from vitdistill.methods.method import Pass, Spent
 from vitdistill.methods.selection import CriterionName, make_criterion
 from vitdistill.methods.selection.amounts import Agree, Amount, Keep, Mass, amount_of, check_selection
 from vitdistill.methods.selection.auto import Auto
-from vitdistill.methods.selection.checks import check_maskable, check_terms
+from vitdistill.methods.selection.checks import check_grid, check_maskable, check_terms
 from vitdistill.methods.selection.costs import Costs
 from vitdistill.methods.selection.criterion import Attention, Criterion, Scene
 from vitdistill.methods.selection.ledger import Ledger
@@ -58,8 +58,9 @@ class Ranked(Selector):
                 (auto).
             order: keep the highest ranked patches, or (an ablation) the lowest.
             saliency: attention of the class token (cls), attention received from all patches (patch), or attention of
-                the head that pools the patches (pool: SigLIP, Perception Encoder). Where the head reads no class token,
-                cls stands for pool if the network pools so, else for patch.
+                the head that pools the patches (pool: SigLIP, Perception Encoder), or of the class embeddings in the
+                decoder (decoder: Segmenter). Where the head reads no class token, cls stands for pool if the network
+                pools so, else for patch.
             saliency_layer: block whose attention ranks the patches: first, middle, last, or its number from 0.
             mask: who sees only the kept patches; masking the student is the variant that the paper argues against.
             network: the frozen network of the criteria that name one.
@@ -71,7 +72,7 @@ class Ranked(Selector):
         super().__init__()
         for option, value, known in (
             ("order", order, ("top", "bottom")),
-            ("saliency", saliency, ("pool", "cls", "patch")),
+            ("saliency", saliency, ("pool", "decoder", "cls", "patch")),
             ("mask", mask, ("teacher", "student")),
         ):
             if value not in known:
@@ -93,8 +94,11 @@ class Ranked(Selector):
 
     def check(self, student: Network, teacher: Teacher, terms: Iterable[Term] = ()) -> None:
         network = teacher.network if self.mask == "teacher" else student
-        masked = self.masked(student, teacher)
+        masked, terms = self.masked(student, teacher), tuple(terms)
         check_maskable(network, self.amount)
+        # A masked student's pass goes up to its head wherever there are labels.
+        head = self.mask == "student" or any(term.captures()[1].head for term in terms)
+        check_grid(network, self.amount, head=head)
         if masked is None:
             return
         self._patches = patches = masked.grid.count
@@ -102,7 +106,7 @@ class Ranked(Selector):
         if self.amount.smallest(patches) < patches:
             self.criterion.capture(student)  # an impossible block is refused now, not in the first step
             self.criterion.ranking(teacher)
-        check_terms(tuple(terms), self.amount, auto=isinstance(self.criterion, Auto))
+        check_terms(terms, self.amount, auto=isinstance(self.criterion, Auto))
 
     def masked(self, student: Network, teacher: Teacher) -> Backbone | None:
         network = teacher.network if self.mask == "teacher" else student

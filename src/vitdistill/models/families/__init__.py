@@ -15,7 +15,9 @@ from vitdistill.models.families.cait import CaiT
 from vitdistill.models.families.convvit import ConvStagesViT, ConvViT
 from vitdistill.models.families.eva import RotaryViT
 from vitdistill.models.families.linear_only import FrozenBody, LinearOnly
+from vitdistill.models.families.segmenter import Segmenter, SegmenterViT
 from vitdistill.models.families.swin import Swin
+from vitdistill.models.families.upernet import UperNet, UperNetViT
 from vitdistill.models.families.video_vit import TubeletEmbed, VideoViT
 from vitdistill.models.families.vit import ViT
 from vitdistill.models.network import Network, Opaque
@@ -28,6 +30,8 @@ ADAPTERS: dict[type[nn.Module], type[Network]] = {
     SwinTransformer: Swin,
     LinearOnly: FrozenBody,
     ConvViT: ConvStagesViT,
+    Segmenter: SegmenterViT,
+    UperNet: UperNetViT,
 }
 
 

@@ -74,7 +74,8 @@ def _blocks(network: Network) -> list[list[tuple[nn.Module, str]]]:
     blocks_of = network.blocks if isinstance(network, Backbone) else []
     block_of = {module: block for block in blocks_of for module in block.modules()}
     blocks: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
-    for owner in network.net.modules():
+    trunk = network.trunk if isinstance(network, Backbone) else network.net
+    for owner in trunk.modules():
         for name, value in {**vars(owner), **owner._modules}.items():
             if _BRANCH.fullmatch(name) and (value is None or isinstance(value, nn.Identity | DropPath)):
                 blocks.setdefault(block_of.get(owner, owner), []).append((owner, name))

@@ -2,7 +2,7 @@
 
 import re
 
-from vitdistill.models.weights import clip, convmae, dinov2, dinov3, hf_vit, mae
+from vitdistill.models.weights import clip, convmae, dinov2, dinov3, hf_vit, mae, segmenter
 from vitdistill.models.weights.layout import Layout, Weights
 
 # First match wins: what has a sign of its own comes before what it resembles.
@@ -12,6 +12,7 @@ LAYOUTS: tuple[Layout, ...] = (
     dinov2.LAYOUT,
     dinov3.LAYOUT,
     mae.LAYOUT,
+    segmenter.LAYOUT,
     hf_vit.LAYOUT,
     dinov2.CHUNKED,
 )

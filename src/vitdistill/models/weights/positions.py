@@ -16,22 +16,33 @@ Size = tuple[int, int]
 
 # The architecture's argument that says what a file without a record does not; it is no argument of timm's.
 FILE_SIZE = "file_img_size"
+POSITIONS = ("pos_embed", "encoder.pos_embed")  # what the table is called, in a ViT and in a network that has one
 
 
-def resample(table: Float[Tensor, "1 m d"], old: Size, new: Size, prefix: int = 0) -> Float[Tensor, "1 _ d"]:
-    """Position embeddings of another grid: bicubic interpolation with antialiasing, as timm has it.
+def resample(
+    table: Float[Tensor, "1 m d"],
+    old: Size,
+    new: Size,
+    prefix: int = 0,
+    *,
+    mode: str = "bicubic",
+    antialias: bool = True,
+) -> Float[Tensor, "1 _ d"]:
+    """Position embeddings of another grid: by default bicubic interpolation with antialiasing, as timm has it.
 
     Args:
         table: embeddings of `prefix` special tokens, which stay, then of the patches in rows.
         old: patches in a column and in a row of the table.
         new: the same, wanted.
         prefix: special tokens.
+        mode: of the interpolation.
+        antialias: whether what shrinks is smoothed.
     """
     if old == new:
         return table
     special, patches = table[:, :prefix], table[:, prefix:].float()
     image = patches.reshape(1, *old, -1).permute(0, 3, 1, 2)
-    image = F.interpolate(image, size=new, mode="bicubic", antialias=True, align_corners=False)
+    image = F.interpolate(image, size=new, mode=mode, antialias=antialias, align_corners=False)
     return torch.cat((special, image.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)), dim=1)
 
 
@@ -50,7 +61,8 @@ def on_own_grid(
     Raises:
         UserError: when the grid of the file cannot be told.
     """
-    table = weights.get("pos_embed")
+    name = next((name for name in POSITIONS if name in weights), "")
+    table = weights.get(name)
     if table is None or not has_grid(net) or table.ndim != 3 or not table.is_floating_point():
         return weights
     new = pair(net.patch_embed.grid_size)
@@ -64,7 +76,8 @@ def on_own_grid(
         if tokens or any(name.startswith("blocks.") and name not in weights for name in own):
             return weights  # of another architecture, which strict loading says better
         raise
-    return weights if old is None else {**weights, "pos_embed": resample(table, old, new, prefix)}
+    how = getattr(net, "resampling", {})  # of networks that do not have it as timm has it
+    return weights if old is None else {**weights, name: resample(table, old, new, prefix, **how)}
 
 
 def has_grid(net: nn.Module) -> bool:
