@@ -10,8 +10,10 @@ from torchmetrics import MetricCollection
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.loader import BAD_SHARE, CorruptLog
 from vitdistill.data.samples import ViewOptions
+from vitdistill.errors import UserError
 from vitdistill.evaluation.loading import Reader, made_ready
 from vitdistill.files import write_atomically
+from vitdistill.models.classes import class_order
 from vitdistill.models.network import Network
 from vitdistill.runs.directory import list_in_run
 from vitdistill.runs.read import Checkpoint, Run
@@ -54,7 +56,11 @@ def evaluate_task(
     source, task = task_class(config["task"]).open(
         data or config["data"], augment=Augment(**(config.get("augment") or {})), files=files
     )
+    task = task.tested()
     task.check(network)
+    if class_order(network, source.classes, source.name) is not None:
+        rule = f"The classes of {source.name} must be in the order of those of {run.path}"
+        raise UserError(rule, f"{', '.join(source.classes[:3])}, ...", "Give them in the order of the training")
     subject = made_ready(network, source, config, ViewOptions(augment=Augment()), None)
     reader = Reader(subject, batch_size=batch_size, device=device, workers=workers, bad_share=bad_share)
     network.eval().to(reader.place)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+_SCENES: dict[str, Any] = {"img_size": 48, "patch_size": 4, "num_classes": 11}
 # Small networks for the bundled data: timm architectures with other sizes.
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "digits_vit_small": (
@@ -20,6 +21,14 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "moving_digits_vit_base": (
         "video_vit_base_patch16_224",
         {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4, "num_classes": 10},
+    ),
+    "scenes_segmenter_small": (
+        "segmenter_tiny",
+        {**_SCENES, "embed_dim": 48, "depth": 3, "num_heads": 3, "decoder_depth": 1, "decoder_heads": 3},
+    ),
+    "scenes_segmenter_base": (
+        "segmenter_tiny",
+        {**_SCENES, "embed_dim": 96, "depth": 4, "num_heads": 3, "decoder_depth": 2, "decoder_heads": 3},
     ),
 }
 ASSETS = Path(__file__).resolve().parent.parent / "assets"

@@ -40,7 +40,7 @@ def task_augment(values: dict[str, Any], default: Augment) -> dict[str, Any]:
 
     if values["task"] == "classification":
         return {}
-    augment = task_class(values["task"]).augment
+    augment = task_class(values["task"]).augment_of(values["data"])
     return {"augment": augment} if augment is not None and values["augment"] == default else {}
 
 

@@ -118,7 +118,7 @@ def tensors(sample: Any) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
 
 
 def resized(what: Any, size: tuple[int, int]) -> Any:
-    """At another size: images between the nearest four pixels, as OpenCV does it; masks (`tv_tensors.Mask`) take the nearest."""
+    """At another size: images between the nearest four pixels, as OpenCV does it; those of masks are the nearest."""
     if tuple(what.shape[-2:]) == size:
         return what
     return tvf.resize(what, list(size), interpolation=InterpolationMode.BILINEAR, antialias=False)
