@@ -67,7 +67,7 @@ def evaluate_task(
     # Every metric by itself: metrics that agree in the first batch would be taken for one.
     metrics = MetricCollection(dict(task.metrics()), compute_groups=False).to(reader.place)
     details = task.details()
-    details = None if details is None else details.to(reader.place)
+    details = None if details is None else MetricCollection({"details": details}).to(reader.place)
     corrupt = CorruptLog.of(source.val, bad_share)
     loss, counted = torch.zeros((), device=reader.place), 0
     for inputs, batch in reader.read(source.val, "testing"):
@@ -90,7 +90,7 @@ def evaluate_task(
         "headings": task.headings(),
     }
     if details is not None:
-        found = details.compute()
+        found = details.compute()["details"]
         result["per_class"] = task.per_class(found, source)
         if out is not None:
             for name, text in task.detail_files(found, source).items():

@@ -5,17 +5,22 @@ from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Shaped, UInt8
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision import tv_tensors
 
+from vitdistill.data.device import OnDevice
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.segments.files import Head, SegmentFiles
 from vitdistill.data.segments.folder import segment_folder
 from vitdistill.data.segments.masks import IGNORED
 from vitdistill.data.segments.scenes import scene_segments
 from vitdistill.data.segments.sizes import tested_size
+from vitdistill.data.segments.transforms import resized
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.losses.segments import segmentation_terms
@@ -25,7 +30,7 @@ from vitdistill.models.network import Network
 from vitdistill.models.surgery.drop_path import drop_path_rates, set_drop_path
 from vitdistill.models.surgery.segmenter import segmenter, upernet
 from vitdistill.tasks.confusion import FILE, Confusion, table
-from vitdistill.tasks.pixels import PixelConfusion, PixelScores, at_their_size, class_rows, own_size
+from vitdistill.tasks.pixels import PixelConfusion, PixelScores, at_their_size, class_rows, own_size, resized_map
 from vitdistill.tasks.task import Task
 from vitdistill.tasks.windows import slide
 from vitdistill.types import Output
@@ -179,8 +184,30 @@ class Segmentation(Task):
         sizes = [tested_size(own_size(mask), crop) for mask in targets]
         return self.slide(network, inputs, sizes)
 
+    @torch.inference_mode()
+    def labelled(self, network: Network, image: Image.Image, *, at_once: int = 1) -> UInt8[np.ndarray, "height width"]:
+        """The class number of each pixel of a picture, at its own size.
+
+        Args:
+            network: in eval mode.
+            image: RGB.
+            at_once: windows that are looked at at once.
+        """
+        spec, place = network.input, next(network.parameters()).device
+        size = (image.height, image.width)
+        tested = tested_size(size, spec.size)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        pixels = resized(tv_tensors.Image(pixels), tested).as_subclass(Tensor)
+        inputs = OnDevice(Augment(recipe="none"), spec.mean, spec.std, self.classes).eval(pixels[None].to(place))
+        scores = self.slide(network, inputs, [tested], at_once)
+        return resized_map(scores, size)[0].argmax(dim=0).to(torch.uint8).cpu().numpy()
+
     def slide(
-        self, network: Network, inputs: Float[Tensor, "b ch height width"], sizes: list[tuple[int, int]]
+        self,
+        network: Network,
+        inputs: Float[Tensor, "b ch height width"],
+        sizes: list[tuple[int, int]],
+        at_once: int | None = None,
     ) -> Float[Tensor, "b c height width"]:
         """Scores through sliding windows.
 
@@ -188,6 +215,7 @@ class Segmentation(Task):
             network: in eval mode.
             inputs: filled up to one size.
             sizes: height and width of each without that.
+            at_once: windows that are looked at at once; None is as many as there are inputs.
         """
 
         def scores(windows: Tensor) -> Tensor:
@@ -195,7 +223,7 @@ class Segmentation(Task):
             assert found is not None
             return found
 
-        return slide(scores, inputs, sizes, network.input.size, self.stride_of(network))
+        return slide(scores, inputs, sizes, network.input.size, self.stride_of(network), at_once)
 
     def stride_of(self, network: Network) -> int:
         """Pixels from one window to the next: as given, else by the family's publication."""

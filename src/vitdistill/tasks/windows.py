@@ -29,10 +29,9 @@ def slide(
     sizes: Sequence[tuple[int, int]],
     window: tuple[int, int],
     stride: int,
+    at_once: int | None = None,
 ) -> Float[Tensor, "b c height width"]:
     """The map of each image, from windows over all of it.
-
-    As many windows are looked at at once as there are images, whichever image they are of.
 
     Args:
         network: from windows to maps of their size.
@@ -40,6 +39,7 @@ def slide(
         sizes: height and width of each without that, at least those of a window.
         window: height and width.
         stride: in pixels, along both sides.
+        at_once: windows that the network sees at once, whichever image they are of; None is as many as images.
 
     Returns:
         Scores, NaN where an image was filled up.
@@ -51,8 +51,9 @@ def slide(
         for left in window_starts(width, window[1], stride)
     ]
     sums = seen = None
-    for start in range(0, len(places), len(images)):
-        part = places[start : start + len(images)]
+    step = at_once or len(images)
+    for start in range(0, len(places), step):
+        part = places[start : start + step]
         maps = network(torch.stack([images[number, :, rows, columns] for number, rows, columns in part])).float()
         if sums is None or seen is None:
             sums = maps.new_zeros(len(images), maps.shape[1], *images.shape[-2:])

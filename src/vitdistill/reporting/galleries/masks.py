@@ -149,6 +149,8 @@ def some_images(
     Raises:
         UserError: when there is none, or a file cannot be read.
     """
+    from torchvision.transforms.functional import center_crop
+
     from vitdistill.data.images.augment import Augment
     from vitdistill.data.images.recipes import eval_transform
     from vitdistill.data.samples import ViewOptions
@@ -164,7 +166,9 @@ def some_images(
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(source.val), generator=generator)[:count]
         made = (transform(source.val.load(int(index))[0]) for index in order)
-        chosen = [image for image in made if isinstance(image, Tensor)]
+        # Images with masks are larger than a network's input, which slides over them.
+        cut = (center_crop(one[0], list(image_size)) if isinstance(one, tuple) else one for one in made)
+        chosen = [image for image in cut if isinstance(image, Tensor)]
     if not chosen:
         raise UserError("There must be at least one image to mask")
     return torch.stack(chosen)
