@@ -29,6 +29,7 @@ ORDER = (
     "dino",
     "g2sd",
     "evaluation",
+    "robustness",
     "using",
     "data",
     "models",

@@ -16,7 +16,7 @@ from golden_values import Golden  # noqa: E402
 from tiny import FAMILIES, tiny  # noqa: E402
 
 # Fixtures of runs: trained in a second, or written without training.
-pytest_plugins = ["trained_runs", "written_runs", "colours", "stopped_commands"]
+pytest_plugins = ["trained_runs", "written_runs", "colours", "stopped_commands", "robustness_sets"]
 
 torch.set_num_threads(1)
 warnings.filterwarnings("ignore", message=".*lightning_fabric.*")

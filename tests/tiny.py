@@ -39,6 +39,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "beit": ("beit_base_patch16_224", {**SMALL, "global_pool": "token", "use_shared_rel_pos_bias": True}),
     "cait": ("cait_xxs24_224", SMALL),
+    # As AST hears sound, its patches overlap; three channels here, so that it takes what all others take.
+    "ast": ("ast_tiny", {**SMALL, "img_size": (32, 32), "patch_size": 16, "stride": 5, "in_chans": 3}),
     "convvit": (
         "convvit_base_patch16_224",
         {
@@ -64,16 +66,23 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+# Networks whose prediction is what they find, (b, 6, 15), and which are tested with classifiers where that makes no
+# difference.
+DETECTORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "yolos": ("yolos_tiny", {**SMALL, "det_tokens": 6, "mid_positions": True}),
+    "yolos_without_mid": ("yolos_tiny", {**SMALL, "det_tokens": 6}),
+}
+
 
 def tiny(family: str, seed: int = 0, **args: Any) -> nn.Module:
     """A network whose every parameter is random, so that nothing (LayerScale, biases, positions) hides behind 0 or 1.
 
     Args:
-        family: a key of `FAMILIES`.
+        family: a key of `FAMILIES` or `DETECTORS`.
         seed: of the weights.
         args: in place of the family's arguments.
     """
-    name, defaults = FAMILIES[family]
+    name, defaults = {**FAMILIES, **DETECTORS}[family]
     with torch.random.fork_rng(devices=()), torch.no_grad():
         torch.manual_seed(seed)
         options = {"drop_path_rate": 0.0, **defaults, **args}

@@ -93,6 +93,7 @@ if TYPE_CHECKING:
     from vitdistill.verbs.mvd import mvd
     from vitdistill.verbs.predict import predict
     from vitdistill.verbs.probe import probe
+    from vitdistill.verbs.robustness import robustness
     from vitdistill.verbs.supervised import supervised
     from vitdistill.verbs.tinymim import tinymim
     from vitdistill.verbs.videomae import videomae

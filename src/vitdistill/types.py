@@ -42,16 +42,20 @@ class InputSpec:
     """What a network takes.
 
     Attributes:
-        shape: one input without its batch dimension: (channels, height, width), or (channels, frames, height, width).
-        mean: per channel, of the statistics that inputs in 0..1 are normalised with.
-        std: per channel, goes with `mean`.
+        shape: one input without its batch dimension: (channels, height, width), or (channels, frames, height, width);
+            of sound (1, mel bins, frames).
+        mean: per channel, of the statistics that inputs are normalised with: pixels in 0..1, or log-mel energies.
+        std: per channel, goes with `mean`: an input is (x - mean) / std. Of sound it is twice the standard deviation of
+            the data, by which AST divides.
         patch: frames, height and width of a patch in pixels; None where patches overlap or are not known.
+        sound: whether it takes log-mel spectrograms, whose height is frequency and whose width is time, and not pixels.
     """
 
     shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     patch: tuple[int, int, int] | None = None
+    sound: bool = False
 
     @property
     def size(self) -> tuple[int, int]:

@@ -184,6 +184,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "swin teacher": lambda: maskedkd(teacher="swin", keep=1.0),
     "convvit teacher": lambda: maskedkd(teacher="convvit", distill="logits+manifold"),
     "convvit student": lambda: maskedkd("convvit"),
+    "sound": lambda: maskedkd("ast", "ast", saliency="cls+dist"),
     "merging teacher": lambda: MaskedKD(tiny("deit", seed=1), Merged.over(tiny("deit3", seed=2), "4:-1"), keep=1.0),
     "merging cait teacher": lambda: MaskedKD(tiny("deit", seed=1), Merged.over(tiny("cait", seed=2), 4), keep=1.0),
     "clip student, mean-pooled teacher": lambda: maskedkd("clip", "mae_mean_pool"),

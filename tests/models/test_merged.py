@@ -20,7 +20,7 @@ from vitdistill.types import Capture
 
 MERGEABLE = [
     *("vit", "deit", "deit_distilled", "deit3", "clip", "mae_mean_pool", "no_class_token", "registers", "qk_norm"),
-    *("dist_token", "cait", "convvit"),
+    *("dist_token", "cait", "convvit", "ast"),
 ]
 
 

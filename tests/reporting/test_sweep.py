@@ -74,9 +74,19 @@ def test_the_summary_says_what_was_run_and_what_it_is_worth(content: dict[str, A
 
 def test_what_one_seed_says(content: dict[str, Any]) -> None:
     one = {**finding("A", "not resolved", "not resolved"), "half_width": None, "seeds": 1}
-    assert difference(one) == "+1.50 ± ?"
-    assert difference({**one, "gain": None}) == "-"
+    headings = content["headings"]
+    assert difference(one, headings) == "+1.50 ± ?"
+    assert difference({**one, "gain": None}, headings) == "-"
     assert cells(content, {"seeds": 1, "columns": {"val/top1": column(90)}}) == ["90.00", "-", "-"]
+
+
+def test_scores_of_any_task_are_percentages(content: dict[str, Any]) -> None:
+    """By what the task calls them, whatever their names."""
+    found = {**finding("A", "holds", "holds"), "column": "val/miou", "gain": 0.123456, "half_width": 0.04321}
+    assert difference(found, {"val/miou": "mIoU %"}) == "+0.12 ± 0.04"
+    assert difference(found, {"val/miou": "loss"}) == "+0.123 ± 0.0432"
+    own = {**content, "shown": ["val/miou"], "headings": {"val/miou": "mIoU %"}}
+    assert cells(own, {"seeds": 1, "columns": {"val/miou": column(41.23456, 0.1)}}) == ["41.23 ± 0.10"]
 
 
 def test_figures_are_files_of_their_own_or_parts_of_a_page(content: dict[str, Any]) -> None:

@@ -28,6 +28,18 @@ def test_published_figure_as_json(capsys: pytest.CaptureFixture) -> None:
     assert "multiply-accumulates" in printed["convention"]
 
 
+@pytest.mark.parametrize(("keep", "published"), [(1.0, 92.8), (500, 75.9), (300, 44.0)])
+def test_published_teraflops_of_sound(keep: float, published: float, capsys: pytest.CaptureFixture) -> None:
+    """MaskedKD, Table 3: one epoch of the four folds of ESC-50 that train."""
+    result = cost(teacher="ast_base384", student="ast_small", keep=keep, epochs=1, images=1600)
+    assert 1000 * result["teacher_pflops"] == pytest.approx(published, rel=0.003)
+    assert result["student_gmacs_per_image"]["forward"] == pytest.approx(16.21, abs=0.005)
+    text = " ".join(capsys.readouterr().out.split())
+    row = text.partition("teacher, TFLOPs")[2].split("│")[1:3]
+    assert [float(cell) for cell in row] == pytest.approx([92.8, published], rel=0.003)
+    assert "1 epoch of 1,600 clips" in text and "128x512 mel bins x frames" in text
+
+
 def test_parts_add_up_and_saving_is_consistent() -> None:
     result = cost(teacher="cait_xxs24_224", keep=0.5, epochs=7, images=1000, json=True)
     full, kept = (dict(result["teacher_gmacs_per_image"][key]) for key in ("full", "kept"))

@@ -120,8 +120,8 @@ def labelled(root: Path, kind: Kind) -> DataSource:
             else "Remove or rename the folders that differ",
         )
     left: Counter[str] = Counter()
-    samples = _of_classes(train, classes, kind, left)
-    scored = _of_classes(val, classes, kind, left, all_of_them=False)
+    samples = of_classes(train, classes, kind, left)
+    scored = of_classes(val, classes, kind, left, all_of_them=False)
     counts = np.bincount(np.array(scored.labels), minlength=len(classes))
     if lacking := [name for name, count in zip(classes, counts, strict=True) if not count]:
         say_once(f"{val} has no {kind.word} of {some(lacking)}: scored on the other {np.count_nonzero(counts)} classes")
@@ -317,7 +317,7 @@ def _beside_classes(split: Path, kind: Kind) -> str:
     return f"{count} {kind.word}{'s' * (count > 1)} in {split.name}/ outside the class folders" if count else ""
 
 
-def _of_classes(
+def of_classes(
     split: Path, classes: list[str], kind: Kind, left: Counter[str], *, all_of_them: bool = True
 ) -> FileSamples:
     """The samples of a split; counts the other files by their suffix.

@@ -14,10 +14,10 @@ from vitdistill.methods.selection.selector import Selector
 from vitdistill.methods.terms.term import Term
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.families import as_network
-from vitdistill.models.network import Network
+from vitdistill.models.network import Network, fit_all
 from vitdistill.models.teacher import FrameTeacher, Teacher
 from vitdistill.tasks.task import Task
-from vitdistill.types import Capture, Output, Step
+from vitdistill.types import Capture, InputSpec, Output, Step
 
 if TYPE_CHECKING:
     from vitdistill.methods.pipelining.pipeline import Pipeline
@@ -95,6 +95,11 @@ class Distillation(Method):
     def forward(
         self, inputs: Float[Tensor, "b ch *pixels"], targets: Tensor | None = None, progress: float = 0.0
     ) -> Step:
+        # Networks without a fixed size have that of these inputs, so that patches are chosen on their grid.
+        with fit_all((self.student, *(teacher.network for teacher in self.teachers)), inputs):
+            return self._step(inputs, targets, progress)
+
+    def _step(self, inputs: Float[Tensor, "b ch *pixels"], targets: Tensor | None, progress: float) -> Step:
         if self.pipeline is not None and self.training:
             # The same passes, over parts of the batch.
             student, taught = self.pipeline.passes(self, inputs, progress)
@@ -272,12 +277,20 @@ def check_inputs(student: Network, teacher: Teacher) -> None:
     Raises:
         UserError: when a teacher cannot see the student's inputs: images, or clips of so many frames.
     """
-    own, other = student.input.frames, teacher.network.input.frames
-    if own == other or isinstance(teacher, FrameTeacher) or not teacher.network.sized:
+    kinds = [_kind_of(network.input) for network in (student, teacher.network)]
+    sound = student.input.sound or teacher.network.input.sound
+    if kinds[0] == kinds[1] or isinstance(teacher, FrameTeacher) or not (teacher.network.sized or sound):
         return
-    kinds = ["images" if frames is None else f"clips of {frames} frames" for frames in (own, other)]
     raise UserError(
         f"Student and teacher must see the same kind of inputs; {student.name} sees {kinds[0]} and {teacher.name} "
         f"{kinds[1]}",
-        remedy="Choose two networks over images, or two over clips with the same frames",
+        remedy="Choose two networks over images, two over clips with the same frames, or two over sound of the same "
+        "mel bins and frames",
     )
+
+
+def _kind_of(spec: InputSpec) -> str:
+    """What a network sees, in words. Spectrograms have one size, since time and frequency are not stretched."""
+    if spec.sound:
+        return f"spectrograms of {spec.size[0]} mel bins and {spec.size[1]} frames"
+    return "images" if spec.frames is None else f"clips of {spec.frames} frames"

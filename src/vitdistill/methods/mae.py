@@ -5,6 +5,7 @@ from pathlib import Path
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vitdistill.errors import UserError
 from vitdistill.files import FULL
 from vitdistill.methods.masked_modelling import Goal, MaskedModelling
 from vitdistill.methods.targets.pixels import Pixels, patchify, unpatchify
@@ -120,10 +121,15 @@ def pixel_goal(
     weight: float = 1.0,
     drop_path: float = 0.0,
 ) -> Goal:
-    """Pixels of the student's patches with a decoder of their own."""
+    """Pixels of the student's patches with a decoder of their own.
+
+    Raises:
+        UserError: when its patches overlap.
+    """
     grid = student.grid
     spec = student.input
-    assert spec.patch is not None
+    if spec.patch is None:
+        raise UserError("Pixels are predicted of patches that do not overlap", student.name, "Choose a ViT over images")
     target = Pixels(grid, spec.patch[1:], normalise=norm_pix, colours=spec.shape[0])
     decoder = Decoder(
         grid,

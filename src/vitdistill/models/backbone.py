@@ -8,7 +8,7 @@ To add a backbone family: subclass `Backbone` in a new file of `families/` and a
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -16,11 +16,11 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 from vitdistill.errors import UserError, near
+from vitdistill.models.names import SaliencyKind
 from vitdistill.models.network import Network, refuse_opaque
 from vitdistill.tokens.gather import keep_patches
 from vitdistill.types import NOTHING, QKV, Capture, InputSpec, Output, Point, TokenGrid, Tokens
 
-SaliencyKind = Literal["cls", "patch", "pool", "decoder"]
 Captured = dict[tuple[int, Point], Tokens | QKV]
 
 # Blocks by word (MaskedKD, Table 6: 1, 6 and 12 of 12, counted from 1).
@@ -44,6 +44,7 @@ class Backbone(Network, ABC):
         has_bias: whether blocks add something to the scores of queries and keys before the softmax.
         blocks_apart: whether a block's weights are looked at in its own pass alone, so that they may be gathered for it
             where they are sharded.
+        saliency_by_default: the attention that ranks patches where nobody says which.
         reads_grid: whether the head reads the whole grid of patches, so that a pass up to it can leave none out.
     """
 
@@ -51,6 +52,7 @@ class Backbone(Network, ABC):
     has_bias = False
     reads_grid = False
     blocks_apart = True
+    saliency_by_default: SaliencyKind = "cls"
 
     # --- what the network is --------------------
 
@@ -240,6 +242,16 @@ class Backbone(Network, ABC):
                 "The saliency 'pool' needs a network that pools its patches by attention (SigLIP, Perception Encoder)",
                 self.name,
                 "Use --saliency cls or patch",
+            )
+        if kind == "cls+dist" and getattr(self.net, "dist_token", None) is None:
+            raise UserError(
+                "The saliency 'cls+dist' needs a network with a distillation token (AST, distilled DeiT)",
+                self.name,
+                "Use --saliency cls",
+            )
+        if kind == "det":
+            raise UserError(
+                "The saliency 'det' needs a network with detection tokens (YOLOS)", self.name, "Use --saliency cls"
             )
         if kind == "decoder":
             raise UserError(

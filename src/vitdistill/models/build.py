@@ -14,9 +14,10 @@ from vitdistill.hub import hub_in_reach
 from vitdistill.models.backbone import Backbone, with_tokens
 from vitdistill.models.classes import published_classes
 from vitdistill.models.families import as_network
+from vitdistill.models.families.ast import STATISTICS_ARGUMENT as STATISTICS
 from vitdistill.models.families.dist_token import ARGUMENT, append_dist_token
 from vitdistill.models.families.linear_only import linear_only
-from vitdistill.models.names import OURS, VIDEO, absolute_model, check_model_there, unknown_model
+from vitdistill.models.names import AUDIO, OURS, VIDEO, absolute_model, check_model_there, unknown_model
 from vitdistill.models.network import DEFAULT_MEAN, Network, Opaque
 from vitdistill.models.presets import BUNDLED, PRESETS
 from vitdistill.models.record import (
@@ -120,7 +121,7 @@ def _from_text(
     if not separator:
         if FILE_SIZE in args:
             raise UserError(f"{FILE_SIZE} belongs to a weights file", spec, "Leave it out")
-        if pretrained and (name in PRESETS or name.startswith(OURS)):
+        if pretrained and (name in PRESETS or (name.startswith(OURS) and not name.startswith(AUDIO))):
             verbs = "videomae or supervised" if preset.startswith(VIDEO) else "supervised"
             raise UserError(
                 f"{name} has no published weights that can be downloaded",
@@ -272,7 +273,7 @@ def _with_file(
     if not wanted:
         weights = without_classifier(weights, probe)
     load_into(net, weights, str(file), new_head=new_head)
-    if in_file is None and record is None:
+    if in_file is None and record is None and not name.startswith(AUDIO):
         warn_about_statistics(name, file, net)
     if new_head and wanted and (in_file or record is None):
         log.warning("%s: a new classifier for %s classes (the file has %s)", file, wanted, in_file or "none")
@@ -280,7 +281,8 @@ def _with_file(
         mark_new_head(net)
     if record is not None:
         record_of(net).classes = [] if new_head else record.classes
-        set_statistics(net, record.mean, record.std)
+        if args.get(STATISTICS) == record.args.get(STATISTICS):  # where others are asked for, the network has them
+            set_statistics(net, record.mean, record.std)
         if record.heads:
             set_heads(with_tokens(as_network(net)), record.heads)
         _set_preprocessing(net, record, sized=image_size is not None or args.get("img_size") is not None)

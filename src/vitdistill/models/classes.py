@@ -148,6 +148,20 @@ def order_of(names: Sequence[str], classes: Sequence[str]) -> tuple[int, ...] | 
     return _places(names, classes)
 
 
+def lacking(names: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """The classes that are not among names, which may be written otherwise.
+
+    Example:
+        >>> lacking(["tench", "goldfish"], ["n01440764", "n01484850"])
+        ['n01484850']
+    """
+    exact = {unicodedata.normalize("NFC", name) for name in names}
+    table = _table(names)
+    return [
+        name for name in classes if unicodedata.normalize("NFC", name) not in exact and _look_up(table, name) is None
+    ]
+
+
 def first_word(name: str) -> str:
     """What a class is called in a sentence: of a WordNet number the first of its words, else the name with spaces.
 

@@ -14,15 +14,21 @@ from vitdistill.models.presets import BUNDLED, PRESETS
 
 HUBS = ("hf-hub:", "hf_hub:", "local-dir:")  # what timm looks up elsewhere
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
-VIDEO, CONVVIT = "video_vit_", "convvit_"
+VIDEO, CONVVIT, AUDIO, YOLOS = "video_vit_", "convvit_", "ast_", "yolos_"
 SEGMENTER, UPERNET = "segmenter_", "upernet_vit_"
-OURS = (VIDEO, CONVVIT, SEGMENTER, UPERNET)  # what the names of our own architectures begin with
+OURS = (VIDEO, CONVVIT, AUDIO, YOLOS, SEGMENTER, UPERNET)  # what the names of our own architectures begin with
+AST_NAMES = tuple(f"{AUDIO}{size}" for size in ("tiny", "small", "base", "base384"))
 REGISTERED = (
     *(f"{VIDEO}{size}_patch16_224" for size in ("small", "base", "large", "huge")),
     f"{CONVVIT}base_patch16_224",
+    *AST_NAMES,
+    *(f"{YOLOS}{size}" for size in ("tiny", "small", "small_dwr", "base")),
     *(f"{family}{size}" for family in (SEGMENTER, UPERNET) for size in ("tiny", "small", "base")),
 )
 CONFIG = "config.json"  # in a folder of transformers' or timm's
+# Whose attention ranks the patches: the class token's, all patches', that of a head that pools them, that of class and
+# distillation token, that of detection tokens, that of a decoder's class embeddings.
+SaliencyKind = Literal["cls", "patch", "pool", "cls+dist", "det", "decoder"]
 # What the classifier of a linear-only student reads of its frozen body (DINO's linear evaluation).
 LinearFeatures = Literal["auto", "cls", "cls4", "cls+mean"]
 _PLAIN = re.compile(r"[\w-]+(\.[\w-]+)?$")

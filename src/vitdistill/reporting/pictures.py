@@ -51,6 +51,7 @@ def galleries(runs: Sequence[Run]) -> list[Gallery]:
         ("Reconstructions", _of_each(_of_verb(runs, "mae", "videomae"), "reconstructions", _reconstructions), True),
         ("Segments", _of_each(_of_task(runs, "segmentation"), "maps of classes", _segments), True),
         ("Confusion", _of_each(_confused(runs), "confusion of classes", _confusion), False),
+        ("Robustness", _of_each(_tested(runs), "robustness", _robustness), True),
         ("Masks", _masks(runs), False),
         ("Masks over training", _of_each(_with_snapshots(runs), "masks over training", _trajectory), True),
     )
@@ -223,6 +224,37 @@ def _confusion(run: Run) -> list[Picture]:
     confusion = confusion_of(run)
     words = f"{run.name}: which classes the student takes for which, in the last validation. {summary(confusion)}"
     return [Picture(_png(confusion_figure(confusion)), words)]
+
+
+# --- robustness ------------------------------------------------------------------------------------------
+
+
+def _tested(runs: Sequence[Run]) -> list[Run]:
+    """The runs of which the verb `robustness` has measured something."""
+    from vitdistill.reporting.galleries.robustness import FILE
+
+    return [run for run in runs if (run.path / FILE).is_file()]
+
+
+def _robustness(run: Run) -> list[Picture]:
+    from vitdistill.data.robustness.sets import CORRUPTED
+    from vitdistill.reporting.figures import svg
+    from vitdistill.reporting.galleries.robustness import robustness_of, sets_figure, severity_figure, summary
+
+    sets = robustness_of(run)
+    words = f"{run.name}: {summary(sets)}"
+    pictures = []
+    if (bars := sets_figure(sets)) is not None:
+        marks = (
+            " Orange: the validation images of the same classes."
+            if any("clean_top1" in e for e in sets.values())
+            else ""
+        )
+        pictures.append(Picture(svg(bars), words + marks))
+    if CORRUPTED in sets:
+        beside = f"{run.name}: errors on ImageNet-C at each severity, dashed: AlexNet's."
+        pictures.append(Picture(svg(severity_figure(sets[CORRUPTED])), beside if pictures else words))
+    return pictures
 
 
 # --- masks -----------------------------------------------------------------------------------------------

@@ -13,36 +13,45 @@ from vitdistill.runs.claims import LEVEL, VERDICTS
 from vitdistill.runs.read import Run
 
 DRAWN = 12  # settings whose curves are drawn
-PERCENT = ("top1", "top5", "mean_per_class", "map", "agreement")
+PERCENT = ("agreement",)  # and whatever is called so in its heading
 DASH = "-"
 PLURAL = ("hold", "do not hold", "not resolved")
 
 
 def cells(content: Mapping[str, Any], setting: Mapping[str, Any]) -> list[str]:
     """A setting's line of the table, without its name: mean ± standard deviation of the columns that are shown."""
-    return [_cell(column, setting["columns"].get(column)) for column in content["shown"]]
+    headings = content["headings"]
+    return [_cell(column, setting["columns"].get(column), headings) for column in content["shown"]]
 
 
-def _cell(column: str, found: Mapping[str, Any] | None) -> str:
+def _in_percent(column: str, headings: Mapping[str, str]) -> bool:
+    return headings.get(column, "").endswith("%") or column.rpartition("/")[2] in PERCENT
+
+
+def _cell(column: str, found: Mapping[str, Any] | None, headings: Mapping[str, str]) -> str:
     if found is None:
         return DASH
     last = column.rpartition("/")[2]
     if "gmacs" in last:
         return macs(found["mean"]) if found["mean"] else DASH
-    form = (
-        ".2f" if last in PERCENT else ".0f" if last in ("seconds", "epochs") else ",.0f" if "params" in last else ".4g"
-    )
+    whole = ".0f" if last in ("seconds", "epochs") else ",.0f" if "params" in last else ".4g"
+    form = ".2f" if _in_percent(column, headings) else whole
     text = format(found["mean"], form)
     constant = not found["sd"] or last in ("seconds", "epochs", "student_params")
     return text if constant else f"{text} ± {format(found['sd'], form)}"
 
 
-def difference(finding: Mapping[str, Any]) -> str:
-    """The mean difference of a claim with its interval."""
+def difference(finding: Mapping[str, Any], headings: Mapping[str, str]) -> str:
+    """The mean difference of a claim with its interval.
+
+    Args:
+        finding: the claim.
+        headings: of the columns, by name.
+    """
     if finding["gain"] is None:
         return DASH
     half = "?" if finding["half_width"] is None else f"{finding['half_width']:.3g}"
-    percent = finding["column"].rpartition("/")[2] in PERCENT
+    percent = _in_percent(finding["column"], headings)
     if percent and finding["half_width"] is not None:
         half = f"{finding['half_width']:.2f}"
     return f"{finding['gain']:+.2f} ± {half}" if percent else f"{finding['gain']:+.3g} ± {half}"
@@ -124,9 +133,8 @@ def markdown(content: Mapping[str, Any], figure: str | None = None) -> str:
         for each in content["findings"]:
             column = "" if each["column"] == content["score"] else f", {each['column']}"
             pair = f"{_in_table(each['better'])} - {_in_table(each['worse'])}{column}"
-            lines.append(
-                f"| {_in_table(each['claim'])} | {difference(each)} ({pair}) | {each['seeds']} | {each['verdict']} |"
-            )
+            gain = f"{difference(each, content['headings'])} ({pair})"
+            lines.append(f"| {_in_table(each['claim'])} | {gain} | {each['seeds']} | {each['verdict']} |")
         lines += ["", *(line for part in meaning(content) for line in (part, ""))][:-1]
     return "\n".join(lines) + "\n"
 
@@ -245,7 +253,7 @@ def page(content: Mapping[str, Any], runs: Mapping[str, Sequence[Run]]) -> str:
             how=how(content),
             headings=names,
             rows=[(name, own["seeds"], cells(content, own)) for name, own in content["settings"].items()],
-            findings=[(each, difference(each)) for each in content["findings"]],
+            findings=[(each, difference(each, content["headings"])) for each in content["findings"]],
             meaning=meaning(content),
             figures=drawn,
             curves=[Picture(svg, f"{title[0].upper()}{title[1:]}, mean over seeds.") for svg, title in curves if svg],

@@ -3,9 +3,6 @@
 import json as jsonlib
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from rich.console import Console
-from rich.table import Table
-
 from vitdistill.errors import UserError
 from vitdistill.methods.options import training_forwards
 from vitdistill.methods.selection import CriterionName
@@ -13,6 +10,7 @@ from vitdistill.methods.selection.amounts import Keep, check_known
 from vitdistill.models.names import ModelName
 from vitdistill.tokens.merge_schedule import Merge
 from vitdistill.verbs.checks import refuse_unused
+from vitdistill.verbs.cost_tables import print_tables
 from vitdistill.verbs.merging import check_alone, equal_costs
 from vitdistill.verbs.needs import GIVEN, needs
 
@@ -22,8 +20,9 @@ if TYPE_CHECKING:
     from vitdistill.models.network import Network
 
 CONVENTION = (
-    "1 PFLOP here is 1e15 multiply-accumulates of the teacher's forward passes, LayerNorm at 5 per element, as in the "
-    "MaskedKD paper's tables; training the student counts as 3 forward passes, or as 1 where only a classifier on it is"
+    "1 PFLOP here is 1e15 multiply-accumulates of the teacher's forward passes (1 TFLOP: 1e12), LayerNorm at 5 per "
+    "element, as in the MaskedKD paper's tables; training the student counts as 3 forward passes, or as 1 where only a "
+    "classifier on it is"
 )
 CONVVIT_NOTE = (
     "The MaskedKD paper's cells for ConvViT-B (8543 and 5540 PFLOPs) are the counts for 300 epochs times "
@@ -86,7 +85,7 @@ def cost(
         image_size: Side of the input images in pixels, for student and teacher. A teacher at a resolution of its own
             takes --teacher_args.img_size.
         epochs: Passes over the training images.
-        images: Training images per epoch (ImageNet-1K: 1281167).
+        images: Training images per epoch (ImageNet-1K: 1281167), or clips of sound (four folds of ESC-50: 1600).
         gpu_tflops: Rate that the GPU sustains in TFLOP/s, 1 MAC being 2 FLOP; adds GPU-hours.
         teacher_args: More arguments of the teacher's architecture.
         student_args: More arguments of the student's architecture.
@@ -129,6 +128,7 @@ def cost(
     result: dict[str, Any] = {
         "teacher": teacher,
         "image_size": list(size),
+        "inputs": "clips" if body.input.sound else "images",
         "teacher_patches": frozen.patches,
         **average.facts,
         "keep": keep,
@@ -163,7 +163,7 @@ def cost(
             "student": None if trained is None else of_student * average.student["total"],
             "student_full": None if trained is None else of_student * trained.whole["total"],
         }
-    print(jsonlib.dumps(result)) if json else _print(result)
+    print(jsonlib.dumps(result)) if json else print_tables(result)
     return result
 
 
@@ -317,86 +317,3 @@ def _step_costs(
         "teacher_share_of_step": {"full": teacher_full / before, "kept": of_teacher / after},
         "step_speedup_limit": before / after,
     }
-
-
-# --- printing ----------------------------------------------------------------------------------------------------
-
-
-def _print(result: dict[str, Any]) -> None:
-    console = Console()
-    console.print(_parts_table(result))
-    console.print(_totals_table(result))
-    if "merging" in result:
-        console.print(_merging_table(result))
-    for text in (result["convention"], result.get("note")):
-        if text:
-            console.print(f"[dim]{text}.[/dim]")
-
-
-def _merging_table(result: dict[str, Any]) -> Table:
-    patches = result["teacher_patches"]
-    table = Table(title="Merging tokens, and masks that cost as much")
-    for heading in ("merged by each block", "tokens left", "GMACs", "of the whole", f"as kept of {patches} patches"):
-        table.add_column(heading, justify="right")
-    for row in result["merging"]:
-        style = "bold" if row["merge"] == result["teacher_merge"] else None
-        figures = (str(row["tokens"]), _four_figures(row["gmacs"]), f"{row['share']:.1%}", str(row["keep"]))
-        table.add_row(row["merge"], *figures, style=style)
-    return table
-
-
-def _parts_table(result: dict[str, Any]) -> Table:
-    full, kept = result["teacher_gmacs_per_image"]["full"], result["teacher_gmacs_per_image"]["kept"]
-    of_student = result["mask"] == "student"
-    size = "x".join(map(str, result["image_size"]))
-    table = Table(title=f"{result['teacher']} at {size} pixels: GMACs per image")
-    table.add_column("part")
-    table.add_column(f"all {result['teacher_patches']} patches", justify="right")
-    some = f"merging to {result['tokens_left']} tokens" if "merging" in result else f"{result['kept_patches']:.4g} kept"
-    table.add_column("student masked" if of_student else some, justify="right")
-    table.add_column("saved", justify="right")
-    for part in dict.fromkeys((*list(kept)[:-1], *full)):
-        before, after = full.get(part, 0.0), kept.get(part, 0.0)
-        saved = f"{1 - after / before:.1%}" if before else ""
-        table.add_row(part.replace("_", " "), f"{before:.4f}", f"{after:.4f}", saved)
-    if ranking := result["ranking_gmacs_per_image"]:
-        saved = "" if of_student else f"{result['saved_fraction']:.1%} in all"
-        table.add_row(f"ranking ({result['criterion']})", "", f"{ranking:.4f}", saved)
-    return table
-
-
-def _totals_table(result: dict[str, Any]) -> Table:
-    title = f"{result['epochs']} epochs of {result['images']:,} images"
-    table = Table(title=f"{title}, student {result['student']}" if "student" in result else title)
-    table.add_column("")
-    table.add_column(f"whole {result['mask']}", justify="right")
-    table.add_column(f"{'merging' if 'merging' in result else 'masked'} {result['mask']}", justify="right")
-    table.add_column("gain", justify="right")
-
-    def row(name: str, full: float, kept: float, form: str = "", gain: str = "") -> None:
-        figures = (format(value, form) if form else _four_figures(value) for value in (full, kept))
-        table.add_row(name, *figures, gain)
-
-    ranking = result["ranking_pflops"]
-    speedup = f"at most {result['teacher_speedup_limit']:.2f}x"
-    row("teacher, PFLOPs", result["teacher_full_pflops"], result["teacher_pflops"], gain="" if ranking else speedup)
-    if ranking:
-        row("ranking, PFLOPs", 0, ranking, gain="" if result["mask"] == "student" else speedup)
-    if "student" in result:
-        trained, share = result["student_pflops"], result["teacher_share_of_step"]
-        whole = result.get("student_full_pflops", trained)
-        row("student's training, PFLOPs", whole, trained)
-        step = f"at most {result['step_speedup_limit']:.2f}x"
-        name = "all, PFLOPs" if ranking else "both, PFLOPs"
-        row(name, result["teacher_full_pflops"] + whole, result["teacher_pflops"] + ranking + trained, gain=step)
-        row("teacher's share of a step", share["full"], share["kept"], ".1%")
-    if "gpu_hours" in result:
-        hours = result["gpu_hours"]
-        student, whole = hours["student"] or 0.0, hours["student_full"] or 0.0
-        name = f"GPU-hours at {result['gpu_tflops']:g} TFLOP/s"
-        row(name, hours["teacher_full"] + whole, hours["teacher_kept"] + hours["ranking"] + student)
-    return table
-
-
-def _four_figures(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

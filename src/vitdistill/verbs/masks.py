@@ -1,10 +1,10 @@
 """`vitdistill masks`: pictures of what the teacher saw."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vitdistill.errors import UserError
-from vitdistill.models.names import is_saved
+from vitdistill.models.names import SaliencyKind, is_saved
 from vitdistill.runs.read import find_run
 
 
@@ -16,7 +16,7 @@ def masks(
     keep: int | float | None = None,
     count: int = 8,
     layer: str | int | None = None,
-    saliency: Literal["cls", "patch", "pool", "decoder"] | None = None,
+    saliency: SaliencyKind | None = None,
     seed: int = 0,
     heatmap: bool = True,
     student_args: dict[str, Any] | None = None,
@@ -35,8 +35,9 @@ def masks(
         count: images to show.
         layer: block whose attention ranks the patches: first, middle, last, or its number from 0; by default the
             run's, or the last.
-        saliency: attention of the class token, received from all patches, of the pooling head, or of a Segmenter's
-            decoder; by default the run's, or that of the class token.
+        saliency: attention of the class token, received from all patches, of the pooling head, of class and
+            distillation token, of detection tokens, or of a Segmenter's decoder; by default the run's, or that of the
+            class token (of a detector, det).
         seed: which images are drawn, and how untrained students are initialised.
         heatmap: also draw how often each position is kept, over up to 256 images.
         student_args: further arguments of untrained students.
@@ -92,7 +93,7 @@ def masks(
             normalised(batch, student),
             ended.count(1.0, student.grid.count),
             layer=layer if layer is not None else own.get("saliency_layer", "last"),
-            kind=saliency or own.get("saliency", "cls"),
+            kind=saliency or own.get("saliency"),
             order=own.get("order", "top"),
         )
         columns.append(Column(f"{title}\n{kept.shape[1]} of {student.grid.count}", kept, student.grid))

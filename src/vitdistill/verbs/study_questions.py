@@ -11,8 +11,9 @@ from vitdistill.runs.claims import Claim
 from vitdistill.runs.columns import FIGURES, METRICS
 from vitdistill.verbs.judges import check_judge
 from vitdistill.verbs.steps import check_references, nested
+from vitdistill.verbs.task_metrics import metrics_of_tasks, scores_of_tasks
 
-USUAL = ("top1", "top5", "mean_per_class", "map", "loss", "agreement")
+OTHERS = ("loss", "agreement")  # that metrics.csv has besides the metrics of the tasks
 TYPO = 0.85  # how alike an unknown name must be to a known one to be taken for a typing error
 
 
@@ -52,7 +53,7 @@ class Columns:
 
     def __init__(self, steps: Mapping[str, str], judges: Iterable[Judge]) -> None:
         self.steps, self.judges = tuple(steps), [judge.name for judge in judges]
-        metrics = [f"{prefix}/{name}" for prefix in METRICS for name in USUAL]
+        metrics = [f"{prefix}/{name}" for prefix in METRICS for name in (*metrics_of_tasks(), *OTHERS)]
         self.known = [*FIGURES, "keep", "lr", *metrics]
 
     def __call__(self, where: str, name: Any) -> None:
@@ -64,7 +65,8 @@ class Columns:
         word = str(name)
         first, separator, rest = word.partition("/")
         if not isinstance(name, str) or (separator and first not in (*METRICS, *self.judges, *self.steps)):
-            known = (*self.known, *(f"{each}/top1" for each in (*self.judges, *self.steps)))
+            scores = [f"{each}/{score}" for each in (*self.judges, *self.steps) for score in scores_of_tasks()]
+            known = (*self.known, *scores)
             what = "metrics.csv has, or a judge's name, / and its number" if separator else "the runs have"
             raise UserError(f"{where} must be a column that {what}", repr(name), near(word, known))
         if separator and first in self.steps and rest not in self.known:

@@ -15,6 +15,7 @@ from vitdistill.runs.compare import spread
 from vitdistill.runs.read import Run, flatten, read_run
 from vitdistill.verbs.judges import answers
 from vitdistill.verbs.study import Setting, Study
+from vitdistill.verbs.task_metrics import metrics_of_tasks, scores_of_tasks
 
 
 class Results:
@@ -107,7 +108,8 @@ class Results:
         several = [run for members in runs.values() for run in members]
         scores = {score_of(run) for run in several}
         score = self.study.score or (scores.pop() if len(scores) == 1 else "val/loss")
-        metrics = {name: words for run in several for name, words in run.columns.items()}
+        # A judge's metrics need not be the run's: `knn` of a run without labels.
+        metrics = metrics_of_tasks() | {name: words for run in several for name, words in run.columns.items()}
         columns = dict.fromkeys(name for row in rows for name in row if name not in ("setting", "seed", "run"))
         by_setting = {name: [row for row in rows if row["setting"] == name] for name in runs}
         settings = {
@@ -212,7 +214,7 @@ def command_of(study: str, seeds: int | None, only: list[str] | None, override: 
 def _score_among(judge: str, known: list[str]) -> str | None:
     """The number of a judge that says most: its score, else its first."""
     own = [column for column in known if column.startswith(f"{judge}/")]
-    scores = [column for column in own if column.rpartition("/")[2] in ("top1", "map")]
+    scores = [column for column in own if column.rpartition("/")[2] in scores_of_tasks()]
     return next(iter([*scores, *own]), None)
 
 

@@ -39,8 +39,11 @@ def image_transform(spec: InputSpec, options: ViewOptions, *, train: bool) -> Im
 
     Raises:
         UserError: when options of clips are given, an option of the recipe is out of range, or the network takes other
-            channels than 3 or 1.
+            channels than 3 or 1, or sound.
     """
+    if spec.sound:
+        size = f"{spec.size[0]} mel bins and {spec.size[1]} frames"
+        raise UserError("A network over images is needed", f"one over spectrograms of {size}", "Choose a ViT or DeiT")
     given = {
         "clips": (options.clips, options.crops) != (1, 1),
         "stride": options.stride is not None,

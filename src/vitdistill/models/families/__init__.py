@@ -10,6 +10,7 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from vitdistill.models.families.ast import AST, SpectrogramViT
 from vitdistill.models.families.beit import BiasedViT
 from vitdistill.models.families.cait import CaiT
 from vitdistill.models.families.convvit import ConvStagesViT, ConvViT
@@ -20,9 +21,14 @@ from vitdistill.models.families.swin import Swin
 from vitdistill.models.families.upernet import UperNet, UperNetViT
 from vitdistill.models.families.video_vit import TubeletEmbed, VideoViT
 from vitdistill.models.families.vit import ViT
+from vitdistill.models.families.yolos import Yolos
+from vitdistill.models.families.yolos_vit import YolosViT
 from vitdistill.models.network import Network, Opaque
 
+# The first whose class a network has: subclasses come before what they are made of.
 ADAPTERS: dict[type[nn.Module], type[Network]] = {
+    AST: SpectrogramViT,
+    Yolos: YolosViT,  # before the class that it extends
     VisionTransformer: ViT,
     Eva: RotaryViT,
     Beit: BiasedViT,

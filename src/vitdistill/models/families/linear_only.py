@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vitdistill.errors import UserError, near
 from vitdistill.models.backbone import Backbone, Captured, QKVReader, SaliencyKind
+from vitdistill.models.families.ast import AST
 from vitdistill.models.families.vit import ViT
 from vitdistill.models.macs import Macs, linears, norm_macs
 from vitdistill.models.names import LinearFeatures
@@ -250,7 +251,7 @@ def linear_only(body: Network, classes: int, features: str = "auto") -> FrozenBo
         >>> student = linear_only(build("vit_small_patch16_224.dino", pretrained=True), classes=1000)
         >>> method = MaskedKD(student, teacher, keep=0.5)
     """
-    if not isinstance(body, ViT) or body.net.cls_token is None:
+    if not isinstance(body, ViT) or isinstance(body.net, AST) or body.reads_grid or body.net.cls_token is None:
         raise UserError(
             "A linear-only student reads the class token of a ViT", body.name, "Choose a ViT with a class token"
         )

@@ -22,10 +22,10 @@ from vitdistill.types import NOTHING, Capture, Output, TokenGrid, Tokens
 CROP = 512  # pixels of a side, as all published networks of these families see them
 
 # What the adapter of ViTs, and what loads position embeddings, ask of a network, is the encoder's.
-_OF_ENCODER = frozenset(
-    ("attn_pool", "blocks", "cls_token", "fc_norm", "global_pool", "grad_checkpointing", "norm", "norm_pre")
-    + ("num_features", "num_prefix_tokens", "patch_drop", "patch_embed", "pos_embed", "embed_dim")
-)
+_OF_ENCODER = {
+    *("attn_pool", "blocks", "cls_token", "embed_dim", "fc_norm", "global_pool", "grad_checkpointing", "norm"),
+    *("norm_pre", "num_features", "num_prefix_tokens", "patch_drop", "patch_embed", "pos_embed"),
+}
 
 
 class PixelNetwork(nn.Module):
@@ -41,6 +41,8 @@ class PixelNetwork(nn.Module):
         resampling: how positions are interpolated, as `resample` takes it.
     """
 
+    encoder: Any
+    encoder_name: str
     resampling: dict[str, Any] = {"mode": "bilinear", "antialias": False}  # noqa: RUF012 -- never changed
 
     def __init__(self, encoder: str, num_classes: int, **options: Any) -> None:
@@ -85,7 +87,7 @@ class PixelNetwork(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Levels of layer decay: embeddings, each block of the encoder, and everything else."""
         return {
-            "stem": r"^encoder\.(cls_token|dist_token|reg_token|pos_embed|patch_embed|norm_pre)",
+            "stem": r"^encoder\.(?:cls_token|dist_token|reg_token|pos_embed|patch_embed|norm_pre)",
             "blocks": [(r"^encoder\.blocks\.(\d+)", None)],
         }
 

@@ -198,7 +198,8 @@ class SegmenterViT(PixelViT):
         if point != "decoder":
             return super().read_branch(block, point, captured)
         decoder = self._mask_transformer(block)
-        attention, classes = decoder.blocks[-1].attn, decoder.cls_emb.shape[1]
+        attention: Any = decoder.blocks[-1].attn
+        classes = decoder.cls_emb.shape[1]
 
         def read(_module: nn.Module, _inputs: object, projected: Tensor) -> None:
             q, k, v, _ = FusedQKVReader(attention, 0).split(projected)

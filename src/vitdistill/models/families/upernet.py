@@ -95,16 +95,16 @@ class Pyramid(nn.Module):
         config = UperNetConfig(
             backbone_config={"model_type": "vit"},  # which nothing here reads; the default would be a ResNet
             hidden_size=channels,
-            num_labels=classes,
             auxiliary_in_channels=width,
             auxiliary_channels=AUXILIARY,
         )
+        config.num_labels = classes
         finest = nn.Sequential(deconvolution(), nn.BatchNorm2d(width), nn.GELU(), deconvolution())
         self.necks = nn.ModuleList((finest, deconvolution(), nn.Identity(), nn.MaxPool2d(2)))
         self.decode_head = UperNetHead(config, in_channels=[width] * 4)
         self.auxiliary_head = UperNetFCNHead(config, in_channels=[width] * 4)
         for head in (self.decode_head, self.auxiliary_head):
-            head.classifier = nn.Sequential(nn.Dropout2d(DROPOUT), head.classifier)
+            head.add_module("classifier", nn.Sequential(nn.Dropout2d(DROPOUT), head.classifier))
 
     def forward(self, maps: tuple[Any, ...]) -> Tensor | tuple[Tensor, Tensor]:
         """Scores on the finest map; in training those of the auxiliary head as well, on the grid of patches.
@@ -164,8 +164,8 @@ class UperNet(PixelNetwork):
             heads = [block.attn.num_heads for block in net.blocks]
         if len(heads) != depth or any(count < 1 or net.embed_dim % count for count in heads):
             raise UserError(
-                f"num_heads of an UperNet must be one number that divides its {net.embed_dim} channels, or one for each "
-                f"of its {depth} blocks",
+                f"num_heads of an UperNet must be one number that divides its {net.embed_dim} channels, or one for "
+                f"each of its {depth} blocks",
                 num_heads,
             )
         self.taps = [max(0, depth * part // 6 - 1) for part in (2, 3, 4, 6)] if taps is None else list(taps)

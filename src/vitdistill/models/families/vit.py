@@ -211,9 +211,11 @@ class ViT(Backbone):
         if kind == "pool":
             return self._attention_of_head(output.tokens(block))
         q, k, _, specials = output.qkv(block)
-        # The class token is the first special token in every member of the family.
+        # The class token is the first special token in every member of the family, a distillation token the second.
         if kind == "cls":
             return cls_attention(q[:, :, 0], k, prefix=specials)
+        if kind == "cls+dist":
+            return (cls_attention(q[:, :, 0], k, prefix=specials) + cls_attention(q[:, :, 1], k, prefix=specials)) / 2
         return attention_received(q, k, prefix=specials)
 
     @torch.no_grad()

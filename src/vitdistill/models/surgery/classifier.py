@@ -3,9 +3,11 @@
 from typing import Literal
 
 import torch
+from timm.models.deit import VisionTransformerDistilled as Distilled
 from torch import nn
 
 from vitdistill.errors import UserError
+from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import rebuild
 from vitdistill.models.families.linear_only import FrozenBody
 from vitdistill.models.families.video_vit import VideoViT
@@ -49,6 +51,12 @@ def finetunable(
             rule = "Fine-tuning trains the whole network, and a linear-only student is a frozen body with a classifier"
             raise UserError(rule, body.name, "Fine-tune its body with --new_head")
         body = body.body
+    if isinstance(body, Backbone) and body.reads_grid:
+        raise UserError(
+            "A classifier of images is put on a ViT",
+            f"{body.name}, which labels pixels",
+            "Use --task segmentation, or fine-tune the ViT that it was made of",
+        )
     if pool != "auto" and not isinstance(body, ViT):
         raise UserError(f"Only a ViT's pooling can be chosen, and {body.name} is none", pool, "Leave --pool out")
     own_pool = body.net.global_pool if isinstance(body, ViT) else None
@@ -59,7 +67,8 @@ def finetunable(
         _check_head(body, classes, own_pool, wanted)
         network = body
     else:
-        if pool == "auto" and not body.num_classes and own_pool == "token":
+        # Two tokens that were trained to be read are read on (distilled DeiT, AST).
+        if pool == "auto" and not body.num_classes and own_pool == "token" and not isinstance(body.net, Distilled):
             wanted = "avg"
         network = _with_new_head(body, classes, wanted, head_init)
     network.requires_grad_(True)

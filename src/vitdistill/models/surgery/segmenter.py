@@ -29,10 +29,10 @@ from vitdistill.models.weights.positions import resample
 from vitdistill.models.weights.read import head_names
 
 # Arguments of a body that belong to what is left behind, or are given anew.
-_LEFT_BEHIND = frozenset(
-    ("num_classes", "img_size", "fc_norm", "final_norm", "drop_rate", "num_heads", "dist_token", "encoder")
-    + ("decoder", "decoder_depth", "decoder_heads", "dropout", "channels", "taps")
-)
+_LEFT_BEHIND = {
+    *("num_classes", "img_size", "fc_norm", "final_norm", "drop_rate", "num_heads", "dist_token", "encoder"),
+    *("decoder", "decoder_depth", "decoder_heads", "dropout", "channels", "taps"),
+}
 _WITHOUT_PLACE = ("norm.", "fc_norm.", "dist_token", "head_dist.")
 _FRESH = ("relative_position_bias_table", "ls1.gamma", "ls2.gamma")  # of UperNet's blocks
 
@@ -114,7 +114,7 @@ def upernet(
     return network
 
 
-def _encoder_of(body: Network) -> nn.Module:
+def _encoder_of(body: Network) -> Any:
     """
     Raises:
         UserError: when a network is no plain ViT of timm over images.
@@ -130,7 +130,7 @@ def _encoder_of(body: Network) -> nn.Module:
 
 def _heads_of(body: Network) -> list[int]:
     """Attention heads of each block."""
-    return [int(block.attn.num_heads) for block in _encoder_of(body).get_submodule("blocks").children()]  # type: ignore[union-attr]
+    return [int(block.attn.num_heads) for block in _encoder_of(body).blocks]
 
 
 def _over(
@@ -143,7 +143,7 @@ def _over(
     name = body.net.encoder_name if isinstance(body, PixelViT) else record.architecture
     size = body.input.size if image_size is None else pair(image_size)
     network = build(
-        f"{family}{size_name(body.width, ('tiny', 'small', 'base'))}",
+        f"{family}{size_name(encoder.embed_dim, ('tiny', 'small', 'base'))}",
         args={
             **{key: value for key, value in record.args.items() if key not in _LEFT_BEHIND},
             "encoder": name if timm.is_model(name.partition(".")[0]) else body.name,  # of the hub, its architecture

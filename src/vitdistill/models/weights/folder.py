@@ -19,7 +19,8 @@ from vitdistill.models.weights.unwrap import tensors_of, without_prefix
 
 _ARGUMENTS = {kind: layout.arguments for layout in LAYOUTS for kind in layout.model_types}
 _ARGUMENTS |= dict.fromkeys(videomae.MODEL_TYPES, videomae.arguments)
-_HEADS = re.compile(r"(^|\.)(classifier|cls_classifier|visual_projection)\.weight$")
+_PREPARED = {kind: layout.prepared for layout in LAYOUTS for kind in layout.model_types if layout.prepared is not None}
+_HEADS = re.compile(r"(^|\.)(classifier(\.dense)?|cls_classifier|visual_projection)\.weight$")
 
 
 class Folder(NamedTuple):
@@ -64,6 +65,7 @@ def open_folder(folder: Path) -> Folder | None:
     try:
         architecture, args = arguments(config, tensors)
         images = _images(folder)
+        args |= _PREPARED[kind](images) if kind in _PREPARED else {}
         size, preparation = _image_size(images, args), _preparation(images)
         mean, std = _statistics(images, args.get("in_chans", 3))
     except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
@@ -73,8 +75,8 @@ def open_folder(folder: Path) -> Folder | None:
     heads = {name: value.shape for name, value in tensors.items() if _HEADS.search(name)}
     # DINOv2's classifier reads twice the channels of a token, which no network of timm does.
     fitting = {name: shape[0] for name, shape in heads.items() if shape[1] == args["embed_dim"]}
-    args["num_classes"] = next(iter(fitting.values()), 0)
-    named = any("classifier" in name for name in fitting)
+    args.setdefault("num_classes", next(iter(fitting.values()), 0))  # a layout may know better
+    named = any("classifier" in name for name in fitting) or (not heads and args["num_classes"] > 0)
     record = ModelRecord(
         architecture,
         args,

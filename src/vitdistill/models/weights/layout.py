@@ -25,6 +25,8 @@ class Layout:
         convert: weights under timm's names, for a network of timm; what timm's network has not is left out.
         model_types: `model_type` of the config.json that go with it.
         arguments: from config.json and the tensors to timm's architecture and its arguments.
+        prepared: further arguments, from preprocessor_config.json; None where it says no more than mean and standard
+            deviation of images.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Layout:
     convert: Callable[[Weights, nn.Module], Weights]
     model_types: tuple[str, ...] = ()
     arguments: Callable[[dict[str, Any], Weights], Arguments] | None = None
+    prepared: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
 
 def anchored(pattern: str) -> re.Pattern[str]:
