@@ -5,7 +5,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-NAMES = "Idx\tRatio\tTrain\tVal\tStuff\tName\n1\t0.1\t1\t1\t1\twall\n2\t0.1\t1\t1\t1\tbuilding, edifice\n3\t0.1\t1\t1\t0\tsky\n"
+NAMES = """\
+Idx\tRatio\tTrain\tVal\tStuff\tName
+1\t0.1\t1\t1\t1\twall
+2\t0.1\t1\t1\t1\tbuilding, edifice
+3\t0.1\t1\t1\t0\tsky
+"""
 
 
 def ade20k(root: Path, *, sizes: tuple[tuple[int, int], ...] = ((40, 30), (30, 40), (33, 61), (50, 50))) -> Path:

@@ -57,7 +57,7 @@ def label_files(
         raise UserError("batch_size must be at least 1", batch_size)
     network = run.student(checkpoint)
     task = Segmentation.of(network)
-    task.stride = SegmentFiles(**(run.config.get("segments") or {})).stride
+    task.stride = SegmentFiles.recorded(run.config.get("segments")).stride
     task = task.tested()
     task.check(network)
     network.eval().to(place_of(device))

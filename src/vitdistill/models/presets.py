@@ -24,11 +24,27 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "scenes_segmenter_small": (
         "segmenter_tiny",
-        {**_SCENES, "embed_dim": 48, "depth": 3, "num_heads": 3, "decoder_depth": 1, "decoder_heads": 3},
+        {
+            **_SCENES,
+            "embed_dim": 48,
+            "depth": 3,
+            "num_heads": 3,
+            "decoder_depth": 1,
+            "decoder_heads": 3,
+            "dropout": 0.0,
+        },
     ),
     "scenes_segmenter_base": (
         "segmenter_tiny",
-        {**_SCENES, "embed_dim": 96, "depth": 4, "num_heads": 3, "decoder_depth": 2, "decoder_heads": 3},
+        {
+            **_SCENES,
+            "embed_dim": 64,
+            "depth": 4,
+            "num_heads": 4,
+            "decoder_depth": 1,
+            "decoder_heads": 4,
+            "dropout": 0.0,
+        },
     ),
 }
 ASSETS = Path(__file__).resolve().parent.parent / "assets"

@@ -19,7 +19,7 @@ from vitdistill.data.segments.files import Head, SegmentFiles
 from vitdistill.data.segments.folder import segment_folder
 from vitdistill.data.segments.masks import IGNORED
 from vitdistill.data.segments.scenes import scene_segments
-from vitdistill.data.segments.sizes import tested_size
+from vitdistill.data.segments.sizes import scored_size
 from vitdistill.data.segments.transforms import resized
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, refuse_without_effect
@@ -86,7 +86,7 @@ class Segmentation(Task):
 
     @classmethod
     def source_of(cls, config: Mapping[str, Any]) -> DataSource:
-        return cls.open(config["data"], augment=Augment(), files=SegmentFiles(**(config.get("segments") or {})))[0]
+        return cls.open(config["data"], augment=Augment(), files=SegmentFiles.recorded(config.get("segments")))[0]
 
     @classmethod
     def augment_of(cls, data: Any) -> Augment | None:
@@ -181,7 +181,7 @@ class Segmentation(Task):
         crop = network.input.size
         if tuple(inputs.shape[-2:]) == crop:
             return self.read(network, network(inputs), targets)
-        sizes = [tested_size(own_size(mask), crop) for mask in targets]
+        sizes = [scored_size(own_size(mask), crop) for mask in targets]
         return self.slide(network, inputs, sizes)
 
     @torch.inference_mode()
@@ -195,7 +195,7 @@ class Segmentation(Task):
         """
         spec, place = network.input, next(network.parameters()).device
         size = (image.height, image.width)
-        tested = tested_size(size, spec.size)
+        tested = scored_size(size, spec.size)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         pixels = resized(tv_tensors.Image(pixels), tested).as_subclass(Tensor)
         inputs = OnDevice(Augment(recipe="none"), spec.mean, spec.std, self.classes).eval(pixels[None].to(place))

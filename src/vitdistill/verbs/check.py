@@ -142,7 +142,7 @@ def _show(survey: "Survey", result: dict[str, Any], found: "list[Finding]", out:
         total = sum(split["samples"] for split in result["splits"].values())
         console.print(f"stopped after {done} of {total} {word}s")
     _print_splits(console, result["splits"], f"{word}s")
-    if result["classes"]:
+    if any(any(counts.values()) for counts in result["classes"].values()):  # those of pixels are not counted
         _print_classes(console, result["classes"])
         for split, uneven in result["imbalance"].items():
             (most, high), (least, low) = uneven["most"], uneven["least"]

@@ -14,8 +14,8 @@ from vitdistill.data.segments.files import SegmentFiles
 from vitdistill.data.segments.masks import IGNORED, PADDING
 from vitdistill.data.segments.samples import Segmented
 from vitdistill.data.segments.scenes import scene_segments
-from vitdistill.data.segments.sizes import scaled_size, tested_size
-from vitdistill.data.segments.transforms import TestTransform, TrainTransform, distorted
+from vitdistill.data.segments.sizes import scaled_size, scored_size
+from vitdistill.data.segments.transforms import TrainTransform, ValTransform, distorted
 from vitdistill.errors import UserError
 from vitdistill.types import InputSpec
 
@@ -30,11 +30,11 @@ def halves(height: int = 40, width: int = 60) -> Segmented:
 
 
 def test_sizes_are_those_of_the_published_protocol() -> None:
-    assert tested_size((512, 683), (512, 512)) == (512, 683)
+    assert scored_size((512, 683), (512, 512)) == (512, 683)
     assert scaled_size((1000, 1500), (512, 512), 0.5) == (256, 384)
     assert scaled_size((300, 3000), (512, 512)) == (205, 2048), "the longer side has a limit of its own"
-    assert tested_size((300, 3000), (512, 512)) == (512, 5115)
-    assert tested_size((48, 48), (48, 48)) == (48, 48)
+    assert scored_size((300, 3000), (512, 512)) == (512, 5115)
+    assert scored_size((48, 48), (48, 48)) == (48, 48)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -63,7 +63,7 @@ def test_padding_is_0_behind_normalisation_and_ignored() -> None:
 
 def test_masks_are_never_interpolated_and_stay_as_they_are_in_validation() -> None:
     sample = halves(20, 31)
-    image, mask = TestTransform((16, 16))(sample)
+    image, mask = ValTransform((16, 16))(sample)
     assert image.shape == (3, 16, 25) and np.array_equal(mask.numpy(), sample.mask)
     torch.manual_seed(3)
     assert set(TrainTransform((32, 32), (1.7, 1.7))(sample)[1].unique().tolist()) <= {0, 1, PADDING}

@@ -37,7 +37,6 @@ class SegmentFiles:
 
     def __post_init__(self) -> None:
         if self.ratio is not None:
-            object.__setattr__(self, "ratio", tuple(self.ratio))  # of a run's configuration, a list
             low, high = self.ratio
             if not (0 < low <= high and math.isfinite(high)):
                 raise UserError("--segments.ratio must be two factors above 0, the smaller first", f"{low:g}, {high:g}")
@@ -49,4 +48,12 @@ class SegmentFiles:
     def over(self, recorded: Mapping[str, Any]) -> "SegmentFiles":
         """These options, and for what is not given those of a run's configuration."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
-        return SegmentFiles(**{**recorded, **given})
+        return SegmentFiles.recorded({**recorded, **given})
+
+    @classmethod
+    def recorded(cls, config: Mapping[str, Any] | None) -> "SegmentFiles":
+        """The options in a run's configuration, where tuples are lists."""
+        values = dict(config or {})
+        if values.get("ratio") is not None:
+            values["ratio"] = tuple(values["ratio"])
+        return cls(**values)

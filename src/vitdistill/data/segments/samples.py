@@ -11,7 +11,7 @@ from vitdistill.data.device import OnDevice
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.samples import Facts, Samples, ViewOptions, digest_of
 from vitdistill.data.segments.device import SegmentsOnDevice
-from vitdistill.data.segments.transforms import COMMON, TestTransform, TrainTransform
+from vitdistill.data.segments.transforms import COMMON, TrainTransform, ValTransform
 from vitdistill.errors import UserError, refuse_given
 from vitdistill.types import InputSpec
 
@@ -57,7 +57,7 @@ class SegmentSamples(Samples):
     def short_side(self, index: int) -> int | None:
         return min(self.load(index)[0].image.size)
 
-    def transform(self, spec: InputSpec, options: ViewOptions, *, train: bool) -> TrainTransform | TestTransform:
+    def transform(self, spec: InputSpec, options: ViewOptions, *, train: bool) -> TrainTransform | ValTransform:
         if spec.frames is not None:
             raise UserError("A network over clips needs videos", "images with masks", "Choose a network over images")
         if spec.shape[0] != 3:
@@ -74,7 +74,7 @@ class SegmentSamples(Samples):
         refuse_given(given, "with a network over single images")
         augment = _checked(options.augment)
         if not train:
-            return TestTransform(spec.size)
+            return ValTransform(spec.size)
         return TrainTransform(spec.size, self.ratio, augment.hflip, augment.color_jitter, self.common)
 
     def on_device(self, spec: InputSpec, options: ViewOptions, classes: int) -> OnDevice:

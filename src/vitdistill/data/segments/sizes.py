@@ -20,11 +20,11 @@ def scaled_size(size: tuple[int, int], crop: tuple[int, int], ratio: float = 1.0
     return _rounded(size, factor)
 
 
-def tested_size(size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:
+def scored_size(size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:
     """The size at which an image is tested: as `scaled_size`, and large enough to hold the crop.
 
     Example:
-        >>> tested_size((512, 683), (512, 512)), tested_size((100, 800), (512, 512))
+        >>> scored_size((512, 683), (512, 512)), scored_size((100, 800), (512, 512))
         ((512, 683), (512, 4096))
     """
     height, width = scaled_size(size, crop)

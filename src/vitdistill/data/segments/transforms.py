@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
 from vitdistill.data.segments.masks import IGNORED, PADDING
-from vitdistill.data.segments.sizes import scaled_size, tested_size
+from vitdistill.data.segments.sizes import scaled_size, scored_size
 
 COMMON, REDRAWS = 0.75, 10  # share of a crop from which a class is too common, and how often the crop is drawn anew
 BRIGHTNESS, CONTRAST, HUE = 64, 1.0, 0.2  # ranges at full strength: of 255, around 1, and of the circle of colours
@@ -85,7 +85,7 @@ class TrainTransform:
 
 
 @dataclass(frozen=True)
-class TestTransform:
+class ValTransform:
     """From an image and its mask to the image at the size at which it is tested, and the mask as it is.
 
     Attributes:
@@ -105,9 +105,9 @@ class TestTransform:
         """Of the smallest images."""
         return (3, *self.size)
 
-    def __call__(self, sample: Any) -> tuple[UInt8[Tensor, "3 height width"], UInt8[Tensor, "height width"]]:
+    def __call__(self, sample: Any) -> tuple[UInt8[Tensor, "3 height width"], UInt8[Tensor, "rows columns"]]:
         image, mask = tensors(sample)
-        size = tested_size((int(mask.shape[0]), int(mask.shape[1])), self.size)
+        size = scored_size((int(mask.shape[0]), int(mask.shape[1])), self.size)
         return resized(image, size).as_subclass(Tensor), mask.as_subclass(Tensor)
 
 
