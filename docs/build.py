@@ -25,6 +25,7 @@ ORDER = (
     "tinymim",
     "video",
     "actions",
+    "segments",
     "mae",
     "dino",
     "g2sd",

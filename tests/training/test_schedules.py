@@ -156,3 +156,14 @@ def test_rates_that_cannot_be_as_asked_are_said_in_one_line_each(caplog: pytest.
         "--optim.accumulate 8 is above the 5 batches of an epoch, at whose end the optimizer steps in any case: the "
         "learning rate is scaled for larger steps than there are; lower --optim.accumulate",
     ]
+
+
+def test_rates_of_the_published_segmentation_recipes() -> None:
+    """Segmenter: (1e-3 - 1e-5) * (1 - it / max)^0.9 + 1e-5 from step 0; UperNet: linear to 0 behind a warm-up."""
+    rates, _ = rates_of(flat(lr=1e-3, schedule="poly", power=0.9, min_lr=1e-5), 4, 25)
+    assert rates == pytest.approx([(1e-3 - 1e-5) * (1 - step / 100) ** 0.9 + 1e-5 for step in range(101)])
+    assert (rates[0], rates[-1]) == (1e-3, 1e-5)
+    upernet = flat(lr=1e-4, schedule="poly", power=1.0, min_lr=0.0, warmup_epochs=0.4, warmup_lr=1e-10)
+    rates, _ = rates_of(upernet, 4, 25)
+    assert rates[:10] == pytest.approx([1e-10 + (1e-4 - 1e-10) * step / 10 for step in range(10)])
+    assert rates[10:] == pytest.approx([1e-4 * (1 - step / 100) for step in range(10, 101)], abs=1e-12)

@@ -321,3 +321,11 @@ def test_options_that_change_nothing_or_cannot_be(options: dict, message: str) -
     with pytest.raises(UserError, match=message) as caught:
         ranked(**{"keep": 0.5, **options})
     assert "\n" not in str(caught.value)
+
+
+def test_a_masked_teacher_that_labels_pixels_is_its_encoder() -> None:
+    result = cost(teacher="segmenter_small", keep=768, images=20_210, epochs=64)
+    full, kept = (result["teacher_gmacs_per_image"][which] for which in ("full", "kept"))
+    assert full["total"] == pytest.approx(31.80 + 6.67, rel=1e-3) and kept["total"] == pytest.approx(22.12, rel=1e-3)
+    assert kept["head"] == 0 and "never runs its decoder" in result["note"]
+    assert result["teacher_pflops"] == pytest.approx(22.116 * 64 * 20_210 / 1e6, rel=1e-3)

@@ -155,6 +155,10 @@ def test_a_few_images_are_partial(run: Path, trees: dict[int, Path]) -> None:
     found = robustness(str(run), sets=f"clean:{trees[1]}", images_per_set=8, **HERE)["sets"]["clean"]
     assert found["images"] == 8 and found["partial"] == ["all but the first 8 images"]
     assert not robustness(str(run), sets=f"clean:{trees[1]}", images_per_set=9, **HERE)["sets"]["clean"]["partial"]
+    with pytest.raises(
+        UserError, match="holds the whole of clean, which a part would replace; got all but the first 8"
+    ):
+        robustness(str(run), sets=f"clean:{trees[1]}", images_per_set=8, **HERE)
 
 
 def test_a_model_that_is_no_run(run: Path, trees: dict[int, Path], tmp_path: Path) -> None:

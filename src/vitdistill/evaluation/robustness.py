@@ -215,11 +215,21 @@ class Kept:
             self._others = self.file.with_name(f"robustness-{before['network'][:8]}.json")
 
     def has(self, part: Part, digest: str) -> bool:
-        """Whether a part with these files is known."""
+        """Whether a part with these files is known.
+
+        Raises:
+            UserError: when the whole of it is known, and would be replaced by what is left of it.
+        """
         known = self.sets.get(part.name, {})
         if part.corruption:
             known = known.get("cells", {}).get(part.corruption, {}).get(str(part.severity), {})
         if known.get("digest") != digest:
+            if part.missing and known.get("partial") == []:
+                raise UserError(
+                    f"{self.file or FILE} holds the whole of {part.words}, which a part would replace",
+                    part.missing[0],
+                    "Choose another --out",
+                )
             return False
         self.taken.append(part.words)
         return True

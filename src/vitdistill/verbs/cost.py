@@ -28,6 +28,10 @@ CONVVIT_NOTE = (
     "The MaskedKD paper's cells for ConvViT-B (8543 and 5540 PFLOPs) are the counts for 300 epochs times "
     "1231167/1281167, most likely a slip in the number of images"
 )
+PIXELS_NOTE = (
+    "A teacher that labels pixels never runs its decoder where blocks are compared (--distill manifold), masked or "
+    "not; here the whole one is counted with it, and the masked one, whose patches make no map, without"
+)
 # Schedules go by the step, of which the data would say how many there are; more of them change next to nothing.
 STEPS_PER_EPOCH = 1000
 
@@ -150,6 +154,8 @@ def cost(
         result |= {"teacher_merge": str(teacher_merge), "merging": merging}
     if is_convvit(body):
         result["note"] = CONVVIT_NOTE
+    elif reads_grid(body):
+        result["note"] = PIXELS_NOTE
     if trained is not None:
         result |= _step_costs(str(student), trained, full["total"], average, passes, masked=mask == "student")
     if gpu_tflops is not None:
@@ -228,7 +234,7 @@ def _over_training(selector: "Ranked", teacher: _Counted, student: _Counted | No
         parts = dict.fromkeys(counted.whole, 0.0)
         for counts, share in shares.items():
             once = counted.whole if counts[which] is None else counted.macs(counts[which])
-            parts = {part: value + share * once[part] for part, value in parts.items()}
+            parts = {part: value + share * once.get(part, 0.0) for part, value in parts.items()}
         return parts
 
     def ranked(*roles: str) -> float:
@@ -267,6 +273,13 @@ def is_convvit(network: "Network") -> bool:
     from vitdistill.models.families.convvit import ConvViT
 
     return isinstance(network.net, ConvViT) and network.input.size == (224, 224) and network.net.embed_dim == 768
+
+
+def reads_grid(network: "Network") -> bool:
+    """Whether a network makes a map of all of its patches."""
+    from vitdistill.models.backbone import Backbone
+
+    return isinstance(network, Backbone) and network.reads_grid
 
 
 def _on_meta(spec: str, args: dict[str, Any] | None, image_size: int | None) -> tuple["Network", tuple[int, int]]:

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vitdistill.errors import UserError
 from vitdistill.methods.distillation import Distillation
 from vitdistill.models.build import build, rebuild
-from vitdistill.models.families.upernet import UperNet, UperNetViT
+from vitdistill.models.families.upernet import UperNet, UperNetViT, default_taps
 from vitdistill.models.macs import traced_macs
 from vitdistill.models.record import record_of
 from vitdistill.tokens.gather import take
@@ -139,12 +139,13 @@ def test_the_auxiliary_head_answers_in_training(images: Tensor) -> None:
 
 @pytest.mark.parametrize(("depth", "taps"), [(12, [3, 5, 7, 11]), (24, [7, 11, 15, 23]), (3, [0, 0, 1, 2])])
 def test_blocks_that_are_read(depth: int, taps: list[int]) -> None:
-    assert build("upernet_vit_tiny", args={**TINY, "depth": depth}, meta=True).net.taps == taps
+    assert default_taps(depth) == taps
 
 
 # --- as published ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_head_has_the_published_size_and_cost() -> None:
     network = build("upernet_vit_base", meta=True)
     head = network.net.decoder.decode_head

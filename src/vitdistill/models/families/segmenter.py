@@ -56,7 +56,7 @@ class MaskTransformer(nn.Module):
 
     def forward(self, patches: Float[Tensor, "b n d"], grid: TokenGrid) -> Float[Tensor, "b c rows columns"]:
         patches = self.proj_dec(patches)
-        tokens = torch.cat((patches, self.cls_emb.expand(len(patches), -1, -1)), dim=1)  # classes at the end
+        tokens = torch.cat((patches, self.cls_emb.expand(patches.shape[0], -1, -1)), dim=1)  # classes at the end
         for block in self.blocks:
             tokens = block(tokens)
         tokens = self.decoder_norm(tokens)

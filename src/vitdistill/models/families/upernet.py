@@ -27,6 +27,16 @@ DROPOUT = 0.1  # of whole channels, in front of both classifiers
 BEYOND = 3  # offsets that are none of two patches: class token to patch, patch to class token, class token to itself
 
 
+def default_taps(depth: int) -> list[int]:
+    """The blocks that are read: those behind a third, a half, two thirds and all of the network.
+
+    Example:
+        >>> default_taps(12)
+        [3, 5, 7, 11]
+    """
+    return [max(0, depth * part // 6 - 1) for part in (2, 3, 4, 6)]
+
+
 class BiasedAttention(Attention):
     """timm's attention with a learned bias for each pair of tokens, by where they lie to each other."""
 
@@ -168,7 +178,7 @@ class UperNet(PixelNetwork):
                 f"each of its {depth} blocks",
                 num_heads,
             )
-        self.taps = [max(0, depth * part // 6 - 1) for part in (2, 3, 4, 6)] if taps is None else list(taps)
+        self.taps = default_taps(depth) if taps is None else list(taps)
         if len(self.taps) != 4 or not all(0 <= tap < depth for tap in self.taps):
             raise UserError(f"taps of an UperNet must be four blocks from 0 to {depth - 1}", taps)
         for block, count in zip(net.blocks, heads, strict=True):
