@@ -46,8 +46,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Segmenter on ADE20K's layout in miniature, whose classes have a grey each."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    options = {**TRAINING, "epochs": 6}
-    supervised(student="segmenter_tiny", student_args={**NET, "decoder": "linear"}, data=str(folder), out=str(out), **options)
+    options = {**TRAINING, "epochs": 6, "student_args": {**NET, "decoder": "linear"}}
+    supervised(student="segmenter_tiny", data=str(folder), out=str(out), **options)
     return out
 
 
