@@ -32,6 +32,7 @@ _LAZY = {
     "Classification": "vitdistill.tasks.classification",
     "Actions": "vitdistill.tasks.actions",
     "ActionFiles": "vitdistill.data.actions.files",
+    "SegmentFiles": "vitdistill.data.segments.files",
     "Teacher": "vitdistill.models.teacher",
     "Method": "vitdistill.methods.method",
     "Distillation": "vitdistill.methods.distillation",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from vitdistill.data.actions.files import ActionFiles
     from vitdistill.data.images.augment import Augment
     from vitdistill.data.images.views import MultiCrop
+    from vitdistill.data.segments.files import SegmentFiles
     from vitdistill.errors import UserError
     from vitdistill.evaluation.batches import read_batch
     from vitdistill.evaluation.masked import MaskedAccuracy

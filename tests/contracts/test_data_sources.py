@@ -13,6 +13,7 @@ from PIL import Image
 
 import contained
 import sounds
+from made_pairs import ade20k
 from vitdistill.cli import main
 from vitdistill.data import Augment, DataSource, Samples, ViewOptions, open_source
 from vitdistill.data.actions.annotations import open_actions
@@ -22,6 +23,10 @@ from vitdistill.data.clips.video import Video
 from vitdistill.data.images.decode import has_heif
 from vitdistill.data.loader import CorruptLog, default_workers, make_loader
 from vitdistill.data.order import EpochBatchSampler, EvalBatchSampler
+from vitdistill.data.segments.files import SegmentFiles
+from vitdistill.data.segments.folder import segment_folder
+from vitdistill.data.segments.samples import Segmented
+from vitdistill.data.segments.scenes import scene_segments
 from vitdistill.errors import UserError
 from vitdistill.types import InputSpec
 from vitdistill.verbs.check import check
@@ -131,7 +136,14 @@ CONTAINERS: dict[str, Callable[..., DataSource]] = {
     "torch_dataset": contained.torch_data,
 }
 
+
+def pairs(folder: Path) -> DataSource:
+    return segment_folder(ade20k(folder, sizes=((20, 20), (24, 24), (28, 28))))
+
+
 SOURCES: dict[str, Callable[[Path], DataSource]] = {
+    "segment_folder": pairs,
+    "segmented_scenes": lambda _: scene_segments(SegmentFiles(), sizes=(6, 4)),
     "digits": lambda _: open_source("digits"),
     "moving_digits": lambda _: open_source("moving_digits"),
     "moving_digits:motion": lambda _: open_source("moving_digits:motion"),
@@ -170,6 +182,7 @@ def samples(request: pytest.FixtureRequest, source: DataSource) -> Samples:
 
 def pixels(sample: Any) -> np.ndarray:
     """What can be compared of an image, of a video, or of a sound."""
+    sample = sample.image if isinstance(sample, Segmented) else sample
     if hasattr(sample, "header"):
         return sample.read()
     return sample.read([0, sample.length - 1]) if isinstance(sample, Video) else np.asarray(sample)

@@ -16,6 +16,7 @@ from vitdistill.models.build import build
 from vitdistill.tasks import TASKS, task_class
 from vitdistill.tasks.actions import Actions
 from vitdistill.tasks.classification import Classification
+from vitdistill.tasks.segmentation import Segmentation
 from vitdistill.tasks.task import Task
 
 NET: dict[str, Any] = {"img_size": 32, "patch_size": 8, "frames": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -43,7 +44,19 @@ def actions() -> AtWork:
     return AtWork(Actions(classes=5), body, torch.randn(3, 3, 4, 32, 32), targets)
 
 
-TASKS_AT_WORK: dict[str, Callable[[], AtWork]] = {"classification": classification, "actions": actions}
+def segmentation() -> AtWork:
+    targets = torch.randint(0, 5, (3, 32, 32), dtype=torch.uint8)
+    targets[1, :8] = 255  # ignored
+    body = build("vit_tiny_patch16_224", args={name: NET[name] for name in NET if name != "frames"}, num_classes=0)
+    # The linear decoder: the mask transformer draws dropout in training.
+    return AtWork(Segmentation(5, head="linear"), body, torch.randn(3, 3, 32, 32), targets)
+
+
+TASKS_AT_WORK: dict[str, Callable[[], AtWork]] = {
+    "classification": classification,
+    "actions": actions,
+    "segmentation": segmentation,
+}
 
 
 @pytest.fixture(params=TASKS_AT_WORK)

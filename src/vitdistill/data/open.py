@@ -19,7 +19,8 @@ from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, near
 
 LOOKED_AT = 1000  # entries of a folder
-BUNDLED = ("digits", "moving_digits", "moving_digits:motion", "sounds")
+SCENES = "scenes"
+BUNDLED = ("digits", "moving_digits", "moving_digits:motion", "sounds", SCENES)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,13 @@ def bundled() -> dict[str, Callable[[], DataSource]]:
     from vitdistill.data.bundled.moving_digits import moving_digits
     from vitdistill.data.bundled.sounds import sounds
 
-    return dict(zip(BUNDLED, (digits, moving_digits, partial(moving_digits, "motion"), sounds), strict=True))
+    opens = (digits, moving_digits, partial(moving_digits, "motion"), sounds, _scenes)
+    return dict(zip(BUNDLED, opens, strict=True))
+
+
+def _scenes() -> DataSource:
+    rule = "The bundled scenes have a class for each of their pixels, and none for the whole picture"
+    raise UserError(rule, SCENES, "Give --task segmentation to a verb that has it")
 
 
 def address_of(data: str | Path) -> Address | None:

@@ -171,7 +171,11 @@ class SeveralViews:
 
 @runtime_checkable
 class Transform(Protocol):
-    """From a sample to what the device gets, which is what `Samples.on_device` takes: uint8 pixels, or a waveform."""
+    """From a sample to what the device gets, which is what `Samples.on_device` takes: uint8 pixels, or a waveform.
+
+    One whose images differ in size says so by an attribute `sizes_differ` that is true: the loader then fills them up
+    to the largest height and width in the batch.
+    """
 
     @property
     def random(self) -> bool:
@@ -303,6 +307,7 @@ class Samples(ABC):
             OSError, SyntaxError, ValueError: as `load`.
         """
         import torch
+        from torchvision.transforms.functional import center_crop
 
         from vitdistill.data.images.augment import Augment
         from vitdistill.types import InputSpec
@@ -310,7 +315,9 @@ class Samples(ABC):
         spec = InputSpec((3, *size), (0.0,) * 3, (1.0,) * 3)  # nothing is normalised
         transform = self.transform(spec, ViewOptions(augment=Augment(recipe="none")), train=False)
         made = (transform(self.load(index)[0]) for index in indices)
-        return torch.stack([image for image in made if isinstance(image, torch.Tensor)])
+        images = (one[0] if isinstance(one, tuple) else one for one in made)
+        # Images with masks are larger than a network's input, which slides over them.
+        return torch.stack([center_crop(image, list(size)) for image in images if isinstance(image, torch.Tensor)])
 
     def digest(self) -> str | None:
         """A hex digest of which samples these are, and in which order; None where the set cannot tell.

@@ -10,8 +10,10 @@ from torchmetrics import MetricCollection
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.loader import BAD_SHARE, CorruptLog
 from vitdistill.data.samples import ViewOptions
+from vitdistill.errors import UserError
 from vitdistill.evaluation.loading import Reader, made_ready
 from vitdistill.files import write_atomically
+from vitdistill.models.classes import class_order
 from vitdistill.models.network import Network
 from vitdistill.runs.directory import list_in_run
 from vitdistill.runs.read import Checkpoint, Run
@@ -54,14 +56,18 @@ def evaluate_task(
     source, task = task_class(config["task"]).open(
         data or config["data"], augment=Augment(**(config.get("augment") or {})), files=files
     )
+    task = task.tested()
     task.check(network)
+    if class_order(network, source.classes, source.name) is not None:
+        rule = f"The classes of {source.name} must be in the order of those of {run.path}"
+        raise UserError(rule, f"{', '.join(source.classes[:3])}, ...", "Give them in the order of the training")
     subject = made_ready(network, source, config, ViewOptions(augment=Augment()), None)
     reader = Reader(subject, batch_size=batch_size, device=device, workers=workers, bad_share=bad_share)
     network.eval().to(reader.place)
     # Every metric by itself: metrics that agree in the first batch would be taken for one.
     metrics = MetricCollection(dict(task.metrics()), compute_groups=False).to(reader.place)
-    details = task.details()
-    details = None if details is None else details.to(reader.place)
+    counts = task.details()
+    details = None if counts is None else MetricCollection({"details": counts}).to(reader.place)
     corrupt = CorruptLog.of(source.val, bad_share)
     loss, counted = torch.zeros((), device=reader.place), 0
     for inputs, batch in reader.read(source.val, "testing"):
@@ -84,7 +90,7 @@ def evaluate_task(
         "headings": task.headings(),
     }
     if details is not None:
-        found = details.compute()
+        found = details.compute()["details"]
         result["per_class"] = task.per_class(found, source)
         if out is not None:
             for name, text in task.detail_files(found, source).items():

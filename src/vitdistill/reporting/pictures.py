@@ -49,6 +49,7 @@ def galleries(runs: Sequence[Run]) -> list[Gallery]:
         ("Token relations", _of_each(_of_verb(runs, "tinymim"), "relation maps", _relations), True),
         ("Frame similarity", _similarity(_of_verb(runs, "mvd", "videomae")), True),
         ("Reconstructions", _of_each(_of_verb(runs, "mae", "videomae"), "reconstructions", _reconstructions), True),
+        ("Segments", _of_each(_of_task(runs, "segmentation"), "maps of classes", _segments), True),
         ("Confusion", _of_each(_confused(runs), "confusion of classes", _confusion), False),
         ("Robustness", _of_each(_tested(runs), "robustness", _robustness), True),
         ("Masks", _masks(runs), False),
@@ -63,6 +64,10 @@ def galleries(runs: Sequence[Run]) -> list[Gallery]:
 
 def _of_verb(runs: Sequence[Run], *verbs: str) -> list[Run]:
     return [run for run in runs if run.text("verb") in verbs]
+
+
+def _of_task(runs: Sequence[Run], task: str) -> list[Run]:
+    return [run for run in runs if run.config.get("task") == task]
 
 
 def _of_each(runs: Sequence[Run], what: str, draw: Callable[[Run], list[Picture]]) -> list[Picture]:
@@ -189,6 +194,18 @@ def _clip_reconstructions(run: Run) -> list[Picture]:
             words += " It predicts each token's pattern only: colour and contrast of hidden tokens are the true ones."
         pictures.append(Picture(_png(reconstruction_figure(found, "frame")), words))
     return pictures
+
+
+# --- segments --------------------------------------------------------------------------------------------
+
+
+def _segments(run: Run) -> list[Picture]:
+    from vitdistill.reporting.galleries.segments import agreement, maps_figure, maps_of
+
+    maps = maps_of(run)
+    words = f"{run.name}: validation images, the true class of each pixel and the predicted one, in colours over them. "
+    words += f"{agreement(maps):.1f}% of these pixels are right."
+    return [Picture(_png(maps_figure(maps)), words)]
 
 
 # --- confusion -------------------------------------------------------------------------------------------

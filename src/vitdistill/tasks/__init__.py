@@ -20,18 +20,21 @@ class Entry:
     Attributes:
         where: its class, as module and name; imported on first use, so that `--help` need not load torch.
         distill: what a student learns from a teacher where nothing else is said; see `--distill`.
+        files: the name of the task's own group of options, where it has one.
     """
 
     where: str
     distill: str
+    files: str | None = None
 
 
 # What `--task` takes: of verbs that train on labels alone, and of distillation.
-TaskName = Literal["classification", "actions"]
-DistilledTask = Literal["classification"]
+TaskName = Literal["classification", "actions", "segmentation"]
+DistilledTask = Literal["classification", "segmentation"]
 TASKS: dict[str, Entry] = {
     "classification": Entry("vitdistill.tasks.classification:Classification", distill="logits"),
-    "actions": Entry("vitdistill.tasks.actions:Actions", distill="manifold"),
+    "actions": Entry("vitdistill.tasks.actions:Actions", distill="manifold", files="actions"),
+    "segmentation": Entry("vitdistill.tasks.segmentation:Segmentation", distill="manifold", files="segments"),
 }
 
 
@@ -58,3 +61,12 @@ def default_distill(name: str) -> str:
         UserError: when there is no such task.
     """
     return _entry(name).distill
+
+
+def files_of(name: str) -> str | None:
+    """The name of the group of options that a task has for itself; None where it has none.
+
+    Raises:
+        UserError: when there is no such task.
+    """
+    return _entry(name).files

@@ -5,12 +5,14 @@ reports know no task by name.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from vitdistill.data.images.augment import Augment
+from vitdistill.data.open import open_source
 from vitdistill.data.source import DataSource
 from vitdistill.models.network import Network
 from vitdistill.types import Output
@@ -96,6 +98,24 @@ class Task(ABC):
             UserError: when it is of no use to the task.
         """
         return network
+
+    @classmethod
+    def source_of(cls, config: Mapping[str, Any]) -> DataSource:
+        """The data of a run.
+
+        Args:
+            config: of the run.
+        """
+        return open_source(str(config["data"]))
+
+    @classmethod
+    def augment_of(cls, data: Any) -> Augment | None:
+        """The augmentation by default on some data; None takes the verb's."""
+        return cls.augment
+
+    def tested(self) -> "Task":
+        """The task as finished networks are tested, where that differs from validation in training."""
+        return self
 
     @abstractmethod
     def check(self, network: Network) -> None:

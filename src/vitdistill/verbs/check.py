@@ -7,7 +7,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from vitdistill.errors import UserError
+from vitdistill.data.segments.files import SegmentFiles
+from vitdistill.errors import UserError, refuse_given
 from vitdistill.files import write_atomically
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def check(
     data: Union[str, "Any"],
     *,
     labels: bool = True,
+    segments: SegmentFiles = SegmentFiles(),
     workers: int | None = None,
     out: str | None = None,
     json: bool = False,
@@ -35,7 +37,8 @@ def check(
 
     Args:
         data: what the training verbs take: a folder with train/ and val/, lists of videos, a container such as
-            torchvision:CIFAR10, or a bundled source.
+            torchvision:CIFAR10, or a bundled source; or a folder with images/ and annotations/ (or masks/).
+        segments: of images with masks, what these mean.
         labels: false for data without labels: any folder of images, videos or sounds.
         workers: processes that read; by default one per core up to 8.
         out: file for all that was found (.csv): kind, split, path, label and detail of each.
@@ -53,10 +56,14 @@ def check(
     from vitdistill.data.inspect import Survey, inspections
     from vitdistill.data.loader import default_workers
     from vitdistill.data.open import open_source
+    from vitdistill.data.segments.folder import is_pair_folder, segment_folder
     from vitdistill.evaluation.progress import track
 
+    pairs = labels and is_pair_folder(data)
+    if not pairs:
+        refuse_given({"segments": segments != SegmentFiles()}, "unless the data is images with masks")
     try:
-        source = open_source(data, labels=labels)
+        source = segment_folder(data, segments) if pairs else open_source(data, labels=labels)
     except UserError as error:
         if not labels:
             raise
@@ -135,7 +142,7 @@ def _show(survey: "Survey", result: dict[str, Any], found: "list[Finding]", out:
         total = sum(split["samples"] for split in result["splits"].values())
         console.print(f"stopped after {done} of {total} {word}s")
     _print_splits(console, result["splits"], f"{word}s")
-    if result["classes"]:
+    if any(any(counts.values()) for counts in result["classes"].values()):  # those of pixels are not counted
         _print_classes(console, result["classes"])
         for split, uneven in result["imbalance"].items():
             (most, high), (least, low) = uneven["most"], uneven["least"]

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitdistill.data.actions.files import ActionFiles
+from vitdistill.data.segments.files import SegmentFiles
 from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.evaluation.asked import Criteria, Keeps, masks_of
 from vitdistill.models.names import ModelName, absolute_model
@@ -45,13 +46,15 @@ def evaluate(
     bad_share: float = 0.01,
     model_args: dict[str, Any] | None = None,
     actions: ActionFiles = ActionFiles(),
+    segments: SegmentFiles = SegmentFiles(),
     per_class: bool = False,
     out: str | None = None,
     json: bool = False,
 ) -> dict[str, Any]:
     """Top-1 and top-5 accuracy of a run or a model on the validation images or videos, and accuracy per class.
 
-    Of a run of `finetune --task actions` it is frame mAP at IoU 0.5, in all and per action.
+    Of a run of `finetune --task actions` it is frame mAP at IoU 0.5, in all and per action; of a run with `--task
+    segmentation` mean IoU over the classes, mean recall and the share of the pixels that are right.
 
     Args:
         model: run directory, timm name (pretrained weights are downloaded), name@weights-file, or a bundled name.
@@ -82,6 +85,8 @@ def evaluate(
         model_args: further arguments of the architecture.
         actions: of actions: annotations to test on; by default the run's own. `--actions.detections none` tests on the
             annotated boxes.
+        segments: of segmentation: what masks mean and where windows lie; by default as in the run's training, with
+            windows that overlap as in the family's publication. `--segments.stride` sets them.
         per_class: list the classes also where there are more than 20 of them.
         out: folder for per_class.csv, confusion.csv and confusion.png, and with several masks for masked.csv,
             masked.png and masked.svg; of actions, for predictions.csv (as AVA submissions are) and detection.json.
@@ -107,9 +112,14 @@ def evaluate(
     task = "classification" if run is None else run.config.get("task", "classification")
     if run is not None and task != "classification":
         refuse_without_effect(values, defaults, OF_CLASSES, f"on a run with --task {task}")
+        from vitdistill.tasks import files_of
+
+        group = files_of(task)
+        others = [name for name in ("actions", "segments") if name != group]
+        refuse_without_effect(values, defaults, others, f"on a run with --task {task}")
         options: dict[str, Any] = {
             "data": data,
-            "files": values.get(task),
+            "files": None if group is None else values[group],
             "checkpoint": checkpoint,
             "batch_size": batch_size,
             "device": device,
@@ -121,6 +131,8 @@ def evaluate(
             refuse_without_effect(values, defaults, ("per_class",), "on a run with --task actions")
             return _actions(run, stride=stride, as_json=json, **options)
         refuse_without_effect(values, defaults, ("stride",), f"on a run with --task {task}")
+        if group is not None:
+            options["files"] = values[group].over(run.config.get(group) or {})
         return _task(run, as_json=json, per_class=per_class, **options)
 
     import torch
@@ -136,6 +148,7 @@ def evaluate(
 
     refuse_classes(model_args, "model_args")
     refuse_without_effect(values, defaults, ("actions",), "unless the model is a run of finetune --task actions")
+    refuse_without_effect(values, defaults, ("segments",), "unless the model is a run with --task segmentation")
     subject = open_subject(
         model,
         data=data,

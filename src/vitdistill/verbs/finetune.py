@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vitdistill.data.actions.files import ActionFiles
 from vitdistill.data.images.augment import Augment
+from vitdistill.data.segments.files import SegmentFiles
 from vitdistill.methods.options import DropPath, PatchDrop
 from vitdistill.tasks import TaskName
 from vitdistill.training.settings import Optim
@@ -22,7 +23,12 @@ if TYPE_CHECKING:
     sampling=None,
     augment=Augment(recipe="finetune"),
     optim=Optim(lr=5e-4, lr_batch=256, layer_decay=0.65, warmup_epochs=5, min_lr=1e-6),
-    needs=(needs("actions dropout", task="actions"), needs("patch_drop", task="classification")),
+    needs=(
+        needs("actions dropout", task="actions"),
+        needs("segments", task="segmentation"),
+        needs("patch_drop", task="classification"),
+        needs("head_init pool", task=("classification", "actions")),
+    ),
     resolve=resolve,
     finish=final_test,
 )
@@ -32,6 +38,7 @@ def finetune(
     *,
     task: TaskName = "classification",
     actions: ActionFiles = ActionFiles(),
+    segments: SegmentFiles = SegmentFiles(),
     pool: Literal["auto", "avg", "cls"] = "auto",
     head_init: float | None = None,
     new_head: bool = False,
@@ -52,9 +59,11 @@ def finetune(
         data: folder with train/ and val/ (one folder per class), lists of videos, a container such as
             torchvision:CIFAR10, or a bundled source: digits, moving_digits, moving_digits:motion. Of actions, the
             folder of videos: <video_id>.mp4 (or with another suffix of videos), or a folder <video_id> of frames for
-            each.
-        task: what labels mean: a class for each image or video, or the actions of each box in key frames.
+            each. Of segmentation, a folder with images/ and annotations/ (or masks/), or scenes.
+        task: what labels mean: a class for each image or video, the actions of each box in key frames, or a class for
+            each pixel (segmentation).
         actions: of the task actions, the annotations in AVA's csv formats.
+        segments: of the task segmentation, what masks mean, how images are scaled, and the head of a ViT.
         pool: avg pools the patches under a fresh norm, cls takes the class token; auto is avg for a ViT without a
             classifier, and what the classifier belongs to otherwise.
         head_init: factor on the initial weights of a fresh classifier (not of one that is kept); by default 0.001, and
@@ -69,7 +78,8 @@ def finetune(
         stride: of videos: frames from one frame of a dense clip to the next; by default the run's that is fine-tuned,
             else 4, and 1 for bundled clips. Of actions, 4; the key frame is in the middle of its clip.
         sampling: of videos: dense windows, or uniform over the video; by default the run's that is fine-tuned.
-        augment: augmentation; of the task actions hflip, erasing and repeats, by default a flip.
+        augment: augmentation; of the task actions hflip, erasing and repeats, by default a flip; of
+            segmentation hflip, color_jitter and repeats, by default a flip and other colours.
         optim: optimizer and schedule; `layer_decay` is the factor from each block to the one before it.
 
     Returns:

@@ -137,14 +137,16 @@ def _train(
 
 
 def _opened(values: dict[str, Any], *, labels: bool) -> "tuple[DataSource, Task | None]":
-    """The data, and where there are labels the task on it. A task's own group of options has its name."""
+    """The data, and where there are labels the task on it, with the task's own group of options."""
     from vitdistill.data.open import open_source
-    from vitdistill.tasks import task_class
+    from vitdistill.tasks import files_of, task_class
 
     if not labels:
         return open_source(values["data"], labels=False), None
     name = values.get("task", "classification")
-    return task_class(name).open(values["data"], augment=values["augment"], files=values.get(name))
+    group = files_of(name)
+    files = None if group is None else values[group]
+    return task_class(name).open(values["data"], augment=values["augment"], files=files)
 
 
 def _named(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from vitdistill.data.images.augment import Augment
+from vitdistill.data.segments.files import SegmentFiles
 from vitdistill.errors import UserError
 from vitdistill.methods.selection import CriterionName
 from vitdistill.methods.selection.amounts import amount_of, check_selection
@@ -61,6 +62,7 @@ def check_terms(values: dict[str, Any]) -> dict[str, Any]:
         needs("linear_features", linear_only=True),
         needs("drop_path dist_token", linear_only=False),
         needs("linear_only", task="classification"),
+        needs("segments", task="segmentation"),
     ),
 )
 def maskedkd(
@@ -68,6 +70,7 @@ def maskedkd(
     *,
     student: Published,
     task: DistilledTask = "classification",
+    segments: SegmentFiles = SegmentFiles(),
     distill: TermNames | None = None,
     teacher: Model | None = None,
     teachers: TeacherOptions,
@@ -85,10 +88,11 @@ def maskedkd(
 
     Args:
         data: folder with train/ and val/ (one folder per class), a container such as torchvision:CIFAR10, or a bundled
-            source: digits.
-        task: what labels mean: a class for each sample.
+            source: digits. Of segmentation, a folder with images/ and annotations/ (or masks/), or scenes.
+        task: what labels mean: a class for each sample, or for each pixel (segmentation).
+        segments: of the task segmentation, what masks mean and how images are scaled.
         distill: what the student learns from the teacher: logits, manifold, attention, or several joined by +
-            (logits+manifold); by default logits.
+            (logits+manifold); by default logits, and manifold for segmentation.
         teacher: as `student`; a bare timm name downloads its pretrained weights. Not needed with `--alpha 0`.
         teacher_text: for a CLIP teacher, a file with one text embedding per class, as `text-embeddings` writes it; its
             class scores are then scaled cosine similarities (zero-shot).

@@ -1,4 +1,4 @@
-"""`vitdistill predict`: classes and probabilities of images and videos."""
+"""`vitdistill predict`: classes and probabilities of images and videos; masks by networks that label pixels."""
 
 import logging
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
-from vitdistill.errors import UserError
+from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.evaluation.classifier import averaged, check_keep, class_scores
 from vitdistill.evaluation.files import open_files, read_files, reader_of
 from vitdistill.evaluation.loading import Checkpoint
@@ -16,8 +16,10 @@ from vitdistill.models.names import ModelName
 from vitdistill.models.network import Network
 from vitdistill.models.record import has_new_head, record_of
 from vitdistill.runs.directory import list_in_run
+from vitdistill.runs.read import Run, find_run
 from vitdistill.verbs.common import refuse_classes
 from vitdistill.verbs.rows import Format, RowWriter
+from vitdistill.verbs.signatures import options_of
 
 log = logging.getLogger(__name__)
 
@@ -47,13 +49,16 @@ def predict(
     Files are read in order and batch by batch. One that cannot be read is named in one line and left out; it is an
     error only when none can be read.
 
+    By a run of `--task segmentation` a mask is made of each image, at its own size: --out is a folder then, for a PNG
+    of class numbers, the colours of the classes over the image, and shares.csv.
+
     Args:
         model: run directory, timm name (pretrained weights are downloaded), name@weights-file, or a bundled name.
         files: images, videos, and folders of them at any depth. Networks over clips take videos and folders of frames;
             those over images see the middle frame of a video, those over spectrograms take sounds.
         top: how many classes of each file are named, the most probable first.
         format: table, csv or json; by default what the ending of --out says, else a table.
-        out: file to write in place of printing; rows are written as they come.
+        out: file to write in place of printing; rows are written as they come. Of masks, the folder to write.
         checkpoint: of a run: the exported student, the last or best checkpoint, or the averaged weights.
         keep: predict from the patches to which the model itself attends: a count or a fraction; 1.0 takes all.
         clips: of videos: clips spread over each video, whose probabilities are averaged.
@@ -69,11 +74,16 @@ def predict(
 
     Returns:
         A row for each readable file, in order: path; label, class (its number) and probability of the most probable
-        class; and under `top` the same three of each of the `top` classes.
+        class; and under `top` the same three of each of the `top` classes. Of masks: path, mask and overlay (files),
+        and shares of the classes.
 
     Raises:
         UserError: when the model has no classifier, or no file can be read.
     """
+    values = dict(locals())
+    run = find_run(model) if isinstance(model, str) and Path(model).is_dir() else None
+    if run is not None and run.config.get("task") == "segmentation":
+        return _masks(run, values)
     if top < 1:
         raise UserError("top must be at least 1", top)
     refuse_classes(model_args, "model_args")
@@ -115,6 +125,21 @@ def predict(
     if out is not None:
         list_in_run(Path(out).expanduser())
         print(f"wrote {len(rows)} rows to {out}")
+    return rows
+
+
+def _masks(run: Run, values: dict[str, Any]) -> list[dict[str, Any]]:
+    """Masks of pictures, in a folder."""
+    from vitdistill.evaluation.segments import label_files
+
+    defaults = {name: option.default for name, option in options_of("predict").items()}
+    given = [name for name in defaults if name not in ("model", "files", "out", "checkpoint", "batch_size", "device")]
+    refuse_without_effect(values, defaults, given, "on a run with --task segmentation")
+    names = ("files", "out", "checkpoint", "batch_size", "device")
+    if values["out"] is None:
+        raise UserError("--out must name a folder for the masks", remedy="For example --out masks")
+    rows = label_files(run, **{name: values[name] for name in names})
+    print(f"wrote {len(rows)} masks, with shares.csv, to {values['out']}")
     return rows
 
 

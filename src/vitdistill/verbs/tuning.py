@@ -40,7 +40,7 @@ def task_augment(values: dict[str, Any], default: Augment) -> dict[str, Any]:
 
     if values["task"] == "classification":
         return {}
-    augment = task_class(values["task"]).augment
+    augment = task_class(values["task"]).augment_of(values["data"])
     return {"augment": augment} if augment is not None and values["augment"] == default else {}
 
 
@@ -72,7 +72,7 @@ def tuned_network(job: Job) -> "Network":
     # A preset has no published weights: fine-tuning it is training from scratch under the same recipe. Nor has any
     # video network, all that can learn actions.
     from_scratch = isinstance(model, str) and model in PRESETS
-    pretrained = isinstance(model, str) and not from_scratch and values["task"] == "classification"
+    pretrained = isinstance(model, str) and not from_scratch and values["task"] != "actions"
     size = values["image_size"] or job.data.image_size
     if isinstance(model, str) and "num_classes" in (values["model_args"] or {}):
         refuse_classes(values["model_args"], "model_args", len(job.data.classes))

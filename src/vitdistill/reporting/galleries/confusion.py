@@ -43,7 +43,7 @@ def confusion_figure(confusion: Confusion) -> "Figure":
 def _matrix(confusion: Confusion) -> "Figure":
     from matplotlib.figure import Figure
 
-    counts, names = confusion.matrix(), [_short(name) for name in confusion.classes]
+    counts, names = confusion.matrix(), [short_name(name) for name in confusion.classes]
     samples = counts.sum(axis=1, keepdims=True)
     # Rows of classes without samples stay empty.
     shares = np.divide(counts, samples, out=np.full(counts.shape, np.nan), where=samples > 0)
@@ -77,7 +77,7 @@ def _bars(confusion: Confusion) -> "Figure":
     figure = Figure(figsize=(6.4, 0.26 * max(len(pairs), 2) + 0.9), layout="constrained", facecolor="white")
     axes = figure.subplots()
     axes.barh(range(len(pairs)), [count for _, _, count in pairs], color="#0072b2")
-    names = [f"{_short(confusion.classes[a])} taken for {_short(confusion.classes[b])}" for a, b, _ in pairs]
+    names = [f"{short_name(confusion.classes[a])} taken for {short_name(confusion.classes[b])}" for a, b, _ in pairs]
     axes.set_yticks(range(len(pairs)), names, fontsize=7.5)
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
@@ -102,6 +102,6 @@ def summary(confusion: Confusion) -> str:
     return f"{words}."
 
 
-def _short(name: object) -> str:
+def short_name(name: object) -> str:
     text = str(name).encode(errors="replace").decode()
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

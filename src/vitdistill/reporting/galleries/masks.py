@@ -197,6 +197,7 @@ def some_images(
     Raises:
         UserError: when there is none, or a file cannot be read.
     """
+
     from vitdistill.data.images.augment import Augment
     from vitdistill.data.images.recipes import eval_transform
 

@@ -1,0 +1,1 @@
+"""Images whose every pixel has a class: folder pairs as ADE20K's, and the bundled scenes."""

@@ -1,0 +1,59 @@
+"""How images and their masks are read, and how they are tested; a group of options, read without loading torch."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from vitdistill.errors import UserError
+
+Head = Literal["mask", "linear", "upernet"]
+MOST_CLASSES = 254  # of which masks of 8 bits can tell: 255 is no class, and 254 marks padding in a batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentFiles:
+    """Of the task segmentation: what masks mean, how images are scaled, and where networks look in tests.
+
+    Args:
+        classes: file with their names (ADE20K's objectInfo150.txt, or a name on each line), or how many there are; by
+            default an objectInfo150.txt or classes.txt beside the images, and 150 for a folder ADEChallengeData2016.
+        reduce_zero_label: masks count classes from 1, and 0 is no class (ADE20K's rule): 1 becomes class 0, and so on.
+            By default only for a folder ADEChallengeData2016.
+        ratio: smallest and largest factor on the size of training images, before a crop is cut; by default 0.5 to 2,
+            and 0.9 to 1.25 for the bundled scenes.
+        stride: pixels from one window to the next where an image is larger than the network's input. By default the
+            windows touch while training; a finished Segmenter is tested with the input's size - 32, an UperNet with two
+            thirds of it (480 and 341 of 512).
+        head: what makes maps of a ViT that does not label pixels yet: Segmenter's mask transformer (mask), by default,
+            or its linear decoder, or UperNet.
+    """
+
+    classes: int | str | None = None
+    reduce_zero_label: bool | None = None
+    ratio: tuple[float, float] | None = None
+    stride: int | None = None
+    head: Head | None = None
+
+    def __post_init__(self) -> None:
+        if self.ratio is not None:
+            low, high = self.ratio
+            if not (0 < low <= high and math.isfinite(high)):
+                raise UserError("--segments.ratio must be two factors above 0, the smaller first", f"{low:g}, {high:g}")
+        if self.stride is not None and self.stride < 1:
+            raise UserError("--segments.stride must be at least 1 pixel", self.stride)
+        if isinstance(self.classes, int) and not 2 <= self.classes <= MOST_CLASSES:
+            raise UserError(f"--segments.classes must be 2 to {MOST_CLASSES}, or a file of names", self.classes)
+
+    def over(self, recorded: Mapping[str, Any]) -> "SegmentFiles":
+        """These options, and for what is not given those of a run's configuration."""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return SegmentFiles.recorded({**recorded, **given})
+
+    @classmethod
+    def recorded(cls, config: Mapping[str, Any] | None) -> "SegmentFiles":
+        """The options in a run's configuration, where tuples are lists."""
+        values = dict(config or {})
+        if values.get("ratio") is not None:
+            values["ratio"] = tuple(values["ratio"])
+        return cls(**values)

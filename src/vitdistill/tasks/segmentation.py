@@ -1,0 +1,264 @@
+"""Which class each pixel of an image belongs to."""
+
+from collections.abc import Mapping
+from copy import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision import tv_tensors
+
+from vitdistill.data.device import OnDevice
+from vitdistill.data.images.augment import Augment
+from vitdistill.data.segments.files import Head, SegmentFiles
+from vitdistill.data.segments.folder import segment_folder
+from vitdistill.data.segments.masks import IGNORED
+from vitdistill.data.segments.scenes import scene_segments
+from vitdistill.data.segments.sizes import scored_size
+from vitdistill.data.segments.transforms import resized
+from vitdistill.data.source import DataSource
+from vitdistill.errors import UserError, refuse_without_effect
+from vitdistill.losses.segments import segmentation_terms
+from vitdistill.models.families.pixels import PixelViT
+from vitdistill.models.families.upernet import UperNetViT
+from vitdistill.models.network import Network
+from vitdistill.models.surgery.drop_path import drop_path_rates, set_drop_path
+from vitdistill.models.surgery.segmenter import segmenter, upernet
+from vitdistill.tasks.confusion import FILE, Confusion, table
+from vitdistill.tasks.pixels import PixelConfusion, PixelScores, at_their_size, class_rows, own_size, resized_map
+from vitdistill.tasks.task import Task
+from vitdistill.tasks.windows import slide
+from vitdistill.types import Output
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+PER_CLASS = "per_class.csv"
+SCENES = "scenes"
+OVERLAP = 32  # pixels that the windows of a Segmenter share in its test
+
+
+class Segmentation(Task):
+    """Cross-entropy over all pixels that have a class; validated by mean IoU over the classes.
+
+    Targets are (b, height, width) class numbers, 255 where there is none. In training all have the size of the
+    network's input. In validation masks keep their own size, see `predict`.
+
+    Example:
+        >>> source, task = Segmentation.open("scenes", augment=Augment(recipe="none"))
+        >>> method = Supervised(task.student(build("vit_tiny_patch16_224", image_size=48)), task=task)
+    """
+
+    score: ClassVar[str] = "miou"
+    columns: ClassVar[dict[str, str]] = {"miou": "mIoU %", "macc": "mean recall %", "aacc": "pixels right %"}
+    reads_grid: ClassVar[bool] = True
+    per_sample: ClassVar[bool] = False
+    augment: ClassVar[Augment | None] = Augment(recipe="none", hflip=0.5, color_jitter=0.5)
+
+    def __init__(self, classes: int, *, stride: int | None = None, head: Head | None = None) -> None:
+        """
+        Args:
+            classes: how many there are.
+            stride: pixels from one window to the next in images that are larger than the network's input; None is the
+                size of that input, so that windows touch.
+            head: what makes maps of a ViT: mask, linear or upernet; None is mask.
+        """
+        self.classes, self.stride, self.head = classes, stride, head
+        self.testing = False
+
+    @classmethod
+    def open(cls, data: Any, *, augment: Augment, files: Any = None) -> "tuple[DataSource, Segmentation]":
+        files = files or SegmentFiles()
+        if isinstance(data, DataSource):
+            source = data
+        elif data == SCENES:
+            source = scene_segments(files)
+        elif isinstance(data, str | Path):
+            source = segment_folder(data, files)
+        else:
+            raise UserError("Images with masks lie in a folder", type(data).__name__, "Give a folder, or scenes")
+        return source, cls(len(source.classes), stride=files.stride, head=files.head)
+
+    @classmethod
+    def source_of(cls, config: Mapping[str, Any]) -> DataSource:
+        return cls.open(config["data"], augment=Augment(), files=SegmentFiles.recorded(config.get("segments")))[0]
+
+    @classmethod
+    def augment_of(cls, data: Any) -> Augment | None:
+        """Digits are grey, and no digits when they are flipped."""
+        return Augment(recipe="none") if data == SCENES else cls.augment
+
+    def with_head(
+        self,
+        body: Network,
+        *,
+        pool: Any = "auto",
+        head_init: float = 0.001,
+        new_head: bool = False,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+    ) -> Network:
+        given = {"pool": pool, "dropout": dropout}
+        why = "with --task segmentation, whose heads read every patch"
+        refuse_without_effect(given, {"pool": "auto", "dropout": 0.0}, given, why)
+        if isinstance(body, PixelViT) and not new_head:
+            self._refuse_head(body)
+            set_drop_path(body, drop_path)
+            return body
+        return self._made(body, drop_path)
+
+    @classmethod
+    def of(cls, network: Network, *, smoothing: float = 0.0) -> "Segmentation":
+        return cls(network.num_classes)
+
+    def student(self, network: Network) -> Network:
+        """A Segmenter or an UperNet as it is; a ViT with a decoder in place of its classifier."""
+        if isinstance(network, PixelViT):
+            self._refuse_head(network)
+            return network
+        return self._made(network, max(drop_path_rates(network), default=0.0))
+
+    def _made(self, body: Network, drop_path: float) -> Network:
+        head = self.head or ("upernet" if isinstance(body, UperNetViT) else "mask")
+        if head == "upernet":
+            return upernet(body, self.classes, drop_path=drop_path)
+        return segmenter(body, self.classes, decoder=head, drop_path=drop_path)
+
+    def _refuse_head(self, network: Network) -> None:
+        if self.head is not None:
+            raise UserError(
+                f"--segments.head makes maps of a ViT; {network.name} labels pixels already",
+                self.head,
+                "Leave it out, or begin with a ViT",
+            )
+
+    def check(self, network: Network) -> None:
+        if not isinstance(network, PixelViT):
+            raise UserError(
+                f"{network.name} does not label pixels",
+                remedy="Choose a Segmenter or an UperNet (segmenter_small, upernet_vit_base), or train a ViT for it "
+                "with --task segmentation",
+            )
+        if network.num_classes != self.classes:
+            raise UserError(
+                f"The network must have the {self.classes} classes of the task; {network.name} has "
+                f"{network.num_classes}"
+            )
+        if self.stride is not None and self.stride > min(network.input.size):
+            rule = f"--segments.stride must be at most {min(network.input.size)}, the input of {network.name}"
+            raise UserError(rule, self.stride, "Windows farther apart leave pixels out")
+
+    def tested(self) -> "Segmentation":
+        """With windows that overlap, as finished networks are tested."""
+        task = copy(self)
+        task.testing = True
+        return task
+
+    def read(
+        self, network: Network, output: Output, targets: Tensor
+    ) -> Float[Tensor, "b c height width"] | Float[Tensor, "b 2 c height width"]:
+        """Scores of each pixel; behind them those of an auxiliary head, where the network trains one."""
+        assert output.prediction is not None
+        if output.distilled is None:
+            return output.prediction
+        return torch.stack((output.prediction, output.distilled), dim=1)
+
+    def predict(
+        self, network: Network, inputs: Float[Tensor, "b ch height width"], targets: Shaped[Tensor, "b rows columns"]
+    ) -> Tensor:
+        """Scores at the size of the inputs; NaN where an image was filled up to the size of its batch.
+
+        Args:
+            network: the student, or its average.
+            inputs: at least of the size that the network takes; larger ones are seen through sliding windows.
+            targets: masks at their own size, which tells that of each image in the batch.
+        """
+        crop = network.input.size
+        if tuple(inputs.shape[-2:]) == crop:
+            return self.read(network, network(inputs), targets)
+        sizes = [scored_size(own_size(mask), crop) for mask in targets]
+        return self.slide(network, inputs, sizes)
+
+    @torch.inference_mode()
+    def labelled(self, network: Network, image: Image.Image, *, at_once: int = 1) -> UInt8[np.ndarray, "height width"]:
+        """The class number of each pixel of a picture, at its own size.
+
+        Args:
+            network: in eval mode.
+            image: RGB.
+            at_once: windows that are looked at at once.
+        """
+        spec, place = network.input, next(network.parameters()).device
+        size = (image.height, image.width)
+        tested = scored_size(size, spec.size)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        pixels = resized(tv_tensors.Image(pixels), tested).as_subclass(Tensor)
+        inputs = OnDevice(Augment(recipe="none"), spec.mean, spec.std, self.classes).eval(pixels[None].to(place))
+        scores = self.slide(network, inputs, [tested], at_once)
+        return resized_map(scores, size)[0].argmax(dim=0).to(torch.uint8).cpu().numpy()
+
+    def slide(
+        self,
+        network: Network,
+        inputs: Float[Tensor, "b ch height width"],
+        sizes: list[tuple[int, int]],
+        at_once: int | None = None,
+    ) -> Float[Tensor, "b c height width"]:
+        """Scores through sliding windows.
+
+        Args:
+            network: in eval mode.
+            inputs: filled up to one size.
+            sizes: height and width of each without that.
+            at_once: windows that are looked at at once; None is as many as there are inputs.
+        """
+
+        def scores(windows: Tensor) -> Tensor:
+            found = network(windows).prediction
+            assert found is not None
+            return found
+
+        return slide(scores, inputs, sizes, network.input.size, self.stride_of(network), at_once)
+
+    def stride_of(self, network: Network) -> int:
+        """Pixels from one window to the next: as given, else by the family's publication."""
+        side = min(network.input.size)
+        if self.stride is not None:
+            return self.stride
+        if not self.testing:
+            return side
+        return round(2 * side / 3) if isinstance(network, UperNetViT) else max(1, side - OVERLAP)
+
+    def loss(self, prediction: Tensor, targets: Shaped[Tensor, "b height width"]) -> dict[str, Float[Tensor, ""]]:
+        if prediction.ndim == 5:
+            return segmentation_terms(prediction[:, 0], prediction[:, 1], targets)
+        return segmentation_terms(prediction, None, targets)
+
+    def validation_loss(
+        self, prediction: Float[Tensor, "b c height width"], targets: Shaped[Tensor, "b rows columns"]
+    ) -> Float[Tensor, ""]:
+        """Over images, the mean over the pixels of each that have a class."""
+        total = prediction.new_zeros((), dtype=torch.float32)
+        for scores, true in at_their_size(prediction, targets):
+            losses = F.cross_entropy(scores.float(), true, ignore_index=IGNORED, reduction="none").flatten(1)
+            total = total + (losses.sum(dim=1) / (true != IGNORED).flatten(1).sum(dim=1).clamp_min(1)).sum()
+        return total
+
+    def metrics(self) -> "dict[str, Metric]":
+        """One that gives all three, since they are of one matrix."""
+        return {"miou": PixelScores(self.classes)}
+
+    def details(self) -> "Metric | None":
+        return PixelConfusion(self.classes)
+
+    def detail_files(self, details: Tensor, source: DataSource) -> dict[str, str]:
+        rows = class_rows(details, source.classes)
+        return {PER_CLASS: table(rows, list(rows[0])), FILE: Confusion.of(details, source.classes).csv()}
+
+    def per_class(self, details: Tensor, source: DataSource) -> list[dict[str, Any]]:
+        return class_rows(details, source.classes)
