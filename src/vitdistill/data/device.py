@@ -17,6 +17,23 @@ from vitdistill.errors import UserError
 ManyViews = tuple[Any, ...]
 
 
+def blank_padding(
+    images: Float[Tensor, "b ch height width"] | ManyViews, sizes: Int64[Tensor, "b 2"] | None
+) -> Float[Tensor, "b ch height width"] | ManyViews:
+    """Zeros where images were filled up to the size of their batch, as detectors are trained; in place.
+
+    Args:
+        images: normalised.
+        sizes: height and width of each in pixels, as `Batch` has them; None leaves the images as they are.
+    """
+    if sizes is None:
+        return images
+    assert isinstance(images, Tensor)  # several views have sizes of their own
+    rows, columns = (torch.arange(side, device=images.device) for side in images.shape[-2:])
+    outside = (rows >= sizes[:, :1])[:, :, None] | (columns >= sizes[:, 1:])[:, None, :]
+    return images.masked_fill_(outside[:, None], 0.0)
+
+
 class OnDevice:
     """The part of a recipe that runs on the device, batch by batch.
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from vitdistill.data.order import EpochBatchSampler, EvalBatchSampler, SampleKey, seed_cpu_at
@@ -40,12 +41,15 @@ class Batch(NamedTuple):
         targets: class numbers, or what the transform made of them, e.g. boxes; None where there are no labels.
         index: which sample of the set each row is (of the replacement, where one was needed).
         skipped: the samples that could not be read while making this batch, with the reasons.
+        sizes: height and width of each image in pixels, where they differ: smaller ones are filled up at the right and
+            at the bottom. None where all fill the batch.
     """
 
     images: UInt8[Tensor, "b ch *pixels"] | tuple[UInt8[Tensor, "b ch ..."], ...]
     targets: Int64[Tensor, "b"] | Float32[Tensor, "b boxes values"] | None
     index: Int64[Tensor, "b"]  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     skipped: list[Unreadable]
+    sizes: Int64[Tensor, "b 2"] | None = None
 
 
 class Sample(NamedTuple):
@@ -98,10 +102,14 @@ class SampleSet(Dataset[Batch]):
     def _batch(self, keys: list[SampleKey]) -> Batch:
         skipped: list[Unreadable] = []
         samples = [sample for key in keys if (sample := self._sample(key, skipped)) is not None]
-        images = _stacked_views([sample.pixels for sample in samples]) if samples else self._no_images()
+        pixels = [sample.pixels for sample in samples]
+        sizes = None
+        if samples and getattr(self.transform, "sizes_differ", False):
+            pixels, sizes = filled_up(pixels)
+        images = _stacked_views(pixels) if samples else self._no_images()
         targets = _stacked_targets([sample.target for sample in samples])
         index = torch.tensor([sample.number for sample in samples], dtype=torch.int64)
-        return Batch(images, targets, index, skipped)
+        return Batch(images, targets, index, skipped, sizes)
 
     def _sample(self, key: SampleKey, skipped: list[Unreadable]) -> Sample | None:
         """The sample of a key or its replacement; None when there is none. Adds to `skipped` what was unreadable."""
@@ -265,6 +273,22 @@ def default_workers(source: DataSource, processes: int = 1) -> int:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(max(1, cores // processes), MAX_WORKERS)
+
+
+def filled_up(images: list[Any]) -> tuple[list[Any], Int64[Tensor, "b 2"]]:
+    """Images at the height of the highest and the width of the widest, and their own heights and widths.
+
+    What is added lies at the right and at the bottom; `device.blank_padding` makes it zeros once it is normalised.
+
+    Example:
+        >>> images, sizes = filled_up([torch.ones(3, 2, 4), torch.ones(3, 3, 2)])
+        >>> images[0].shape, sizes.tolist()
+        (torch.Size([3, 3, 4]), [[2, 4], [3, 2]])
+    """
+    sizes = torch.tensor([image.shape[-2:] for image in images], dtype=torch.int64)
+    height, width = sizes.amax(dim=0).tolist()
+    whole = [pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2])) for image in images]
+    return whole, sizes
 
 
 def _stacked_views(pixels: list[Any]) -> Tensor | tuple[Tensor, ...]:

@@ -148,7 +148,11 @@ class SeveralViews:
 
 @runtime_checkable
 class Transform(Protocol):
-    """From a sample to what the device gets: uint8, not normalised."""
+    """From a sample to what the device gets: uint8, not normalised.
+
+    One whose images differ in size says so by an attribute `sizes_differ` that is true: the loader then fills them up
+    to the largest height and width in the batch.
+    """
 
     @property
     def random(self) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vitdistill.data.clips.sampling import Views
 from vitdistill.data.clips.transforms import cut_views
+from vitdistill.data.device import blank_padding
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.loader import BAD_SHARE, Batch, CorruptLog, default_workers, make_loader
 from vitdistill.data.open import open_source
@@ -289,4 +290,5 @@ class Reader:
                 continue
             assert isinstance(batch.images, Tensor)  # one view: several are for training
             inputs = batch.images.to(self.place)
-            yield on_device.eval(inputs if views.count == 1 else cut_views(inputs, views)), batch
+            made = on_device.eval(inputs if views.count == 1 else cut_views(inputs, views))
+            yield blank_padding(made, None if batch.sizes is None else batch.sizes.to(self.place)), batch

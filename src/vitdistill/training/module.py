@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torchmetrics import MetricCollection
 
-from vitdistill.data.device import OnDevice
+from vitdistill.data.device import OnDevice, blank_padding
 from vitdistill.data.loader import Batch, CorruptLog
 from vitdistill.data.order import EpochBatchSampler, seed_everything_at
 from vitdistill.errors import UserError, together
@@ -128,6 +128,7 @@ class TrainingModule(pl.LightningModule):
         seed_everything_at(self.settings.seed, "step", self.current_epoch, batch_idx, self.global_rank)
         self._note_unreadable(batch)
         images, targets = self._on_device.train(batch.images, batch.targets)
+        images = blank_padding(images, batch.sizes)
         step = self.method(images, targets, self.progress(batch_idx))
         self._note(step.loss, batch_idx)
         values = {"train/loss": step.loss.detach(), **{f"train/{name}": value for name, value in step.terms.items()}}
@@ -287,7 +288,7 @@ class TrainingModule(pl.LightningModule):
         if (count := len(batch.index)) == 0:
             return
         self._val_sum[2] += count
-        images = self._on_device.eval(batch.images)
+        images = blank_padding(self._on_device.eval(batch.images), batch.sizes)
         if (task := self.method.task) is None:
             # The same masks in every epoch, so that epochs can be compared.
             seed_everything_at(self.settings.seed, "validation", batch_idx, self.global_rank)
