@@ -24,13 +24,10 @@ def method(**options: object) -> MaskedKD:
 
 def ask(probe: Probe, agrees: dict[tuple[str, int], float], rows: int = 64) -> None:
     """One question about so many inputs, on which answers agree as given."""
-    whole = torch.zeros(rows, 2)
-    whole[:, 0] = 1
+    whole = torch.zeros(rows, dtype=torch.long)
 
     def said(share: float) -> torch.Tensor:
-        answers = whole.clone()
-        answers[round(share * rows) :, 1] = 2
-        return answers
+        return torch.where(torch.arange(rows) < round(share * rows), whole, 1)
 
     probe.tell(whole, whole, {question: said(share) for question, share in agrees.items()})
 

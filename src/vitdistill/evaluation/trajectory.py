@@ -286,4 +286,4 @@ def look_at(
 def attention_of(run: Run) -> Attention:
     """Which attention of its student a run ranked patches by."""
     layer = run.setting("saliency_layer")
-    return Attention("last" if layer is None else layer, run.setting("saliency") or "cls")
+    return Attention("last" if layer is None else layer, run.setting("saliency"))

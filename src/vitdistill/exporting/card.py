@@ -29,15 +29,20 @@ SHOWN = 20  # classes that are listed
 def model_card(student: Student) -> str:
     """Markdown with the metadata that the hub reads: method, teacher, data, accuracy, cost, and how to load it."""
     run, classes = student.run, student.record.classes
+    detects = bool(student.network.detections)
     task = "image-classification" if student.network.num_classes else "image-feature-extraction"
-    head = ["---", "library_name: timm", f"pipeline_tag: {task}", "tags:", f"- {task}", "- timm", "- transformers"]
+    task, library = ("object-detection", "transformers") if detects else (task, "timm")
+    tags = [f"- {task}", *([] if detects else ["- timm"]), "- transformers"]
+    head = ["---", f"library_name: {library}", f"pipeline_tag: {task}", "tags:", *tags]
     lines = [*head, "- vitdistill", "---", "", f"# {run.name}", ""]
     lines += ["Trained with vitdistill.", ""]
     lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in _facts(student))]
     if classes:
         more = f" and {len(classes) - SHOWN} more, in `config.json`" if len(classes) > SHOWN else ""
         lines += ["", "## Classes", "", ", ".join(str(name) for name in classes[:SHOWN]) + more]
-    return "\n".join([*lines, "", "## Use", "", *_use(bool(student.network.num_classes)), ""])
+    return "\n".join(
+        [*lines, "", "## Use", "", *(_USE_DETECTOR if detects else _use(bool(student.network.num_classes))), ""]
+    )
 
 
 def _facts(student: Student) -> Iterator[tuple[str, str]]:
@@ -110,3 +115,15 @@ def _use(classifier: bool) -> list[Any]:
         f"vitdistill {'predict' if classifier else 'embed'} PATH photos/",
         "```",
     ]
+
+
+_USE_DETECTOR = [
+    "`PATH` is this folder; from the hub, give `OWNER/NAME`.",
+    "",
+    "```python",
+    "from transformers import AutoImageProcessor, AutoModelForObjectDetection",
+    "",
+    'model = AutoModelForObjectDetection.from_pretrained("PATH")',
+    'processor = AutoImageProcessor.from_pretrained("PATH")',
+    "```",
+]

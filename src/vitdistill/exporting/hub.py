@@ -17,6 +17,7 @@ from torch import Tensor
 from vitdistill.errors import UserError
 from vitdistill.exporting.card import model_card
 from vitdistill.exporting.form import Exported, Student
+from vitdistill.exporting.yolos import write_yolos
 from vitdistill.files import RECORD
 from vitdistill.models.record import timm_data_config
 
@@ -26,12 +27,14 @@ KEPT = ("classifier", "first_conv", "fixed_input_size")
 
 
 def write_hub(student: Student, folder: Path) -> Exported:
-    """Write the folder, and load it with timm, and with transformers where that is installed.
+    """Write the folder, and load it with timm, and with transformers where that is installed; a detector for the latter.
 
     Raises:
         UserError: when the network is none of timm's, or nothing in timm's format says what it is; when the folder
             holds something else.
     """
+    if student.network.detections:
+        return write_yolos(student, folder)
     _check(student, folder)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -14,7 +14,7 @@ from vitdistill.methods.selection.selector import Selector
 from vitdistill.methods.terms.term import Term
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.families import as_network
-from vitdistill.models.network import Network
+from vitdistill.models.network import Network, fit_all
 from vitdistill.models.teacher import FrameTeacher, Teacher
 from vitdistill.tasks.task import Task
 from vitdistill.types import Capture, Output, Step
@@ -95,6 +95,11 @@ class Distillation(Method):
     def forward(
         self, inputs: Float[Tensor, "b ch *pixels"], targets: Tensor | None = None, progress: float = 0.0
     ) -> Step:
+        # Networks without a fixed size have that of these inputs, so that patches are chosen on their grid.
+        with fit_all((self.student, *(teacher.network for teacher in self.teachers)), inputs):
+            return self._step(inputs, targets, progress)
+
+    def _step(self, inputs: Float[Tensor, "b ch *pixels"], targets: Tensor | None, progress: float) -> Step:
         if self.pipeline is not None and self.training:
             # The same passes, over parts of the batch.
             student, taught = self.pipeline.passes(self, inputs, progress)

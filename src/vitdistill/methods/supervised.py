@@ -59,7 +59,8 @@ class Supervised(Method):
         self, inputs: Float[Tensor, "b ch *pixels"], targets: Tensor | None = None, progress: float = 0.0
     ) -> Step:
         assert targets is not None
-        keep = self._draw(inputs) if self.training else None
+        with self.student.fit(tuple(inputs.shape[-2:])):
+            keep = self._draw(inputs) if self.training else None
         prediction = self.task.read(self.student, self.student(inputs, keep=keep), targets)
         losses = self.task.loss(prediction, targets)
         parts = {name: value.detach() for name, value in losses.items()}

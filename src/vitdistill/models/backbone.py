@@ -20,7 +20,7 @@ from vitdistill.models.network import Network, refuse_opaque
 from vitdistill.tokens.gather import keep_patches
 from vitdistill.types import NOTHING, QKV, Capture, InputSpec, Output, Point, TokenGrid, Tokens
 
-SaliencyKind = Literal["cls", "patch", "pool"]
+SaliencyKind = Literal["cls", "patch", "pool", "det"]
 Captured = dict[tuple[int, Point], Tokens | QKV]
 
 # Blocks by word (MaskedKD, Table 6: 1, 6 and 12 of 12, counted from 1).
@@ -44,11 +44,13 @@ class Backbone(Network, ABC):
         has_bias: whether blocks add something to the scores of queries and keys before the softmax.
         blocks_apart: whether a block's weights are looked at in its own pass alone, so that they may be gathered for it
             where they are sharded.
+        saliency_by_default: the attention that ranks patches where nobody says which.
     """
 
     maskable = True
     has_bias = False
     blocks_apart = True
+    saliency_by_default: SaliencyKind = "cls"
 
     # --- what the network is --------------------
 
@@ -220,6 +222,10 @@ class Backbone(Network, ABC):
                 "The saliency 'pool' needs a network that pools its patches by attention (SigLIP, Perception Encoder)",
                 self.name,
                 "Use --saliency cls or patch",
+            )
+        if kind == "det":
+            raise UserError(
+                "The saliency 'det' needs a network with detection tokens (YOLOS)", self.name, "Use --saliency cls"
             )
         self.read_qkv(self.block_index(block))
         return Capture.at(block, "qkv")

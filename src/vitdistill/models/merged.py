@@ -225,7 +225,7 @@ def check_mergeable(network: Network) -> None:
     remedy = "Choose one of these, or merge no tokens"
     if not network.trains_body:
         raise UserError(rule, f"{network.name}, a frozen body with a linear classifier on it", remedy)
-    if isinstance(network, RotaryViT) or not isinstance(network, ViT | CaiT):
+    if isinstance(network, RotaryViT) or not isinstance(network, ViT | CaiT) or network.detections:
         raise UserError(rule, network.name, remedy)
     trunk = network.blocks[: network.trunk_depth] if isinstance(network, CaiT) else network.blocks
     if not all(kind_of(block) in HALVES for block in trunk):

@@ -14,11 +14,12 @@ from vitdistill.models.presets import BUNDLED, PRESETS
 
 HUBS = ("hf-hub:", "hf_hub:", "local-dir:")  # what timm looks up elsewhere
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
-VIDEO, CONVVIT = "video_vit_", "convvit_"
-OURS = (VIDEO, CONVVIT)  # what the names of our own architectures begin with
+VIDEO, CONVVIT, YOLOS = "video_vit_", "convvit_", "yolos_"
+OURS = (VIDEO, CONVVIT, YOLOS)  # what the names of our own architectures begin with
 REGISTERED = (
     *(f"{VIDEO}{size}_patch16_224" for size in ("small", "base", "large", "huge")),
     f"{CONVVIT}base_patch16_224",
+    *(f"{YOLOS}{size}" for size in ("tiny", "small", "small_dwr", "base")),
 )
 CONFIG = "config.json"  # in a folder of transformers' or timm's
 # What the classifier of a linear-only student reads of its frozen body (DINO's linear evaluation).

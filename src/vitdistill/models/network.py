@@ -1,6 +1,8 @@
 """The interface of any network, and of one that is known by its prediction alone."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, NoReturn
 
 from jaxtyping import Float, Int
@@ -25,11 +27,14 @@ class Network(nn.Module, ABC):
         maskable: whether `keep` may be given, that is whether patches can be left out of the input.
         sized: whether inputs must have the size of `input`; a teacher without a stated size gets the student's inputs.
         trains_body: whether training changes more than the classifier, so that gradients pass through the network.
+        padded: whether the images of a batch may differ in size, and are then filled up with zeros at the right and at
+            the bottom.
     """
 
     maskable = False
     sized = True
     trains_body = True
+    padded = False
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -49,6 +54,41 @@ class Network(nn.Module, ABC):
     def num_classes(self) -> int:
         """Classes of the classifier; 0 where there is none."""
         return int(self.net.num_classes)
+
+    def fit(self, size: Sequence[int]) -> AbstractContextManager[None]:
+        """Within the context, `input` and `grid` are those of inputs of a size.
+
+        Of a network without a fixed size, that is; by default nothing changes. Whoever asks for the grid of inputs
+        before the network sees them calls it; `forward` does so by itself.
+
+        Args:
+            size: height and width in pixels.
+
+        Raises:
+            UserError: when the network cannot take inputs of this size.
+        """
+        return nullcontext()
+
+    @property
+    def detections(self) -> int:
+        """Objects that the network can find in one input; 0 of all but detectors."""
+        return 0
+
+    def named(self, prediction: Tensor) -> Int[Tensor, "b *things"] | None:
+        """The class that a prediction names, of an input or of each thing in it; -1 where there is nothing to name.
+
+        None where a prediction names nothing that could be compared from one pass to another.
+        """
+        return prediction.argmax(dim=1) if prediction.ndim == 2 else None
+
+    def in_order(self, prediction: Tensor, order: Int[Tensor, "c"]) -> Tensor:
+        """A prediction for classes in another order.
+
+        Args:
+            prediction: of the network.
+            order: which of the network's classes each class is.
+        """
+        return prediction.index_select(1, order)
 
     def fixed(self) -> dict[str, Tensor]:
         """Tensors that belong into a file of the network though `net` does not hold them; none of most networks.
@@ -198,6 +238,14 @@ class Opaque(Network):
         # Two heads: a distilled EfficientFormer, say.
         first, second = prediction if isinstance(prediction, tuple) else (prediction, None)
         return Output(prediction=first, distilled=second)
+
+
+def fit_all(networks: Iterable[Network], inputs: Tensor) -> ExitStack:
+    """A context in which networks without a fixed size have that of the inputs; see `Network.fit`."""
+    with ExitStack() as stack:
+        for network in networks:
+            stack.enter_context(network.fit(tuple(inputs.shape[-2:])))
+        return stack.pop_all()
 
 
 def _spread(values: tuple[float, ...], count: int) -> tuple[float, ...]:

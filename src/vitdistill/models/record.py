@@ -12,6 +12,7 @@ from torch import nn
 
 from vitdistill.errors import UserError
 from vitdistill.files import RECORD, WEIGHTS
+from vitdistill.models.names import YOLOS
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ class ModelRecord:
         """What the network has that no network of timm has, in words; None where timm can build all of it."""
         if self.features:
             return f"a classifier that reads the features {self.features!r} of several blocks or patches"
+        if (self.architecture or "").startswith(YOLOS):
+            return "detection tokens"
         return "a distillation token without a position" if self.args.get("dist_token") else None
 
     def write(self, folder: Path) -> None:

@@ -211,14 +211,14 @@ class Teacher:
         pictures = F.interpolate(pictures, size=size, mode="bicubic", align_corners=False, antialias=shrinking)
         return pictures if inputs.ndim == 4 else pictures.unflatten(0, (len(inputs), -1)).transpose(1, 2)
 
-    def _class_scores(self, output: Float[Tensor, "b e"]) -> Float[Tensor, "b c"]:
+    def _class_scores(self, output: Float[Tensor, "b *e"]) -> Float[Tensor, "b *c"]:
         if self._text is not None and self.text_embeddings is not None:
             self.text_embeddings = self.text_embeddings.to(output.device)
             output = self._text.scale * F.normalize(output, dim=-1) @ self.text_embeddings.T
         if self.order is None:
             return output
         self.order = self.order.to(output.device)
-        return output.index_select(1, self.order)
+        return self.network.in_order(output, self.order)
 
 
 def onto(tensor: Tensor, device: torch.device) -> Tensor:

@@ -55,13 +55,34 @@ def attention_received(
         prefix: number of prefix tokens; left out as queries and of the result, kept in the softmax.
         bias: added to the scores (Swin's and BEiT's relative position bias).
     """
+    bias = None if bias is None else bias[:, :, prefix:]
+    return attention_of_queries(q[:, :, prefix:], k, prefix=prefix, bias=bias)
+
+
+def attention_of_queries(
+    q: Float[Tensor, "b h r d"],
+    k: Float[Tensor, "b h m d"],
+    *,
+    prefix: int,
+    bias: Float[Tensor, "1 h r m"] | None = None,
+) -> Float[Tensor, "b n"]:
+    """Attention of some queries to each patch, over all tokens, averaged over heads and queries.
+
+    Holds one head's (b, r, m) scores at a time.
+
+    Args:
+        q: queries of the tokens that look: a detector's detection tokens, or all patches.
+        k: keys of all tokens, prefix tokens first.
+        prefix: number of prefix tokens; left out of the result, kept in the softmax.
+        bias: added to the scores.
+    """
     q, k = q.detach().float() * q.shape[-1] ** -0.5, k.detach().float()
     total = torch.zeros(k.shape[0], k.shape[2], device=k.device)
     with without_autocast(k.device):
         for head in range(q.shape[1]):
-            scores = q[:, head, prefix:] @ k[:, head].transpose(-2, -1)
+            scores = q[:, head] @ k[:, head].transpose(-2, -1)
             if bias is not None:
-                scores = scores + bias.detach().float()[:, head, prefix:]
+                scores = scores + bias.detach().float()[:, head]
             total += scores.softmax(dim=-1).mean(dim=1)
     return total[:, prefix:] / q.shape[1]
 

@@ -16,7 +16,7 @@ def masks(
     keep: int | float | None = None,
     count: int = 8,
     layer: str | int | None = None,
-    saliency: Literal["cls", "patch", "pool"] | None = None,
+    saliency: Literal["cls", "patch", "pool", "det"] | None = None,
     seed: int = 0,
     heatmap: bool = True,
     student_args: dict[str, Any] | None = None,
@@ -35,8 +35,8 @@ def masks(
         count: images to show.
         layer: block whose attention ranks the patches: first, middle, last, or its number from 0; by default the
             run's, or the last.
-        saliency: attention of the class token, received from all patches, or of the pooling head; by default the
-            run's, or that of the class token.
+        saliency: attention of the class token, received from all patches, of the pooling head, or of detection tokens;
+            by default the run's, or that of the class token (of a detector, det).
         seed: which images are drawn, and how untrained students are initialised.
         heatmap: also draw how often each position is kept, over up to 256 images.
         student_args: further arguments of untrained students.
@@ -92,7 +92,7 @@ def masks(
             normalised(batch, student),
             ended.count(1.0, student.grid.count),
             layer=layer if layer is not None else own.get("saliency_layer", "last"),
-            kind=saliency or own.get("saliency", "cls"),
+            kind=saliency or own.get("saliency"),
             order=own.get("order", "top"),
         )
         columns.append(Column(f"{title}\n{kept.shape[1]} of {student.grid.count}", kept, student.grid))

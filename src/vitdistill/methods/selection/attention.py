@@ -17,7 +17,7 @@ from vitdistill.types import Capture
 class StudentAttention(Criterion):
     """The student's own attention: the method of the paper. Its pass is needed anyway, so this is almost free."""
 
-    def __init__(self, layer: int | str = "last", kind: SaliencyKind = "cls") -> None:
+    def __init__(self, layer: int | str = "last", kind: SaliencyKind | None = None) -> None:
         self.layer, self.kind = layer, kind
 
     @classmethod
@@ -26,18 +26,18 @@ class StudentAttention(Criterion):
 
     def capture(self, student: Network) -> Capture:
         backbone = attentive(student)
-        return replace(backbone.saliency_capture(backbone.block_index(self.layer), self.kind), head=False)
+        return replace(backbone.saliency_capture(*where(backbone, self.layer, self.kind)), head=False)
 
     def scores(self, scene: Scene) -> Float[Tensor, "b n"]:
         student = attentive(scene.student)
-        scores = student.saliency(scene.output, student.block_index(self.layer), self.kind)
-        return transfer(scores, student.grid, scene.grid)
+        scores = student.saliency(scene.output, *where(student, self.layer, self.kind))
+        return transfer(scores, scene.output.grid or student.grid, scene.grid)
 
 
 class NetworkAttention(Criterion):
     """The attention of another frozen network (the paper's DINO): costs that network's pass every step."""
 
-    def __init__(self, network: Teacher, layer: int | str = "last", kind: SaliencyKind = "cls") -> None:
+    def __init__(self, network: Teacher, layer: int | str = "last", kind: SaliencyKind | None = None) -> None:
         self.network, self.layer, self.kind = network, layer, kind
         self._capture(network)  # an impossible block is refused now, not in the first step
 
@@ -55,13 +55,13 @@ class NetworkAttention(Criterion):
 
     def _capture(self, network: Teacher) -> Capture:
         backbone = attentive(network.network)
-        return replace(backbone.saliency_capture(backbone.block_index(self.layer), self.kind), head=False)
+        return replace(backbone.saliency_capture(*where(backbone, self.layer, self.kind)), head=False)
 
     def _scores_of(self, network: Teacher, scene: Scene) -> Float[Tensor, "b n"]:
         backbone = network.backbone
         output = network(scene.inputs, capture=self._capture(network))
-        scores = backbone.saliency(output, backbone.block_index(self.layer), self.kind)
-        return transfer(scores, backbone.grid, scene.grid)
+        scores = backbone.saliency(output, *where(backbone, self.layer, self.kind))
+        return transfer(scores, output.grid or backbone.grid, scene.grid)
 
 
 class TeacherAttention(NetworkAttention):
@@ -70,7 +70,7 @@ class TeacherAttention(NetworkAttention):
     With the last block and half of the patches the two cost more than one pass over all of them; an early one saves.
     """
 
-    def __init__(self, layer: int | str = "last", kind: SaliencyKind = "cls") -> None:
+    def __init__(self, layer: int | str = "last", kind: SaliencyKind | None = None) -> None:
         self.layer, self.kind = layer, kind
 
     @classmethod
@@ -83,6 +83,11 @@ class TeacherAttention(NetworkAttention):
     def scores(self, scene: Scene) -> Float[Tensor, "b n"]:
         assert scene.teacher is not None
         return self._scores_of(scene.teacher, scene)
+
+
+def where(network: Backbone, layer: int | str, kind: SaliencyKind | None) -> tuple[int, SaliencyKind]:
+    """The block whose attention ranks patches, and which attention of it."""
+    return network.block_index(layer), network.saliency_by_default if kind is None else kind
 
 
 def attentive(network: Network) -> Backbone:

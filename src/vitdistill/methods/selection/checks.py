@@ -23,6 +23,22 @@ def check_maskable(network: Network, amount: Amount) -> None:
         )
 
 
+def check_shares(network: Network, amount: Amount) -> None:
+    """
+    Raises:
+        UserError: when a number of patches is asked for of inputs that differ in size.
+    """
+    schedule = getattr(amount, "schedule", None)
+    if network.sized or schedule is None:
+        return
+    if any(float(keep) > 1 or str(keep).isdecimal() for _, keep in schedule.points):
+        raise UserError(
+            f"{network.name} takes images of any size, of which only a share of the patches can be kept",
+            f"keep {amount}",
+            "Give a fraction, such as --keep 0.5",
+        )
+
+
 def check_terms(terms: tuple[Any, ...], amount: Amount, *, auto: bool) -> None:
     """
     Args:

@@ -21,7 +21,7 @@ class Costs:
             mask: who sees only the kept ones.
         """
         self.criterion, self.mask = criterion, mask
-        self._known: dict[tuple[int, int | None, Capture], float] = {}
+        self._known: dict[tuple[int, tuple[int, ...], int | None, Capture], float] = {}
 
     def of(self, kept: int, student: Network, teacher: Teacher) -> float:
         """Of the teacher's pass over so many patches, and of what ranks them."""
@@ -65,7 +65,7 @@ class Costs:
 
     def macs(self, one: Pass) -> float:
         """Of a pass. Networks that are not known by their layers are traced, which takes a while."""
-        key = id(one.network), one.kept, one.capture
+        key = id(one.network), one.network.input.shape, one.kept, one.capture
         if key not in self._known:
             self._known[key] = one._replace(times=1).macs
         return one.times * self._known[key]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vitdistill.models.backbone import SaliencyKind
@@ -31,6 +31,8 @@ class Scene:
         teacher: the teacher.
         grid: the grid in which patches are selected.
         noise: what chance goes by, for draws that can be repeated; None draws it.
+        padding: patches that show nothing of the input, since it was filled up to the size of its batch: they are kept
+            last. None where there are none.
     """
 
     inputs: Float[Tensor, "b ch *pixels"]
@@ -39,6 +41,11 @@ class Scene:
     teacher: Teacher | None
     grid: TokenGrid
     noise: Float[Tensor, "b n"] | None = None
+    padding: Bool[Tensor, "b n"] | None = None
+
+    def last(self, scores: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
+        """Scores in which padding comes behind everything else; above -inf, which marks what is already chosen."""
+        return scores if self.padding is None else scores.masked_fill(self.padding, torch.finfo(scores.dtype).min)
 
 
 @dataclass(frozen=True)
@@ -47,13 +54,13 @@ class Attention:
 
     Attributes:
         layer: block, a number from 0 (negative from the end), or first, middle or last.
-        kind: attention of the class token ("cls"), received from all patches ("patch"), or of the pooling
-            head ("pool").
+        kind: attention of the class token ("cls"), received from all patches ("patch"), of the pooling head ("pool"),
+            or of the detection tokens ("det"); None is what the network says (`saliency_by_default`).
         network: the frozen network of the criteria that ask a third one.
     """
 
     layer: int | str = "last"
-    kind: SaliencyKind = "cls"
+    kind: SaliencyKind | None = None
     network: Teacher | None = None
 
 
@@ -94,7 +101,7 @@ class Criterion:
 
     def pick(self, scores: Float[Tensor, "b n"], scene: Scene, k: int, *, order: Order = "top") -> Int[Tensor, "b k"]:
         """The `k` patches of highest (or lowest) score, ascending; several `k` cost one pass of who ranks them."""
-        return top_k(scores if order == "top" else -scores, k)
+        return top_k(scene.last(scores if order == "top" else -scores), k)
 
     def select(self, scene: Scene, k: int, *, order: Order = "top") -> Int[Tensor, "b k"]:
         """The `k` patches of a scene that are kept, ascending."""
@@ -126,4 +133,5 @@ class MixedWithRandom(Criterion):
 
     def pick(self, scores: Float[Tensor, "b n"], scene: Scene, k: int, *, order: Order = "top") -> Int[Tensor, "b k"]:
         noise = torch.rand_like(scores) if scene.noise is None else scene.noise
-        return top_then_random(scores if order == "top" else -scores, noise, k, self.random_share)
+        ranked = scene.last(scores if order == "top" else -scores)
+        return top_then_random(ranked, scene.last(noise), k, self.random_share)

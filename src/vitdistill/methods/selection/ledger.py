@@ -17,13 +17,15 @@ class Ledger:
         seen: in training; entry k counts inputs of which k patches were kept.
         asked: when it was asked what it knows.
         ranked: inputs whose patches were ranked so that some could be left out.
+        varied: inputs in training whose size the teacher does not fix: of these, a number of patches says nothing.
+        megamacs: what the teacher's side has computed over these, in 1e6 multiply-accumulates.
         complete: whether all of the training was counted: not after resuming a run of an earlier version.
     """
 
     def __init__(self, *, complete: bool = True) -> None:
         self.seen: list[int] = []
         self.asked: list[int] = []
-        self.ranked = 0
+        self.ranked = self.varied = self.megamacs = 0
         self.complete = complete
 
     @classmethod
@@ -40,6 +42,7 @@ class Ledger:
         share = 1 if first else 0  # zeros of the same length, since the processes add up what they have
         ledger.seen, ledger.asked = ([share * number for number in state[name]] for name in ("seen", "asked"))
         ledger.ranked = share * state["ranked"]
+        ledger.varied, ledger.megamacs = (share * state.get(name, 0) for name in ("varied", "megamacs"))
         return ledger
 
     def note(self, keep: Int[Tensor, "b k"] | Groups | None, batch: int, patches: int) -> None:
@@ -59,16 +62,22 @@ class Ledger:
             self.asked[count] += rows
         self.ranked += rankings * rows
 
+    def spend(self, macs: float, batch: int = 0) -> None:
+        """Count what inputs of varying size have cost, which other ledgers count by their numbers of patches."""
+        self.megamacs += round(macs / 1e6)
+        self.varied += batch
+
     def state(self, total: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         """As plain values.
 
         Args:
             total: the sum of a tensor over all processes.
         """
-        counts = total(torch.tensor([self.ranked, *self.seen, *self.asked]))
-        ranked, *rest = counts.tolist()
+        counts = total(torch.tensor([self.ranked, self.varied, self.megamacs, *self.seen, *self.asked]))
+        ranked, varied, megamacs, *rest = counts.tolist()
         half = len(rest) // 2
-        return {"seen": rest[:half], "asked": rest[half:], "ranked": ranked, "complete": self.complete}
+        sums = {"ranked": ranked, "varied": varied, "megamacs": megamacs}
+        return {"seen": rest[:half], "asked": rest[half:], **sums, "complete": self.complete}
 
     def _open(self, patches: int) -> None:
         if len(self.seen) <= patches:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Int
 from torch import Tensor
 from torch import distributed as dist
 
@@ -89,18 +89,22 @@ class Probe:
         self.next = self.steps + max(1, math.ceil(cost / (self.share * cost_of_step))) - 1
 
     def tell(
-        self, whole: Float[Tensor, "r c"], used: Float[Tensor, "r c"], masked: dict[Question, Float[Tensor, "r c"]]
+        self,
+        whole: Int[Tensor, "r *things"],
+        used: Int[Tensor, "r *things"],
+        masked: dict[Question, Int[Tensor, "r *things"]],
     ) -> None:
         """Add the answers about a few inputs, of all processes.
 
         Args:
-            whole: class scores of the teacher that sees every patch.
+            whole: classes that the teacher names that sees every patch (`Network.named`): of each input, or of each
+                thing that it may find in one, -1 where it finds none. It is asked about what it finds then.
             used: of the teacher as it is masked in this step.
             masked: of the teacher that sees other patches.
         """
-        said = whole.argmax(dim=1)
-        hits = [(scores.argmax(dim=1) == said).sum() for scores in (used, *masked.values())]
-        counts = torch.stack([*hits, torch.full_like(hits[0], len(whole))])
+        there = whole >= 0
+        hits = [((classes == whole) & there).sum() for classes in (used, *masked.values())]
+        counts = torch.stack([*hits, there.sum()])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(counts)
         own, *others, asked = counts.tolist()

@@ -12,7 +12,7 @@ from vitdistill.methods.method import Pass, Spent
 from vitdistill.methods.selection import CriterionName, make_criterion
 from vitdistill.methods.selection.amounts import Agree, Amount, Keep, Mass, amount_of, check_selection
 from vitdistill.methods.selection.auto import Auto
-from vitdistill.methods.selection.checks import check_maskable, check_terms
+from vitdistill.methods.selection.checks import check_maskable, check_shares, check_terms
 from vitdistill.methods.selection.costs import Costs
 from vitdistill.methods.selection.criterion import Attention, Criterion, Scene
 from vitdistill.methods.selection.ledger import Ledger
@@ -24,7 +24,8 @@ from vitdistill.methods.terms.term import Term
 from vitdistill.models.backbone import Backbone, SaliencyKind
 from vitdistill.models.network import Network
 from vitdistill.models.teacher import Teacher
-from vitdistill.tokens.keep import KeepSchedule
+from vitdistill.tokens.keep import KeepSchedule, keep_count
+from vitdistill.tokens.padding import padding_patches
 from vitdistill.types import Capture, Output
 
 
@@ -41,7 +42,7 @@ class Ranked(Selector):
         keep: Keep | KeepSchedule | Amount = 0.5,
         criterion: CriterionName | Criterion = "student",
         order: Literal["top", "bottom"] = "top",
-        saliency: SaliencyKind = "cls",
+        saliency: SaliencyKind | None = None,
         saliency_layer: str | int = "last",
         mask: Literal["teacher", "student"] = "teacher",
         network: Teacher | None = None,
@@ -57,9 +58,10 @@ class Ranked(Selector):
                 of them and half chance (student+random), or student or random, whichever the teacher knows more of
                 (auto).
             order: keep the highest ranked patches, or (an ablation) the lowest.
-            saliency: attention of the class token (cls), attention received from all patches (patch), or attention of
-                the head that pools the patches (pool: SigLIP, Perception Encoder). Where the head reads no class token,
-                cls stands for pool if the network pools so, else for patch.
+            saliency: attention of the class token (cls), attention received from all patches (patch), attention of
+                the head that pools the patches (pool: SigLIP, Perception Encoder), or of the detection tokens (det:
+                YOLOS); by default det of a detector, cls of all others. Where the head reads no class token, cls stands
+                for pool if the network pools so, else for patch.
             saliency_layer: block whose attention ranks the patches: first, middle, last, or its number from 0.
             mask: who sees only the kept patches; masking the student is the variant that the paper argues against.
             network: the frozen network of the criteria that name one.
@@ -71,12 +73,13 @@ class Ranked(Selector):
         super().__init__()
         for option, value, known in (
             ("order", order, ("top", "bottom")),
-            ("saliency", saliency, ("pool", "cls", "patch")),
+            ("saliency", saliency, (None, "pool", "cls", "patch", "det")),
             ("mask", mask, ("teacher", "student")),
         ):
             if value not in known:
-                words = f"{', '.join(known[:-1])} or {known[-1]}"
-                raise UserError(f"{option} must be {words}", repr(value), near(str(value), known))
+                names = [name for name in known if name is not None]
+                words = f"{', '.join(names[:-1])} or {names[-1]}"
+                raise UserError(f"{option} must be {words}", repr(value), near(str(value), names))
         check_selection(keep, criterion, order, mask)
         self.amount, self.order, self.mask = amount_of(keep), order, mask
         attention = Attention(saliency_layer, saliency, network)
@@ -85,7 +88,8 @@ class Ranked(Selector):
         )
         follows = isinstance(self.amount, Agree) or isinstance(self.criterion, Auto)
         self.probe = Probe(FOLLOWING if follows else WATCHING)
-        self._patches = 1
+        self._patches = 1  # of the masked network's own grid, on which `agree` and `auto` keep count
+        self._capture = Capture(head=False)
         self._ledger = Ledger()
         self._costs = Costs(self.criterion, mask)
 
@@ -95,14 +99,17 @@ class Ranked(Selector):
         network = teacher.network if self.mask == "teacher" else student
         masked = self.masked(student, teacher)
         check_maskable(network, self.amount)
+        terms = tuple(terms)
+        self._capture = Capture.union(term.captures()[1] for term in terms)
         if masked is None:
             return
+        check_shares(masked, self.amount)
         self._patches = patches = masked.grid.count
         self.amount.fit(lambda kept: self._cost(kept, student, teacher), patches)
         if self.amount.smallest(patches) < patches:
             self.criterion.capture(student)  # an impossible block is refused now, not in the first step
             self.criterion.ranking(teacher)
-        check_terms(tuple(terms), self.amount, auto=isinstance(self.criterion, Auto))
+        check_terms(terms, self.amount, auto=isinstance(self.criterion, Auto))
 
     def masked(self, student: Network, teacher: Teacher) -> Backbone | None:
         network = teacher.network if self.mask == "teacher" else student
@@ -116,8 +123,16 @@ class Ranked(Selector):
         masked = self.masked(student, teacher)
         if masked is None:
             return None
-        count = self.amount.count(progress, masked.grid.count)
-        return None if count == masked.grid.count else count
+        patches = masked.grid.count
+        if self.amount.follows:
+            count = self._carried(self.amount.count(progress, self._patches), patches)
+        else:
+            count = self.amount.count(progress, patches)
+        return None if count == patches else count
+
+    def _carried(self, count: int, patches: int) -> int:
+        """A number of patches of the network's own grid as that of a grid of inputs of another size."""
+        return count if patches == self._patches else keep_count(count / self._patches, patches)
 
     def _ranks(self, student: Network, teacher: Teacher, progress: float) -> bool:
         """Whether patches may be ranked in a step: because some are left out, or because the teacher may be asked."""
@@ -153,7 +168,10 @@ class Ranked(Selector):
         if self.mask == "student" or not self._ranks(student, teacher, progress):
             return None
         if isinstance(self.amount, Mass):
-            return by_mass(self.criterion.scores(self._scene(inputs, output, student, teacher)), self.amount.share)
+            scene = self._scene(inputs, output, student, teacher)
+            scores = self.criterion.scores(scene)
+            scores = scores if scene.padding is None else scores.masked_fill(scene.padding, 0.0)
+            return by_mass(scores, self.amount.share)
         count = self._count(student, teacher, progress)
         if count is None:
             return None
@@ -164,7 +182,8 @@ class Ranked(Selector):
     ) -> Scene:
         masked = self.masked(student, teacher)
         assert masked is not None
-        return Scene(inputs.detach(), student, output, teacher, masked.grid, noise)
+        padding = padding_patches(inputs, masked.grid) if masked.padded else None
+        return Scene(inputs.detach(), student, output, teacher, masked.grid, noise, padding)
 
     # --- batches that are seen in parts --------------------
 
@@ -201,7 +220,12 @@ class Ranked(Selector):
             return {}
         patches = teacher.grid.count
         kept = mean_kept(keep, len(inputs), patches)
-        self._ledger.note(keep, len(inputs), patches)
+        if teacher.network.sized:
+            self._ledger.note(keep, len(inputs), patches)
+        else:
+            step = Ledger()
+            step.note(keep, len(inputs), patches)
+            self._ledger.spend(self._costs.spent(step, student, teacher, self._capture), len(inputs))
         if not self._ranks(student, teacher, progress):
             return {}
         measured = {"keep": kept} if self.amount.follows else {}
@@ -209,32 +233,40 @@ class Ranked(Selector):
             measured["random"] = float(self.criterion.chosen == "random")
         if isinstance(self.amount, Mass):
             self.amount.kept = round(kept)
-        if seen.prediction is not None and self.probe.due():
-            self._ask(inputs, output, student, teacher, seen, round(kept))
+        named = None if seen.prediction is None else teacher.network.named(seen.prediction)
+        if named is not None and self.probe.due():
+            self._ask(inputs, output, student, teacher, named, round(kept))
         return measured
 
-    def _ask(self, inputs: Tensor, output: Output, student: Network, teacher: Teacher, seen: Output, kept: int) -> None:
+    def _ask(
+        self, inputs: Tensor, output: Output, student: Network, teacher: Teacher, named: Tensor, kept: int
+    ) -> None:
         """Ask the teacher about the first inputs of a batch: whole, and as other counts and criteria would mask it.
 
         Draws of random patches come after those of the step itself.
         """
         rows, patches = self.probe.rows(len(inputs)), teacher.grid.count
         scene = self._scene(inputs[:rows], output.first(rows), student, teacher)
-        assert seen.prediction is not None
         masked: dict[Question, Tensor] = {}
-        for name, counts in self._questions(patches).items():
+        for name, counts in self._questions(self._patches).items():
             criterion = self._candidates[name]
             scores = criterion.scores(scene)
             for count in counts:
-                keep = criterion.pick(scores, scene, count, order=self.order)
-                masked[name, count] = _prediction(teacher, scene.inputs, keep)
-        whole = _prediction(teacher, scene.inputs, None)
-        self.probe.tell(whole, seen.prediction[:rows], masked)
-        numbers = [patches, *(count for _, count in masked)]
+                keep = criterion.pick(scores, scene, self._carried(count, patches), order=self.order)
+                masked[name, count] = _named(teacher, scene.inputs, keep)
+        whole = _named(teacher, scene.inputs, None)
+        self.probe.tell(whole, named[:rows], masked)
+        numbers = [patches, *(self._carried(count, patches) for _, count in masked)]
         cost = rows * sum(self._costs.of(number, student, teacher) for number in numbers)
         self.probe.wait(cost, len(inputs) * self._costs.of_step(kept, student, teacher))
-        self._ledger.ask(rows, numbers, patches, rankings=len({name for name, _ in masked}))
-        self._follow(patches)
+        rankings = len({name for name, _ in masked})
+        if teacher.network.sized:
+            self._ledger.ask(rows, numbers, patches, rankings=rankings)
+        else:
+            asked = Ledger()
+            asked.ask(rows, numbers, patches, rankings=rankings)
+            self._ledger.spend(self._costs.spent(asked, student, teacher, self._capture))
+        self._follow(self._patches)
 
     @property
     def _candidates(self) -> dict[str, Criterion]:
@@ -278,10 +310,11 @@ class Ranked(Selector):
         remedies.append("more patches (--keep 0.75, or agree:0.9)")
         remedies.append("a teacher that was tuned for masks (vitdistill finetune --patch_drop 0.5)")
         kept = self._count(student, teacher, 1.0) or teacher.grid.count
+        things = "objects" if teacher.network.detections else "inputs"
         return (
-            f"The masked teacher names the class that the whole one names on only {100 * own.share:.0f}% of the inputs "
-            f"({teacher.name}, {kept} of {teacher.grid.count} patches), and may mislead its student. In order of cost: "
-            f"{'; '.join(remedies)}"
+            f"The masked teacher names the class that the whole one names on only {100 * own.share:.0f}% of the "
+            f"{things} ({teacher.name}, {kept} of {teacher.grid.count} patches), and may mislead its student. "
+            f"In order of cost: {'; '.join(remedies)}"
         )
 
     def describe(self) -> dict[str, Any]:
@@ -302,7 +335,8 @@ class Ranked(Selector):
         ledger = Ledger.of(state.get("ledger"))
         if self.mask == "student" or not isinstance(teacher.network, Backbone) or ledger is None or not ledger.complete:
             return None
-        return Spent(self._costs.spent(ledger, student, teacher, capture), sum(ledger.seen))
+        known = self._costs.spent(ledger, student, teacher, capture)
+        return Spent(known + 1e6 * ledger.megamacs, sum(ledger.seen) + ledger.varied)
 
     # --- checkpoints --------------------
 
@@ -337,7 +371,9 @@ def mean_kept(keep: Int[Tensor, "b k"] | Groups | None, batch: int, patches: int
     return float(patches if keep is None else keep.shape[1])
 
 
-def _prediction(teacher: Teacher, inputs: Tensor, keep: Tensor | None) -> Tensor:
+def _named(teacher: Teacher, inputs: Tensor, keep: Tensor | None) -> Tensor:
     prediction = teacher(inputs, keep=keep).prediction
     assert prediction is not None
-    return prediction
+    named = teacher.network.named(prediction)
+    assert named is not None
+    return named

@@ -139,16 +139,78 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """Patches and detection tokens of a detector (token matching).
+
+    Args:
+        weight: of the loss.
+        root: take the square root of the sum of distances, as ViDT's code does.
+        det_matching: index compares detection token i with detection token i, hungarian those that predict alike.
+    """
+
+    weight: float = 4.0
+    root: bool = True
+    det_matching: Literal["index", "hungarian"] = "index"
+
+    def __post_init__(self) -> None:
+        _check_weights("tokens", self, "weight")
+
+    def check(self) -> None:
+        """Nothing that is not checked by type."""
+
+    def build(self, student: "Network", teacher: "Teacher") -> "Term":
+        """
+        Raises:
+            UserError: when the networks do not go together.
+        """
+        from vitdistill.methods.terms.tokens import TokensTerm
+
+        return TokensTerm(student, teacher, weight=self.weight, root=self.root, det_matching=self.det_matching)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Classes and boxes that a detector finds.
+
+    Args:
+        weight: of class and box losses together.
+        det_matching: hungarian compares detection tokens that predict alike, index token i with token i.
+    """
+
+    weight: float = 1.0
+    det_matching: Literal["index", "hungarian"] = "hungarian"
+
+    def __post_init__(self) -> None:
+        _check_weights("detections", self, "weight")
+
+    def check(self) -> None:
+        """Nothing that is not checked by type."""
+
+    def build(self, student: "Network", teacher: "Teacher") -> "Term":
+        """
+        Raises:
+            UserError: when the networks do not go together.
+        """
+        from vitdistill.methods.terms.detections import DetectionsTerm
+
+        return DetectionsTerm(student, teacher, weight=self.weight, det_matching=self.det_matching)
+
+
+@dataclass(frozen=True)
 class Terms:
     """Options of each term that `--distill` can name.
 
     Args:
         manifold: how similar patches are to one another.
         attention: where the class token looks.
+        tokens: patches and detection tokens of a detector.
+        detections: classes and boxes that a detector finds.
     """
 
     manifold: Manifold = Manifold()
     attention: Attention = Attention()
+    tokens: Tokens = Tokens()
+    detections: Detections = Detections()
 
     def named(self, text: str) -> tuple[str, ...]:
         """The terms in "logits+manifold".

@@ -18,9 +18,12 @@ from vitdistill.models.families.linear_only import FrozenBody, LinearOnly
 from vitdistill.models.families.swin import Swin
 from vitdistill.models.families.video_vit import TubeletEmbed, VideoViT
 from vitdistill.models.families.vit import ViT
+from vitdistill.models.families.yolos import Yolos
+from vitdistill.models.families.yolos_vit import YolosViT
 from vitdistill.models.network import Network, Opaque
 
 ADAPTERS: dict[type[nn.Module], type[Network]] = {
+    Yolos: YolosViT,  # before the class that it extends
     VisionTransformer: ViT,
     Eva: RotaryViT,
     Beit: BiasedViT,

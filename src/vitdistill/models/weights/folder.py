@@ -73,8 +73,8 @@ def open_folder(folder: Path) -> Folder | None:
     heads = {name: value.shape for name, value in tensors.items() if _HEADS.search(name)}
     # DINOv2's classifier reads twice the channels of a token, which no network of timm does.
     fitting = {name: shape[0] for name, shape in heads.items() if shape[1] == args["embed_dim"]}
-    args["num_classes"] = next(iter(fitting.values()), 0)
-    named = any("classifier" in name for name in fitting)
+    args.setdefault("num_classes", next(iter(fitting.values()), 0))  # a layout may know better
+    named = any("classifier" in name for name in fitting) or (not heads and args["num_classes"] > 0)
     record = ModelRecord(
         architecture,
         args,

@@ -2,13 +2,14 @@
 
 import re
 
-from vitdistill.models.weights import clip, convmae, dinov2, dinov3, hf_vit, mae
+from vitdistill.models.weights import clip, convmae, dinov2, dinov3, hf_vit, mae, yolos
 from vitdistill.models.weights.layout import Layout, Weights
 
 # First match wins: what has a sign of its own comes before what it resembles.
 LAYOUTS: tuple[Layout, ...] = (
     clip.LAYOUT,
     convmae.LAYOUT,
+    yolos.LAYOUT,
     dinov2.LAYOUT,
     dinov3.LAYOUT,
     mae.LAYOUT,

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from vitdistill.errors import UserError
 from vitdistill.files import WEIGHTS
 from vitdistill.models.families.video_vit import TubeletEmbed
+from vitdistill.models.families.yolos import Yolos
 from vitdistill.models.sizes import pair
-from vitdistill.models.weights import videomae
+from vitdistill.models.weights import videomae, yolos
 from vitdistill.models.weights.content import read_content, weights_in
 from vitdistill.models.weights.known import composite, looks_like
 from vitdistill.models.weights.layouts import anchors, recognised
@@ -56,7 +57,7 @@ def to_timm(weights: dict[str, Tensor], net: nn.Module, source: object = "the fi
         return videomae.unwrapped(weights, source)
     own = {name: value.shape for name, value in net.state_dict().items()}
     whole = composite(weights) if sum(name in own for name in weights) < len(own) / 2 else None
-    if whole:
+    if whole and not isinstance(net, Yolos):
         raise UserError(
             f"The weights in {source} must be those of {type(net).__name__}",
             f"a file that looks like {whole}",
@@ -115,6 +116,8 @@ def adapt(
     weights = to_timm(weights, net, source)
     if isinstance(getattr(net, "patch_embed", None), TubeletEmbed):
         return videomae.for_video(weights, net, recorded or None)
+    if isinstance(net, Yolos):
+        return yolos.on_own_grids(weights, net, recorded)
     decoder = decoder_part(weights)
     weights = {name: value for name, value in weights.items() if name not in decoder}
     trained_at = recorded.get(FILE_SIZE) or recorded.get("img_size")
@@ -178,9 +181,10 @@ def without_classifier(weights: dict[str, Tensor], net: nn.Module) -> dict[str, 
 
 
 def classes_in(weights: dict[str, Tensor], net: nn.Module) -> int | None:
-    """Number of classes of the classifier in a weights file; None when it has none."""
+    """Number of classes of the classifier in a weights file ("no object" is none); None when it has none."""
     heads = (weights.get(f"{name}.weight") for name in _classifiers(net))
-    return next((int(head.shape[0]) for head in heads if head is not None), None)
+    beside = getattr(net, "beside_classes", 0)
+    return next((int(head.shape[0]) - beside for head in heads if head is not None), None)
 
 
 def load_into(net: nn.Module, weights: dict[str, Tensor], source: str, *, new_head: bool = False) -> None:

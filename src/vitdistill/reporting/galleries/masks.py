@@ -72,7 +72,7 @@ def masks_of(
     keep: int | float | str,
     *,
     layer: int | str = "last",
-    kind: SaliencyKind = "cls",
+    kind: SaliencyKind | None = None,
     grid: TokenGrid | None = None,
     order: Literal["top", "bottom"] = "top",
 ) -> Int[Tensor, "b k"]:
@@ -83,12 +83,13 @@ def masks_of(
         images: normalised with its statistics.
         keep: count or fraction of the patches of `grid`.
         layer: block whose attention ranks them: first, middle, last, or its number.
-        kind: attention of the class token, or received from all patches.
+        kind: attention of the class token, or received from all patches; None is what the network says.
         grid: the grid to select in; by default the student's own.
         order: keep the highest ranked patches, or the lowest.
     """
     backbone.eval()
     layer = backbone.block_index(layer)
+    kind = kind or backbone.saliency_by_default
     capture = replace(backbone.saliency_capture(layer, kind), head=False)
     grid = grid or backbone.grid
     scores = torch.cat(
@@ -231,7 +232,7 @@ def run_columns(run: "Run", images: UInt8[Tensor, "b 3 height width"]) -> list[C
         normalised(images, student),
         count,
         layer=run.setting("saliency_layer") or "last",
-        kind=run.setting("saliency") or "cls",
+        kind=run.setting("saliency"),
         grid=grid,
         order=run.setting("order") or "top",
     )
