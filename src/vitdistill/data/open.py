@@ -19,7 +19,8 @@ from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, near
 
 LOOKED_AT = 1000  # entries of a folder
-BUNDLED = ("digits", "moving_digits", "moving_digits:motion")
+SCENES = "scenes"
+BUNDLED = ("digits", "moving_digits", "moving_digits:motion", SCENES)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,12 @@ def bundled() -> dict[str, Callable[[], DataSource]]:
     from vitdistill.data.bundled.digits import digits
     from vitdistill.data.bundled.moving_digits import moving_digits
 
-    return dict(zip(BUNDLED, (digits, moving_digits, partial(moving_digits, "motion")), strict=True))
+    return dict(zip(BUNDLED, (digits, moving_digits, partial(moving_digits, "motion"), _scenes), strict=True))
+
+
+def _scenes() -> DataSource:
+    rule = "The bundled scenes have boxes, and a class for each of their pixels, but none for the whole picture"
+    raise UserError(rule, SCENES, "Give --task boxes or --task segmentation to a verb that has it")
 
 
 def address_of(data: str | Path) -> Address | None:

@@ -21,6 +21,20 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         "video_vit_base_patch16_224",
         {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4, "num_classes": 10},
     ),
+    "scenes_yolos_small": (
+        "yolos_tiny",
+        {
+            **{"img_size": 48, "patch_size": 6, "embed_dim": 64, "depth": 4, "num_heads": 4, "num_classes": 10},
+            **{"det_tokens": 12, "mid_positions": True},
+        },
+    ),
+    "scenes_yolos_base": (
+        "yolos_tiny",
+        {
+            **{"img_size": 48, "patch_size": 6, "embed_dim": 128, "depth": 6, "num_heads": 4, "num_classes": 10},
+            **{"det_tokens": 12, "mid_positions": True},
+        },
+    ),
 }
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUNDLED = {

@@ -159,10 +159,13 @@ class Run:
             UserError: when the run does not say, or the data is not there.
         """
         from vitdistill.data.open import open_source
+        from vitdistill.tasks import task_class
 
         if not self.config.get("data"):
             raise UserError("The run must say which data it used", str(self.path), "Give --data")
-        return open_source(str(self.config["data"]), labels=labels)
+        if not labels:
+            return open_source(str(self.config["data"]), labels=False)
+        return task_class(str(self.config.get("task", "classification"))).source_of(self.config)
 
     def method(self, *, heads: bool = True) -> "Method":
         """The method that the run trained, with the weights that it ended with, in evaluation mode.

@@ -27,11 +27,12 @@ class Entry:
 
 
 # What `--task` takes: of verbs that train on labels alone, and of distillation.
-TaskName = Literal["classification", "actions"]
-DistilledTask = Literal["classification"]
+TaskName = Literal["classification", "actions", "boxes"]
+DistilledTask = Literal["classification", "boxes"]
 TASKS: dict[str, Entry] = {
     "classification": Entry("vitdistill.tasks.classification:Classification", distill="logits"),
     "actions": Entry("vitdistill.tasks.actions:Actions", distill="manifold"),
+    "boxes": Entry("vitdistill.tasks.boxes:Boxes", distill="tokens"),
 }
 
 

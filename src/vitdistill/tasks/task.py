@@ -5,12 +5,14 @@ reports know no task by name.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from vitdistill.data.images.augment import Augment
+from vitdistill.data.open import open_source
 from vitdistill.data.source import DataSource
 from vitdistill.models.network import Network
 from vitdistill.types import Output
@@ -97,6 +99,15 @@ class Task(ABC):
         """
         return network
 
+    @classmethod
+    def source_of(cls, config: Mapping[str, Any]) -> DataSource:
+        """The data of a run.
+
+        Args:
+            config: of the run.
+        """
+        return open_source(str(config["data"]))
+
     @abstractmethod
     def check(self, network: Network) -> None:
         """Refuse a network that cannot be trained for the task.
@@ -170,6 +181,14 @@ class Task(ABC):
             source: the data.
         """
         return []
+
+    def result_files(self, metrics: "dict[str, Metric]") -> dict[str, str]:
+        """Further files of a test by itself, such as every prediction: name -> content; none by default.
+
+        Args:
+            metrics: that `metrics` gave, after all batches.
+        """
+        return {}
 
     def hits(self, prediction: Tensor, targets: Tensor) -> dict[str, Float[Tensor, ""]]:
         """What of the metrics a training batch tells by itself, as shares of one; nothing by default.

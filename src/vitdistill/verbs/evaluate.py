@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitdistill.data.actions.files import ActionFiles
+from vitdistill.data.boxes.files import BoxFiles
 from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.evaluation.asked import Criteria, Keeps, masks_of
 from vitdistill.models.names import ModelName, absolute_model
@@ -45,13 +46,15 @@ def evaluate(
     bad_share: float = 0.01,
     model_args: dict[str, Any] | None = None,
     actions: ActionFiles = ActionFiles(),
+    boxes: BoxFiles = BoxFiles(),
     per_class: bool = False,
     out: str | None = None,
     json: bool = False,
 ) -> dict[str, Any]:
     """Top-1 and top-5 accuracy of a run or a model on the validation images or videos, and accuracy per class.
 
-    Of a run of `finetune --task actions` it is frame mAP at IoU 0.5, in all and per action.
+    Of a run of `finetune --task actions` it is frame mAP at IoU 0.5, in all and per action; of a run with `--task
+    boxes` COCO's average precision, in all and per class.
 
     Args:
         model: run directory, timm name (pretrained weights are downloaded), name@weights-file, or a bundled name.
@@ -82,9 +85,11 @@ def evaluate(
         model_args: further arguments of the architecture.
         actions: of actions: annotations to test on; by default the run's own. `--actions.detections none` tests on the
             annotated boxes.
+        boxes: of boxes: annotations to test on, and sizes of images; by default the run's own.
         per_class: list the classes also where there are more than 20 of them.
         out: folder for per_class.csv, confusion.csv and confusion.png, and with several masks for masked.csv,
-            masked.png and masked.svg; of actions, for predictions.csv (as AVA submissions are) and detection.json.
+            masked.png and masked.svg; of actions, for predictions.csv (as AVA submissions are) and detection.json; of boxes, for
+            per_class.csv and detections.json (COCO's format of results).
         json: print one JSON object in place of the table.
 
     Returns:
@@ -117,10 +122,14 @@ def evaluate(
             "bad_share": bad_share,
             "out": out,
         }
+        others = [name for name in ("actions", "boxes") if name != task]
+        refuse_without_effect(values, defaults, others, f"on a run with --task {task}")
         if task == "actions":
             refuse_without_effect(values, defaults, ("per_class",), "on a run with --task actions")
             return _actions(run, stride=stride, as_json=json, **options)
         refuse_without_effect(values, defaults, ("stride",), f"on a run with --task {task}")
+        if task == "boxes":
+            options["files"] = boxes.over(run.config.get("boxes") or {}, elsewhere=data is not None)
         return _task(run, as_json=json, per_class=per_class, **options)
 
     import torch
@@ -136,6 +145,7 @@ def evaluate(
 
     refuse_classes(model_args, "model_args")
     refuse_without_effect(values, defaults, ("actions",), "unless the model is a run of finetune --task actions")
+    refuse_without_effect(values, defaults, ("boxes",), "unless the model is a run with --task boxes")
     subject = open_subject(
         model,
         data=data,
@@ -284,7 +294,7 @@ def _task(run: Run, *, as_json: bool, per_class: bool, **options: Any) -> dict[s
             table.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else escape(str(cell)) for cell in cells))
         Console().print(table)
     if "out" in result:
-        print(f"wrote what is known per class into {result['out']}")
+        print(f"wrote {' and '.join(result['files'])} into {result['out']}")
     return result
 
 

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Literal
 
 from vitdistill.data.actions.files import ActionFiles
+from vitdistill.data.boxes.files import BoxFiles
 from vitdistill.data.images.augment import Augment
 from vitdistill.methods.options import DropPath, PatchDrop
 from vitdistill.tasks import TaskName
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
     sampling=None,
     augment=Augment(recipe="finetune"),
     optim=Optim(lr=5e-4, lr_batch=256, layer_decay=0.65, warmup_epochs=5, min_lr=1e-6),
-    needs=(needs("actions dropout", task="actions"), needs("patch_drop", task="classification")),
+    needs=(
+        needs("actions dropout", task="actions"),
+        needs("boxes", task="boxes"),
+        needs("patch_drop", task="classification"),
+    ),
     resolve=resolve,
     finish=final_test,
 )
@@ -32,6 +37,7 @@ def finetune(
     *,
     task: TaskName = "classification",
     actions: ActionFiles = ActionFiles(),
+    boxes: BoxFiles = BoxFiles(),
     pool: Literal["auto", "avg", "cls"] = "auto",
     head_init: float | None = None,
     new_head: bool = False,
@@ -53,8 +59,10 @@ def finetune(
             torchvision:CIFAR10, or a bundled source: digits, moving_digits, moving_digits:motion. Of actions, the
             folder of videos: <video_id>.mp4 (or with another suffix of videos), or a folder <video_id> of frames for
             each.
-        task: what labels mean: a class for each image or video, or the actions of each box in key frames.
+        task: what labels mean: a class for each image or video, the actions of each box in key frames, or boxes around
+            the objects in each image.
         actions: of the task actions, the annotations in AVA's csv formats.
+        boxes: of the task boxes, the annotations and how images are resized.
         pool: avg pools the patches under a fresh norm, cls takes the class token; auto is avg for a ViT without a
             classifier, and what the classifier belongs to otherwise.
         head_init: factor on the initial weights of a fresh classifier (not of one that is kept); by default 0.001, and

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from vitdistill.data.boxes.files import BoxFiles
 from vitdistill.data.images.augment import Augment
 from vitdistill.errors import UserError
 from vitdistill.methods.selection import CriterionName
@@ -60,6 +61,7 @@ def check_terms(values: dict[str, Any]) -> dict[str, Any]:
         needs("linear_features", linear_only=True),
         needs("drop_path dist_token", linear_only=False),
         needs("linear_only", task="classification"),
+        needs("boxes", task="boxes"),
     ),
 )
 def maskedkd(
@@ -67,6 +69,7 @@ def maskedkd(
     *,
     student: Published,
     task: DistilledTask = "classification",
+    boxes: BoxFiles = BoxFiles(),
     distill: TermNames | None = None,
     teacher: Model | None = None,
     teachers: TeacherOptions,
@@ -85,7 +88,8 @@ def maskedkd(
     Args:
         data: folder with train/ and val/ (one folder per class), a container such as torchvision:CIFAR10, or a bundled
             source: digits.
-        task: what labels mean: a class for each sample.
+        task: what labels mean: a class for each sample, or boxes around the objects in each image.
+        boxes: of the task boxes, the annotations and how images are resized.
         distill: what the student learns from the teacher: logits, manifold, attention, or several joined by +
             (logits+manifold); by default logits.
         teacher: as `student`; a bare timm name downloads its pretrained weights. Not needed with `--alpha 0`.

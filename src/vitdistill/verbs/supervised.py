@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from vitdistill.data.boxes.files import BoxFiles
 from vitdistill.data.images.augment import Augment
 from vitdistill.methods.options import PatchDrop
 from vitdistill.tasks import DistilledTask
@@ -23,14 +24,22 @@ def check_arguments(values: dict[str, Any]) -> dict[str, Any]:
     return task_augment(values, Augment())
 
 
-@trains(Clips, needs=(needs("patch_drop", task="classification"),), resolve=check_arguments)
+@trains(
+    Clips, needs=(needs("patch_drop", task="classification"), needs("boxes", task="boxes")), resolve=check_arguments
+)
 def supervised(
-    job: Job, *, student: Published, task: DistilledTask = "classification", patch_drop: PatchDrop = 0.0
+    job: Job,
+    *,
+    student: Published,
+    task: DistilledTask = "classification",
+    boxes: BoxFiles = BoxFiles(),
+    patch_drop: PatchDrop = 0.0,
 ) -> "Method":
     """Train a network on labels alone: a baseline, or a teacher of your own.
 
     Args:
-        task: what labels mean: a class for each sample.
+        task: what labels mean: a class for each sample, or boxes around the objects in each image.
+        boxes: of the task boxes, the annotations and how images are resized.
         patch_drop: share of the patches that training leaves out of each image or clip, at random: 0.5 for a teacher
             that MaskedKD will mask. Validation and the exported network see every patch.
 

@@ -41,10 +41,19 @@ def image_transform(spec: InputSpec, options: ViewOptions, *, train: bool) -> Im
         UserError: when options of clips are given, an option of the recipe is out of range, or the network takes other
             channels than 3 or 1.
     """
+    refuse_clips(options)
+    return (train_transform if train else eval_transform)(options.augment, spec.size, spec.shape[0])
+
+
+def refuse_clips(options: ViewOptions) -> None:
+    """For networks over single images.
+
+    Raises:
+        UserError: when options of clips are given.
+    """
     given = {
         "clips": (options.clips, options.crops) != (1, 1),
         "stride": options.stride is not None,
         "sampling": options.sampling is not None,
     }
     refuse_given(given, "with a network over single images")
-    return (train_transform if train else eval_transform)(options.augment, spec.size, spec.shape[0])
