@@ -49,6 +49,7 @@ def galleries(runs: Sequence[Run]) -> list[Gallery]:
         ("Token relations", _of_each(_of_verb(runs, "tinymim"), "relation maps", _relations), True),
         ("Frame similarity", _similarity(_of_verb(runs, "mvd", "videomae")), True),
         ("Reconstructions", _of_each(_of_verb(runs, "mae", "videomae"), "reconstructions", _reconstructions), True),
+        ("Boxes", _of_each(_with_boxes(runs), "boxes", _boxes), True),
         ("Confusion", _of_each(_confused(runs), "confusion of classes", _confusion), False),
         ("Masks", _masks(runs), False),
         ("Masks over training", _of_each(_with_snapshots(runs), "masks over training", _trajectory), True),
@@ -206,6 +207,20 @@ def _confusion(run: Run) -> list[Picture]:
     confusion = confusion_of(run)
     words = f"{run.name}: which classes the student takes for which, in the last validation. {summary(confusion)}"
     return [Picture(_png(confusion_figure(confusion)), words)]
+
+
+# --- boxes -----------------------------------------------------------------------------------------------
+
+
+def _with_boxes(runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if run.config.get("task") == "boxes"]
+
+
+def _boxes(run: Run) -> list[Picture]:
+    from vitdistill.reporting.galleries.boxes import THRESHOLD, boxes_figure
+
+    words = f"{run.name}: validation images with annotated boxes, and what the student finds with a score of at least "
+    return [Picture(_png(boxes_figure(run)), f"{words}{THRESHOLD:g}.")]
 
 
 # --- masks -----------------------------------------------------------------------------------------------

@@ -88,8 +88,8 @@ def evaluate(
         boxes: of boxes: annotations to test on, and sizes of images; by default the run's own.
         per_class: list the classes also where there are more than 20 of them.
         out: folder for per_class.csv, confusion.csv and confusion.png, and with several masks for masked.csv,
-            masked.png and masked.svg; of actions, for predictions.csv (as AVA submissions are) and detection.json; of boxes, for
-            per_class.csv and detections.json (COCO's format of results).
+            masked.png and masked.svg; of actions, for predictions.csv (as AVA submissions are) and detection.json; of
+            boxes, for per_class.csv and detections.json (COCO's format of results).
         json: print one JSON object in place of the table.
 
     Returns:

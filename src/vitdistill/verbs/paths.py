@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from vitdistill.data.actions.files import ActionFiles
 from vitdistill.data.boxes.files import BoxFiles
@@ -11,8 +11,6 @@ from vitdistill.data.open import BUNDLED as BUNDLED_DATA
 from vitdistill.files import absolute, check_path
 from vitdistill.models.names import absolute_model, check_model
 from vitdistill.verbs.signatures import options_of
-
-Files = TypeVar("Files", ActionFiles, BoxFiles)
 
 
 def absolute_paths(verb: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,7 +38,7 @@ def _is_path(data: str) -> bool:
     return data not in BUNDLED_DATA and os.path.exists(os.path.expanduser(data))
 
 
-def _absolute_files(files: Files) -> Files:
+def _absolute_files(files: ActionFiles | BoxFiles) -> ActionFiles | BoxFiles:
     """The group with each of its files absolute; a word in place of one, such as `none`, stays."""
     given = {each.name: getattr(files, each.name) for each in fields(files)}
     texts = {name: value for name, value in given.items() if isinstance(value, str)}

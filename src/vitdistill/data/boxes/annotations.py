@@ -3,12 +3,12 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from vitdistill.data.left_out import say_once
+from vitdistill.data.samples import Problem
 
 # What an annotation can have wrong that costs no training: such boxes are left out (or cut), counted and named.
 OUTSIDE, CUT, EMPTY, UNKNOWN = "box outside", "box cut", "empty box", "unknown category"
@@ -18,20 +18,6 @@ WORDS = {
     UNKNOWN: "of a category that is not listed",
 }
 NAMED = 2  # how many of a kind are named
-
-
-class Problem(NamedTuple):
-    """Something wrong with one annotation.
-
-    Attributes:
-        kind: one of the words above.
-        image: number of the image in its set.
-        detail: which box, and what of it.
-    """
-
-    kind: str
-    image: int
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -75,7 +61,7 @@ class Boxes:
 
     def joined(self, other: "Boxes") -> "Boxes":
         """The images of both, one set behind the other."""
-        moved = [problem._replace(image=problem.image + len(self)) for problem in other.problems]
+        moved = [problem._replace(number=problem.number + len(self)) for problem in other.problems]
         return Boxes(
             self.paths + other.paths,
             np.concatenate((self.sizes, other.sizes)),
@@ -94,7 +80,7 @@ class Boxes:
         for kind, words in WORDS.items():
             if counts[kind]:
                 found = [problem for problem in self.problems if problem.kind == kind][:NAMED]
-                shown = ", ".join(f"{self.paths[problem.image]} ({problem.detail})" for problem in found)
+                shown = ", ".join(f"{self.paths[problem.number]} ({problem.detail})" for problem in found)
                 more = ", ..." if counts[kind] > NAMED else ""
                 say_once(f"Boxes of {where} that are {words}, left out ({counts[kind]}): {shown}{more}")
 

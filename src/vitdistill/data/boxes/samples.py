@@ -1,5 +1,6 @@
 """Images with boxes as samples, on disk and as bundled scenes."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ from vitdistill.data.bundled import scenes
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.images.decode import read_image
 from vitdistill.data.images.samples import refuse_clips
-from vitdistill.data.samples import Facts, Samples, ViewOptions, digest_of
+from vitdistill.data.samples import Facts, Problem, Samples, ViewOptions, digest_of
 from vitdistill.errors import UserError
 from vitdistill.types import InputSpec
 
@@ -50,6 +51,7 @@ class BoxImages(Samples):
     """
 
     word: ClassVar[str] = "image"
+    thing: ClassVar[str | None] = "object"
 
     def __init__(
         self,
@@ -91,6 +93,12 @@ class BoxImages(Samples):
     def labels(self) -> None:
         """What images show is with their boxes."""
         return None
+
+    def problems(self) -> list[Problem]:
+        return self.boxes.problems
+
+    def class_counts(self) -> Counter[int]:
+        return Counter(self.boxes.classes[~self.boxes.ignored].tolist())
 
     def inspect(self, index: int) -> Facts:
         image = self.load(index)[0].image

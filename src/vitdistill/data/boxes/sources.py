@@ -1,6 +1,6 @@
 """From what `--data` names to images with boxes: the bundled scenes, a VOC devkit, or files in COCO's format."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 from vitdistill.data.boxes.annotations import Boxes
 from vitdistill.data.boxes.coco import Categories, categories_of, read_coco, read_json
 from vitdistill.data.boxes.files import BoxFiles
-from vitdistill.data.boxes.resizing import resizing_of
+from vitdistill.data.boxes.resizing import Resizing, resizing_of
 from vitdistill.data.boxes.samples import BoxImages, SceneImages
 from vitdistill.data.boxes.voc import CLASSES, SPLITS, devkit_of, read_voc
 from vitdistill.data.bundled import scenes
@@ -62,7 +62,7 @@ def open_boxes(data: Any, files: BoxFiles = BoxFiles(), *, lenient: bool = False
         raise UserError("Boxes are annotated in files", what, f"Give a folder, or {SCENES}. {LAYOUT}")
     if data == SCENES:
         _refuse(files, ("split", "ids", "train", "val", "train_images", "val_images"), "on bundled scenes")
-        resizing = resizing_of(files, "fixed")
+        resizing = resizing_for(data, scenes.CLASSES, files)
         scene_train, scene_val = (SceneImages(part, count, resizing) for part, count in _counts().items())
         return DataSource(SCENES, scene_train, scene_val, scenes.CLASSES, scenes.CANVAS if resizing is None else None)
     root = Path(data).expanduser()
@@ -70,7 +70,7 @@ def open_boxes(data: Any, files: BoxFiles = BoxFiles(), *, lenient: bool = False
         raise UserError(f"--data must be an existing folder of images with boxes, or {SCENES}", f"'{data}'", LAYOUT)
     devkit = devkit_of(root) if files.train is None and files.val is None else None
     read = _of_json(root, files, lenient) if devkit is None else _of_devkit(devkit, files, lenient)
-    resizing = resizing_of(files, "voc" if set(read.classes) == set(CLASSES) else "coco")
+    resizing = resizing_for(str(data), read.classes, files)
     for purpose, boxes in (("train", read.train), ("validate", read.val)):
         boxes.say_problems(root.name)
         if boxes.ignored.all():  # also when there is none
@@ -78,6 +78,21 @@ def open_boxes(data: Any, files: BoxFiles = BoxFiles(), *, lenient: bool = False
     train, val = (BoxImages(boxes, read.category_ids, resizing) for boxes in (read.train, read.val))
     name = f"{root.name} {files.split or 'VOC2012'}" if devkit is not None else root.name
     return DataSource(name, train, val, read.classes)
+
+
+def resizing_for(data: str, classes: Sequence[str], files: BoxFiles) -> Resizing | None:
+    """How images of some data are resized; None brings all to the network's size.
+
+    Args:
+        data: what `--data` names.
+        classes: names of the classes.
+        files: the options, of which `resize` may leave it to the data.
+
+    Raises:
+        UserError: when sizes are given where there is one size only.
+    """
+    auto = "fixed" if data == SCENES else "voc" if set(classes) == set(CLASSES) else "coco"
+    return resizing_of(files, auto)
 
 
 def _counts() -> dict[scenes.Part, int]:
