@@ -64,16 +64,23 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+# Networks whose prediction is what they find, (b, 6, 15), and which are tested with classifiers where that makes no
+# difference.
+DETECTORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "yolos": ("yolos_tiny", {**SMALL, "det_tokens": 6, "mid_positions": True}),
+    "yolos_without_mid": ("yolos_tiny", {**SMALL, "det_tokens": 6}),
+}
+
 
 def tiny(family: str, seed: int = 0, **args: Any) -> nn.Module:
     """A network whose every parameter is random, so that nothing (LayerScale, biases, positions) hides behind 0 or 1.
 
     Args:
-        family: a key of `FAMILIES`.
+        family: a key of `FAMILIES` or `DETECTORS`.
         seed: of the weights.
         args: in place of the family's arguments.
     """
-    name, defaults = FAMILIES[family]
+    name, defaults = {**FAMILIES, **DETECTORS}[family]
     with torch.random.fork_rng(devices=()), torch.no_grad():
         torch.manual_seed(seed)
         options = {"drop_path_rate": 0.0, **defaults, **args}

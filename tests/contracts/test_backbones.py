@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tiny import FAMILIES, tiny
+from tiny import DETECTORS, FAMILIES, tiny
 from vitdistill.errors import UserError
 from vitdistill.methods.supervised import Supervised
 from vitdistill.models.backbone import Backbone, with_tokens
@@ -16,6 +16,7 @@ from vitdistill.tokens.gather import take
 from vitdistill.types import QKV, Capture, Point, TokenGrid
 
 MASKABLE = [name for name in FAMILIES if name != "swin"]
+EVERY = [*FAMILIES, *DETECTORS]
 APART = [name for name in MASKABLE if name != "convvit"]  # whose patches know nothing of each other before the blocks
 HIDDEN = MASKABLE  # Swin hands out no block outputs
 # CaiT's trunk has no class token, and its class-attention blocks have no other queries.
@@ -29,6 +30,7 @@ SALIENCIES = [
     ),
     ("cait", "cls", -1),
     ("cait", "cls", 3),
+    *(("yolos", kind, block) for kind in ("cls", "patch", "det") for block in (0, -1)),
 ]
 
 
@@ -158,6 +160,7 @@ def test_two_heads_of_a_distilled_network_in_training(net, images):
     assert build(net).eval()(images).distilled is None
 
 
+@pytest.mark.parametrize("family", EVERY)
 def test_the_network_stays_as_it_was(net, images):
     before = {name: value.clone() for name, value in net.state_dict().items()}
     types = [type(module) for module in net.modules()]
@@ -197,6 +200,7 @@ def test_special_tokens(backbone, images, family):
     assert final.special.shape == (3, last, backbone.width) and final.patches.shape == (3, 16, backbone.width)
 
 
+@pytest.mark.parametrize("family", EVERY)
 def test_capturing_changes_nothing_and_leaves_no_hooks(backbone, images, family):
     untouched = backbone(images).prediction
     blocks = tuple(range(backbone.depth))
@@ -207,6 +211,7 @@ def test_capturing_changes_nothing_and_leaves_no_hooks(backbone, images, family)
     assert hooks(backbone) == 0
 
 
+@pytest.mark.parametrize("family", EVERY)
 def test_captured_points_answer_under_the_numbers_they_were_asked_by(backbone, images, family):
     last = backbone.depth - 1
     pairs = {(block, point) for block in (0, -1, last) for point in POINTS.get(family, ALL)}
@@ -269,7 +274,7 @@ def test_shapes_of_what_is_captured(backbone, images, family):
     assert output.final.all.shape == (3, backbone.final_specials + 16, backbone.width)
 
 
-@pytest.mark.parametrize("family", HIDDEN)
+@pytest.mark.parametrize("family", [*HIDDEN, *DETECTORS])
 def test_hidden_is_the_blocks_output(net, images):
     found: list[Tensor] = []
     handle = build(net).blocks[1].register_forward_hook(lambda _m, _i, output: found.append(output))
@@ -300,7 +305,7 @@ def test_kept_patches_equal_an_independent_reference(net, images, order):
         )
 
 
-@pytest.mark.parametrize("family", MASKABLE)
+@pytest.mark.parametrize("family", [*MASKABLE, *DETECTORS])
 def test_keeping_every_patch_by_index_changes_nothing(net, images, family):
     keep = torch.arange(16).expand(3, -1)
     got, expected = build(net)(images, keep=keep).prediction, net(images)
@@ -355,6 +360,7 @@ def test_saliency_equals_timms_own_attention(net, images, family, kind, block):
     # Neither mean pooling nor attention pooling trains what the class token attends to.
     reads_class = family not in ("swin", "no_class_token", "mae_mean_pool", "perception", "convvit")
     rows = attention[:, :, :1] if kind == "cls" and reads_class else attention[:, :, prefix:]
+    rows = attention[:, :, 1:prefix] if kind == "det" else rows
     torch.testing.assert_close(got, rows[..., prefix:].mean(dim=(1, 2)), rtol=1e-4, atol=1e-6)
     assert got.shape == (3, 16) and got.dtype == torch.float32
     assert not got.requires_grad and bool((got >= 0).all()) and bool((got.sum(dim=1) <= 1 + 1e-5).all())
@@ -382,6 +388,11 @@ def test_saliency_is_float32_under_autocast(backbone, images):
     assert inside.dtype == torch.float32 and torch.equal(inside, backbone.saliency(output))
 
 
+def test_attention_of_detection_tokens_needs_some(backbone):
+    with pytest.raises(UserError, match=r"The saliency 'det' needs a network with detection tokens.*--saliency cls"):
+        backbone.saliency_capture(kind="det")
+
+
 def test_missing_blocks_are_named(backbone):
     for block in (backbone.depth, -backbone.depth - 1):
         with pytest.raises(UserError, match=f"blocks 0 to {backbone.depth - 1}; got {block}"):
@@ -404,7 +415,7 @@ def run_blocks_of(backbone: Backbone, images: Tensor, capture: Capture) -> tuple
     return output, ran
 
 
-@pytest.mark.parametrize("family", HIDDEN)
+@pytest.mark.parametrize("family", [*HIDDEN, *DETECTORS])
 @pytest.mark.parametrize("block", [0, 1, -1])
 def test_a_pass_without_its_head_gives_the_same_and_stops(backbone, images, block, family):
     index = block % backbone.depth
@@ -441,13 +452,13 @@ ALIKE = ("eva02", "perception", "sapiens")  # end as dinov3 and rope_mixed do
 ENDS = [
     *(
         (family, Capture.at(block, point, head=False))
-        for family in FAMILIES
+        for family in (*FAMILIES, "yolos")
         for block in ((0, 1, -1) if family not in ALIKE else (1,))
         for point in POINTS.get(family, ALL)
     ),
-    *((family, Capture()) for family in FAMILIES),
+    *((family, Capture()) for family in EVERY),
 ]
-MASKED_ENDS = [(family, capture) for family, capture in ENDS if family in MASKABLE]
+MASKED_ENDS = [(family, capture) for family, capture in ENDS if family in (*MASKABLE, "yolos")]
 
 
 def name_of(value: object) -> str:
@@ -491,6 +502,7 @@ def test_what_a_pass_reaches_is_what_autograd_reaches(net, images, capture):
         ] == []
 
 
+@pytest.mark.parametrize("family", EVERY)
 def test_a_prediction_reaches_every_parameter(backbone, images):
     backbone(images).prediction.square().sum().backward()
     assert backbone.reached(Capture()) == set(backbone.net.parameters())
@@ -521,7 +533,7 @@ def test_compiled_blocks_still_hand_out_queries_and_keys(images, monkeypatch):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("family", ["vit", "dinov3", "rope_mixed", "beit", "cait"])
+@pytest.mark.parametrize("family", ["vit", "dinov3", "rope_mixed", "beit", "cait", "yolos"])
 def test_gradient_checkpointing_gives_the_same_gradients(family, images):
     gradients = []
     for recompute in (False, True):

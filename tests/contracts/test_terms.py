@@ -16,6 +16,7 @@ from vitdistill.losses.attention import aggregate, attention_kl, class_log_atten
 from vitdistill.losses.manifold import draw_rows, inter_image, intra_image, random_sample
 from vitdistill.methods.maskedkd import MaskedKD
 from vitdistill.methods.terms.attention import AttentionTerm
+from vitdistill.methods.terms.detections import DetectionsTerm
 from vitdistill.methods.terms.features import ClassToken, Features
 from vitdistill.methods.terms.logits import Logits
 from vitdistill.methods.terms.manifold import ManifoldTerm
@@ -23,6 +24,7 @@ from vitdistill.methods.terms.options import Attention, Manifold
 from vitdistill.methods.terms.per_token import PerToken
 from vitdistill.methods.terms.relations import Relations
 from vitdistill.methods.terms.term import Term, common_patches
+from vitdistill.methods.terms.tokens import TokensTerm
 from vitdistill.models.backbone import Backbone, with_tokens
 from vitdistill.models.families import as_network
 from vitdistill.models.teacher import Teacher
@@ -42,12 +44,14 @@ class Case:
         ran: the teacher's blocks whose MLP its pass computes.
         zero: whether a teacher that is the student costs nothing.
         same: whether student and teacher must see the same tokens.
+        family: of both networks.
     """
 
     make: Make
     ran: int
     zero: bool = False
     same: bool = False
+    family: str = "deit"
 
 
 def manifold(student: Backbone, teacher: Teacher, **options: Any) -> ManifoldTerm:
@@ -79,6 +83,10 @@ TERMS: dict[str, Case] = {
     "manifold, last block": Case(lambda s, t: manifold(s, t, student_blocks=[-1], teacher_blocks=[-1]), 4, zero=True),
     "attention": Case(lambda s, t: attention(s, t, cls_weight=0.0), 2, zero=True),
     "attention and class token": Case(lambda s, t: attention(s, t, reduce="mean"), 4),
+    "tokens": Case(TokensTerm, 4, family="yolos"),
+    "tokens, hungarian": Case(lambda s, t: TokensTerm(s, t, root=False, det_matching="hungarian"), 4, family="yolos"),
+    "detections": Case(DetectionsTerm, 4, zero=True, family="yolos"),
+    "detections, index": Case(lambda s, t: DetectionsTerm(s, t, det_matching="index"), 4, zero=True, family="yolos"),
 }
 TEACHER = {"embed_dim": 36, "depth": 4}
 
@@ -121,7 +129,7 @@ def losses(*arguments: Any, **options: Any) -> dict[str, Tensor]:
 @pytest.mark.parametrize("batch", [1, 3])
 def test_losses_are_finite_scalars_whoever_is_masked(case, images, batch):
     """A last batch of one among them."""
-    student, teacher = pair()
+    student, teacher = pair(case.family, case.family)
     term = case.make(student, teacher)
     for masked in ("nobody", "both") if case.same else ("nobody", "teacher", "student", "both"):
         got = losses(term, student, teacher, images[:batch], masked)
@@ -133,7 +141,7 @@ def test_losses_are_finite_scalars_whoever_is_masked(case, images, batch):
 
 @pytest.mark.parametrize("masked", ["nobody", "both"])
 def test_gradients_reach_the_student_and_the_terms_own_parameters_only(case, images, masked):
-    student, teacher = pair()
+    student, teacher = pair(case.family, case.family)
     term = case.make(student, teacher)
     keep = some_patches(3) if masked == "both" else None
     seen = images.clone().requires_grad_()
@@ -147,13 +155,15 @@ def test_gradients_reach_the_student_and_the_terms_own_parameters_only(case, ima
 
 
 # TinyMIM's terms need queries of all tokens in the last block, or the branches of blocks.
-OF_CAIT = [name for name in TERMS if not name.startswith(("relations, scores", "features", "class token"))]
+PLAIN = [name for name, case in TERMS.items() if case.family == "deit"]
+OF_CAIT = [name for name in PLAIN if not name.startswith(("relations, scores", "features", "class token"))]
 ROTARY = ["eva02", "rope_mixed"]  # projections of their own, angles that are learned
 REACHED = [
-    *((family, name) for family in ("deit", "registers", "qk_norm", "deit_distilled", *ROTARY) for name in TERMS)
+    *((family, name) for family in ("deit", "registers", "qk_norm", "deit_distilled", *ROTARY) for name in PLAIN),
+    *(("yolos", name) for name, case in TERMS.items() if case.family == "yolos"),
 ]
 # The softmax of BEiT is not that of queries and keys alone.
-OF_BEIT = [name for name in TERMS if not name.startswith("attention")]
+OF_BEIT = [name for name in PLAIN if not name.startswith("attention")]
 
 
 @pytest.mark.parametrize(
@@ -175,12 +185,14 @@ def test_what_a_term_reaches_is_what_autograd_reaches(images, family, name):
 
 
 def test_the_teacher_stops_behind_the_last_block_asked(case, images):
-    student, teacher = pair()
+    student, teacher = pair(case.family, case.family)
     term = case.make(student, teacher)
     ran: list[str] = []
     for index, block in enumerate(teacher.backbone.blocks):
         block.mlp.register_forward_hook(lambda *_, index=index: ran.append(str(index)))
-    teacher.network.net.head.register_forward_hook(lambda *_: ran.append("head"))
+    getattr(teacher.network.net, "class_embed", teacher.network.net.head).register_forward_hook(
+        lambda *_: ran.append("head")
+    )
     term(*passes(term, student, teacher, images))
     head = ["head"] if term.captures()[1].head else []
     assert ran == [*(str(index) for index in range(case.ran)), *head]
@@ -188,9 +200,9 @@ def test_the_teacher_stops_behind_the_last_block_asked(case, images):
 
 
 def test_a_teacher_that_is_the_student_costs_nothing(case, images):
-    student = with_tokens(as_network(tiny("deit", seed=1, depth=4)))
+    student = with_tokens(as_network(tiny(case.family, seed=1, depth=4)))
     teacher = Teacher(copy.deepcopy(student))
-    other = Teacher.of(tiny("deit", seed=2, **TEACHER), student)
+    other = Teacher.of(tiny(case.family, seed=2, **TEACHER), student)
     same, different = (
         [float(loss.detach()) for loss in losses(case.make(student, one), student, one, images).values()]
         for one in (teacher, other)
@@ -201,7 +213,7 @@ def test_a_teacher_that_is_the_student_costs_nothing(case, images):
 
 
 def test_keeping_every_patch_by_number_changes_nothing(case, images):
-    student, teacher = pair()
+    student, teacher = pair(case.family, case.family)
     term = case.make(student, teacher)
     every = torch.arange(16).expand(3, -1)
     expected = losses(term, student, teacher, images)
@@ -212,7 +224,7 @@ def test_keeping_every_patch_by_number_changes_nothing(case, images):
 
 def test_the_order_of_kept_patches_matters_between_images_only(case, images):
     """Also not to the random patches of manifold distillation, as long as all of them are drawn."""
-    student, teacher = pair()
+    student, teacher = pair(case.family, case.family)
     term = case.make(student, teacher)
     keep = some_patches(3)
     shuffled = torch.stack(
@@ -227,7 +239,7 @@ def test_the_order_of_kept_patches_matters_between_images_only(case, images):
 
 
 def test_a_term_in_half_precision_gives_float32(case, images):
-    student, teacher = pair()
+    student, teacher = pair(case.family, case.family)
     term = case.make(student, teacher)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = losses(term, student, teacher, images, "both")

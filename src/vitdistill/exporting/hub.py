@@ -27,7 +27,7 @@ KEPT = ("classifier", "first_conv", "fixed_input_size")
 
 
 def write_hub(student: Student, folder: Path) -> Exported:
-    """Write the folder, and load it with timm, and with transformers where that is installed; a detector for the latter.
+    """Write the folder, and load it with timm, and with transformers where that is installed (a detector: only there).
 
     Raises:
         UserError: when the network is none of timm's, or nothing in timm's format says what it is; when the folder

@@ -153,7 +153,7 @@ class Yolos(VisionTransformer):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the last layer of the class head by one with random weights; boxes stay as they are."""
         self.num_classes = num_classes
-        like = self.class_embed.layers[0].weight
+        like: Any = self.class_embed.layers[0].weight
         last = _last(self.embed_dim, num_classes + self.beside_classes if num_classes else 0)
         self.class_embed.layers[-1] = last.to(like.device, like.dtype)
 
@@ -164,17 +164,17 @@ class Yolos(VisionTransformer):
         return {"pos_embed", "cls_token", "det_token"}  # the authors decay the tables between the blocks
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        return {"stem": r"^(cls_token|det_token|pos_embed|patch_embed)", "blocks": r"^blocks\.(\d+)"}
+        return {"stem": r"^(?:cls_token|det_token|pos_embed|patch_embed)", "blocks": r"^blocks\.(\d+)"}
 
     # --- running it --------------------
 
-    def grid_of(self, size: Sequence[int]) -> Size:
+    def grid_of(self, size: Sequence[Any]) -> Size:
         """Patches in a column and in a row of images of a size.
 
         Raises:
             UserError: when patches do not fill it.
         """
-        height, width = size
+        height, width = map(int, size)  # which are no numbers while the network is traced
         patch = pair(self.patch_embed.patch_size)
         check_whole((height, width), patch, "an image")
         return height // patch[0], width // patch[1]
@@ -201,7 +201,7 @@ class Yolos(VisionTransformer):
         cls, patches, det = table.split((1, own[0] * own[1], self.det_tokens), dim=1)
         return torch.cat((cls, det, resize_patches(patches, own, grid)), dim=1)
 
-    def forward_features(self, images: Float[Tensor, "b ch height width"], attn_mask: None = None) -> Tensor:
+    def forward_features(self, images: Float[Tensor, "b ch height width"]) -> Tensor:  # type: ignore[override]
         tokens = self.norm_pre(self.embed(images))
         between = self.mid_positions(self.grid_of(images.shape[-2:]))
         for index, block in enumerate(self.blocks):
@@ -218,7 +218,7 @@ class Yolos(VisionTransformer):
         boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32)).sigmoid()
         return torch.cat((self.class_embed(found).to(boxes.dtype), boxes), dim=-1)
 
-    def forward(self, images: Float[Tensor, "b ch height width"], attn_mask: None = None) -> Float[Tensor, "b q _"]:
+    def forward(self, images: Float[Tensor, "b ch height width"]) -> Float[Tensor, "b q _"]:  # type: ignore[override]
         return self.forward_head(self.forward_features(images))
 
 

@@ -82,8 +82,8 @@ class YolosViT(ViT):
         tokens = self.embed(inputs)
         if keep is not None:
             tokens = keep_patches(tokens, keep, prefix=self.specials)
-        between = [(table, keep) for table in self.net.mid_positions((self.grid.h, self.grid.w))]
-        beside: list[tuple[Any, ...]] = [(), *(between or [()] * (self.depth - 1))]
+        between: list[tuple[Any, ...]] = [(table, keep) for table in self.net.mid_positions((self.grid.h, self.grid.w))]
+        beside = [(), *(between or [()] * (self.depth - 1))]
         return self.run_each(self.before_blocks(tokens), beside, capture, captured)
 
     def run_block(self, index: int, *arguments: Tensor | None, capture: Capture) -> Tensor:
@@ -111,6 +111,18 @@ class YolosViT(ViT):
     def in_order(self, prediction: Tensor, order: Int[Tensor, "c"]) -> Tensor:
         rest = torch.arange(self.num_classes, prediction.shape[-1], device=order.device)
         return prediction.index_select(-1, torch.cat((order, rest)))
+
+    def reached(
+        self,
+        capture: Capture,
+        roles: frozenset[str] = frozenset("qkv"),
+        *,
+        prediction: bool = True,
+        special: bool = True,
+    ) -> set[nn.Parameter]:
+        reached = super().reached(capture, roles, prediction=prediction, special=special)
+        within_first = not any(self.block_index(block) for block, _ in capture.points)
+        return reached - {self.net.mid_pos_embed} if within_first and not capture.head else reached
 
     @property
     def head_parameters(self) -> set[nn.Parameter]:
