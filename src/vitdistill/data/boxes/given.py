@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from vitdistill.data.boxes.resizing import Resizing
-from vitdistill.data.boxes.samples import PATCH, BoxImage
-from vitdistill.data.boxes.transforms import BoxTransform
+from vitdistill.data.boxes.samples import PATCH
+from vitdistill.data.boxes.transforms import BoxImage, BoxTransform
 from vitdistill.data.clips.video import Video
 from vitdistill.data.given import given_files
 from vitdistill.data.samples import Samples, ViewOptions

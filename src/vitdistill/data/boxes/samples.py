@@ -1,17 +1,16 @@
 """Images with boxes as samples, on disk and as bundled scenes."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float32, Int64
 from PIL import Image
 
 from vitdistill.data.boxes.annotations import Boxes, Gathering
 from vitdistill.data.boxes.resizing import Resizing
-from vitdistill.data.boxes.transforms import SHIFT, BoxTransform
+from vitdistill.data.boxes.transforms import SHIFT, BoxImage, BoxTransform
 from vitdistill.data.bundled import scenes
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.images.decode import read_image
@@ -22,21 +21,6 @@ from vitdistill.types import InputSpec
 
 PATCH = 16  # pixels, where a network does not say the size of its own
 HFLIP = 0.5
-
-
-@dataclass(frozen=True)
-class BoxImage:
-    """An image and the boxes to train on in it.
-
-    Attributes:
-        image: RGB.
-        corners: x1, y1, x2, y2 in pixels.
-        classes: class numbers.
-    """
-
-    image: Image.Image
-    corners: Float32[np.ndarray, "n 4"]
-    classes: Int64[np.ndarray, "n"]
 
 
 class BoxImages(Samples):

@@ -1,7 +1,7 @@
 """From an image with boxes to the input of a network and its targets: torchvision moves boxes along with pixels."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,17 +17,19 @@ from vitdistill.data.images.recipes import to_channels
 SHIFT = 4  # pixels by which bundled scenes are moved at most
 
 
-class HasBoxes(Protocol):
-    """What is transformed: see `samples.BoxImage`."""
+@dataclass(frozen=True)
+class BoxImage:
+    """An image and the boxes to train on in it.
 
-    @property
-    def image(self) -> Image.Image: ...
+    Attributes:
+        image: RGB.
+        corners: x1, y1, x2, y2 in pixels.
+        classes: class numbers.
+    """
 
-    @property
-    def corners(self) -> Float32[np.ndarray, "n 4"]: ...
-
-    @property
-    def classes(self) -> Int64[np.ndarray, "n"]: ...
+    image: Image.Image
+    corners: Float32[np.ndarray, "n 4"]
+    classes: Int64[np.ndarray, "n"]
 
 
 class Boxed(NamedTuple):
@@ -71,7 +73,7 @@ class BoxTransform:
     def random(self) -> bool:
         return self.train and (self.resizing is not None or self.hflip > 0 or self.shift > 0)
 
-    def __call__(self, sample: HasBoxes) -> tuple[UInt8[Tensor, "ch height width"], Float32[Tensor, "rows 5"]]:
+    def __call__(self, sample: BoxImage) -> tuple[UInt8[Tensor, "ch height width"], Float32[Tensor, "rows 5"]]:
         image = sample.image
         corners = torch.from_numpy(np.ascontiguousarray(sample.corners))
         boxes = tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=image.size[::-1])
