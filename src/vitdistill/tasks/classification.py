@@ -79,6 +79,10 @@ class Classification(Task):
         return cls(network.num_classes, smoothing)
 
     def check(self, network: Network) -> None:
+        if network.detections:
+            raise UserError(
+                "A detector finds objects and does not say what the whole image shows", network.name, "Use --task boxes"
+            )
         if network.num_classes != self.classes:
             raise UserError(
                 f"The network must have the {self.classes} classes of the task; {network.name} has "
