@@ -78,8 +78,10 @@ def masks(
     named = images or _data_of(models)
     if not Path(named).exists():
         check_there(named)
-    is_source = named in bundled() or address_of(named) is not None or (Path(named) / "train").is_dir()
-    source = open_source(named, labels=False) if is_source else None
+    source = _own_source(models) if images is None else None
+    if source is None:
+        is_source = named in bundled() or address_of(named) is not None or (Path(named) / "train").is_dir()
+        source = open_source(named, labels=False) if is_source else None
     paths = [] if source else list_images(named)
     batch = some_images(source, paths, students[0][1].input.size, max(count, 256 if heatmap else 0), seed)
     columns = []
@@ -161,6 +163,12 @@ def _data_of(models: list[str]) -> str:
         if data or spec.startswith("digits"):
             return str(data or "digits")
     raise UserError("Images must be named where no run says which data it used", remedy="Give --images")
+
+
+def _own_source(models: list[str]) -> "DataSource | None":
+    """The data of the first run, where its task alone can open it; else None."""
+    runs = [run for run in map(find_run, models) if run is not None and run.config.get("data")]
+    return runs[0].source() if runs and runs[0].config.get("task", "classification") != "classification" else None
 
 
 def _show(result: dict[str, Any], as_json: bool) -> None:

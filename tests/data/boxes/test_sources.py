@@ -114,9 +114,7 @@ def test_difficult_objects_and_crowds_are_ignored_and_kept(tmp_path: Path) -> No
         assert samples.boxes.ignored[samples.boxes.rows(0)].tolist() == [True]
 
 
-def test_boxes_are_cut_to_their_image_and_empty_ones_left_out(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_boxes_are_cut_to_their_image_and_empty_ones_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def change(content: dict[str, Any]) -> None:
         first = content["annotations"][0]
         for number, bbox in enumerate(([-5, -5, 30, 30], [70, 10, 5, 5], [3, 3, 0, 9])):
@@ -191,7 +189,11 @@ def test_bad_json_is_one_line(name: str, tmp_path: Path) -> None:
 
 
 BAD_VOC: dict[str, tuple[str, str, str]] = {
-    "no size": ("Annotations/2012_000000.xml", "<annotation></annotation>", "must say width and height; got none in .*0"),
+    "no size": (
+        "Annotations/2012_000000.xml",
+        "<annotation><folder>x</folder></annotation>",
+        "must say width and height; got none in .*0",
+    ),
     "no xml": ("Annotations/2012_000000.xml", "{}", "xml with an <annotation>; got .*2012_000000.xml"),
     "class": (
         "Annotations/2012_000000.xml",
@@ -242,11 +244,10 @@ def test_missing_years_lists_and_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"split": "VOC2013"}, "--boxes.split must be one of VOC2012, VOC2007, 07"),
         ({"sides": []}, "--boxes.sides must be numbers of pixels"),
         ({"longest": 0}, "--boxes.longest must be a number of pixels; got 0"),
     ],
-    ids=["split", "sides", "longest"],
+    ids=["sides", "longest"],
 )
 def test_options_out_of_range(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):

@@ -165,7 +165,8 @@ def some_images(
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(source.val), generator=generator)[:count]
         made = (transform(source.val.load(int(index))[0]) for index in order)
-        chosen = [image for image in made if isinstance(image, Tensor)]
+        alone = (one[0] if isinstance(one, tuple) else one for one in made)  # without boxes
+        chosen = [image for image in alone if isinstance(image, Tensor)]
     if not chosen:
         raise UserError("There must be at least one image to mask")
     return torch.stack(chosen)
