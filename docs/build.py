@@ -25,6 +25,7 @@ ORDER = (
     "tinymim",
     "video",
     "actions",
+    "boxes",
     "mae",
     "dino",
     "g2sd",

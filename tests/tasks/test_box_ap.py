@@ -56,6 +56,8 @@ def by_torchmetrics(samples: BoxImages, preds: Tensor) -> dict[str, Any]:
     for index, each in enumerate(preds):
         height, width = samples.boxes.sizes[index].tolist()
         scores, labels = each[:, :-4].softmax(dim=-1)[:, :-1].max(dim=-1)
+        best = scores.topk(min(100, len(scores))).indices  # of an image, and not of each class in it
+        scores, labels, each = scores[best], labels[best], each[best]
         corners = box_convert(each[:, -4:], "cxcywh", "xyxy") * torch.tensor([width, height, width, height])
         rows = samples.boxes.rows(index)
         truth = {

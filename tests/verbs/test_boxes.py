@@ -133,11 +133,11 @@ def test_a_masked_teacher_of_boxes(trained: tuple[Path, dict[str, Any]], tmp_pat
     student = {**SMALL, "embed_dim": 16}
     options = {"student_args": student, "teacher": teacher, "keep": 0.5, "criterion": "student"}
     info = maskedkd(student="scenes_yolos_small", data="scenes", out=str(out), **options, **TRAINING)
-    assert info["status"] == "finished" and info["tokens"] == {"kept": 8, "of": 16} or info["tokens"]["kept"] == 8
+    assert info["status"] == "finished" and (info["tokens"]["kept"], info["tokens"]["of"]) == (8, 16)
     (row,) = csv.DictReader((out / "metrics.csv").open())
     assert float(row["train/tokens"]) > 0 and read_run(out).config["distill"] == "tokens"
     page = (out / "report.html").read_text()
-    assert "teacher sees 8 of 16" in page or "dropped patches are faded" in page
+    assert "dropped patches are faded" in page, "the report shows what the teacher saw"
     masks([str(out)], out=str(tmp_path / "masks.png"), count=2)
     assert (tmp_path / "masks.png").is_file()
 

@@ -24,15 +24,15 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "scenes_yolos_small": (
         "yolos_tiny",
         {
-            **{"img_size": 48, "patch_size": 6, "embed_dim": 64, "depth": 4, "num_heads": 4, "num_classes": 10},
-            **{"det_tokens": 12, "mid_positions": True},
+            **{"img_size": 48, "patch_size": 6, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 10},
+            **{"det_tokens": 8, "mid_positions": True},
         },
     ),
     "scenes_yolos_base": (
         "yolos_tiny",
         {
-            **{"img_size": 48, "patch_size": 6, "embed_dim": 128, "depth": 6, "num_heads": 4, "num_classes": 10},
-            **{"det_tokens": 12, "mid_positions": True},
+            **{"img_size": 48, "patch_size": 6, "embed_dim": 96, "depth": 4, "num_heads": 4, "num_classes": 10},
+            **{"det_tokens": 8, "mid_positions": True},
         },
     ),
 }

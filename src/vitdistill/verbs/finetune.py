@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     needs=(
         needs("actions dropout", task="actions"),
         needs("boxes", task="boxes"),
+        needs("head_init pool", task=("classification", "actions")),
         needs("patch_drop", task="classification"),
     ),
     resolve=resolve,

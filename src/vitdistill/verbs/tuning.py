@@ -70,9 +70,9 @@ def tuned_network(job: Job) -> "Network":
     if not isinstance(model, str):
         job.refuse("image_size", "model_args", why="on a module object, which brings its own")
     # A preset has no published weights: fine-tuning it is training from scratch under the same recipe. Nor has any
-    # video network, all that can learn actions.
+    # video network, all that can learn actions, or any detector; an image ViT that becomes one has.
     from_scratch = isinstance(model, str) and model in PRESETS
-    pretrained = isinstance(model, str) and not from_scratch and values["task"] == "classification"
+    pretrained = isinstance(model, str) and not from_scratch and values["task"] != "actions"
     size = values["image_size"] or job.data.image_size
     if isinstance(model, str) and "num_classes" in (values["model_args"] or {}):
         refuse_classes(values["model_args"], "model_args", len(job.data.classes))

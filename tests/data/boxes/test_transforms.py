@@ -135,7 +135,7 @@ def test_scenes_are_moved_with_their_boxes() -> None:
     transform, still = (samples.transform(spec, PLAIN, train=train) for train in (True, False))
     sample = samples.load(0)[0]
     image, targets = still(sample)
-    assert torch.equal(image, torch.from_numpy(np.asarray(sample.image)).permute(2, 0, 1)) and not still.random
+    assert torch.equal(image, torch.from_numpy(np.array(sample.image)).permute(2, 0, 1)) and not still.random
     moved = set()
     for seed in range(8):
         torch.manual_seed(seed)
