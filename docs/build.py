@@ -27,6 +27,7 @@ ORDER = (
     "actions",
     "audio",
     "segments",
+    "boxes",
     "mae",
     "dino",
     "g2sd",

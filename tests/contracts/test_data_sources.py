@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import box_trees
 import contained
 import sounds
 from made_pairs import ade20k
@@ -18,6 +19,8 @@ from vitdistill.cli import main
 from vitdistill.data import Augment, DataSource, Samples, ViewOptions, open_source
 from vitdistill.data.actions.annotations import open_actions
 from vitdistill.data.actions.files import ActionFiles
+from vitdistill.data.boxes.sources import open_boxes
+from vitdistill.data.boxes.transforms import BoxImage
 from vitdistill.data.clips.files import video_files
 from vitdistill.data.clips.video import Video
 from vitdistill.data.images.decode import has_heif
@@ -157,6 +160,9 @@ SOURCES: dict[str, Callable[[Path], DataSource]] = {
     "frame_folders": frame_folders,
     "unlabelled_frame_folders": unlabelled_frame_folders,
     "key_frames": key_frames,
+    "voc": lambda folder: open_boxes(box_trees.voc(folder)),
+    "coco": lambda folder: open_boxes(box_trees.coco(folder)),
+    "scenes": lambda _: open_boxes("scenes"),
     "torchvision": once(contained.torchvision),
     **{name: once(write) for name, write in CONTAINERS.items()},
     **{f"unlabelled_{name}": once(partial(write, labelled=False)) for name, write in CONTAINERS.items()},
@@ -182,7 +188,7 @@ def samples(request: pytest.FixtureRequest, source: DataSource) -> Samples:
 
 def pixels(sample: Any) -> np.ndarray:
     """What can be compared of an image, of a video, or of a sound."""
-    sample = sample.image if isinstance(sample, Segmented) else sample
+    sample = sample.image if isinstance(sample, Segmented | BoxImage) else sample
     if hasattr(sample, "header"):
         return sample.read()
     return sample.read([0, sample.length - 1]) if isinstance(sample, Video) else np.asarray(sample)

@@ -1,6 +1,7 @@
 """What every task promises. A new task is one line in TASKS_AT_WORK."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -8,13 +9,16 @@ import torch
 from torch import Tensor
 
 from tiny import tiny
+from vitdistill.data.boxes.sources import open_boxes
 from vitdistill.errors import UserError
 from vitdistill.losses.logits import cross_entropy
 from vitdistill.methods.supervised import Supervised
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build
+from vitdistill.models.record import record_of
 from vitdistill.tasks import TASKS, task_class
 from vitdistill.tasks.actions import Actions
+from vitdistill.tasks.boxes import Boxes
 from vitdistill.tasks.classification import Classification
 from vitdistill.tasks.segmentation import Segmentation
 from vitdistill.tasks.task import Task
@@ -52,10 +56,19 @@ def segmentation() -> AtWork:
     return AtWork(Segmentation(5, head="linear"), body, torch.randn(3, 3, 32, 32), targets)
 
 
+def boxes() -> AtWork:
+    targets = torch.rand(3, 2, 5) * 0.5 + 0.2
+    targets[..., 0] = torch.tensor([[1.0, 4.0], [0.0, 2.0], [3.0, torch.nan]])
+    targets[2, 1] = torch.nan  # padding
+    args = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "det_tokens": 6}
+    return AtWork(Boxes(classes=5), build("yolos_tiny", args=args, num_classes=0), torch.randn(3, 3, 32, 32), targets)
+
+
 TASKS_AT_WORK: dict[str, Callable[[], AtWork]] = {
     "classification": classification,
     "actions": actions,
     "segmentation": segmentation,
+    "boxes": boxes,
 }
 
 
@@ -137,3 +150,26 @@ def test_networks_that_do_not_fit_are_refused() -> None:
         actions().task.with_head(actions().body, pool="cls")
     with pytest.raises(ValueError, match="needs their number"):
         Actions().with_head(actions().body)
+
+
+def test_boxes_need_a_detector_of_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Boxes(open_boxes("scenes"))
+    with pytest.raises(UserError, match="Boxes need a detector; got .*Use yolos_tiny"):
+        task.check(build(tiny("vit")))
+    detector = task.student(build(tiny("vit")))
+    task.check(detector)
+    assert detector.detections and detector.num_classes == 10 and task.student(detector) is detector
+    record_of(detector.net).classes = [*"abcdefghij"]
+    letters = Boxes(replace(open_boxes("scenes"), classes=[*"klmnopqrst"]))
+    with pytest.raises(UserError, match="classes of a detector must be those of the data; got .*'a'"):
+        letters.check(detector)
+    record_of(detector.net).classes = [*"1023456789"]
+    task.check(detector)
+    output = detector(torch.randn(1, 3, 32, 32))
+    read = task.read(detector, output, torch.zeros(1, 1, 5))
+    assert torch.equal(read[..., 0], output.prediction[..., 1]) and torch.equal(
+        read[..., 2:], output.prediction[..., 2:]
+    )
+    monkeypatch.setattr("vitdistill.tasks.boxes.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"Boxes need scipy and faster-coco-eval. Run: pip install 'vitdistill\[detec"):
+        task.check(detector)

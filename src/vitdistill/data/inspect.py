@@ -3,7 +3,7 @@
 import logging
 import time
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -45,7 +45,8 @@ class Finding:
     """Something about one sample that a person should know.
 
     Attributes:
-        kind: unreadable, damaged, two labels, both splits, small or short.
+        kind: unreadable, damaged, two labels, both splits, small or short; of annotations also unknown category, empty
+            box, box outside or box cut.
         split: train or val.
         path: what the sample is called.
         label: its class, where there are labels.
@@ -195,9 +196,9 @@ class Survey:
         return found
 
     def classes(self) -> dict[str, dict[str, int]]:
-        """How many samples of each class the splits have; nothing without labels."""
+        """How many samples, or things in them, of each class the splits have; nothing without labels."""
         counts = {
-            split: Counter(samples.labels or ())
+            split: samples.class_counts()
             for split, samples in zip(SPLITS, (self.source.train, self.source.val), strict=True)
         }
         return {
@@ -212,6 +213,11 @@ class Survey:
             self._finding("damaged", one, _without(self._path(one), note), labels)
             for one in self.seen
             for note in one.notes
+        ]
+        found += [
+            self._finding(kind, Inspected(split, number, None), detail, labels)
+            for split in SPLITS
+            for kind, number, detail in self._samples(split).problems()
         ]
         found += self._repeated(labels)
         sizes_of = (("small", _short_side, "pixels"), ("short", _frames, "frames"), ("short", _seconds, "seconds"))

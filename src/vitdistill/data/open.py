@@ -87,8 +87,8 @@ def bundled() -> dict[str, Callable[[], DataSource]]:
 
 
 def _scenes() -> DataSource:
-    rule = "The bundled scenes have a class for each of their pixels, and none for the whole picture"
-    raise UserError(rule, SCENES, "Give --task segmentation to a verb that has it")
+    rule = "The bundled scenes have boxes, and a class for each of their pixels, but none for the whole picture"
+    raise UserError(rule, SCENES, "Give --task boxes or --task segmentation to a verb that has it")
 
 
 def address_of(data: str | Path) -> Address | None:

@@ -9,6 +9,7 @@ import hashlib
 import struct
 import zlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -48,6 +49,20 @@ REMEDIES = {
     errno.EPERM: "Give yourself permission to read it",
 }
 REASON = 300  # longest reason, in characters
+
+
+class Problem(NamedTuple):
+    """Something wrong with an annotation of one sample.
+
+    Attributes:
+        kind: what, in the words of `vitdistill check`.
+        number: of the sample in its set.
+        detail: which annotation, and what of it.
+    """
+
+    kind: str
+    number: int
+    detail: str
 
 
 class Unreadable(NamedTuple):
@@ -204,6 +219,7 @@ class Samples(ABC):
 
     Attributes:
         word: what one sample is called in messages.
+        thing: what has a class, where that is not the whole sample.
         has_frames: whether a sample is a video, from which clips can be cut.
         in_memory: whether `load` is a memory read; such sets are loaded without workers, and what a
             transform without randomness makes of them is kept.
@@ -211,6 +227,7 @@ class Samples(ABC):
     """
 
     word: ClassVar[str]
+    thing: ClassVar[str | None] = None
     has_frames: ClassVar[bool] = False
     in_memory = False
     random = False
@@ -243,6 +260,14 @@ class Samples(ABC):
         """
         self.load(index)
         return Facts()
+
+    def problems(self) -> "Sequence[Problem]":
+        """What is wrong with annotations, as far as reading them has shown; `vitdistill check` lists it."""
+        return ()
+
+    def class_counts(self) -> "Counter[int]":
+        """How often each class number occurs, of which `thing` says what has a class; empty without classes."""
+        return Counter(self.labels or ())
 
     def short_side(self, index: int) -> int | None:
         """Shorter edge of one sample in pixels, read from its header where it has one; None where that means nothing.

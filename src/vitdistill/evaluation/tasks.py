@@ -65,7 +65,8 @@ def evaluate_task(
     reader = Reader(subject, batch_size=batch_size, device=device, workers=workers, bad_share=bad_share)
     network.eval().to(reader.place)
     # Every metric by itself: metrics that agree in the first batch would be taken for one.
-    metrics = MetricCollection(dict(task.metrics()), compute_groups=False).to(reader.place)
+    each = task.metrics()
+    metrics = MetricCollection(dict(each), compute_groups=False).to(reader.place)
     counts = task.details()
     details = None if counts is None else MetricCollection({"details": counts}).to(reader.place)
     corrupt = CorruptLog.of(source.val, bad_share)
@@ -89,14 +90,17 @@ def evaluate_task(
         "loss": round(float(loss) / counted, 4) if counted else None,
         "headings": task.headings(),
     }
+    written: dict[str, str] = {}
     if details is not None:
         found = details.compute()["details"]
         result["per_class"] = task.per_class(found, source)
-        if out is not None:
-            for name, text in task.detail_files(found, source).items():
-                write_atomically(Path(out) / name, lambda file, text=text: file.write(text.encode()))
-                list_in_run(Path(out) / name)
-            result["out"] = str(out)
+        written = task.detail_files(found, source)
+    if out is not None:
+        written |= task.result_files(each)
+        for name, text in written.items():
+            write_atomically(Path(out) / name, lambda file, text=text: file.write(text.encode()))
+            list_in_run(Path(out) / name)
+        result |= {"out": str(out), "files": list(written)}
     return result
 
 

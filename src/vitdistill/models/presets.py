@@ -39,6 +39,20 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     },
     "scenes_segmenter_small": ("segmenter_tiny", {**_SCENES, "embed_dim": 48, "depth": 3, "num_heads": 3}),
     "scenes_segmenter_base": ("segmenter_tiny", {**_SCENES, "embed_dim": 64, "depth": 4, "num_heads": 4}),
+    "scenes_yolos_small": (
+        "yolos_tiny",
+        {
+            **{"img_size": 48, "patch_size": 6, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 10},
+            **{"det_tokens": 8, "mid_positions": True},
+        },
+    ),
+    "scenes_yolos_base": (
+        "yolos_tiny",
+        {
+            **{"img_size": 48, "patch_size": 6, "embed_dim": 96, "depth": 4, "num_heads": 4, "num_classes": 10},
+            **{"det_tokens": 8, "mid_positions": True},
+        },
+    ),
 }
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUNDLED = {

@@ -50,6 +50,7 @@ def galleries(runs: Sequence[Run]) -> list[Gallery]:
         ("Frame similarity", _similarity(_of_verb(runs, "mvd", "videomae")), True),
         ("Reconstructions", _of_each(_of_verb(runs, "mae", "videomae"), "reconstructions", _reconstructions), True),
         ("Segments", _of_each(_of_task(runs, "segmentation"), "maps of classes", _segments), True),
+        ("Boxes", _of_each(_with_boxes(runs), "boxes", _boxes), True),
         ("Confusion", _of_each(_confused(runs), "confusion of classes", _confusion), False),
         ("Robustness", _of_each(_tested(runs), "robustness", _robustness), True),
         ("Masks", _masks(runs), False),
@@ -255,6 +256,20 @@ def _robustness(run: Run) -> list[Picture]:
         beside = f"{run.name}: errors on ImageNet-C at each severity, dashed: AlexNet's."
         pictures.append(Picture(svg(severity_figure(sets[CORRUPTED])), beside if pictures else words))
     return pictures
+
+
+# --- boxes -----------------------------------------------------------------------------------------------
+
+
+def _with_boxes(runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if run.config.get("task") == "boxes"]
+
+
+def _boxes(run: Run) -> list[Picture]:
+    from vitdistill.reporting.galleries.boxes import THRESHOLD, boxes_figure
+
+    words = f"{run.name}: validation images with annotated boxes, and what the student finds with a score of at least "
+    return [Picture(_png(boxes_figure(run)), f"{words}{THRESHOLD:g}.")]
 
 
 # --- masks -----------------------------------------------------------------------------------------------

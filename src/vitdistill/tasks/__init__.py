@@ -29,11 +29,12 @@ class Entry:
 
 
 # What `--task` takes: of verbs that train on labels alone, and of distillation.
-TaskName = Literal["classification", "actions", "segmentation"]
-DistilledTask = Literal["classification", "segmentation"]
+TaskName = Literal["classification", "actions", "boxes", "segmentation"]
+DistilledTask = Literal["classification", "boxes", "segmentation"]
 TASKS: dict[str, Entry] = {
     "classification": Entry("vitdistill.tasks.classification:Classification", distill="logits"),
     "actions": Entry("vitdistill.tasks.actions:Actions", distill="manifold", files="actions"),
+    "boxes": Entry("vitdistill.tasks.boxes:Boxes", distill="tokens", files="boxes"),
     "segmentation": Entry("vitdistill.tasks.segmentation:Segmentation", distill="manifold", files="segments"),
 }
 

@@ -191,6 +191,14 @@ class Task(ABC):
         """
         return []
 
+    def result_files(self, metrics: "dict[str, Metric]") -> dict[str, str]:
+        """Further files of a test by itself, such as every prediction: name -> content; none by default.
+
+        Args:
+            metrics: that `metrics` gave, after all batches.
+        """
+        return {}
+
     def hits(self, prediction: Tensor, targets: Tensor) -> dict[str, Float[Tensor, ""]]:
         """What of the metrics a training batch tells by itself, as shares of one; nothing by default.
 

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
+from vitdistill.data.boxes.files import BoxFiles
 from vitdistill.data.images.augment import Augment
+from vitdistill.data.segments.files import SegmentFiles
 from vitdistill.files import check_path
 from vitdistill.methods.options import DropPath
 from vitdistill.methods.pipelining import DeviceName, Parts
 from vitdistill.models.names import check_model
 from vitdistill.models.presets import BUNDLED
+from vitdistill.tasks import DistilledTask
 from vitdistill.training.loggers import DEFAULT, check_loggers
 from vitdistill.training.settings import Loader, Optim
 
@@ -72,6 +75,19 @@ class Training(Flat):
     `vitdistill trajectory` looks at them."""
     trainer: dict[str, Any] | None = None
     """further arguments of lightning.Trainer, e.g. `--trainer.devices 8 --trainer.strategy fsdp`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels(Flat):
+    """What labels mean."""
+
+    task: DistilledTask = "classification"
+    """what labels mean: a class for each sample, boxes around the objects in each image (boxes), or a class for each
+    pixel (segmentation)."""
+    boxes: BoxFiles = BoxFiles()
+    """of the task boxes, the annotations and how images are resized."""
+    segments: SegmentFiles = SegmentFiles()
+    """of the task segmentation, what masks mean, how images are scaled, and the head of a ViT."""
 
 
 @dataclass(frozen=True, kw_only=True)

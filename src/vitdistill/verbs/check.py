@@ -5,8 +5,9 @@ import io
 from collections import Counter
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, Literal, Union
 
+from vitdistill.data.boxes.files import BoxFiles
 from vitdistill.data.segments.files import SegmentFiles
 from vitdistill.errors import UserError, refuse_given
 from vitdistill.files import write_atomically
@@ -15,14 +16,19 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from vitdistill.data.inspect import Finding, Survey
+    from vitdistill.data.source import DataSource
 
+CheckedTask = Literal["classification", "boxes"]
 SHOWN = 10  # findings of a kind that are printed
+OF_BOXES = ("unknown category", "empty box", "box outside", "box cut")  # of which an image may have several
 MOST_CLASSES = 20  # of which each has a line
 
 
 def check(
     data: Union[str, "Any"],
     *,
+    task: CheckedTask = "classification",
+    boxes: BoxFiles = BoxFiles(),
     labels: bool = True,
     segments: SegmentFiles = SegmentFiles(),
     workers: int | None = None,
@@ -38,6 +44,9 @@ def check(
     Args:
         data: what the training verbs take: a folder with train/ and val/, lists of videos, a container such as
             torchvision:CIFAR10, or a bundled source; or a folder with images/ and annotations/ (or masks/).
+        task: what labels mean: a class for each sample, or boxes around the objects in each image.
+        boxes: of the task boxes, which annotations are looked at. Boxes that are empty, or outside their image in whole
+            or in part, and categories that are not listed are counted and named.
         segments: of images with masks, what these mean.
         labels: false for data without labels: any folder of images, videos or sounds.
         workers: processes that read; by default one per core up to 8.
@@ -53,6 +62,10 @@ def check(
         raise UserError("out must end in .csv", repr(out))
     if workers is not None and workers < 0:
         raise UserError("workers must be 0 or more", workers)
+    if task != "boxes" and boxes != BoxFiles():
+        raise UserError("--boxes has no effect unless --task is boxes", remedy="Leave it out")
+    if task == "boxes" and not labels:
+        raise UserError("--labels has no effect with --task boxes", remedy="Leave it out")
     from vitdistill.data.inspect import Survey, inspections
     from vitdistill.data.loader import default_workers
     from vitdistill.data.open import open_source
@@ -63,9 +76,12 @@ def check(
     if not pairs:
         refuse_given({"segments": segments != SegmentFiles()}, "unless the data is images with masks")
     try:
-        source = segment_folder(data, segments) if pairs else open_source(data, labels=labels)
+        if task == "boxes":
+            source = _boxes(data, boxes)
+        else:
+            source = segment_folder(data, segments) if pairs else open_source(data, labels=labels)
     except UserError as error:
-        if not labels:
+        if not labels or task == "boxes":
             raise
         open_source(data, labels=False)  # what is wrong with it even then is said
         raise UserError(str(error), remedy="To check it without labels, give --labels false") from error
@@ -87,11 +103,17 @@ def check(
     return result
 
 
+def _boxes(data: Any, files: BoxFiles) -> "DataSource":
+    from vitdistill.data.boxes.sources import open_boxes
+
+    return open_boxes(data, files, lenient=True)
+
+
 def _result(survey: "Survey", found: "list[Finding]") -> dict[str, Any]:
     splits, classes = survey.splits(), survey.classes()
     return {
         "data": survey.source.name,
-        "ok": not any(finding.kind in ("unreadable", "damaged") for finding in found),
+        "ok": not any(finding.kind in ("unreadable", "damaged", "unknown category") for finding in found),
         "complete": survey.complete,
         "splits": splits,
         "classes": classes,
@@ -144,13 +166,14 @@ def _show(survey: "Survey", result: dict[str, Any], found: "list[Finding]", out:
     _print_splits(console, result["splits"], f"{word}s")
     if any(any(counts.values()) for counts in result["classes"].values()):  # those of pixels are not counted
         _print_classes(console, result["classes"])
+        thing = survey.source.train.thing or word
         for split, uneven in result["imbalance"].items():
             (most, high), (least, low) = uneven["most"], uneven["least"]
             empty = f"; none of {len(uneven['empty'])} classes" if uneven["empty"] else ""
             spread = (
-                f"{high} {word}s of '{most}', the most, and {low} of '{least}', the least: {uneven['ratio']:g} to 1"
+                f"{high} {thing}s of '{most}', the most, and {low} of '{least}', the least: {uneven['ratio']:g} to 1"
             )
-            even = f"{high} {word if high == 1 else f'{word}s'} of every class"
+            even = f"{high} {thing if high == 1 else f'{thing}s'} of every class"
             console.print(f"{split}: {spread if high > low else even}{empty}")
     if result["repeats"]:
         console.print(f"{result['repeats']} {word}s show the same as an earlier one")
@@ -187,6 +210,10 @@ def _print_classes(console: "Console", classes: dict[str, dict[str, int]]) -> No
 WORDS = {
     "unreadable": "cannot be read",
     "damaged": "damaged in part",
+    "unknown category": "annotations of a category that is not listed",
+    "empty box": "empty boxes, left out",
+    "box outside": "boxes outside their image, left out",
+    "box cut": "boxes partly outside their image, cut to it",
     "two labels": "the same under two labels",
     "both splits": "the same in both splits",
     "small": "very small",
@@ -200,10 +227,11 @@ def _print_findings(console: "Console", found: "list[Finding]", word: str, out: 
     for kind, words in WORDS.items():
         these = [finding for finding in found if finding.kind == kind]
         if these:
-            console.print(f"{words}: {len(these)} {word}{'s' if len(these) > 1 else ''}")
+            counted = f"{len(these)} {word}{'s' if len(these) > 1 else ''}"
+            console.print(f"{words}: {len(these) if kind in OF_BOXES else counted}")
         shown: list[Finding] = []
         for finding in these:
-            if any(finding.path in each.detail for each in shown):
+            if kind not in OF_BOXES and any(finding.path in each.detail for each in shown):
                 continue  # of samples that are the same, one line says it of all that it names
             if len(shown) == SHOWN:
                 console.print("  and more" + ("" if out else "; --out FILE.csv lists all"))

@@ -10,6 +10,7 @@ from vitdistill.errors import UserError, refuse_given, refuse_without_effect
 from vitdistill.files import check_path
 from vitdistill.methods.selection.amounts import amount_of
 from vitdistill.models.names import check_model, check_model_there
+from vitdistill.tasks import TASKS
 from vitdistill.training.loggers import require_loggers
 from vitdistill.training.settings import out_of_range, refuse_ours
 from vitdistill.verbs.needs import Needs
@@ -43,7 +44,7 @@ def check(
                 check_model_there(values[name])
             if check_path in option.checks:
                 _check_file(values[name], later)
-    refuse_unused(verb, values, needs)
+    refuse_unused(verb, values, (*needs, *_of_tasks(values)))
     numbers = (values[name] for name in ("epochs", "batch_size", "optim", "loader", "snapshots"))
     if broken := out_of_range(*numbers):
         raise UserError("; ".join(broken))
@@ -55,6 +56,12 @@ def check(
         refuse_given({"loader.balance": values["loader"].balance}, "in training without labels")
     if isinstance(values["data"], str):
         check_there(values["data"])
+
+
+def _of_tasks(values: Mapping[str, Any]) -> list[Needs]:
+    """That a task's own group of options needs the task."""
+    groups = {name: entry.files for name, entry in TASKS.items() if entry.files in values}
+    return [Needs((group,), {"task": name}) for name, group in groups.items() if group is not None]
 
 
 def _check_file(path: str, later: Collection[Any]) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitdistill.data.actions.files import ActionFiles
+from vitdistill.data.boxes.files import BoxFiles
 from vitdistill.data.segments.files import SegmentFiles
 from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.evaluation.asked import Criteria, Keeps, masks_of
@@ -47,6 +48,7 @@ def evaluate(
     model_args: dict[str, Any] | None = None,
     actions: ActionFiles = ActionFiles(),
     segments: SegmentFiles = SegmentFiles(),
+    boxes: BoxFiles = BoxFiles(),
     per_class: bool = False,
     out: str | None = None,
     json: bool = False,
@@ -54,7 +56,8 @@ def evaluate(
     """Top-1 and top-5 accuracy of a run or a model on the validation images or videos, and accuracy per class.
 
     Of a run of `finetune --task actions` it is frame mAP at IoU 0.5, in all and per action; of a run with `--task
-    segmentation` mean IoU over the classes, mean recall and the share of the pixels that are right.
+    boxes` COCO's average precision, in all and per class, with `--task segmentation` mean IoU over the classes, mean
+    recall and the share of the pixels that are right.
 
     Args:
         model: run directory, timm name (pretrained weights are downloaded), name@weights-file, or a bundled name.
@@ -87,9 +90,11 @@ def evaluate(
             annotated boxes.
         segments: of segmentation: what masks mean and where windows lie; by default as in the run's training, with
             windows that overlap as in the family's publication. `--segments.stride` sets them.
+        boxes: of boxes: annotations to test on, and sizes of images; by default the run's own.
         per_class: list the classes also where there are more than 20 of them.
         out: folder for per_class.csv, confusion.csv and confusion.png, and with several masks for masked.csv,
-            masked.png and masked.svg; of actions, for predictions.csv (as AVA submissions are) and detection.json.
+            masked.png and masked.svg; of actions, for predictions.csv (as AVA submissions are) and detection.json; of
+            boxes, for per_class.csv and detections.json (COCO's format of results).
         json: print one JSON object in place of the table.
 
     Returns:
@@ -127,12 +132,18 @@ def evaluate(
             "bad_share": bad_share,
             "out": out,
         }
+        others = [name for name in ("actions", "boxes") if name != task]
+        refuse_without_effect(values, defaults, others, f"on a run with --task {task}")
         if task == "actions":
             refuse_without_effect(values, defaults, ("per_class",), "on a run with --task actions")
             return _actions(run, stride=stride, as_json=json, **options)
         refuse_without_effect(values, defaults, ("stride",), f"on a run with --task {task}")
         if group is not None:
-            options["files"] = values[group].over(run.config.get(group) or {})
+            given = values[group]
+            recorded = run.config.get(group) or {}
+            options["files"] = (
+                given.over(recorded, elsewhere=data is not None) if task == "boxes" else given.over(recorded)
+            )
         return _task(run, as_json=json, per_class=per_class, **options)
 
     import torch
@@ -149,6 +160,7 @@ def evaluate(
     refuse_classes(model_args, "model_args")
     refuse_without_effect(values, defaults, ("actions",), "unless the model is a run of finetune --task actions")
     refuse_without_effect(values, defaults, ("segments",), "unless the model is a run with --task segmentation")
+    refuse_without_effect(values, defaults, ("boxes",), "unless the model is a run with --task boxes")
     subject = open_subject(
         model,
         data=data,
@@ -297,7 +309,7 @@ def _task(run: Run, *, as_json: bool, per_class: bool, **options: Any) -> dict[s
             table.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else escape(str(cell)) for cell in cells))
         Console().print(table)
     if "out" in result:
-        print(f"wrote what is known per class into {result['out']}")
+        print(f"wrote {' and '.join(result['files'])} into {result['out']}")
     return result
 
 

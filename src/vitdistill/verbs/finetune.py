@@ -4,11 +4,10 @@ from typing import TYPE_CHECKING, Literal
 
 from vitdistill.data.actions.files import ActionFiles
 from vitdistill.data.images.augment import Augment
-from vitdistill.data.segments.files import SegmentFiles
 from vitdistill.methods.options import DropPath, PatchDrop
 from vitdistill.tasks import TaskName
 from vitdistill.training.settings import Optim
-from vitdistill.verbs.arguments import Clips, Model
+from vitdistill.verbs.arguments import Clips, Labels, Model
 from vitdistill.verbs.job import Job, trains
 from vitdistill.verbs.needs import needs
 from vitdistill.verbs.tuning import DROP_PATH, final_test, resolve, tuned_network
@@ -18,14 +17,14 @@ if TYPE_CHECKING:
 
 
 @trains(
+    Labels,
     Clips,
     epochs=100,
     sampling=None,
     augment=Augment(recipe="finetune"),
     optim=Optim(lr=5e-4, lr_batch=256, layer_decay=0.65, warmup_epochs=5, min_lr=1e-6),
     needs=(
-        needs("actions dropout", task="actions"),
-        needs("segments", task="segmentation"),
+        needs("dropout", task="actions"),
         needs("patch_drop", task="classification"),
         needs("head_init pool", task=("classification", "actions")),
     ),
@@ -38,7 +37,6 @@ def finetune(
     *,
     task: TaskName = "classification",
     actions: ActionFiles = ActionFiles(),
-    segments: SegmentFiles = SegmentFiles(),
     pool: Literal["auto", "avg", "cls"] = "auto",
     head_init: float | None = None,
     new_head: bool = False,
@@ -59,11 +57,11 @@ def finetune(
         data: folder with train/ and val/ (one folder per class), lists of videos, a container such as
             torchvision:CIFAR10, or a bundled source: digits, moving_digits, moving_digits:motion. Of actions, the
             folder of videos: <video_id>.mp4 (or with another suffix of videos), or a folder <video_id> of frames for
-            each. Of segmentation, a folder with images/ and annotations/ (or masks/), or scenes.
-        task: what labels mean: a class for each image or video, the actions of each box in key frames, or a class for
-            each pixel (segmentation).
+            each. Of boxes, a VOC devkit, COCO's folders, or scenes; of segmentation, a folder with images/ and
+            annotations/ (or masks/), or scenes.
+        task: what labels mean: a class for each image or video, the actions of each box in key frames, boxes around the
+            objects in each image, or a class for each pixel (segmentation).
         actions: of the task actions, the annotations in AVA's csv formats.
-        segments: of the task segmentation, what masks mean, how images are scaled, and the head of a ViT.
         pool: avg pools the patches under a fresh norm, cls takes the class token; auto is avg for a ViT without a
             classifier, and what the classifier belongs to otherwise.
         head_init: factor on the initial weights of a fresh classifier (not of one that is kept); by default 0.001, and

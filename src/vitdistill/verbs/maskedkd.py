@@ -3,15 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 from vitdistill.data.images.augment import Augment
-from vitdistill.data.segments.files import SegmentFiles
 from vitdistill.errors import UserError
 from vitdistill.methods.selection import CriterionName
 from vitdistill.methods.selection.amounts import amount_of, check_selection
 from vitdistill.methods.terms.options import LOGITS, TermNames, parse_terms
 from vitdistill.models.names import LinearFeatures
-from vitdistill.tasks import DistilledTask, default_distill
+from vitdistill.tasks import default_distill
 from vitdistill.tokens.merge_schedule import Merge
-from vitdistill.verbs.arguments import File, Model, Pipelining, Published, TeacherOptions, is_fresh
+from vitdistill.verbs.arguments import File, Labels, Model, Pipelining, Published, TeacherOptions, is_fresh
 from vitdistill.verbs.checks import check_network, check_pipelining, refuse_unused
 from vitdistill.verbs.job import Job, trains
 from vitdistill.verbs.linear import check_linear_only
@@ -52,6 +51,7 @@ def check_terms(values: dict[str, Any]) -> dict[str, Any]:
 
 
 @trains(
+    Labels,
     resolve=check_terms,
     needs=(
         needs("network", criterion=("network", "network+random")),
@@ -62,15 +62,12 @@ def check_terms(values: dict[str, Any]) -> dict[str, Any]:
         needs("linear_features", linear_only=True),
         needs("drop_path dist_token", linear_only=False),
         needs("linear_only", task="classification"),
-        needs("segments", task="segmentation"),
     ),
 )
 def maskedkd(
     job: Job,
     *,
     student: Published,
-    task: DistilledTask = "classification",
-    segments: SegmentFiles = SegmentFiles(),
     distill: TermNames | None = None,
     teacher: Model | None = None,
     teachers: TeacherOptions,
@@ -88,11 +85,10 @@ def maskedkd(
 
     Args:
         data: folder with train/ and val/ (one folder per class), a container such as torchvision:CIFAR10, or a bundled
-            source: digits. Of segmentation, a folder with images/ and annotations/ (or masks/), or scenes.
-        task: what labels mean: a class for each sample, or for each pixel (segmentation).
-        segments: of the task segmentation, what masks mean and how images are scaled.
+            source: digits, sounds. Of boxes, a VOC devkit, COCO's folders, or scenes; of segmentation, a folder with
+            images/ and annotations/ (or masks/), or scenes.
         distill: what the student learns from the teacher: logits, manifold, attention, or several joined by +
-            (logits+manifold); by default logits, and manifold for segmentation.
+            (logits+manifold); by default logits, for boxes tokens, and for segmentation manifold.
         teacher: as `student`; a bare timm name downloads its pretrained weights. Not needed with `--alpha 0`.
         teacher_text: for a CLIP teacher, a file with one text embedding per class, as `text-embeddings` writes it; its
             class scores are then scaled cosine similarities (zero-shot).
@@ -126,7 +122,7 @@ def maskedkd(
     # Class scores of no weight need no teacher; other terms need one, whatever its classes.
     terms = [
         name
-        for name in parse_terms(default_distill(task) if distill is None else distill)
+        for name in parse_terms(default_distill(job.values["task"]) if distill is None else distill)
         if name != LOGITS or options["alpha"] > 0
     ]
     if not terms:

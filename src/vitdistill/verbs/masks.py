@@ -1,11 +1,14 @@
 """`vitdistill masks`: pictures of what the teacher saw."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitdistill.errors import UserError
 from vitdistill.models.names import SaliencyKind, is_saved
 from vitdistill.runs.read import find_run
+
+if TYPE_CHECKING:
+    from vitdistill.data.source import DataSource
 
 
 def masks(
@@ -83,8 +86,10 @@ def masks(
     named = images or _data_of(models)
     if not Path(named).exists():
         check_there(named)
-    is_source = named in bundled() or address_of(named) is not None or (Path(named) / "train").is_dir()
-    source = open_source(named, labels=False) if is_source else None
+    source = _own_source(models) if images is None else None
+    if source is None:
+        is_source = named in bundled() or address_of(named) is not None or (Path(named) / "train").is_dir()
+        source = open_source(named, labels=False) if is_source else None
     if source is None and sound:
         samples = given_sounds(list_sounds(named))
         source = DataSource("sounds", samples, samples, [])
@@ -170,6 +175,12 @@ def _data_of(models: list[str]) -> str:
         if data or own:
             return str(data or own)
     raise UserError("Images must be named where no run says which data it used", remedy="Give --images")
+
+
+def _own_source(models: list[str]) -> "DataSource | None":
+    """The data of the first run, where its task alone can open it; else None."""
+    runs = [run for run in map(find_run, models) if run is not None and run.config.get("data")]
+    return runs[0].source() if runs and runs[0].config.get("task", "classification") != "classification" else None
 
 
 def _show(result: dict[str, Any], as_json: bool) -> None:

@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from vitdistill.data.actions.files import ActionFiles
+from vitdistill.data.boxes.files import BoxFiles
 from vitdistill.data.open import BUNDLED as BUNDLED_DATA
 from vitdistill.data.segments.files import SegmentFiles
 from vitdistill.files import absolute, check_path
@@ -23,7 +24,7 @@ def absolute_paths(verb: str, values: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, option in options_of(verb).items():
         value = values[name]
-        if isinstance(value, ActionFiles | SegmentFiles):
+        if isinstance(value, ActionFiles | BoxFiles | SegmentFiles):
             found[name] = _absolute_files(value)
         elif not isinstance(value, str):
             continue
@@ -38,7 +39,7 @@ def _is_path(data: str) -> bool:
     return data not in BUNDLED_DATA and os.path.exists(os.path.expanduser(data))
 
 
-def _absolute_files(files: ActionFiles | SegmentFiles) -> ActionFiles | SegmentFiles:
+def _absolute_files(files: ActionFiles | BoxFiles | SegmentFiles) -> ActionFiles | BoxFiles | SegmentFiles:
     """The group with each of its files absolute; a word in place of one, such as `none`, stays."""
     given = {each.name: getattr(files, each.name) for each in fields(files)}
     texts = {name: value for name, value in given.items() if isinstance(value, str)}

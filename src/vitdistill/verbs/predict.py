@@ -18,10 +18,15 @@ from vitdistill.models.record import has_new_head, record_of
 from vitdistill.runs.directory import list_in_run
 from vitdistill.runs.read import Run, find_run
 from vitdistill.verbs.common import refuse_classes
+from vitdistill.verbs.predict_boxes import predict_boxes
 from vitdistill.verbs.rows import Format, RowWriter
 from vitdistill.verbs.signatures import options_of
 
 log = logging.getLogger(__name__)
+
+# What means something for classes of whole files only, and for boxes only.
+OF_CLASSES = ("top", "keep", "clips", "crops", "stride", "sampling", "image_size", "crop_pct", "model_args")
+OF_BOXES = ("threshold", "draw")
 
 
 def predict(
@@ -43,8 +48,11 @@ def predict(
     device: str = "auto",
     workers: int | None = None,
     model_args: dict[str, Any] | None = None,
+    threshold: float = 0.5,
+    draw: str | None = None,
 ) -> list[dict[str, Any]]:
-    """The most probable classes of images and videos, which are made ready as in the model's own evaluation.
+    """The most probable classes of images and videos, which are made ready as in the model's own evaluation; of a run
+    with `--task boxes`, the objects in images.
 
     Files are read in order and batch by batch. One that cannot be read is named in one line and left out; it is an
     error only when none can be read.
@@ -71,19 +79,30 @@ def predict(
         device: auto, cpu, cuda, ...
         workers: loader processes; by default one per core up to 8, and none for bundled data or a single batch.
         model_args: further arguments of the architecture.
+        threshold: of runs with boxes: least score of an object that is named.
+        draw: of runs with boxes: folder for the pictures with boxes drawn into them.
 
     Returns:
         A row for each readable file, in order: path; label, class (its number) and probability of the most probable
-        class; and under `top` the same three of each of the `top` classes. Of masks: path, mask and overlay (files),
-        and shares of the classes.
+        class; and under `top` the same three of each of the `top` classes. Of a run with boxes, a row for each object:
+        path, label, class, score, and x1, y1, x2, y2 in pixels. Of masks: path, mask and overlay (files), and shares of
+        the classes.
 
     Raises:
         UserError: when the model has no classifier, or no file can be read.
     """
     values = dict(locals())
     run = find_run(model) if isinstance(model, str) and Path(model).is_dir() else None
-    if run is not None and run.config.get("task") == "segmentation":
+    task = "classification" if run is None else run.config.get("task", "classification")
+    if run is not None and task == "segmentation":
         return _masks(run, values)
+    finds_boxes = task == "boxes"
+    defaults = {name: option.default for name, option in options_of("predict").items()}
+    why = "on a run with --task boxes" if finds_boxes else "unless the model is a run with --task boxes"
+    refuse_without_effect(values, defaults, OF_CLASSES if finds_boxes else OF_BOXES, why)
+    if run is not None and finds_boxes:
+        options = {name: values[name] for name in ("checkpoint", "batch_size", "device", "workers")}
+        return predict_boxes(run, files, RowWriter(out, format), threshold=threshold, draw=draw, **options)
     if top < 1:
         raise UserError("top must be at least 1", top)
     refuse_classes(model_args, "model_args")

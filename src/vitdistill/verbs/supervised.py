@@ -3,10 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from vitdistill.data.images.augment import Augment
-from vitdistill.data.segments.files import SegmentFiles
 from vitdistill.methods.options import PatchDrop
-from vitdistill.tasks import DistilledTask
-from vitdistill.verbs.arguments import Clips, Published
+from vitdistill.verbs.arguments import Clips, Labels, Published
 from vitdistill.verbs.checks import refuse_argument
 from vitdistill.verbs.job import Job, trains
 from vitdistill.verbs.needs import needs
@@ -24,24 +22,16 @@ def check_arguments(values: dict[str, Any]) -> dict[str, Any]:
     return task_augment(values, Augment())
 
 
-@trains(
-    Clips,
-    needs=(needs("patch_drop", task="classification"), needs("segments", task="segmentation")),
-    resolve=check_arguments,
-)
+@trains(Labels, Clips, needs=(needs("patch_drop", task="classification"),), resolve=check_arguments)
 def supervised(
     job: Job,
     *,
     student: Published,
-    task: DistilledTask = "classification",
-    segments: SegmentFiles = SegmentFiles(),
     patch_drop: PatchDrop = 0.0,
 ) -> "Method":
     """Train a network on labels alone: a baseline, or a teacher of your own.
 
     Args:
-        task: what labels mean: a class for each sample, or for each pixel (segmentation).
-        segments: of the task segmentation, what masks mean and how images are scaled.
         patch_drop: share of the patches that training leaves out of each image or clip, at random: 0.5 for a teacher
             that MaskedKD will mask. Validation and the exported network see every patch.
 

@@ -70,7 +70,7 @@ def tuned_network(job: Job) -> "Network":
     if not isinstance(model, str):
         job.refuse("image_size", "model_args", why="on a module object, which brings its own")
     # A preset has no published weights: fine-tuning it is training from scratch under the same recipe. Nor has any
-    # video network, all that can learn actions.
+    # video network, all that can learn actions, or any detector; an image ViT that becomes one has.
     from_scratch = isinstance(model, str) and model in PRESETS
     pretrained = isinstance(model, str) and not from_scratch and values["task"] != "actions"
     size = values["image_size"] or job.data.image_size

@@ -45,10 +45,19 @@ def image_transform(spec: InputSpec, options: ViewOptions, *, train: bool) -> Im
     if spec.sound:
         size = f"{spec.size[0]} mel bins and {spec.size[1]} frames"
         raise UserError("A network over images is needed", f"one over spectrograms of {size}", "Choose a ViT or DeiT")
+    refuse_clips(options)
+    return (train_transform if train else eval_transform)(options.augment, spec.size, spec.shape[0])
+
+
+def refuse_clips(options: ViewOptions) -> None:
+    """For networks over single images.
+
+    Raises:
+        UserError: when options of clips are given.
+    """
     given = {
         "clips": (options.clips, options.crops) != (1, 1),
         "stride": options.stride is not None,
         "sampling": options.sampling is not None,
     }
     refuse_given(given, "with a network over single images")
-    return (train_transform if train else eval_transform)(options.augment, spec.size, spec.shape[0])

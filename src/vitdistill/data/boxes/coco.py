@@ -1,0 +1,182 @@
+"""COCO's format: a json file of images, annotations and categories beside folders of images."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitdistill.data.boxes.annotations import UNKNOWN, Boxes, Gathering
+from vitdistill.data.folders import some
+from vitdistill.errors import UserError
+
+PUBLISHED = 91  # classes of networks that were published for COCO: its ids 0 to 90, of which ten and 0 name nothing
+PARTS = ("images", "annotations", "categories")
+
+
+@dataclass(frozen=True)
+class Categories:
+    """How ids of categories become class numbers.
+
+    Attributes:
+        ids: of each class, which may be one that names nothing.
+        names: of each class.
+    """
+
+    ids: list[int]
+    names: list[str]
+
+    @property
+    def numbers(self) -> dict[int, int]:
+        """Class number of each id."""
+        return {number: index for index, number in enumerate(self.ids)}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file in COCO's format, of which its three lists are there.
+
+    Raises:
+        UserError: naming the file and what it lacks.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError("Annotations must be readable", f"{path} ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError("Annotations in COCO's format are json", f"{path} ({error})") from error
+    lacking = [part for part in PARTS if not isinstance(content, dict) or not isinstance(content.get(part), list)]
+    if lacking or not content["categories"]:
+        what = f"{path} without {' and '.join(lacking)}" if lacking else f"{path} with no category"
+        raise UserError(f"COCO's format has lists of {', '.join(PARTS[:-1])} and {PARTS[-1]}", what)
+    return content
+
+
+def categories_of(content: Mapping[str, Any], path: Path, *, published: bool) -> Categories:
+    """The classes of a file: in the order of their ids, or under the ids themselves.
+
+    Args:
+        content: of the file.
+        path: of the file, for messages.
+        published: whether ids are class numbers.
+
+    Raises:
+        UserError: when ids or names are not distinct, or an id is beyond the published classes.
+    """
+    try:
+        found = {int(each["id"]): str(each["name"]) for each in content["categories"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError("Every category must have a number `id` and a `name`", f"{path}, categories") from error
+    count = len(content["categories"])
+    if len(found) < count or len(set(found.values())) < count:
+        raise UserError("Ids and names of categories must be distinct", f"{path}, {count} categories")
+    if not published:
+        return Categories(sorted(found), [found[number] for number in sorted(found)])
+    if beyond := sorted(number for number in found if not 0 <= number < PUBLISHED):
+        what = f"{beyond[0]} ({found[beyond[0]]}) in {path}"
+        what += f", the number of 'no object' among {PUBLISHED} classes" if beyond[0] == PUBLISHED else ""
+        remedy = "Leave out --boxes.ids published, which numbers the classes by the order of their ids"
+        raise UserError(f"With --boxes.ids published, ids of categories must lie in 0..{PUBLISHED - 1}", what, remedy)
+    return Categories(list(range(PUBLISHED)), [found.get(number, f"unused {number}") for number in range(PUBLISHED)])
+
+
+def read_coco(
+    content: Mapping[str, Any], path: Path, folder: Path, categories: Categories, *, lenient: bool = False
+) -> Boxes:
+    """The boxes of a file.
+
+    Args:
+        content: of the file.
+        path: of the file, for messages.
+        folder: of the images.
+        categories: whose numbers the classes get.
+        lenient: note annotations of unknown categories instead of refusing them.
+
+    Raises:
+        UserError: when images are not on disk, an image or annotation lacks something, or an annotation is of an
+            image or category that is not listed.
+    """
+    if not content["images"]:
+        raise UserError(f"{path} must list at least one image", "none")
+    gathering, numbers = Gathering(), categories.numbers
+    of_image = _by_image(content, path)
+    for number, image in enumerate(content["images"]):
+        try:
+            name, file, size = image["id"], str(image["file_name"]), (int(image["height"]), int(image["width"]))
+        except (KeyError, TypeError, ValueError) as error:
+            rule = "Every image must have id, file_name, width and height"
+            raise UserError(rule, f"{path}, image {number} without {_words(error)}") from error
+        if min(size) < 1:
+            raise UserError("Width and height of an image must be above 0", f"{size[1]}x{size[0]} of {file} in {path}")
+        gathering.image(os.path.join(folder, file), name, size)
+        for annotation in of_image.get(name, ()):
+            words = f"annotation {annotation.get('id', '?')}"
+            category, (x, y, width, height) = annotation.get("category_id"), _box(annotation, words, path)
+            if category not in numbers:
+                what = f"{category} of {words} in {path}"
+                if not lenient:
+                    ids = f"They are {some(categories.ids)}" if len(numbers) < PUBLISHED else ""
+                    raise UserError("The category_id of an annotation must be that of a category", what, ids)
+                gathering.problem(UNKNOWN, f"{words}, category {category}")
+                continue
+            crowd, area = bool(annotation.get("iscrowd", 0)), annotation.get("area")
+            corners = (x, y, x + width, y + height)
+            gathering.box(corners, numbers[category], ignored=crowd, area=area, name=words)
+    _check_files(gathering.paths, folder, path)
+    return gathering.finish()
+
+
+def _by_image(content: Mapping[str, Any], path: Path) -> dict[Any, list[Any]]:
+    """The annotations of each image.
+
+    Raises:
+        UserError: when two images have one id, or an annotation is of an image that is not there.
+    """
+    found: dict[Any, list[Any]] = {image["id"]: [] for image in content["images"] if "id" in image}
+    if len(found) < len(content["images"]):
+        raise UserError("Every image must have an id of its own", f"{path}, {len(content['images'])} images")
+    for annotation in content["annotations"]:
+        try:
+            found[annotation["image_id"]].append(annotation)
+        except (KeyError, TypeError) as error:
+            what = annotation.get("image_id") if isinstance(annotation, dict) else annotation
+            raise UserError("The image_id of an annotation must be that of an image", f"{what} in {path}") from error
+    return found
+
+
+def _box(annotation: Mapping[str, Any], words: str, path: Path) -> tuple[float, float, float, float]:
+    try:
+        x, y, width, height = map(float, annotation["bbox"])
+    except (KeyError, TypeError, ValueError):
+        x = y = width = height = math.nan
+    if not all(map(math.isfinite, (x, y, width, height))):
+        rule = "The bbox of an annotation must be four numbers: x, y, width, height"
+        raise UserError(rule, f"{annotation.get('bbox')} of {words} in {path}")
+    return x, y, width, height
+
+
+def _check_files(paths: Sequence[str], folder: Path, annotations: Path) -> None:
+    """
+    Raises:
+        UserError: naming images that are not on disk.
+    """
+    if not folder.is_dir():
+        remedy = "Name it with --boxes.train_images or --boxes.val_images"
+        raise UserError(f"The images of {annotations} must be in an existing folder", f"'{folder}'", remedy)
+    # One listing of each folder: asking for each of a hundred thousand files would take minutes on a network drive.
+    there: dict[str, set[str]] = {}
+    missing = []
+    for path in paths:
+        parent, name = os.path.split(path)
+        if parent not in there:
+            there[parent] = {entry.name for entry in os.scandir(parent)} if os.path.isdir(parent) else set()
+        if name not in there[parent]:
+            missing.append(os.path.relpath(path, folder))
+    if missing:
+        rule = f"All images of {annotations} must be in {folder}"
+        raise UserError(rule, f"{len(missing)} of {len(paths)} missing: {some(missing)}")
+
+
+def _words(error: Exception) -> str:
+    return str(error.args[0]) if isinstance(error, KeyError) else "numbers"

@@ -1,0 +1,174 @@
+"""Which objects are where in an image: a box and a class for each."""
+
+import math
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+from torchmetrics import Metric
+
+from vitdistill.data.boxes.files import BoxFiles
+from vitdistill.data.boxes.samples import BoxImages
+from vitdistill.data.boxes.sources import open_boxes
+from vitdistill.data.images.augment import Augment
+from vitdistill.data.source import DataSource
+from vitdistill.errors import UserError, refuse_without_effect
+from vitdistill.losses.boxes import set_loss
+from vitdistill.models.classes import compare
+from vitdistill.models.network import Network
+from vitdistill.models.surgery.detector import detector
+from vitdistill.tasks.box_ap import BoxAP, PartOfAP
+from vitdistill.tasks.confusion import table
+from vitdistill.tasks.task import Task
+from vitdistill.types import Output
+
+PER_CLASS, RESULTS = "per_class.csv", "detections.json"
+EXTRA = {"scipy": "scipy", "faster_coco_eval": "faster-coco-eval"}  # modules and what they are called
+
+
+class Boxes(Task):
+    """Set loss of a detector (each box is matched with one prediction); validated by COCO's average precision.
+
+    Predictions are (b, q, c + 1 + 4): class scores with "no object" last, centre x and y, width and height as shares of
+    the image. Targets are (b, boxes, 5): class number and box; rows that pad to a common number of boxes are NaN.
+
+    Example:
+        >>> source, task = Boxes.open("/data/VOCdevkit", augment=Augment(recipe="none"))
+        >>> method = Supervised(task.student(build("yolos_tiny", num_classes=20)), task=task)
+    """
+
+    score: ClassVar[str] = "ap"
+    columns: ClassVar[dict[str, str]] = {"ap": "AP %", "ap50": "AP50 %", "ap75": "AP75 %"}
+    per_sample: ClassVar[bool] = False
+    augment: ClassVar[Augment | None] = Augment(recipe="none")
+
+    def __init__(self, source: DataSource | None = None, classes: int | None = None) -> None:
+        """
+        Args:
+            source: of `open_boxes`, which validation scores against; None in training loops of your own.
+            classes: how many there are; None takes those of the data.
+        """
+        self.source = source
+        self.classes = classes if source is None or classes is not None else len(source.classes)
+        self._order: tuple[int, ...] | None = None  # of the network's classes, where the data has another
+        self._first: BoxAP | None = None
+
+    @classmethod
+    def open(cls, data: Any, *, augment: Augment, files: Any = None) -> "tuple[DataSource, Boxes]":
+        """The images that `data` names, with the boxes that `files`, a `BoxFiles`, say."""
+        require_detection()
+        source = open_boxes(data, BoxFiles() if files is None else files)
+        return source, cls(source)
+
+    @classmethod
+    def source_of(cls, config: Mapping[str, Any]) -> DataSource:
+        return open_boxes(str(config["data"]), BoxFiles(**(config.get("boxes") or {})))
+
+    def with_head(
+        self,
+        body: Network,
+        *,
+        pool: Any = "auto",
+        head_init: float = 0.001,
+        new_head: bool = False,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+    ) -> Network:
+        """A detector; what is made of a ViT gets `detector`'s 100 detection tokens."""
+        given = {"pool": pool, "dropout": dropout}
+        refuse_without_effect(given, {"pool": "auto", "dropout": 0.0}, given, "with --task boxes")
+        return detector(body, self._count(), new_head=new_head, drop_path=drop_path)
+
+    def _count(self) -> int:
+        if self.classes is None:
+            raise ValueError("A head for boxes needs the number of classes: Boxes(source) or Boxes(classes=...)")
+        return self.classes
+
+    @classmethod
+    def of(cls, network: Network, *, smoothing: float = 0.0) -> "Boxes":
+        return cls(classes=network.num_classes)
+
+    def student(self, network: Network) -> Network:
+        """A detector as it is; a ViT becomes one."""
+        return network if network.detections else detector(network, self._count())
+
+    def check(self, network: Network) -> None:
+        require_detection()
+        if not network.detections:
+            raise UserError("Boxes need a detector", network.name, "Use yolos_tiny, or another YOLOS")
+        if network.num_classes != self.classes and self.source is None:
+            rule = f"The detector must have the {self.classes} classes of the task"
+            raise UserError(rule, f"{network.num_classes} of {network.name}")
+        if self.source is not None:
+            found = compare(network, self.source.classes, self.source.name)
+            if found.kind in ("different", "other count"):
+                raise UserError("The classes of a detector must be those of the data", found.words)
+            self._order = found.order
+
+    def read(self, network: Network, output: Output, targets: Tensor) -> Float[Tensor, "b q _"]:
+        assert output.prediction is not None
+        if self._order is None:
+            return output.prediction
+        return network.in_order(output.prediction, torch.tensor(self._order, device=output.prediction.device))
+
+    def loss(
+        self, prediction: Float[Tensor, "b q _"], targets: Float[Tensor, "b boxes 5"]
+    ) -> dict[str, Float[Tensor, ""]]:
+        return set_loss(prediction, targets)
+
+    def validation_loss(
+        self, prediction: Float[Tensor, "b q _"], targets: Float[Tensor, "b boxes 5"]
+    ) -> Float[Tensor, ""]:
+        parts = set_loss(prediction, targets, together=False)
+        return torch.stack(list(parts.values())).sum() * len(targets)
+
+    def metrics(self) -> dict[str, Metric]:
+        if self.source is None:
+            return {}
+        assert isinstance(self.source.val, BoxImages)
+        whole = BoxAP(self.source.val, self._count())
+        if self._first is None:
+            self._first = whole
+        return {"ap": whole, **{name: PartOfAP(whole, name) for name in self.columns if name != "ap"}}
+
+    def details(self) -> Metric | None:
+        """What the first of `metrics` has computed of each class."""
+        return None if self._first is None else PartOfAP(self._first, None)
+
+    def detail_files(self, details: Float32[Tensor, "c 3"], source: DataSource) -> dict[str, str]:
+        rows = self.per_class(details, source)
+        return {PER_CLASS: table(rows, list(rows[0]))}
+
+    def per_class(self, details: Float32[Tensor, "c 3"], source: DataSource) -> list[dict[str, Any]]:
+        assert isinstance(source.val, BoxImages)
+        boxes = source.val.boxes
+        counts = torch.bincount(torch.from_numpy(boxes.classes[~boxes.ignored]), minlength=len(source.classes))
+        return [
+            {
+                "class": name,
+                "boxes": count,
+                **{
+                    heading: None if math.isnan(value) else round(100 * value, 4)
+                    for heading, value in zip(self.columns.values(), values, strict=True)
+                },
+            }
+            for name, count, values in zip(source.classes, counts.tolist(), details.tolist(), strict=True)
+        ]
+
+    def result_files(self, metrics: dict[str, Metric]) -> dict[str, str]:
+        """Every detection in COCO's format of results."""
+        whole = metrics["ap"]
+        assert isinstance(whole, BoxAP)
+        return {RESULTS: whole.results()}
+
+
+def require_detection() -> None:
+    """
+    Raises:
+        UserError: when what matches boxes, or scores them, is not installed.
+    """
+    if missing := [name for module, name in EXTRA.items() if find_spec(module) is None]:
+        raise UserError(f"Boxes need {' and '.join(missing)}", remedy="Run: pip install 'vitdistill[detection]'")
