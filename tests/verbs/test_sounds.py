@@ -194,5 +194,5 @@ def test_a_student_learns_from_half_of_a_teacher_and_a_killed_run_goes_on_to_the
 def test_the_demo_ends_in_a_table_and_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "audio", "--out", str(tmp_path / "demo"), "--epochs", "1"]) == 0
     printed = capsys.readouterr().out
-    assert "The sounds are made by the program" in printed and "22 of 45" in printed.replace("23 of 45", "22 of 45")
+    assert "The sounds are made by the program" in printed and "23 of 45" in printed
     assert (tmp_path / "demo/report.html").stat().st_size > 50_000

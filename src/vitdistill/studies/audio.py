@@ -78,6 +78,6 @@ def show(result: dict[str, Any]) -> None:
     console.print(table)
     console.print(
         "The sounds are made by the program: tones, chirps, noise bands, clicks. One seed, 200 test sounds: a "
-        "difference of less than four points may be chance.",
+        "difference of less than seven points may be chance.",
         highlight=False,
     )
