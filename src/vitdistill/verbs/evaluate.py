@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vitdistill.data.actions.files import ActionFiles
 from vitdistill.data.boxes.files import BoxFiles
-from vitdistill.errors import UserError, refuse_without_effect
+from vitdistill.errors import UserError, refuse_given, refuse_without_effect
 from vitdistill.evaluation.asked import Criteria, Keeps, masks_of
 from vitdistill.models.names import ModelName, absolute_model
 from vitdistill.runs.read import Checkpoint, Run, find_run
@@ -129,6 +129,7 @@ def evaluate(
             return _actions(run, stride=stride, as_json=json, **options)
         refuse_without_effect(values, defaults, ("stride",), f"on a run with --task {task}")
         if task == "boxes":
+            refuse_given({"boxes.det_tokens": boxes.det_tokens is not None}, "in evaluation: the network has its own")
             options["files"] = boxes.over(run.config.get("boxes") or {}, elsewhere=data is not None)
         return _task(run, as_json=json, per_class=per_class, **options)
 

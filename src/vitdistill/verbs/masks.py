@@ -1,11 +1,14 @@
 """`vitdistill masks`: pictures of what the teacher saw."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vitdistill.errors import UserError
 from vitdistill.models.names import is_saved
 from vitdistill.runs.read import find_run
+
+if TYPE_CHECKING:
+    from vitdistill.data.source import DataSource
 
 
 def masks(
