@@ -148,11 +148,12 @@ def test_a_masked_teacher_of_boxes(trained: tuple[Path, dict[str, Any]], tmp_pat
         ({"augment": Augment(recipe="none", scale=0.5)}, "take the augmentations hflip and repeats only; got scale"),
         ({"boxes": BoxFiles(sides=[32])}, "--boxes.sides has no effect where all images get the network's size"),
         ({"task": "classification", "boxes": BoxFiles(resize="voc")}, "--boxes has no effect unless --task is boxes"),
+        ({"boxes": BoxFiles(det_tokens=5)}, "--boxes.det_tokens has no effect on a detector, which has its own"),
         ({"task": "classification"}, "scenes have boxes.*none for the whole picture"),
         ({"data": "digits"}, "must be an existing folder of images with boxes, or scenes; got 'digits'"),
         ({"patch_drop": 0.5}, "--patch_drop has no effect unless --task is classification"),
     ],
-    ids=["augment", "sides", "task", "scenes", "digits", "patch_drop"],
+    ids=["augment", "sides", "task", "det_tokens", "scenes", "digits", "patch_drop"],
 )
 def test_bad_input_is_one_line(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
     options = {"student": "scenes_yolos_small", "student_args": SMALL, "data": "scenes", **TRAINING, **changed}
@@ -243,6 +244,7 @@ def test_a_classifier_becomes_a_detector(tmp_path: Path) -> None:
         drop_path=0.0,
         batch_size=8,
         task="boxes",
+        boxes=BoxFiles(det_tokens=9),
         loader=Loader(workers=0),
     )
-    assert info["status"] == "finished" and build(str(tmp_path / "run")).detections == 100
+    assert info["status"] == "finished" and build(str(tmp_path / "run")).detections == 9

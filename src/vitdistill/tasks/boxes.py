@@ -15,17 +15,19 @@ from vitdistill.data.boxes.samples import BoxImages
 from vitdistill.data.boxes.sources import open_boxes
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.source import DataSource
-from vitdistill.errors import UserError, refuse_without_effect
+from vitdistill.errors import UserError, refuse_given, refuse_without_effect
 from vitdistill.losses.boxes import set_loss
 from vitdistill.models.classes import compare
 from vitdistill.models.network import Network
 from vitdistill.models.surgery.detector import detector
+from vitdistill.models.surgery.drop_path import drop_path_rates
 from vitdistill.tasks.box_ap import BoxAP, PartOfAP
 from vitdistill.tasks.confusion import table
 from vitdistill.tasks.task import Task
 from vitdistill.types import Output
 
 PER_CLASS, RESULTS = "per_class.csv", "detections.json"
+DET_TOKENS = 100
 EXTRA = {"scipy": "scipy", "faster_coco_eval": "faster-coco-eval"}  # modules and what they are called
 
 
@@ -45,12 +47,16 @@ class Boxes(Task):
     per_sample: ClassVar[bool] = False
     augment: ClassVar[Augment | None] = Augment(recipe="none")
 
-    def __init__(self, source: DataSource | None = None, classes: int | None = None) -> None:
+    def __init__(
+        self, source: DataSource | None = None, classes: int | None = None, det_tokens: int | None = None
+    ) -> None:
         """
         Args:
             source: of `open_boxes`, which validation scores against; None in training loops of your own.
             classes: how many there are; None takes those of the data.
+            det_tokens: of a ViT that becomes a detector; None is 100. A detector has its own.
         """
+        self.det_tokens = det_tokens
         self.source = source
         self.classes = classes if source is None or classes is not None else len(source.classes)
         self._order: tuple[int, ...] | None = None  # of the network's classes, where the data has another
@@ -60,8 +66,9 @@ class Boxes(Task):
     def open(cls, data: Any, *, augment: Augment, files: Any = None) -> "tuple[DataSource, Boxes]":
         """The images that `data` names, with the boxes that `files`, a `BoxFiles`, say."""
         require_detection()
-        source = open_boxes(data, BoxFiles() if files is None else files)
-        return source, cls(source)
+        files = BoxFiles() if files is None else files
+        source = open_boxes(data, files)
+        return source, cls(source, det_tokens=files.det_tokens)
 
     @classmethod
     def source_of(cls, config: Mapping[str, Any]) -> DataSource:
@@ -77,10 +84,18 @@ class Boxes(Task):
         dropout: float = 0.0,
         drop_path: float = 0.0,
     ) -> Network:
-        """A detector; what is made of a ViT gets `detector`'s 100 detection tokens."""
+        """A detector, as it is or made of a ViT."""
         given = {"pool": pool, "dropout": dropout}
         refuse_without_effect(given, {"pool": "auto", "dropout": 0.0}, given, "with --task boxes")
-        return detector(body, self._count(), new_head=new_head, drop_path=drop_path)
+        return self._detector(body, new_head=new_head, drop_path=drop_path)
+
+    def _detector(self, body: Network, **options: Any) -> Network:
+        if body.detections:
+            self._refuse_det_tokens()
+        return detector(body, self._count(), det_tokens=self.det_tokens or DET_TOKENS, **options)
+
+    def _refuse_det_tokens(self) -> None:
+        refuse_given({"boxes.det_tokens": self.det_tokens is not None}, "on a detector, which has its own")
 
     def _count(self) -> int:
         if self.classes is None:
@@ -93,7 +108,10 @@ class Boxes(Task):
 
     def student(self, network: Network) -> Network:
         """A detector as it is; a ViT becomes one."""
-        return network if network.detections else detector(network, self._count())
+        if not network.detections:
+            return self._detector(network, drop_path=max(drop_path_rates(network), default=0.0))
+        self._refuse_det_tokens()
+        return network
 
     def check(self, network: Network) -> None:
         require_detection()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vitdistill.data.actions.files import ActionFiles
 from vitdistill.data.boxes.files import BoxFiles
 from vitdistill.data.segments.files import SegmentFiles
-from vitdistill.errors import UserError, refuse_without_effect
+from vitdistill.errors import UserError, refuse_given, refuse_without_effect
 from vitdistill.evaluation.asked import Criteria, Keeps, masks_of
 from vitdistill.models.names import ModelName, absolute_model
 from vitdistill.runs.read import Checkpoint, Run, find_run
@@ -138,12 +138,11 @@ def evaluate(
             refuse_without_effect(values, defaults, ("per_class",), "on a run with --task actions")
             return _actions(run, stride=stride, as_json=json, **options)
         refuse_without_effect(values, defaults, ("stride",), f"on a run with --task {task}")
-        if group is not None:
-            given = values[group]
-            recorded = run.config.get(group) or {}
-            options["files"] = (
-                given.over(recorded, elsewhere=data is not None) if task == "boxes" else given.over(recorded)
-            )
+        if task == "boxes":
+            refuse_given({"boxes.det_tokens": boxes.det_tokens is not None}, "in evaluation: the network has its own")
+            options["files"] = boxes.over(run.config.get("boxes") or {}, elsewhere=data is not None)
+        elif group is not None:
+            options["files"] = values[group].over(run.config.get(group) or {})
         return _task(run, as_json=json, per_class=per_class, **options)
 
     import torch

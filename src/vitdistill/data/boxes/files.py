@@ -34,6 +34,7 @@ class BoxFiles:
         sides: lengths of the shorter side in training, of which one is drawn; by default the recipe's.
         longest: of the longer side; by default the recipe's.
         eval_side: of the shorter side in validation; by default the recipe's.
+        det_tokens: objects that can be found in an image, where a ViT becomes a detector; by default 100.
     """
 
     split: Split | None = None
@@ -46,6 +47,7 @@ class BoxFiles:
     sides: list[int] | None = None
     longest: int | None = None
     eval_side: int | None = None
+    det_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for name, kind in (("split", Split), ("ids", Ids), ("resize", ResizeName)):
@@ -59,6 +61,8 @@ class BoxFiles:
             pixels = getattr(self, name)
             if pixels is not None and pixels < 1:
                 raise UserError(f"--boxes.{name} must be a number of pixels", pixels)
+        if self.det_tokens is not None and self.det_tokens < 1:
+            raise UserError("--boxes.det_tokens must be at least 1", self.det_tokens)
 
     def over(self, recorded: Mapping[str, Any], *, elsewhere: bool = False) -> "BoxFiles":
         """These files, and for what is not given those of a run's configuration.
