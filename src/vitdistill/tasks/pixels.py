@@ -56,9 +56,7 @@ class PixelConfusion(MulticlassConfusionMatrix):
     def __init__(self, classes: int) -> None:
         super().__init__(classes, ignore_index=IGNORED, validate_args=False)
 
-    def update(  # type: ignore[override]
-        self, preds: Float[Tensor, "b c height width"], target: Shaped[Tensor, "b height2 width2"]
-    ) -> None:
+    def update(self, preds: Float[Tensor, "b c height width"], target: Shaped[Tensor, "b height2 width2"]) -> None:
         for scores, true in at_their_size(preds, target):
             super().update(scores.argmax(dim=1), true)
 

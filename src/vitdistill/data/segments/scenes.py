@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitdistill.data.bundled.scenes import BACKGROUND, CANVAS, CLASSES, TRAIN, VAL, Part, draw
+from vitdistill.data.bundled.scenes import BACKGROUND, CANVAS, CLASSES, PARTS, TRAIN, VAL, Part, draw
 from vitdistill.data.samples import digest_of
 from vitdistill.data.segments.files import SegmentFiles
 from vitdistill.data.segments.samples import Segmented, SegmentSamples
@@ -66,6 +66,6 @@ def scene_segments(files: SegmentFiles, sizes: Sequence[int] = (TRAIN, VAL)) -> 
     given = {"classes": files.classes is not None, "reduce_zero_label": files.reduce_zero_label is not None}
     if names := [name for name, is_given in given.items() if is_given]:
         raise UserError(f"--segments.{names[0]} has no effect on the bundled scenes, whose classes are known")
-    train, val = (SceneSegments(part, size, files.ratio) for part, size in zip(("train", "val"), sizes, strict=True))
+    train, val = (SceneSegments(part, size, files.ratio) for part, size in zip(PARTS, sizes, strict=True))
     train.load(0)  # refuses now where the scans are missing
     return DataSource("scenes", train, val, NAMES, image_size=CANVAS)
