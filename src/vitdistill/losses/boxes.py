@@ -173,6 +173,7 @@ def set_loss(
         UserError: when a prediction is not finite.
 
     Example:
+        >>> targets = torch.tensor([[[3.0, 0.5, 0.5, 0.2, 0.4]], [[7.0, 0.2, 0.3, 0.1, 0.1]]])  # one box in each image
         >>> loss = sum(set_loss(torch.rand(2, 100, 25), targets).values())
     """
     matched = match(prediction, targets) if matched is None else matched

@@ -15,7 +15,7 @@ from vitdistill.data.bundled import scenes
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.images.decode import read_image
 from vitdistill.data.images.samples import refuse_clips
-from vitdistill.data.samples import Facts, Problem, Samples, ViewOptions, digest_of
+from vitdistill.data.samples import Facts, Problem, Samples, ViewOptions, digest_of, refuse_sound
 from vitdistill.errors import UserError
 from vitdistill.types import InputSpec
 
@@ -103,6 +103,7 @@ class BoxImages(Samples):
 
         A network whose patches are not known has one size, to which whole images are squeezed.
         """
+        refuse_sound(spec, options, self.word)
         refuse_clips(options)
         if spec.frames is not None:
             raise UserError("A network over clips needs videos", "images with boxes", "Give a network over images")

@@ -9,10 +9,11 @@ from PIL import Image
 
 from vitdistill.data.device import OnDevice
 from vitdistill.data.images.augment import Augment
-from vitdistill.data.samples import Facts, Samples, ViewOptions, digest_of
+from vitdistill.data.images.samples import refuse_clips
+from vitdistill.data.samples import Facts, Samples, ViewOptions, digest_of, refuse_sound
 from vitdistill.data.segments.device import SegmentsOnDevice
 from vitdistill.data.segments.transforms import COMMON, TrainTransform, ValTransform
-from vitdistill.errors import UserError, refuse_given
+from vitdistill.errors import UserError
 from vitdistill.types import InputSpec
 
 
@@ -58,6 +59,7 @@ class SegmentSamples(Samples):
         return min(self.load(index)[0].image.size)
 
     def transform(self, spec: InputSpec, options: ViewOptions, *, train: bool) -> TrainTransform | ValTransform:
+        refuse_sound(spec, options, self.word)
         if spec.frames is not None:
             raise UserError("A network over clips needs videos", "images with masks", "Choose a network over images")
         if spec.shape[0] != 3:
@@ -66,12 +68,7 @@ class SegmentSamples(Samples):
             )
         if options.several is not None:
             raise UserError("Several crops are made of images alone", "images with masks")
-        given = {
-            "clips": (options.clips, options.crops) != (1, 1),
-            "stride": options.stride is not None,
-            "sampling": options.sampling is not None,
-        }
-        refuse_given(given, "with a network over single images")
+        refuse_clips(options)
         augment = _checked(options.augment)
         if not train:
             return ValTransform(spec.size)
