@@ -32,6 +32,8 @@ _LAZY = {
     "Classification": "vitdistill.tasks.classification",
     "Actions": "vitdistill.tasks.actions",
     "ActionFiles": "vitdistill.data.actions.files",
+    "Boxes": "vitdistill.tasks.boxes",
+    "BoxFiles": "vitdistill.data.boxes.files",
     "Teacher": "vitdistill.models.teacher",
     "Method": "vitdistill.methods.method",
     "Distillation": "vitdistill.methods.distillation",
@@ -53,6 +55,7 @@ __all__ = sorted(_LAZY)
 
 if TYPE_CHECKING:
     from vitdistill.data.actions.files import ActionFiles
+    from vitdistill.data.boxes.files import BoxFiles
     from vitdistill.data.images.augment import Augment
     from vitdistill.data.images.views import MultiCrop
     from vitdistill.errors import UserError
@@ -76,6 +79,7 @@ if TYPE_CHECKING:
     from vitdistill.models.build import build
     from vitdistill.models.teacher import Teacher
     from vitdistill.tasks.actions import Actions
+    from vitdistill.tasks.boxes import Boxes
     from vitdistill.tasks.classification import Classification
     from vitdistill.tasks.task import Task
     from vitdistill.tokens.saliency import cls_attention

@@ -59,7 +59,7 @@ def finetune(
         data: folder with train/ and val/ (one folder per class), lists of videos, a container such as
             torchvision:CIFAR10, or a bundled source: digits, moving_digits, moving_digits:motion. Of actions, the
             folder of videos: <video_id>.mp4 (or with another suffix of videos), or a folder <video_id> of frames for
-            each.
+            each. Of boxes, a VOC devkit, a folder in COCO's layout, or scenes.
         task: what labels mean: a class for each image or video, the actions of each box in key frames, or boxes around
             the objects in each image.
         actions: of the task actions, the annotations in AVA's csv formats.

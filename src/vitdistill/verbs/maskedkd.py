@@ -87,11 +87,11 @@ def maskedkd(
 
     Args:
         data: folder with train/ and val/ (one folder per class), a container such as torchvision:CIFAR10, or a bundled
-            source: digits.
+            source: digits. Of boxes, a VOC devkit, a folder in COCO's layout, or scenes.
         task: what labels mean: a class for each sample, or boxes around the objects in each image.
         boxes: of the task boxes, the annotations and how images are resized.
         distill: what the student learns from the teacher: logits, manifold, attention, or several joined by +
-            (logits+manifold); by default logits.
+            (logits+manifold); by default logits, and tokens for boxes.
         teacher: as `student`; a bare timm name downloads its pretrained weights. Not needed with `--alpha 0`.
         teacher_text: for a CLIP teacher, a file with one text embedding per class, as `text-embeddings` writes it; its
             class scores are then scaled cosine similarities (zero-shot).
