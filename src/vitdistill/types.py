@@ -5,7 +5,8 @@ Shape legend, used in every jaxtyping annotation of the package:
     b  batch            n  patches of a grid        m  tokens, special tokens included
     k  kept patches     h  attention heads          d  channels (of a head where q, k, v are meant)
     ch colour channels  *pixels  height width, or frames height width
-    c  classes          s  special tokens (class, distillation, register)
+    c  classes          s  special tokens (class, distillation, register, detection)
+    q  detection tokens
 
 Patch coordinates: outside `models/`, patches are numbered 0..N-1 of a `TokenGrid`, row by row, frame by frame; special
 tokens are never counted. A selection is an integer tensor of shape (b, k) in these coordinates.

@@ -10,6 +10,7 @@ from torchvision.ops import box_convert, generalized_box_iou
 
 from golden_values import Golden
 from vitdistill.errors import UserError
+from vitdistill.losses import boxes
 from vitdistill.losses.boxes import (
     assign,
     cardinality_error,
@@ -97,6 +98,19 @@ def test_the_number_of_boxes_divides_and_is_at_least_one() -> None:
     )
     torch.testing.assert_close(set_loss(prediction, two)["box"], 5 * pairs.abs().sum() / 2)
     assert float(set_loss(prediction, one)["box"]) > 0
+
+
+def test_boxes_are_counted_over_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three here and five elsewhere: four on average. In validation, where the others may have no batch left, three."""
+    alone = set_loss(predictions(), TARGETS)
+    monkeypatch.setattr(boxes.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(boxes.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(boxes.dist, "all_reduce", lambda count: count.add_(5))
+    together = set_loss(predictions(), TARGETS)
+    for name in ("box", "giou"):
+        torch.testing.assert_close(together[name], alone[name] * 3 / 4)
+    assert together["class"] == alone["class"]
+    assert set_loss(predictions(), TARGETS, together=False) == alone
 
 
 def test_more_boxes_than_predictions_leave_boxes_over() -> None:

@@ -343,7 +343,7 @@ def test_a_video_folder_is_a_video_network(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "yolos"}, "must be one of clip, .*; got 'yolos'"),
+        ({"model_type": "owlvit"}, "must be one of clip, .*; got 'owlvit'"),
         ({"model_type": "bert"}, "got 'bert'"),
         ({"layer_norm_eps": 1e-3}, "epsilon of LayerNorm"),
         ({"num_hidden_layers": 3}, "12 missing"),

@@ -20,6 +20,7 @@ from vitdistill.methods.pipelining import check_device, check_parts
 from vitdistill.methods.pipelining.draws import Draws, Order
 from vitdistill.methods.pipelining.lanes import Result, lane
 from vitdistill.methods.selection.mass import see
+from vitdistill.models.network import fit_all
 from vitdistill.tokens.select import random_scores
 from vitdistill.types import Output, Step
 
@@ -137,7 +138,8 @@ class Pipeline:
         """
         check_separable(method)
         results: list[Result] = []
-        with self._begun(method, inputs, progress) as (shown, begun):
+        networks = (method.student, *(teacher.network for teacher in method.teachers))
+        with fit_all(networks, inputs), self._begun(method, inputs, progress) as (shown, begun):
             for rows, student, wait in begun:
                 with method.clock("teacher"):
                     results.append(wait())

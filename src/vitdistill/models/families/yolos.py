@@ -125,7 +125,7 @@ class Yolos(VisionTransformer):
             init_values=init_values,
             pre_norm=pre_norm,
             act_layer=act_layer,
-            norm_layer=partial(nn.LayerNorm, eps=norm_eps),  # type: ignore[arg-type]
+            norm_layer=partial(nn.LayerNorm, eps=norm_eps),
             drop_path_rate=drop_path_rate,
         )
         self.patch_embed.strict_img_size = False
