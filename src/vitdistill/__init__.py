@@ -32,6 +32,9 @@ _LAZY = {
     "Classification": "vitdistill.tasks.classification",
     "Actions": "vitdistill.tasks.actions",
     "ActionFiles": "vitdistill.data.actions.files",
+    "Boxes": "vitdistill.tasks.boxes",
+    "BoxFiles": "vitdistill.data.boxes.files",
+    "Segmentation": "vitdistill.tasks.segmentation",
     "SegmentFiles": "vitdistill.data.segments.files",
     "Teacher": "vitdistill.models.teacher",
     "Method": "vitdistill.methods.method",
@@ -54,6 +57,7 @@ __all__ = sorted(_LAZY)
 
 if TYPE_CHECKING:
     from vitdistill.data.actions.files import ActionFiles
+    from vitdistill.data.boxes.files import BoxFiles
     from vitdistill.data.images.augment import Augment
     from vitdistill.data.images.views import MultiCrop
     from vitdistill.data.segments.files import SegmentFiles
@@ -78,7 +82,9 @@ if TYPE_CHECKING:
     from vitdistill.models.build import build
     from vitdistill.models.teacher import Teacher
     from vitdistill.tasks.actions import Actions
+    from vitdistill.tasks.boxes import Boxes
     from vitdistill.tasks.classification import Classification
+    from vitdistill.tasks.segmentation import Segmentation
     from vitdistill.tasks.task import Task
     from vitdistill.tokens.saliency import cls_attention
     from vitdistill.tokens.select import top_k

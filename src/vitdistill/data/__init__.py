@@ -18,9 +18,11 @@ Read in this order:
    (crops and colours), `samples.py` (which of them).
 5. `actions/`: `ava.py` (AVA's csv formats), `key_frames.py` (a clip and its boxes), `annotations.py` (all files of a
    data set).
-6. `bundled/`: `digits.py`, `moving_digits.py`.
-7. Batches: `order.py` (order and seeds), `loader.py` (batches, unreadable files), `device.py` (after transfer).
-8. `inspect.py`: every sample decoded once, and what is wrong with it.
+6. `boxes/`: `annotations.py` (all boxes of a set), `voc.py` and `coco.py` (how they are read), `sources.py` (which of
+   these), `samples.py`, `transforms.py` and `resizing.py` (boxes that move with their pixels).
+7. `bundled/`: `digits.py`, `moving_digits.py`, `scenes.py`.
+8. Batches: `order.py` (order and seeds), `loader.py` (batches, unreadable files), `device.py` (after transfer).
+9. `inspect.py`: every sample decoded once, and what is wrong with it.
 """
 
 from typing import TYPE_CHECKING, Any

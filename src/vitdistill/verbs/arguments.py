@@ -42,8 +42,8 @@ class Training(Flat):
     data: Data
     """folder with train/ and val/ (one folder per class), lists of videos, a csv of labels, a container
     (torchvision:CIFAR10, hf:owner/name, shards:train-{000..146}.tar, parquet files), a bundled source (digits,
-    moving_digits, moving_digits:motion, sounds), or (in Python) a map-style torch Dataset or a pair (train, val) of
-    them."""
+    moving_digits, moving_digits:motion, sounds, scenes), or (in Python) a map-style torch Dataset or a pair
+    (train, val) of them."""
     out: str
     """run directory to make."""
     epochs: int = 300
