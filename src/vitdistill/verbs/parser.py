@@ -47,7 +47,7 @@ def _load(text: str) -> Any:
 set_loader(MODE, _load, exceptions=(yaml.YAMLError,))
 # Whatever the mode, texts of whole numbers are read by a loader of its own, to which 1:30 is 90. There is no public way
 # to name another; a test holds that this one has its effect.
-_loaders_dumpers.yaml_default_loader = Loader
+_loaders_dumpers.yaml_default_loader = Loader  # type: ignore[assignment]
 
 
 def parse(verb: str, words: list[str]) -> dict[str, Any]:
