@@ -81,6 +81,12 @@ def test_keeping_every_patch_changes_nothing_and_fewer_are_refused(network: Pixe
     assert "\n" not in str(caught.value)
 
 
+def test_a_teachers_maps_come_in_the_order_of_the_datas_classes(network: PixelViT, images: Tensor) -> None:
+    teacher = Teacher(network)
+    teacher.order = torch.tensor([4, 0, 2, 1, 3])
+    assert torch.equal(teacher(images).prediction, network(images).prediction[:, teacher.order])
+
+
 def decoder_runs(network: PixelViT) -> list[int]:
     """Filled by every run of the decoder, or of a part of it."""
     ran: list[int] = []
