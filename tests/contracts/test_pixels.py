@@ -195,12 +195,12 @@ def test_what_needs_the_head_of_a_masked_network_is_refused_before_the_first_ste
     with pytest.raises(UserError, match="reads the whole grid of patches.*got keep 0.5"):
         Ranked(keep=0.5, mask="student").check(network, teacher)
     Ranked(keep=0.5).check(network, teacher)  # a teacher whose blocks are compared
-    with pytest.raises(UserError, match="whose head reads the whole grid|with attention of its own"):
+    with pytest.raises(UserError, match="Tokens can be merged in .*, which labels pixels"):
         Merged.over(network, 2)
 
 
 def test_it_is_no_classifier_of_images(network: PixelViT) -> None:
-    with pytest.raises(UserError, match="tells the class of each pixel, not of an image"):
+    with pytest.raises(UserError, match="must say what a whole image shows; got .*, which labels pixels"):
         Supervised(network)
     for refused in (
         lambda: finetunable(network, 5, new_head=True),

@@ -145,6 +145,7 @@ class PixelViT(ViT):
     """
 
     reads_grid = True
+    purpose = "labels pixels"
 
     net: PixelNetwork
 
