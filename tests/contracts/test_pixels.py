@@ -81,6 +81,12 @@ def test_keeping_every_patch_changes_nothing_and_fewer_are_refused(network: Pixe
     assert "\n" not in str(caught.value)
 
 
+def test_a_teachers_maps_come_in_the_order_of_the_datas_classes(network: PixelViT, images: Tensor) -> None:
+    teacher = Teacher(network)
+    teacher.order = torch.tensor([4, 0, 2, 1, 3])
+    assert torch.equal(teacher(images).prediction, network(images).prediction[:, teacher.order])
+
+
 def decoder_runs(network: PixelViT) -> list[int]:
     """Filled by every run of the decoder, or of a part of it."""
     ran: list[int] = []
@@ -189,12 +195,12 @@ def test_what_needs_the_head_of_a_masked_network_is_refused_before_the_first_ste
     with pytest.raises(UserError, match="reads the whole grid of patches.*got keep 0.5"):
         Ranked(keep=0.5, mask="student").check(network, teacher)
     Ranked(keep=0.5).check(network, teacher)  # a teacher whose blocks are compared
-    with pytest.raises(UserError, match="whose head reads the whole grid|with attention of its own"):
+    with pytest.raises(UserError, match="Tokens can be merged in .*, which labels pixels"):
         Merged.over(network, 2)
 
 
 def test_it_is_no_classifier_of_images(network: PixelViT) -> None:
-    with pytest.raises(UserError, match="tells the class of each pixel, not of an image"):
+    with pytest.raises(UserError, match="must say what a whole image shows; got .*, which labels pixels"):
         Supervised(network)
     for refused in (
         lambda: finetunable(network, 5, new_head=True),

@@ -13,6 +13,7 @@ from tiny import tiny
 from vitdistill.errors import UserError
 from vitdistill.losses.boxes import set_loss
 from vitdistill.methods.distillation import Distillation, Lesson
+from vitdistill.methods.maskedkd import MaskedKD
 from vitdistill.methods.selection.ranked import Ranked
 from vitdistill.methods.supervised import Supervised
 from vitdistill.methods.terms.detections import DetectionsTerm
@@ -229,6 +230,15 @@ def test_detectors_that_do_not_go_together_are_refused(option: Any, change: dict
     assert "\n" not in str(error.value)
     if "num_classes" in change:
         assert Tokens().build(*pair(**change)) is not None  # tokens know no classes
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_class_scores_beside_boxes_are_not_compared_as_those_of_inputs(role: str) -> None:
+    """Of two detectors, and of a detector and a classifier."""
+    vit, detector = build(tiny("vit", seed=3)), build(tiny("yolos", num_classes=5))
+    pairs = {"student": (detector, build(tiny("yolos", seed=2, num_classes=5))), "teacher": (vit, detector)}
+    with pytest.raises(UserError, match="class scores of whole inputs; got yolos_tiny, which finds objects. Use"):
+        MaskedKD(*pairs[role])
 
 
 @pytest.mark.parametrize("name", ["tokens", "detections"])

@@ -9,8 +9,11 @@ from torch import Tensor
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
 from vitdistill.losses.segments import pixel_cross_entropy, segmentation_terms
+from vitdistill.methods.dino import DINO
+from vitdistill.methods.mae import MAE
 from vitdistill.methods.maskedkd import MaskedKD
 from vitdistill.methods.terms.options import Manifold, Terms
+from vitdistill.methods.tinymim import TinyMIM
 from vitdistill.models.build import build
 from vitdistill.models.families.pixels import PixelViT
 from vitdistill.models.network import Network
@@ -126,10 +129,24 @@ def test_blocks_of_both_by_default_and_by_name(images: Tensor) -> None:
     assert twelve.terms[0].rows == 192
 
 
+def test_class_scores_of_pixels_are_not_compared_as_those_of_inputs() -> None:
+    with pytest.raises(
+        UserError, match="class scores of whole inputs; got segmenter_tiny, which labels pixels"
+    ) as caught:
+        maskedkd(network(), distill="logits+manifold", keep=1.0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", [DINO, MAE, lambda student: TinyMIM(student, network())])
+def test_pretraining_is_of_networks_without_such_a_head(method: Any) -> None:
+    with pytest.raises(UserError, match="got segmenter_tiny, which labels pixels"):
+        method(network())
+
+
 def test_masks_that_would_leave_holes_are_refused() -> None:
     with pytest.raises(UserError, match="head of segmenter_tiny reads the whole grid of patches") as caught:
         maskedkd(network(), mask="student")
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="head of segmenter_tiny reads the whole grid of patches"):
-        maskedkd(network(), distill="logits+manifold")
+        maskedkd(network(), distill="attention")
     maskedkd(network(), distill="manifold", keep=1.0, mask="student")

@@ -39,7 +39,7 @@ class Truth(NamedTuple):
 
     Attributes:
         classes: class numbers; 0 where there is no box.
-        boxes: where there is none, the whole image, so that nothing becomes NaN.
+        boxes: where there is none, one in the middle of the image, so that nothing becomes NaN.
         there: whether there is one.
     """
 
@@ -57,8 +57,7 @@ def parts(prediction: Float[Tensor, "b q _"]) -> Found:
 def truth(targets: Float[Tensor, "b boxes 5"]) -> Truth:
     """Classes and boxes of targets, and which of them there are."""
     there = ~targets[..., 0].isnan()
-    whole = targets.new_tensor([0.5, 0.5, 1.0, 1.0])
-    boxes = torch.where(there[..., None], targets[..., 1:], whole)
+    boxes = torch.where(there[..., None], targets[..., 1:], 0.5)
     return Truth(targets[..., 0].nan_to_num(0.0).long(), boxes, there)
 
 
@@ -96,8 +95,8 @@ def giou_of_pairs(first: Float[Tensor, "*n 4"], second: Float[Tensor, "*n 4"]) -
 def match(prediction: Float[Tensor, "b q _"], targets: Float[Tensor, "b boxes 5"]) -> Int[Tensor, "b boxes"]:
     """Which prediction each true box is matched with: the one-to-one assignment of least cost, image by image.
 
-    A pair costs -p(class) + 5 * L1 - 2 * GIoU. The costs of a batch go to the CPU at once, the only time in a step that
-    anything waits for the device.
+    A pair costs -p(class) + 5 * L1 - 2 * GIoU. The costs of a batch go to the CPU at once (`assign`): nothing else in
+    the losses of a detector waits for the device.
 
     Returns:
         Numbers of predictions; -1 for rows without a box, and for boxes beyond the number of predictions.

@@ -28,7 +28,7 @@ from vitdistill.models.backbone import Backbone, with_tokens
 from vitdistill.models.ema import follow
 from vitdistill.models.families import as_network
 from vitdistill.models.families.vit_at_size import LocalPositions, ViTAtSize
-from vitdistill.models.network import Network
+from vitdistill.models.network import Network, check_names_inputs
 from vitdistill.models.projection import ProjectionHead
 from vitdistill.models.teacher import Teacher
 from vitdistill.types import NOTHING, Capture, Output, Step
@@ -145,6 +145,7 @@ class DINO(Method):
             centre_momentum=centre_momentum,
         )
         backbone = with_tokens(as_network(student))
+        check_names_inputs(backbone, "DINO trains a ViT without a head")
         super().__init__(backbone)
         if getattr(backbone.net, "cls_token", None) is None:
             raise UserError("DINO reads the class token", f"{backbone.name}, which has none", "Choose a ViT or DeiT")

@@ -18,7 +18,7 @@ from vitdistill.methods.targets.target import Target
 from vitdistill.models.backbone import Backbone, with_tokens
 from vitdistill.models.decoder import Decoder, tokens_at
 from vitdistill.models.families import as_network
-from vitdistill.models.network import Network
+from vitdistill.models.network import Network, check_names_inputs
 from vitdistill.models.teacher import Teacher
 from vitdistill.tokens.masking import Masking
 from vitdistill.types import NOTHING, Step
@@ -64,6 +64,7 @@ class MaskedModelling(Method):
                 goal, or the ratio leaves nothing to do.
         """
         network = as_network(student)
+        check_names_inputs(network, "Masked modelling trains a ViT without a head")
         if not network.maskable:
             raise UserError(f"{network.name} cannot leave out patches", remedy="Choose a ViT, DeiT or CaiT")
         super().__init__(with_tokens(network))

@@ -17,7 +17,7 @@ from vitdistill.methods.terms.options import Alpha, Tau, TermNames, Terms, check
 from vitdistill.methods.terms.term import Term
 from vitdistill.models.classes import compare
 from vitdistill.models.families import as_network
-from vitdistill.models.network import Network
+from vitdistill.models.network import Network, check_names_inputs
 from vitdistill.models.record import record_of
 from vitdistill.models.teacher import Teacher
 from vitdistill.tasks.classification import Classification
@@ -129,7 +129,12 @@ def _check_trained(student: Network, names: tuple[str, ...]) -> None:
         )
 
 
+_OTHER_TERMS = "Use --distill tokens or detections of detectors, manifold of networks that label pixels"
+
+
 def _check_classes(student: Network, teacher: Teacher, names: tuple[str, ...]) -> None:
+    for network in (student, teacher.network) if "logits" in names else ():
+        check_names_inputs(network, "--distill logits compares the class scores of whole inputs", _OTHER_TERMS)
     if "logits" in names and teacher.num_classes != student.num_classes:
         raise UserError(
             f"Teacher and student must have the same classes; {teacher.name} has {teacher.num_classes} and "

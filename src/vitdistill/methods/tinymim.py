@@ -25,7 +25,7 @@ from vitdistill.methods.terms.term import Term, shared_special
 from vitdistill.models.backbone import Backbone, with_tokens
 from vitdistill.models.families import as_network
 from vitdistill.models.families.vit import ViT
-from vitdistill.models.network import Network
+from vitdistill.models.network import Network, check_names_inputs
 from vitdistill.models.surgery.attention_heads import head_count, set_heads
 from vitdistill.models.surgery.drop_path import drop_path_rates, set_drop_path
 from vitdistill.models.teacher import Teacher
@@ -226,10 +226,12 @@ def check_pair(student: Network, teacher: Network) -> None:
         UserError: with both grids, and the image sizes at which they would match.
     """
     for role, network in (("student", student), ("teacher", teacher)):
+        rule = f"TinyMIM's {role} must be a plain ViT or DeiT"
+        check_names_inputs(network, rule)
         if not isinstance(network, ViT) or not all(
             network.is_known(block) for block in (network.blocks[0], network.blocks[-1])
         ):
-            raise UserError(f"TinyMIM's {role} must be a plain ViT or DeiT", network.name)
+            raise UserError(rule, network.name)
     assert isinstance(student, ViT) and isinstance(teacher, ViT)
     if student.grid != teacher.grid:
         raise UserError(

@@ -45,12 +45,10 @@ class Backbone(Network, ABC):
         blocks_apart: whether a block's weights are looked at in its own pass alone, so that they may be gathered for it
             where they are sharded.
         saliency_by_default: the attention that ranks patches where nobody says which.
-        reads_grid: whether the head reads the whole grid of patches, so that a pass up to it can leave none out.
     """
 
     maskable = True
     has_bias = False
-    reads_grid = False
     blocks_apart = True
     saliency_by_default: SaliencyKind = "cls"
 

@@ -21,7 +21,7 @@ from vitdistill.models.families.cait import CaiT, class_attention_macs
 from vitdistill.models.families.eva import RotaryViT
 from vitdistill.models.families.vit import ViT
 from vitdistill.models.macs import Macs, check_kept, mlp_branch_macs, norm_macs, self_attention_macs
-from vitdistill.models.network import Network, refuse_opaque
+from vitdistill.models.network import Network, check_names_inputs, refuse_opaque
 from vitdistill.tokens.merge import match, merge_tokens, traced
 from vitdistill.tokens.merge_schedule import MergeSchedule, merged_of, tokens_left
 from vitdistill.types import NOTHING, Capture, InputSpec, Output
@@ -225,10 +225,9 @@ def check_mergeable(network: Network) -> None:
     remedy = "Choose one of these, or merge no tokens"
     if not network.trains_body:
         raise UserError(rule, f"{network.name}, a frozen body with a linear classifier on it", remedy)
-    if isinstance(network, RotaryViT) or not isinstance(network, ViT | CaiT) or network.detections:
+    if isinstance(network, RotaryViT) or not isinstance(network, ViT | CaiT):
         raise UserError(rule, network.name, remedy)
-    if network.reads_grid:
-        raise UserError(rule, f"{network.name}, whose head reads the whole grid of patches", remedy)
+    check_names_inputs(network, rule, remedy)
     trunk = network.blocks[: network.trunk_depth] if isinstance(network, CaiT) else network.blocks
     if not all(kind_of(block) in HALVES for block in trunk):
         raise UserError(rule, f"{network.name}, with blocks of its own", remedy)

@@ -29,12 +29,16 @@ class Network(nn.Module, ABC):
         trains_body: whether training changes more than the classifier, so that gradients pass through the network.
         padded: whether the images of a batch may differ in size, and are then filled up with zeros at the right and at
             the bottom.
+        reads_grid: whether the head reads the whole grid of patches, so that a pass up to it can leave none out.
+        purpose: what it does other than naming the class of an input, after "which"; empty of all others.
     """
 
     maskable = False
     sized = True
     trains_body = True
     padded = False
+    reads_grid = False
+    purpose = ""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -238,6 +242,23 @@ class Opaque(Network):
         # Two heads: a distilled EfficientFormer, say.
         first, second = prediction if isinstance(prediction, tuple) else (prediction, None)
         return Output(prediction=first, distilled=second)
+
+
+_OWN_TASK = "Use its own --task (boxes, segmentation), or choose the ViT that it was made of"
+
+
+def check_names_inputs(network: Network, rule: str, remedy: str = _OWN_TASK) -> None:
+    """
+    Args:
+        network: that shall have a classifier, or is one.
+        rule: what must hold.
+        remedy: what to do.
+
+    Raises:
+        UserError: when it does something else, as detectors do.
+    """
+    if network.purpose:
+        raise UserError(rule, f"{network.name}, which {network.purpose}", remedy)
 
 
 def fit_all(networks: Iterable[Network], inputs: Tensor) -> ExitStack:

@@ -16,6 +16,14 @@ from vitdistill.models.names import AUDIO, SEGMENTER, UPERNET, YOLOS
 
 log = logging.getLogger(__name__)
 
+# What the names of our own architectures begin with, and what timm has not of them.
+_BEYOND_TIMM = {
+    AUDIO: "patches of sound that overlap (AST)",
+    YOLOS: "detection tokens",
+    SEGMENTER: "a decoder that labels pixels",
+    UPERNET: "a decoder that labels pixels",
+}
+
 METADATA = "vitdistill_record"  # where a safetensors file carries the record
 
 
@@ -49,14 +57,11 @@ class ModelRecord:
     @property
     def beyond_timm(self) -> str | None:
         """What the network has that no network of timm has, in words; None where timm can build all of it."""
-        if (self.architecture or "").startswith(AUDIO):
-            return "patches of sound that overlap (AST)"
+        own = next((what for start, what in _BEYOND_TIMM.items() if (self.architecture or "").startswith(start)), None)
+        if own is not None:
+            return own
         if self.features:
             return f"a classifier that reads the features {self.features!r} of several blocks or patches"
-        if (self.architecture or "").startswith(YOLOS):
-            return "detection tokens"
-        if (self.architecture or "").startswith((SEGMENTER, UPERNET)):
-            return "a decoder that labels pixels"
         return "a distillation token without a position" if self.args.get("dist_token") else None
 
     def write(self, folder: Path) -> None:

@@ -59,7 +59,7 @@ class Boxes(Task):
         self.det_tokens = det_tokens
         self.source = source
         self.classes = classes if source is None or classes is not None else len(source.classes)
-        self._order: tuple[int, ...] | None = None  # of the network's classes, where the data has another
+        self._order: Tensor | None = None  # of the network's classes, where the data has another
         self._first: BoxAP | None = None
 
     @classmethod
@@ -124,13 +124,14 @@ class Boxes(Task):
             found = compare(network, self.source.classes, self.source.name)
             if found.kind in ("different", "other count"):
                 raise UserError("The classes of a detector must be those of the data", found.words)
-            self._order = found.order
+            self._order = None if found.order is None else torch.tensor(found.order)
 
     def read(self, network: Network, output: Output, targets: Tensor) -> Float[Tensor, "b q _"]:
         assert output.prediction is not None
         if self._order is None:
             return output.prediction
-        return network.in_order(output.prediction, torch.tensor(self._order, device=output.prediction.device))
+        self._order = self._order.to(output.prediction.device)  # once
+        return network.in_order(output.prediction, self._order)
 
     def loss(
         self, prediction: Float[Tensor, "b q _"], targets: Float[Tensor, "b boxes 5"]

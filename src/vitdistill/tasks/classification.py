@@ -11,8 +11,7 @@ from vitdistill.data.open import open_source
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.losses.logits import cross_entropy
-from vitdistill.models.backbone import Backbone
-from vitdistill.models.network import Network
+from vitdistill.models.network import Network, check_names_inputs
 from vitdistill.models.surgery.classifier import finetunable
 from vitdistill.tasks.confusion import FILE, MOST_CLASSES, Confusion, MeanPerClass, uneven
 from vitdistill.tasks.task import Task
@@ -80,15 +79,7 @@ class Classification(Task):
         return cls(network.num_classes, smoothing)
 
     def check(self, network: Network) -> None:
-        if isinstance(network, Backbone) and network.reads_grid:
-            raise UserError(
-                f"{network.name} tells the class of each pixel, not of an image",
-                remedy="Train it with --task segmentation, or choose the ViT that it was made of",
-            )
-        if network.detections:
-            raise UserError(
-                "A detector finds objects and does not say what the whole image shows", network.name, "Use --task boxes"
-            )
+        check_names_inputs(network, "A classifier must say what a whole image shows")
         if network.num_classes != self.classes:
             raise UserError(
                 f"The network must have the {self.classes} classes of the task; {network.name} has "

@@ -39,18 +39,18 @@ def cls_attention(
 
 
 def attention_received(
-    q: Float[Tensor, "b h m_q d"],
+    q: Float[Tensor, "b h m d"],
     k: Float[Tensor, "b h m d"],
     *,
     prefix: int,
-    bias: Float[Tensor, "1 h m_q m"] | None = None,
+    bias: Float[Tensor, "1 h m m"] | None = None,
 ) -> Float[Tensor, "b n"]:
     """Attention that each patch receives from the patches, averaged over heads and queries ("patch-patch", Table 6).
 
     Holds one head's (b, n, m) scores at a time.
 
     Args:
-        q: queries of all tokens, prefix tokens first; without prefix tokens, of whichever shall be asked.
+        q: queries of all tokens, prefix tokens first.
         k: keys of all tokens, prefix tokens first.
         prefix: number of prefix tokens; left out as queries and of the result, kept in the softmax.
         bias: added to the scores (Swin's and BEiT's relative position bias).

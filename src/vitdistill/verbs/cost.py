@@ -154,7 +154,7 @@ def cost(
         result |= {"teacher_merge": str(teacher_merge), "merging": merging}
     if is_convvit(body):
         result["note"] = CONVVIT_NOTE
-    elif reads_grid(body):
+    elif body.reads_grid:
         result["note"] = PIXELS_NOTE
     if trained is not None:
         result |= _step_costs(str(student), trained, full["total"], average, passes, masked=mask == "student")
@@ -273,13 +273,6 @@ def is_convvit(network: "Network") -> bool:
     from vitdistill.models.families.convvit import ConvViT
 
     return isinstance(network.net, ConvViT) and network.input.size == (224, 224) and network.net.embed_dim == 768
-
-
-def reads_grid(network: "Network") -> bool:
-    """Whether a network makes a map of all of its patches."""
-    from vitdistill.models.backbone import Backbone
-
-    return isinstance(network, Backbone) and network.reads_grid
 
 
 def _on_meta(spec: str, args: dict[str, Any] | None, image_size: int | None) -> tuple["Network", tuple[int, int]]:

@@ -12,11 +12,16 @@ from torch import Tensor, nn
 from golden_values import Golden
 from tiny import DETECTORS, tiny
 from vitdistill.errors import UserError
+from vitdistill.methods.supervised import Supervised
 from vitdistill.models.backbone import Backbone, with_tokens
 from vitdistill.models.build import build
+from vitdistill.models.families.linear_only import linear_only
 from vitdistill.models.families.yolos import Yolos, resize_patches, resize_table
 from vitdistill.models.macs import traced_macs
 from vitdistill.models.merged import Merged
+from vitdistill.models.network import Network
+from vitdistill.models.surgery.classifier import finetunable
+from vitdistill.models.surgery.linear_head import with_linear_head
 from vitdistill.models.teacher import Teacher
 from vitdistill.tokens.gather import take
 from vitdistill.types import Capture, TokenGrid
@@ -225,9 +230,21 @@ def test_boxes_are_float32_in_half_precision(net: nn.Module) -> None:
     assert net.bfloat16()(images_of((40, 24)).bfloat16()).dtype == torch.float32
 
 
-def test_tokens_of_a_detector_are_not_merged() -> None:
-    with pytest.raises(UserError, match="Tokens can be merged in"):
-        Merged.over(build(tiny("yolos")), 2)
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda network: Merged.over(network, 2),
+        lambda network: Supervised(network),
+        lambda network: finetunable(network, 10),
+        lambda network: finetunable(network, 5, new_head=True),
+        lambda network: linear_only(network, 5),
+        lambda network: with_linear_head(network, "cls", torch.zeros(5, 24), torch.zeros(5)),
+    ],
+)
+def test_a_detector_is_no_classifier(use: Callable[[Network], Any]) -> None:
+    with pytest.raises(UserError, match="; got yolos_tiny, which finds objects. ") as error:
+        use(build(tiny("yolos")))
+    assert "\n" not in str(error.value)
 
 
 # --- cost --------------------

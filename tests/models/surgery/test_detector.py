@@ -66,6 +66,13 @@ def test_positions_are_moved_and_the_distillation_tokens_becomes_the_class_token
     assert 0 < float(table[:, 16:].std()) < 0.1
 
 
+def test_a_register_with_a_position_is_no_distillation_token() -> None:
+    args = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "reg_tokens": 1}
+    body = build("vit_tiny_patch16_224", args=args)
+    assert body.net.pos_embed.shape[1] == 2 + 16
+    assert torch.equal(detector(body, 3).net.pos_embed[0, 0], body.net.pos_embed[0, 0])
+
+
 def test_its_size_and_positions_between_blocks_by_default() -> None:
     small, wide = detector(body_of("vit"), 3), detector(body_of("vit"), 3, mid_positions=True)
     assert small.input.size == (32, 32) and small.net.mid_pos_embed is None and wide.net.mid_pos_embed is not None

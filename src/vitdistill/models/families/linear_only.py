@@ -19,7 +19,7 @@ from vitdistill.models.families.ast import AST
 from vitdistill.models.families.vit import ViT
 from vitdistill.models.macs import Macs, linears, norm_macs
 from vitdistill.models.names import LinearFeatures
-from vitdistill.models.network import Network
+from vitdistill.models.network import Network, check_names_inputs
 from vitdistill.models.record import attach_record, record_of
 from vitdistill.types import NOTHING, Capture, InputSpec, Output, TokenGrid, Tokens
 
@@ -251,10 +251,10 @@ def linear_only(body: Network, classes: int, features: str = "auto") -> FrozenBo
         >>> student = linear_only(build("vit_small_patch16_224.dino", pretrained=True), classes=1000)
         >>> method = MaskedKD(student, teacher, keep=0.5)
     """
-    if not isinstance(body, ViT) or isinstance(body.net, AST) or body.reads_grid or body.net.cls_token is None:
-        raise UserError(
-            "A linear-only student reads the class token of a ViT", body.name, "Choose a ViT with a class token"
-        )
+    rule = "A linear-only student reads the class token of a ViT"
+    check_names_inputs(body, rule)
+    if not isinstance(body, ViT) or isinstance(body.net, AST) or body.net.cls_token is None:
+        raise UserError(rule, body.name, "Choose a ViT with a class token")
     if isinstance(body.net.norm, nn.Identity):
         raise UserError(
             "A linear-only student reads tokens behind the final norm",

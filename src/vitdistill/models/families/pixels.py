@@ -145,6 +145,7 @@ class PixelViT(ViT):
     """
 
     reads_grid = True
+    purpose = "labels pixels"
 
     net: PixelNetwork
 
@@ -190,8 +191,8 @@ class PixelViT(ViT):
     def embed(self, inputs: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b m d"]:
         return self.net.embed(inputs)
 
-    def in_order(self, patches: Float[Tensor, "b n d"], keep: Int[Tensor, "bm n"] | None) -> Float[Tensor, "b n d"]:
-        """All patches row by row, whatever the order in which they were kept."""
+    def row_by_row(self, patches: Float[Tensor, "b n d"], keep: Int[Tensor, "bm n"] | None) -> Float[Tensor, "b n d"]:
+        """All patches as the grid has them, whatever the order in which they were kept."""
         if keep is None:
             return patches
         return patches.gather(1, keep.argsort(dim=1)[:, :, None].expand_as(patches))

@@ -18,7 +18,7 @@ from vitdistill.models.backbone import Captured, FusedQKVReader, SaliencyKind
 from vitdistill.models.families.pixels import PixelNetwork, PixelViT, register, trunc_normal
 from vitdistill.models.macs import Macs, linears, norm_macs, self_attention_macs
 from vitdistill.models.names import SEGMENTER
-from vitdistill.tokens.saliency import attention_received
+from vitdistill.tokens.saliency import attention_of_queries
 from vitdistill.types import QKV, Capture, Output, Point, TokenGrid, Tokens
 
 Decoder = Literal["mask", "linear"]
@@ -184,7 +184,7 @@ class SegmenterViT(PixelViT):
         captured: Captured,
     ) -> tuple[Tokens, Tensor | tuple[Tensor, Tensor]]:
         final = Tokens(self.net.encoder.norm(tokens), self.specials)
-        return final, self.net.decode(self.in_order(final.patches, keep), inputs)
+        return final, self.net.decode(self.row_by_row(final.patches, keep), inputs)
 
     def decoder_macs(self, layernorm: bool) -> Macs:
         patches = self.grid.count
@@ -235,8 +235,8 @@ class SegmenterViT(PixelViT):
             return super().saliency(output, block, kind)
         read = output.captured[block, "decoder"]
         assert isinstance(read, QKV)
-        # All queries are those of classes; of what they attend to, the classes themselves are left out.
-        return attention_received(read.q, read.k, prefix=0)[:, read.specials :]
+        # All queries are those of classes.
+        return attention_of_queries(read.q, read.k, prefix=read.specials)
 
 
 _CLASSES = ("decoder.mask_norm", "decoder.head", "decoder")

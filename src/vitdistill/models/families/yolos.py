@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vitdistill.errors import UserError
 from vitdistill.models.names import YOLOS
 from vitdistill.models.sizes import pair
+from vitdistill.models.weights.positions import resample
 
 Size = tuple[int, int]
 
@@ -233,11 +234,7 @@ def resize_patches(patches: Float[Tensor, "layers n d"], old: Size, new: Size) -
         old: patches in a column and in a row.
         new: the same, wanted.
     """
-    if old == new:
-        return patches
-    planes = patches.to(torch.promote_types(patches.dtype, torch.float32)).unflatten(1, old).permute(0, 3, 1, 2)
-    planes = F.interpolate(planes, size=new, mode="bicubic", align_corners=False)
-    return planes.flatten(2).transpose(1, 2).to(patches.dtype)
+    return resample(patches, old, new, antialias=False)
 
 
 def resize_table(

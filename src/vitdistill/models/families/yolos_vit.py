@@ -27,6 +27,7 @@ class YolosViT(ViT):
 
     sized = False
     padded = True
+    purpose = "finds objects"
     saliency_by_default: SaliencyKind = "det"
 
     def __init__(self, net: nn.Module) -> None:

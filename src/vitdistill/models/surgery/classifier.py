@@ -7,12 +7,11 @@ from timm.models.deit import VisionTransformerDistilled as Distilled
 from torch import nn
 
 from vitdistill.errors import UserError
-from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import rebuild
 from vitdistill.models.families.linear_only import FrozenBody
 from vitdistill.models.families.video_vit import VideoViT
 from vitdistill.models.families.vit import ViT
-from vitdistill.models.network import Network
+from vitdistill.models.network import Network, check_names_inputs
 from vitdistill.models.record import record_of
 from vitdistill.models.surgery.classes import classifiers
 from vitdistill.models.surgery.drop_path import set_drop_path
@@ -51,12 +50,7 @@ def finetunable(
             rule = "Fine-tuning trains the whole network, and a linear-only student is a frozen body with a classifier"
             raise UserError(rule, body.name, "Fine-tune its body with --new_head")
         body = body.body
-    if isinstance(body, Backbone) and body.reads_grid:
-        raise UserError(
-            "A classifier of images is put on a ViT",
-            f"{body.name}, which labels pixels",
-            "Use --task segmentation, or fine-tune the ViT that it was made of",
-        )
+    check_names_inputs(body, "A classifier of images is put on a ViT")
     if pool != "auto" and not isinstance(body, ViT):
         raise UserError(f"Only a ViT's pooling can be chosen, and {body.name} is none", pool, "Leave --pool out")
     own_pool = body.net.global_pool if isinstance(body, ViT) else None

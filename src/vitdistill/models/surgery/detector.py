@@ -170,7 +170,8 @@ def _positions(network: ViT, fresh: Yolos) -> Tensor:
     table, grid = network.net.pos_embed.detach(), network.grid
     special, patches = table.split((table.shape[1] - grid.count, grid.count), dim=1)
     # Of class and distillation token, the latter's. DeiT3's special tokens have none, which is a position of zeros.
-    first = special[:, 1:2] if special.shape[1] == 2 else special[:, :1]
+    of_dist = special.shape[1] == 2 and getattr(network.net, "dist_token", None) is not None
+    first = special[:, 1:2] if of_dist else special[:, :1]
     first = torch.zeros_like(table[:, :1]) if special.shape[1] == 0 else first
     assert fresh.pos_embed is not None
     of_det = fresh.pos_embed.detach()[:, -fresh.det_tokens :]

@@ -8,11 +8,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitdistill.errors import UserError
-from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import rebuild
 from vitdistill.models.families.ast import AST
 from vitdistill.models.families.linear_only import FrozenBody
-from vitdistill.models.network import Network
+from vitdistill.models.network import Network, check_names_inputs
 from vitdistill.models.record import record_of
 from vitdistill.models.weights.read import head_names
 
@@ -38,7 +37,8 @@ def with_linear_head(
     if isinstance(own, AST):
         rule = f"The classifier of {body.name} reads two tokens behind a norm of its own, so one on the features"
         raise UserError(f"{rule} that were probed cannot be kept", f"pool {pooling}", "Leave --out out")
-    if record.architecture is None or (isinstance(body, Backbone) and body.reads_grid):
+    check_names_inputs(body, "A classifier on features that were probed is put on a ViT")
+    if record.architecture is None:
         raise _not_kept(body, pooling)
     options: dict[str, object] = {"num_classes": len(weight)}
     if getattr(own, "global_pool", None) in ("token", "avg", "", "map") and pooling in _TIMM_POOL:

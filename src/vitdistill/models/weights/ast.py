@@ -8,6 +8,7 @@ from vitdistill.errors import UserError
 from vitdistill.models.families.ast import AST, STATISTICS
 from vitdistill.models.weights.layout import (
     HUGGING_FACE,
+    TO_HUGGING_FACE,
     Arguments,
     Layout,
     Weights,
@@ -17,6 +18,7 @@ from vitdistill.models.weights.layout import (
     has,
     renamed,
     size_name,
+    split_qkv,
     vit_arguments,
     without,
 )
@@ -42,35 +44,11 @@ def own_names(weights: Weights) -> Weights:
     return weights
 
 
-_THEIR_NAMES = (
-    (r"^head_norm\.", "classifier.layernorm."),
-    (r"^head\.", "classifier.dense."),
-    (r"^norm\.", "layernorm."),
-    (r"^(cls_token)$", r"embeddings.\1"),
-    (r"^dist_token$", "embeddings.distillation_token"),
-    (r"^pos_embed$", "embeddings.position_embeddings"),
-    (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
-    (r"^blocks\.(\d+)\.", r"encoder.layer.\1."),
-    (r"\.attn\.(query|key|value)\.", r".attention.attention.\1."),
-    (r"\.attn\.proj\.", ".attention.output.dense."),
-    (r"\.mlp\.fc1\.", ".intermediate.dense."),
-    (r"\.mlp\.fc2\.", ".output.dense."),
-    (r"\.norm1\.", ".layernorm_before."),
-    (r"\.norm2\.", ".layernorm_after."),
-    (r"^(?!classifier\.)", "audio_spectrogram_transformer."),
-)
-
-
 def their_names(weights: Weights) -> Weights:
     """An AST's weights under Hugging Face's names on disk, with the projections of q, k and v apart."""
-    apart: Weights = {}
-    for name, value in weights.items():
-        if ".attn.qkv." not in name:
-            apart[name] = value
-            continue
-        parts = zip(("query", "key", "value"), value.chunk(3), strict=True)
-        apart |= {name.replace(".qkv.", f".{role}."): part for role, part in parts}
-    return renamed(apart, _THEIR_NAMES)
+    heads = ((r"^head_norm\.", "classifier.layernorm."), (r"^head\.", "classifier.dense."))
+    body = (r"^(?!classifier\.)", "audio_spectrogram_transformer.")
+    return renamed(split_qkv(weights), (*heads, *TO_HUGGING_FACE, body))
 
 
 def convert(weights: Weights, net: nn.Module) -> Weights:

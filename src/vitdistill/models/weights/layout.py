@@ -79,6 +79,23 @@ HUGGING_FACE = (
 PATCHES = r"(?:(?:vit|deit|dinov2|dinov2_with_registers|videomae)\.)?embeddings\.patch_embeddings\.projection\.weight"
 
 
+# The way back, of what YOLOS and AST have in common; `split_qkv` comes before.
+TO_HUGGING_FACE = (
+    (r"^(cls_token)$", r"embeddings.\1"),
+    (r"^dist_token$", "embeddings.distillation_token"),
+    (r"^pos_embed$", "embeddings.position_embeddings"),
+    (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
+    (r"^norm\.", "layernorm."),
+    (r"^blocks\.(\d+)\.", r"encoder.layer.\1."),
+    (r"\.attn\.(query|key|value)\.", r".attention.attention.\1."),
+    (r"\.attn\.proj\.", ".attention.output.dense."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+)
+
+
 def without(weights: Weights, pattern: str) -> Weights:
     """Weights whose names do not begin with a pattern."""
     return {name: value for name, value in weights.items() if not re.match(pattern, name)}
@@ -109,6 +126,18 @@ def fuse_qkv(weights: Weights) -> Weights:
         if any(bias is not None for bias in biases):
             zeros = torch.zeros_like(next(bias for bias in biases if bias is not None))
             result[f"{stem}qkv.bias"] = torch.cat([zeros if bias is None else bias for bias in biases])
+    return result
+
+
+def split_qkv(weights: Weights) -> Weights:
+    """The projection `qkv` of each block as three, `query`, `key` and `value`."""
+    result: Weights = {}
+    for name, value in weights.items():
+        if ".attn.qkv." not in name:
+            result[name] = value
+            continue
+        parts = zip(("query", "key", "value"), value.chunk(3), strict=True)
+        result |= {name.replace(".qkv.", f".{role}."): part for role, part in parts}
     return result
 
 

@@ -20,18 +20,18 @@ POSITIONS = ("pos_embed", "encoder.pos_embed")  # what the table is called, in a
 
 
 def resample(
-    table: Float[Tensor, "1 m d"],
+    table: Float[Tensor, "layers m d"],
     old: Size,
     new: Size,
     prefix: int = 0,
     *,
     mode: str = "bicubic",
     antialias: bool = True,
-) -> Float[Tensor, "1 _ d"]:
+) -> Float[Tensor, "layers _ d"]:
     """Position embeddings of another grid: by default bicubic interpolation with antialiasing, as timm has it.
 
     Args:
-        table: embeddings of `prefix` special tokens, which stay, then of the patches in rows.
+        table: embeddings of `prefix` special tokens, which stay, then of the patches in rows; of one layer or more.
         old: patches in a column and in a row of the table.
         new: the same, wanted.
         prefix: special tokens.
@@ -40,8 +40,8 @@ def resample(
     """
     if old == new:
         return table
-    special, patches = table[:, :prefix], table[:, prefix:].float()
-    image = patches.reshape(1, *old, -1).permute(0, 3, 1, 2)
+    special, patches = table[:, :prefix], table[:, prefix:].to(torch.promote_types(table.dtype, torch.float32))
+    image = patches.unflatten(1, old).permute(0, 3, 1, 2)
     image = F.interpolate(image, size=new, mode=mode, antialias=antialias, align_corners=False)
     return torch.cat((special, image.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)), dim=1)
 

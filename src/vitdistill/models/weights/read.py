@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -40,6 +40,13 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError("The weights file must exist", path)
     return tensors_of(read_content(path), path)
+
+
+# Networks whose positions lie on grids of their own kind: by what else weights are fitted than timm's conversion.
+FITTED: dict[type[nn.Module], Callable[[dict[str, Tensor], Any, Mapping[str, Any]], dict[str, Tensor]]] = {
+    AST: spectrograms.fitted,
+    Yolos: yolos.on_own_grids,
+}
 
 
 def to_timm(weights: dict[str, Tensor], net: nn.Module, source: object = "the file") -> dict[str, Tensor]:
@@ -119,10 +126,8 @@ def adapt(
     weights = to_timm(weights, net, source)
     if isinstance(getattr(net, "patch_embed", None), TubeletEmbed):
         return videomae.for_video(weights, net, recorded or None)
-    if isinstance(net, AST):
-        return spectrograms.fitted(weights, net, recorded)
-    if isinstance(net, Yolos):
-        return yolos.on_own_grids(weights, net, recorded)
+    if fit := next((fit for kind, fit in FITTED.items() if isinstance(net, kind)), None):
+        return fit(weights, net, recorded)
     decoder = decoder_part(weights)
     weights = {name: value for name, value in weights.items() if name not in decoder}
     trained_at = recorded.get(FILE_SIZE) or recorded.get("img_size")

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from vitdistill.errors import UserError
 from vitdistill.models.families.yolos import Size, Yolos, resize_table
 from vitdistill.models.sizes import pair
 from vitdistill.models.weights.layout import (
     HUGGING_FACE,
+    TO_HUGGING_FACE,
     Arguments,
     Layout,
     Weights,
@@ -19,6 +20,7 @@ from vitdistill.models.weights.layout import (
     has,
     renamed,
     size_name,
+    split_qkv,
     vit_arguments,
     without,
 )
@@ -115,21 +117,13 @@ def arguments(config: dict[str, Any], weights: Weights) -> Arguments:
 
 # --- to Hugging Face -------------------------------------------------------------------------------------------------
 
-_TO_HUGGING_FACE = (
-    (r"^cls_token$", "vit.embeddings.cls_token"),
-    (r"^det_token$", "vit.embeddings.detection_tokens"),
-    (r"^pos_embed$", "vit.embeddings.position_embeddings"),
-    (r"^mid_pos_embed$", "vit.encoder.mid_position_embeddings"),
-    (r"^patch_embed\.proj\.", "vit.embeddings.patch_embeddings.projection."),
-    (r"^norm\.", "vit.layernorm."),
+_THEIRS = (
+    (r"^det_token$", "embeddings.detection_tokens"),
+    (r"^mid_pos_embed$", "encoder.mid_position_embeddings"),
     (r"^class_embed\.", "class_labels_classifier."),
     (r"^bbox_embed\.", "bbox_predictor."),
-    (r"^blocks\.(\d+)\.", r"vit.encoder.layer.\1."),
-    (r"\.attn\.proj\.", ".attention.output.dense."),
-    (r"\.norm1\.", ".layernorm_before."),
-    (r"\.norm2\.", ".layernorm_after."),
-    (r"\.mlp\.fc1\.", ".intermediate.dense."),
-    (r"\.mlp\.fc2\.", ".output.dense."),
+    *TO_HUGGING_FACE,
+    (r"^(?!class_labels_classifier\.|bbox_predictor\.)", "vit."),
 )
 
 
@@ -148,16 +142,11 @@ def to_hugging_face(net: Yolos) -> Weights:
             f"one with {strange[0]}" if strange else "one without a class head",
             "Use --format safetensors, which vitdistill.build loads, or --format onnx",
         )
-    weights: dict[str, Tensor] = {}
-    for name, value in net.state_dict().items():
-        if name == "mid_pos_embed":
-            value = resize_table(value, net.mid_grid, net.table_grid, net.det_tokens)
-        if ".attn.qkv." in name:
-            for role, part in zip(("query", "key", "value"), value.chunk(3), strict=True):
-                weights[name.replace(".attn.qkv.", f".attention.attention.{role}.")] = part
-        else:
-            weights[name] = value
-    return renamed(weights, _TO_HUGGING_FACE)
+    weights = split_qkv(net.state_dict())
+    if net.mid_pos_embed is not None:
+        table = weights["mid_pos_embed"]
+        weights["mid_pos_embed"] = resize_table(table, net.mid_grid, net.table_grid, net.det_tokens)
+    return renamed(weights, _THEIRS)
 
 
 def configuration(net: Yolos, classes: list[str]) -> dict[str, Any]:
