@@ -123,7 +123,7 @@ def read_coco(
                 continue
             crowd, area = _crowd_and_area(annotation, words, path)
             corners = (x, y, x + width, y + height)
-            gathering.box(corners, numbers[category], ignored=crowd, area=area, name=words)
+            gathering.box(corners, numbers[int(category)], ignored=crowd, area=area, name=words)
     _check_files(gathering.paths, folder, path)
     return gathering.finish()
 
