@@ -61,13 +61,14 @@ def changed(root: Path, old: str, new: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
+        ("1-100-A-0.wav", "1-0-A-0.wav", "Each clip of .* must have one row; got '1-0-A-0.wav' in several"),
         ("category", "kind", "must have the columns filename, fold, target, category; got no category"),
         ("1-0-A-0.wav", "gone.wav", "1 of 8 are missing: 'gone.wav'"),
         ("1-0-A-0.wav,1", "1-0-A-0.wav,first", "Line 2 of .* must name a file, a fold and a target by their numbers"),
         ("1-0-A-0.wav", "../elsewhere.wav", "Line 2 of .* must name a file"),
         ("1,0,high", "1,0,noise", "Every target of .* must have one category; got '.*' and '.*' for 0"),
     ],
-    ids=["column", "file", "fold", "outside", "category"],
+    ids=["twice", "column", "file", "fold", "outside", "category"],
 )
 def test_what_is_wrong_with_the_table_is_said(tmp_path: Path, old: str, new: str, words: str) -> None:
     root = esc50(tmp_path / "ESC")
@@ -77,4 +78,12 @@ def test_what_is_wrong_with_the_table_is_said(tmp_path: Path, old: str, new: str
     else:
         changed(root, old, new)
     with pytest.raises(UserError, match=words):
+        open_source(f"{root}?fold=1")
+
+
+def test_a_table_in_another_encoding_is_one_line(tmp_path: Path) -> None:
+    root = esc50(tmp_path / "ESC")
+    table = root / "meta/esc50.csv"
+    table.write_bytes(table.read_text().replace("high", "hö").encode("latin-1"))
+    with pytest.raises(UserError, match="must be a readable table in UTF-8; got 'utf-8' codec"):
         open_source(f"{root}?fold=1")

@@ -85,6 +85,7 @@ def spoilt(folder: Path) -> dict[str, Path]:
         made = bytearray(whole)
         made[24:28] = struct.pack("<I", rate)
         (folder / f"{name}.wav").write_bytes(made)
+    write(folder / "loud.wav", 1e30 * tone(400, 1), subtype="FLOAT")  # its power would overflow
     flac = write(folder / "cut.flac", tone(400, 1)).read_bytes()
     (folder / "cut.flac").write_bytes(flac[: len(flac) // 2])
     return {file.name: file for file in folder.iterdir()}
@@ -98,6 +99,7 @@ REASONS = {
     "text.wav": "",
     "blip.wav": "6.25 ms long, and a spectrogram needs 25",
     "nan.wav": "it holds values that are no numbers",
+    "loud.wav": "it holds values above 1e+09, where -1..1 is meant",
     "still.wav": "",
     "slow.wav": "a rate of 10 samples per second, which must lie between 1000 and 1000000",
     "fast.wav": "a rate of 40000000 samples per second",
@@ -112,6 +114,17 @@ def test_every_unreadable_sound_has_a_reason_of_one_line(tmp_path: Path) -> None
             Sound(str(files[name])).read()
         words = str(raised.value)
         assert words.startswith(reason) and len(words) > 5 and "\n" not in words, (name, words)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are bytes")
+def test_names_that_are_no_text_are_read(tmp_path: Path) -> None:
+    name = os.fsencode(write(tmp_path / "a.wav", tone(400, 1)))
+    other = os.path.join(os.path.dirname(name), b"\xff.wav")
+    try:
+        os.rename(name, other)
+    except OSError:
+        pytest.skip("the file system takes text only")
+    assert len(Sound(os.fsdecode(other)).read()) == 4800
 
 
 def test_unreadable_sounds_are_skipped_named_and_checked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,25 @@ def test_pictures_of_another_size_than_annotated_are_unreadable(tmp_path: Path) 
         source.train.load(0)
 
 
+def test_crowds_written_as_text_are_told_from_others(tmp_path: Path) -> None:
+    edit(box_trees.coco(tmp_path), lambda content: content["annotations"][0].update(iscrowd="0"), "train")
+    edit(tmp_path, lambda content: content["annotations"][1].update(iscrowd="1"), "train")
+    assert open_boxes(tmp_path).train.boxes.ignored[:3].tolist() == [False, True, False]  # type: ignore[attr-defined]
+
+
+def test_a_year_is_opened_from_within_and_its_list_may_begin_with_a_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    year = box_trees.voc(tmp_path) / "VOCdevkit/VOC2012"
+    listed = year / "ImageSets/Main/val.txt"
+    listed.write_text(listed.read_text(), encoding="utf-8-sig")
+    monkeypatch.chdir(year)
+    check_content(open_boxes("."), 10, 6)
+    listed.write_bytes(b"\xff\xfe2")
+    with pytest.raises(UserError, match=r"The list val of VOC2012 must be readable; got .*val.txt \(no text\)"):
+        open_boxes(".")
+
+
 def test_a_digest_knows_boxes(tmp_path: Path) -> None:
     before = open_boxes(box_trees.coco(tmp_path / "a")).train.digest()
     assert open_boxes(box_trees.coco(tmp_path / "b")).train.digest() == before, "wherever the data lies"
@@ -175,6 +195,20 @@ BAD_JSON: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "twice": (lambda c: c["images"][0].update(id=c["images"][1]["id"]), "an id of its own"),
     "no image": (lambda c: (c["images"].clear(), c["annotations"].clear()), "must list at least one image"),
     "no box": (lambda c: c["annotations"].clear(), "at least one box to validate on; got none in 6 images"),
+    "text": (lambda c: c["annotations"][0].update(bbox="1234"), "must be four numbers: .*; got 1234 of annotation 1"),
+    "list": (lambda c: c["annotations"][0].update(category_id=[17]), r"that of a category; got \[17\] of annotation 1"),
+    "part": (lambda c: c["categories"][0].update(id=17.5), "a number `id` and a `name`"),
+    "nameless": (lambda c: c["categories"][0].update(name=None), "a number `id` and a `name`"),
+    "crowd": (
+        lambda c: c["annotations"][0].update(iscrowd="no"),
+        "iscrowd .* must be 0 or 1; got 'no' of annot",
+    ),
+    "area": (
+        lambda c: c["annotations"][0].update(area=math.nan),
+        "area .* must be a number .* got nan of annot",
+    ),
+    "no image at all": (lambda c: c["images"].__setitem__(0, None), "an id of its own; got .*, 6 images"),
+    "width": (lambda c: c["images"][0].update(width=math.inf), "id, file_name, width and height; got .* without num"),
     "others": (lambda c: c["categories"].append({"id": 2, "name": "cow"}), "same categories; got '2 cow' in one"),
 }
 
@@ -193,6 +227,21 @@ BAD_VOC: dict[str, tuple[str, str, str]] = {
         "Annotations/2012_000000.xml",
         "<annotation><folder>x</folder></annotation>",
         "must say width and height; got none in .*0",
+    ),
+    "size": (
+        "Annotations/2012_000000.xml",
+        box_trees.xml((64, 48), []).replace("64", "64.5"),
+        "must say width and height; got 64.5 by 48 in",
+    ),
+    "object": (
+        "Annotations/2012_000000.xml",
+        box_trees.xml((64, 48), []).replace("</annotation>", "<object>dog</object></annotation>"),
+        "must have a <name> and a <bndbox>; got 'dog' in",
+    ),
+    "encoding": (
+        "Annotations/2012_000000.xml",
+        '<?xml version="1.0" encoding="own"?>' + box_trees.xml((64, 48), []),
+        "xml with an <annotation>; got .*unknown encoding",
     ),
     "no xml": ("Annotations/2012_000000.xml", "{}", "xml with an <annotation>; got .*2012_000000.xml"),
     "class": (

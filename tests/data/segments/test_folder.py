@@ -1,11 +1,12 @@
 """Folder pairs: what is paired with what, what masks mean, and what is said of those that mean nothing."""
 
 import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from made_pairs import ade20k, pattern
 from vitdistill.data.images.augment import Augment
@@ -73,6 +74,29 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         segment_folder(folder)
     with pytest.raises(UserError, match="must exist and be a folder"):
         segment_folder(tmp_path / "nothing")
+
+
+def test_names_that_fit_twice_are_refused(tmp_path: Path) -> None:
+    folder = ade20k(tmp_path)
+    mask = folder / "annotations" / "training" / "ADE_train_00000002.png"
+    Image.open(mask).save(mask.with_suffix(".bmp"))
+    with pytest.raises(UserError, match="must differ in .*annotations.*got 'ADE_train_00000002.bmp', 'ADE_train_0000"):
+        segment_folder(folder)
+
+
+def test_marks_of_letters_may_be_written_in_either_way(tmp_path: Path) -> None:
+    folder = ade20k(tmp_path)
+    for kind, ending, form in (("images", ".jpg", "NFC"), ("annotations", ".png", "NFD")):
+        place = folder / kind / "training" / f"ADE_train_00000002{ending}"
+        place.rename(place.with_name(unicodedata.normalize(form, f"ä{ending}")))
+    assert len(segment_folder(folder).train) == 4
+
+
+def test_masks_are_turned_upright_as_their_images_are(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3  # upside down
+    Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8)).save(tmp_path / "mask.png", exif=exif)
+    assert read_mask(str(tmp_path / "mask.png"), 3, reduce_zero_label=False).tolist() == [[2, 1, 0]]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +168,7 @@ def test_names_are_refused_that_tell_no_classes_apart(tmp_path: Path) -> None:
 
 def test_options_out_of_range_are_refused() -> None:
     for options, words in (
-        ({"ratio": (2.0, 0.5)}, "two factors above 0, the smaller first; got 2, 0.5"),
+        ({"ratio": (2.0, 0.5)}, "two factors between 0.1 and 10, the smaller first; got 2, 0.5"),
         ({"stride": 0}, "stride must be at least 1 pixel; got 0"),
         ({"classes": 255}, "classes must be 2 to 254, or a file of names; got 255"),
     ):

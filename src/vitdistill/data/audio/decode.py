@@ -20,6 +20,7 @@ RATES = (1_000, 1_000_000)  # samples per second that can be meant
 KEPT = ".vitdistill_16k"  # in the data's folder; a name with a dot is no class
 CACHE = "VITDISTILL_CACHE"
 VERSION = 1  # of what is kept
+LOUDEST = 1e9  # of values that are meant to lie in -1..1; squares of more overflow
 UNKNOWN = 0xFFFFFFFF  # length of a wav file that was written into a pipe
 
 
@@ -130,7 +131,8 @@ def _opened(path: str) -> Any:
             raise ValueError("an empty file")
         _check_complete(file)
     try:
-        return soundfile.SoundFile(path)
+        # Names that are no text of the file system's encoding reach it as bytes alone.
+        return soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path)
     except (soundfile.SoundFileError, TypeError) as error:
         words = str(error).partition(": ")[2] if "Error opening" in str(error) else str(error)
         raise ValueError(words.rstrip(".") or "no sound that soundfile reads") from error
@@ -180,6 +182,8 @@ def _decoded(file: Any, header: Header, count: int) -> Float32[np.ndarray, "samp
     waveform = read[:, 0] if header.channels == 1 else read.mean(axis=1)
     if not np.isfinite(waveform).all():
         raise ValueError("it holds values that are no numbers")
+    if np.abs(waveform).max(initial=0) > LOUDEST:
+        raise ValueError(f"it holds values above {LOUDEST:g}, where -1..1 is meant")
     return np.ascontiguousarray(waveform, dtype=np.float32)
 
 

@@ -5,6 +5,7 @@ One fold is for validation and the others for training: `--data ESC-50-master?fo
 
 import csv
 import os
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +17,10 @@ from vitdistill.data.containers.address import Address
 from vitdistill.data.containers.checks import ESC50_LAYOUT, ESC50_TABLE
 from vitdistill.data.folders import as_bytes, some
 from vitdistill.data.source import DataSource
-from vitdistill.errors import UserError, near
+from vitdistill.errors import UserError, error_words, near
 
 AUDIO = "audio"
+DIGITS = 9  # of a fold or a target
 COLUMNS = ("filename", "fold", "target", "category")
 
 
@@ -82,16 +84,23 @@ def read_table(file: Path) -> list[Clip]:
     Raises:
         UserError: naming a column that is missing, or the line that cannot be read.
     """
-    with open(file, newline="", encoding="utf-8-sig") as opened:
-        rows = csv.DictReader(opened)
-        header = rows.fieldnames or []
-        lacking = [name for name in COLUMNS if name not in header]
-        if lacking:
-            remedy = near(lacking[0], header) or ESC50_LAYOUT
-            raise UserError(f"{file} must have the columns {', '.join(COLUMNS)}", f"no {', '.join(lacking)}", remedy)
-        clips = [_clip(row, file, number) for number, row in enumerate(rows, start=2)]
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as opened:
+            rows = csv.DictReader(opened)
+            header = rows.fieldnames or []
+            lacking = [name for name in COLUMNS if name not in header]
+            if lacking:
+                remedy = near(lacking[0], header) or ESC50_LAYOUT
+                rule = f"{file} must have the columns {', '.join(COLUMNS)}"
+                raise UserError(rule, f"no {', '.join(lacking)}", remedy)
+            clips = [_clip(row, file, number) for number, row in enumerate(rows, start=2)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file} must be a readable table in UTF-8", error_words(error)) from error
     if not clips:
         raise UserError(f"{file} must name clips", "no row")
+    if len({clip.file for clip in clips}) < len(clips):
+        twice = next(name for name, count in Counter(clip.file for clip in clips).items() if count > 1)
+        raise UserError(f"Each clip of {file} must have one row", f"'{twice}' in several")
     known: dict[int, str] = {}
     for clip in clips:
         if known.setdefault(clip.target, clip.category) != clip.category:
@@ -105,7 +114,8 @@ def read_table(file: Path) -> list[Clip]:
 def _clip(row: dict[str, str], file: Path, line: int) -> Clip:
     texts = [(row.get(name) or "").strip() for name in COLUMNS]
     name, fold, target, category = texts
-    if not (name and category and fold.isdecimal() and target.isdecimal()) or os.path.isabs(name) or ".." in name:
+    numbers = all(text.isdecimal() and len(text) <= DIGITS for text in (fold, target))
+    if not (name and category and numbers) or os.path.isabs(name) or ".." in name:
         rule = f"Line {line} of {file} must name a file, a fold and a target by their numbers, and a category"
         raise UserError(rule, repr(",".join(texts)))
     return Clip(name, int(fold), int(target), category)

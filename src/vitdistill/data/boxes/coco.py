@@ -13,6 +13,7 @@ from vitdistill.data.folders import some
 from vitdistill.errors import UserError
 
 PUBLISHED = 91  # classes of networks that were published for COCO: its ids 0 to 90, of which ten and 0 name nothing
+LARGEST = 2**31 - 1  # of ids of categories and lengths of sides
 PARTS = ("images", "annotations", "categories")
 
 
@@ -44,7 +45,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError("Annotations must be readable", f"{path} ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError("Annotations in COCO's format are json", f"{path} ({error})") from error
     lacking = [part for part in PARTS if not isinstance(content, dict) or not isinstance(content.get(part), list)]
     if lacking or not content["categories"]:
@@ -65,8 +66,8 @@ def categories_of(content: Mapping[str, Any], path: Path, *, published: bool) ->
         UserError: when ids or names are not distinct, or an id is beyond the published classes.
     """
     try:
-        found = {int(each["id"]): str(each["name"]) for each in content["categories"]}
-    except (KeyError, TypeError, ValueError) as error:
+        found = {_whole(each["id"]): _name(each["name"]) for each in content["categories"]}
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError("Every category must have a number `id` and a `name`", f"{path}, categories") from error
     count = len(content["categories"])
     if len(found) < count or len(set(found.values())) < count:
@@ -103,8 +104,8 @@ def read_coco(
     of_image = _by_image(content, path)
     for number, image in enumerate(content["images"]):
         try:
-            name, file, size = image["id"], str(image["file_name"]), (int(image["height"]), int(image["width"]))
-        except (KeyError, TypeError, ValueError) as error:
+            name, file, size = image["id"], str(image["file_name"]), (_whole(image["height"]), _whole(image["width"]))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             rule = "Every image must have id, file_name, width and height"
             raise UserError(rule, f"{path}, image {number} without {_words(error)}") from error
         if min(size) < 1:
@@ -113,16 +114,16 @@ def read_coco(
         for annotation in of_image.get(name, ()):
             words = f"annotation {annotation.get('id', '?')}"
             category, (x, y, width, height) = annotation.get("category_id"), _box(annotation, words, path)
-            if category not in numbers:
+            if not isinstance(category, int | float) or category not in numbers:
                 what = f"{category} of {words} in {path}"
                 if not lenient:
                     ids = f"They are {some(categories.ids)}" if len(numbers) < PUBLISHED else ""
                     raise UserError("The category_id of an annotation must be that of a category", what, ids)
                 gathering.problem(UNKNOWN, f"{words}, category {category}")
                 continue
-            crowd, area = bool(annotation.get("iscrowd", 0)), annotation.get("area")
+            crowd, area = _crowd_and_area(annotation, words, path)
             corners = (x, y, x + width, y + height)
-            gathering.box(corners, numbers[category], ignored=crowd, area=area, name=words)
+            gathering.box(corners, numbers[int(category)], ignored=crowd, area=area, name=words)
     _check_files(gathering.paths, folder, path)
     return gathering.finish()
 
@@ -133,9 +134,11 @@ def _by_image(content: Mapping[str, Any], path: Path) -> dict[Any, list[Any]]:
     Raises:
         UserError: when two images have one id, or an annotation is of an image that is not there.
     """
-    found: dict[Any, list[Any]] = {image["id"]: [] for image in content["images"] if "id" in image}
-    if len(found) < len(content["images"]):
-        raise UserError("Every image must have an id of its own", f"{path}, {len(content['images'])} images")
+    images = content["images"]
+    names = [image.get("id") for image in images if isinstance(image, dict)]
+    found: dict[Any, list[Any]] = {name: [] for name in names if isinstance(name, int | float | str)}
+    if len(found) < len(images):
+        raise UserError("Every image must have an id of its own", f"{path}, {len(images)} images")
     for annotation in content["annotations"]:
         try:
             found[annotation["image_id"]].append(annotation)
@@ -147,13 +150,66 @@ def _by_image(content: Mapping[str, Any], path: Path) -> dict[Any, list[Any]]:
 
 def _box(annotation: Mapping[str, Any], words: str, path: Path) -> tuple[float, float, float, float]:
     try:
-        x, y, width, height = map(float, annotation["bbox"])
-    except (KeyError, TypeError, ValueError):
+        x, y, width, height = map(float, _list(annotation["bbox"]))
+    except (KeyError, TypeError, ValueError, OverflowError):
         x = y = width = height = math.nan
     if not all(map(math.isfinite, (x, y, width, height))):
         rule = "The bbox of an annotation must be four numbers: x, y, width, height"
         raise UserError(rule, f"{annotation.get('bbox')} of {words} in {path}")
     return x, y, width, height
+
+
+def _list(value: Any) -> list[Any]:
+    """
+    Raises:
+        TypeError: when it is none: a text of four digits is no box.
+    """
+    if not isinstance(value, list):
+        raise TypeError(value)
+    return value
+
+
+def _crowd_and_area(annotation: Mapping[str, Any], words: str, path: Path) -> tuple[bool, float | None]:
+    """Whether it is a crowd, and its area where it says one.
+
+    Raises:
+        UserError: when one is no number that can be meant.
+    """
+    crowd, area = annotation.get("iscrowd"), annotation.get("area")
+    try:
+        number = 0.0 if crowd is None else float(crowd)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if number not in (0, 1):
+        raise UserError("The iscrowd of an annotation must be 0 or 1", f"{crowd!r} of {words} in {path}")
+    try:
+        pixels = None if area is None else float(area)
+    except (TypeError, ValueError, OverflowError):
+        pixels = math.nan
+    if pixels is not None and not 0 <= pixels < math.inf:
+        raise UserError("The area of an annotation must be a number from 0 on", f"{area!r} of {words} in {path}")
+    return bool(number), pixels
+
+
+def _whole(value: Any) -> int:
+    """
+    Raises:
+        TypeError, ValueError, OverflowError: when it is no whole number, or one beyond what is counted in pixels.
+    """
+    number = int(value)
+    if (isinstance(value, float) and number != value) or abs(number) > LARGEST:
+        raise ValueError(value)
+    return number
+
+
+def _name(value: Any) -> str:
+    """
+    Raises:
+        ValueError: when it names nothing.
+    """
+    if value is None or not str(value).strip():
+        raise ValueError(value)
+    return str(value)
 
 
 def _check_files(paths: Sequence[str], folder: Path, annotations: Path) -> None:

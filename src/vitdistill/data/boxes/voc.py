@@ -28,7 +28,8 @@ def devkit_of(data: Path) -> Path | None:
     for folder in (data / DEVKIT, data):
         if folder.is_dir() and any((each / "JPEGImages").is_dir() for each in folder.glob("VOC*")):
             return folder
-    return data.parent if (data / "JPEGImages").is_dir() and data.name.startswith("VOC") else None
+    year = data.resolve() if data.name in ("", "..") else data  # "." has no name
+    return year.parent if (year / "JPEGImages").is_dir() and year.name.startswith("VOC") else None
 
 
 def read_voc(devkit: Path, year: str, part: str, *, lenient: bool = False) -> Boxes:
@@ -50,9 +51,10 @@ def read_voc(devkit: Path, year: str, part: str, *, lenient: bool = False) -> Bo
         raise UserError(f"{devkit} must hold VOC{year}", f"{some(there)} alone", "Choose another --boxes.split")
     listed = folder / "ImageSets" / "Main" / f"{part}.txt"
     try:
-        names = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
-    except OSError as error:
-        raise UserError(f"The list {part} of VOC{year} must be readable", f"{listed} ({error.strerror})") from error
+        names = [line.split()[0] for line in listed.read_text("utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "no text"
+        raise UserError(f"The list {part} of VOC{year} must be readable", f"{listed} ({reason})") from error
     if not names:
         raise UserError(f"{listed} must list at least one image", "none")
     for place, suffix in (("JPEGImages", ".jpg"), ("Annotations", ".xml")):
@@ -73,16 +75,18 @@ def _read_xml(gathering: Gathering, folder: Path, name: str, lenient: bool) -> N
     path = folder / "Annotations" / f"{name}.xml"
     try:
         content: Any = VOCDetection.parse_voc_xml(parse(path).getroot())["annotation"]
-    except (ParseError, KeyError, OSError) as error:
+    except (ParseError, KeyError, OSError, LookupError, ValueError) as error:
         raise UserError("Annotations of VOC are xml with an <annotation>", f"{path} ({error})") from error
     try:
         size = int(content["size"]["height"]), int(content["size"]["width"])
     except (KeyError, TypeError, ValueError):
         size = (0, 0)
     if min(size) < 1:
-        raise UserError("The <size> of an annotation must say width and height", f"none in {path}")
+        raise UserError("The <size> of an annotation must say width and height", f"{_size_words(content)} in {path}")
     gathering.image(str(folder / "JPEGImages" / f"{name}.jpg"), name, size)
     for number, each in enumerate(content.get("object", ()), 1):
+        if not isinstance(each, dict):  # text in place of parts
+            raise UserError("An <object> must have a <name> and a <bndbox>", f"{each!r} in {path}")
         label = str(each.get("name", "")).strip()
         words = f"object {number}, {label}"
         if label not in CLASSES:
@@ -100,3 +104,12 @@ def _read_xml(gathering: Gathering, folder: Path, name: str, lenient: bool) -> N
         difficult = str(each.get("difficult", "0")).strip() == "1"
         # Numbers of pixels, counted from 1, both ends among them.
         gathering.box((x1 - 1, y1 - 1, x2, y2), CLASSES.index(label), ignored=difficult, name=words)
+
+
+def _size_words(content: Any) -> str:
+    size = content.get("size") if isinstance(content, dict) else None
+    return (
+        f"{size['width']} by {size['height']}"
+        if isinstance(size, dict) and {"width", "height"} <= set(size)
+        else "none"
+    )

@@ -102,7 +102,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
         OSError, SyntaxError, ValueError: when it cannot be decoded, or the scale of its numbers is not known.
     """
     image.load()  # first: PNG may have its EXIF data behind the pixels, and TIFF turns itself
-    turn = _turn(image)
+    turn = turn_of(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         rgb = Image.fromarray(_grey(image)).convert("RGB")
     elif image.has_transparency_data:
@@ -125,7 +125,8 @@ def highest_of_16_bit(path: str) -> int | None:
         return int(np.asarray(image).max()) if is_16_bit else None
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What makes a decoded picture upright, by its EXIF data; None where nothing need be done."""
     try:
         return UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except (OSError, SyntaxError, ValueError, KeyError, TypeError, EOFError, struct.error, zlib.error):

@@ -1,6 +1,5 @@
 """How images and their masks are read, and how they are tested; a group of options, read without loading torch."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -8,6 +7,7 @@ from typing import Any, Literal
 from vitdistill.errors import UserError
 
 Head = Literal["mask", "linear", "upernet"]
+RATIOS = (0.1, 10.0)  # that can be meant
 MOST_CLASSES = 254  # of which masks of 8 bits can tell: 255 is no class, and 254 marks padding in a batch
 
 
@@ -38,8 +38,11 @@ class SegmentFiles:
     def __post_init__(self) -> None:
         if self.ratio is not None:
             low, high = self.ratio
-            if not (0 < low <= high and math.isfinite(high)):
-                raise UserError("--segments.ratio must be two factors above 0, the smaller first", f"{low:g}, {high:g}")
+            if not RATIOS[0] <= low <= high <= RATIOS[1]:
+                rule = (
+                    f"--segments.ratio must be two factors between {RATIOS[0]:g} and {RATIOS[1]:g}, the smaller first"
+                )
+                raise UserError(rule, f"{low:g}, {high:g}")
         if self.stride is not None and self.stride < 1:
             raise UserError("--segments.stride must be at least 1 pixel", self.stride)
         if isinstance(self.classes, int) and not 2 <= self.classes <= MOST_CLASSES:

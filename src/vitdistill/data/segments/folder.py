@@ -4,6 +4,7 @@ Every image has a mask of the same name, but for the ending, at the same place b
 """
 
 import os
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -171,7 +172,13 @@ def _split(
     images = sorted(IMAGES.below(images_in, (), left))
     if not images:
         raise UserError(f"{images_in} must hold at least one image", "none", IMAGES.formats)
-    masks = {_stem(name): name for name in IMAGES.below(masks_in, (), left)}
+    listed = IMAGES.below(masks_in, (), left)
+    for place, names_there in ((images_in, images), (masks_in, listed)):
+        stems = Counter(map(_stem, names_there))
+        if twice := [name for name in names_there if stems[_stem(name)] > 1]:
+            rule = f"Images and masks belong together by their names without the ending, which must differ in {place}"
+            raise UserError(rule, some(sorted(twice)), "Remove or rename those that are there twice")
+    masks = {_stem(name): name for name in listed}
     if missing := [name for name in images if _stem(name) not in masks]:
         got = f"{len(missing)} of {len(images)} images of {images_in} without one: {some(missing)}"
         raise UserError(f"Every image must have a mask of its name in {masks_in}", got, LAYOUT)
@@ -183,5 +190,5 @@ def _split(
 
 
 def _stem(name: str) -> str:
-    """Of a path without its ending."""
-    return os.path.splitext(name)[0]
+    """Of a path without its ending, letters with marks as one sign each (some file systems part them)."""
+    return unicodedata.normalize("NFC", os.path.splitext(name)[0])

@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 from jaxtyping import UInt8
 
-from vitdistill.data.images.decode import open_image
+from vitdistill.data.images.decode import open_image, turn_of
 
 IGNORED = 255  # of pixels that have no class
 PADDING = 254  # of pixels beyond a mask, where it is filled up to the size of a batch
@@ -33,7 +33,9 @@ def read_mask(path: str, classes: int, *, reduce_zero_label: bool) -> UInt8[np.n
             raise MaskError(
                 f"mask {path}: a picture in colours ({image.mode}) where class numbers are wanted, in one channel"
             )
-        values = np.asarray(image)
+        image.load()
+        turn = turn_of(image)  # as its image is turned
+        values = np.asarray(image if turn is None else image.transpose(turn))
     numbers = values.astype(np.int64) if values.dtype != np.bool_ else values.astype(np.uint8)
     highest = int(numbers.max(initial=0))
     if highest > IGNORED or int(numbers.min(initial=0)) < 0:
