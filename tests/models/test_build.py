@@ -124,7 +124,9 @@ def test_meta_builds_without_memory(file):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_ordinary_timm_networks(preset):
     backbone = build(preset)
-    assert backbone.num_classes == 10 and backbone.grid.count == (128 if preset.startswith("moving") else 36)
+    family = preset.split("_")[0] + ("_yolos" if "yolos" in preset else "")
+    known = {"digits": (10, 36), "moving": (10, 128), "sounds": (9, 45), "scenes": (11, 144), "scenes_yolos": (10, 64)}
+    assert (backbone.num_classes, backbone.grid.count) == known[family]
     record = record_of(backbone.net)
     again = timm.create_model(record.architecture, **record.args)
     assert {k: v.shape for k, v in again.state_dict().items()} == {
