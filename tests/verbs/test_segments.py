@@ -12,6 +12,7 @@ from PIL import Image
 
 from killed_runs import kill
 from made_pairs import ade20k
+from run_reports import reports
 from vitdistill.cli import main
 from vitdistill.data.segments.files import SegmentFiles
 from vitdistill.errors import UserError
@@ -127,14 +128,15 @@ def test_a_vit_is_fine_tuned_with_either_head(folder: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_scenes_are_learnt_and_distilled_killed_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scenes_are_learnt_and_distilled_killed_and_resumed(tmp_path: Path) -> None:
     """A teacher, a student that learns from three quarters of the patches, its test, export, and an exact resume."""
     teacher = tmp_path / "teacher"
     options = {**TRAINING, "data": "scenes", "batch_size": 50, "epochs": 2}
     supervised(student="scenes_segmenter_small", out=str(teacher), **options)
     taught = {**options, "student": "scenes_segmenter_small", "teacher": str(teacher), "keep": 0.75}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    info = maskedkd(out=str(whole), **taught)
+    with reports():
+        info = maskedkd(out=str(whole), **taught)
     assert (info["tokens"]["kept"], info["tokens"]["of"]) == (108, 144)
     assert info["accuracy"]["aacc"] > 80
     result = evaluate(str(whole), workers=0, json=True)

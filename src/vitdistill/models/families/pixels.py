@@ -190,7 +190,7 @@ class PixelViT(ViT):
     def embed(self, inputs: Float[Tensor, "b ch *pixels"]) -> Float[Tensor, "b m d"]:
         return self.net.embed(inputs)
 
-    def in_order(self, patches: Float[Tensor, "b n d"], keep: Int[Tensor, "bm n"] | None) -> Float[Tensor, "b n d"]:
+    def row_by_row(self, patches: Float[Tensor, "b n d"], keep: Int[Tensor, "bm n"] | None) -> Float[Tensor, "b n d"]:
         """All patches row by row, whatever the order in which they were kept."""
         if keep is None:
             return patches

@@ -184,7 +184,7 @@ class SegmenterViT(PixelViT):
         captured: Captured,
     ) -> tuple[Tokens, Tensor | tuple[Tensor, Tensor]]:
         final = Tokens(self.net.encoder.norm(tokens), self.specials)
-        return final, self.net.decode(self.in_order(final.patches, keep), inputs)
+        return final, self.net.decode(self.row_by_row(final.patches, keep), inputs)
 
     def decoder_macs(self, layernorm: bool) -> Macs:
         patches = self.grid.count

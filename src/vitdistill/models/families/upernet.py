@@ -259,7 +259,7 @@ class UperNetViT(PixelViT):
         for tap in self.net.taps:
             read = captured[tap, "output"]
             assert isinstance(read, Tokens)
-            tapped.append(self.in_order(read.patches, keep))
+            tapped.append(self.row_by_row(read.patches, keep))
         return Tokens(tokens, self.specials), self.net.decode(tuple(tapped), inputs)
 
     def saliency(self, output: Output, block: int = -1, kind: SaliencyKind = "cls") -> Float[Tensor, "b n"]:
