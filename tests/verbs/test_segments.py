@@ -48,7 +48,8 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Segmenter on ADE20K's layout in miniature, whose classes have a grey each."""
     out = tmp_path_factory.mktemp("runs") / "run"
     options = {**TRAINING, "epochs": 6, "student_args": {**NET, "decoder": "linear"}}
-    supervised(student="segmenter_tiny", data=str(folder), out=str(out), **options)
+    with reports():
+        supervised(student="segmenter_tiny", data=str(folder), out=str(out), **options)
     return out
 
 
@@ -89,6 +90,20 @@ def test_pictures_are_labelled_at_their_own_size(run: Path, folder: Path, tmp_pa
         predict(str(run), files)
     with pytest.raises(UserError, match="--top has no effect on a run with --task segmentation"):
         predict(str(run), files, out=str(tmp_path / "masks"), top=3)
+
+
+def test_a_network_that_is_no_run_is_tested_and_labels(run: Path, folder: Path, tmp_path: Path) -> None:
+    exported = tmp_path / "exported"
+    export(str(run), out=str(exported / "student.safetensors"))
+    options: dict[str, Any] = {"workers": 0, "json": True}
+    of_run, found = evaluate(str(run), **options), evaluate(str(exported), data=str(folder), **options)
+    assert found["miou"] == of_run["miou"] and found["model"] == str(exported)
+    Image.new("RGB", (40, 36)).save(tmp_path / "a.png")
+    (row,) = predict(str(exported), [str(tmp_path / "a.png")], out=str(tmp_path / "masks"))
+    assert Image.open(row["mask"]).size == (40, 36)
+    for unread in ({"head": "linear"}, {"ratio": (0.5, 1.0)}):
+        with pytest.raises(UserError, match=f"--segments.{next(iter(unread))} has no effect in a test"):
+            evaluate(str(run), segments=SegmentFiles(**unread))
 
 
 def test_what_does_not_fit_is_one_line(run: Path, folder: Path, tmp_path: Path) -> None:

@@ -21,12 +21,12 @@ ManyViews = tuple[Any, ...]
 
 
 def blank_padding(
-    images: Float[Tensor, "b ch height width"] | ManyViews, sizes: Int64[Tensor, "b 2"] | None
-) -> Float[Tensor, "b ch height width"] | ManyViews:
+    images: Float[Tensor, "b ch *pixels"] | ManyViews, sizes: Int64[Tensor, "b 2"] | None
+) -> Float[Tensor, "b ch *pixels"] | ManyViews:
     """Zeros where images were filled up to the size of their batch, as detectors are trained; in place.
 
     Args:
-        images: normalised.
+        images: normalised; clips have no sizes.
         sizes: height and width of each in pixels, as `Batch` has them; None leaves the images as they are.
     """
     if sizes is None:
