@@ -1,6 +1,7 @@
 """COCO's average precision, against torchmetrics' own on random boxes, and by hand."""
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -120,8 +121,20 @@ def test_it_is_computed_once_for_all_its_numbers(monkeypatch: pytest.MonkeyPatch
     assert len(calls) == 1 and len(values) == 3
     for metric in metrics.values():
         metric.reset()
-    assert [float(metric.compute()) for metric in metrics.values()] == [0.0, 0.0, 0.0], "nothing was found since"
+    assert all(math.isnan(float(metric.compute())) for metric in metrics.values()), "nothing was seen since"
     assert len(calls) == 2
+
+
+def test_images_that_cannot_be_read_do_not_count() -> None:
+    samples = data()
+    unread = int(np.diff(samples.boxes.offsets).argmax())
+    readable = [index for index in range(len(samples)) if index != unread]
+    metric = BoxAP(samples, CLASSES)
+    metric.update(predictions(samples)[readable], None, torch.tensor(readable))
+    found = metric.detections()
+    of_all = average_precision(samples, *found, CLASSES).whole["ap"]
+    of_seen = average_precision(samples, *found, CLASSES, np.arange(len(samples)) != unread).whole["ap"]
+    assert float(metric.compute()) == pytest.approx(of_seen) and of_seen > of_all + 0.01
 
 
 def test_perfect_detections_and_none() -> None:

@@ -111,3 +111,27 @@ def test_a_picture_is_labelled_at_its_own_size() -> None:
     mask = task.labelled(network, picture, at_once=2)
     assert mask.shape == (10, 21) and mask.dtype == np.uint8 and mask.max() < 5
     assert np.array_equal(mask, task.labelled(network, picture))
+
+
+def test_one_matrix_is_counted_for_scores_and_details() -> None:
+    task = Segmentation(3)
+    assert task.details() is None, "of no metrics"
+    (scores,), details = task.metrics().values(), task.details()
+    assert details is not None and task.tested().details() is None
+    true = torch.randint(0, 3, (2, 4, 4), dtype=torch.uint8)
+    scores.update(F.one_hot(true.long(), 3).permute(0, 3, 1, 2).float(), true)
+    details.update(None, None)
+    scores.compute()
+    scores.reset()
+    assert torch.equal(details.compute().diagonal(), torch.bincount(true.flatten().long(), minlength=3))
+
+
+def test_a_network_that_has_diverged_has_no_finite_loss() -> None:
+    prediction, true = torch.full((1, 3, 8, 8), torch.nan), torch.zeros(1, 5, 5, dtype=torch.uint8)
+    loss = Segmentation(3).validation_loss(prediction, true)
+    assert loss is not None and loss.isnan()
+
+
+def test_a_detector_does_not_label_pixels() -> None:
+    with pytest.raises(UserError, match="A detector does not label pixels"):
+        Segmentation(3).with_head(build(tiny("yolos")))

@@ -248,7 +248,7 @@ def test_what_goes_with_another_task_is_refused(trained: tuple[Path, dict[str, A
     for options in ({"keep": 0.5}, {"clips": 2}, {"crop_pct": 0.9}, {"image_size": 16}, {"per_class": True}):
         with pytest.raises(UserError, match=rf"--{next(iter(options))} has no effect on a run with --task actions"):
             evaluate(str(trained[0]), workers=0, **options)
-    with pytest.raises(UserError, match="--actions has no effect unless the model is a run of"):
+    with pytest.raises(UserError, match="--actions has no effect unless the model is a run with --task actions"):
         evaluate("digits-teacher", actions=ActionFiles(start=900))
 
 

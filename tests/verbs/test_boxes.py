@@ -16,12 +16,14 @@ from vitdistill.cli import main
 from vitdistill.data.boxes.files import BoxFiles
 from vitdistill.data.boxes.sources import open_boxes
 from vitdistill.data.images.augment import Augment
+from vitdistill.data.segments.files import SegmentFiles
 from vitdistill.errors import UserError
 from vitdistill.models.build import build
 from vitdistill.runs.read import read_run
 from vitdistill.training.settings import Loader, Optim
 from vitdistill.verbs.check import check
 from vitdistill.verbs.evaluate import evaluate
+from vitdistill.verbs.export import export
 from vitdistill.verbs.finetune import finetune
 from vitdistill.verbs.maskedkd import maskedkd
 from vitdistill.verbs.masks import masks
@@ -63,7 +65,8 @@ def trained(few_scenes: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     optim = Optim(lr=1e-3, lr_batch=0, warmup_epochs=0, clip=0.1, ema=0.5)
     options = {**TRAINING, "optim": optim}
     with reports():
-        return out, supervised(student="scenes_yolos_small", student_args=SMALL, data="scenes", out=str(out), **options)
+        info = supervised(student="scenes_yolos_small", student_args=SMALL, data="scenes", out=str(out), **options)
+    return out, info
 
 
 def test_a_run_on_scenes_is_recorded(trained: tuple[Path, dict[str, Any]]) -> None:
@@ -126,12 +129,31 @@ def test_objects_are_predicted_and_drawn(
     ):
         with pytest.raises(UserError, match=words):
             predict(run, [str(tmp_path / "a.png")], **options)
-    with pytest.raises(UserError, match="--draw has no effect unless the model is a run with --task boxes"):
+    with pytest.raises(UserError, match="--draw has no effect unless the model is a detector"):
         predict("digits-teacher", [str(tmp_path / "a.png")], draw="x")
 
 
-@pytest.mark.usefixtures("report")
-def test_a_masked_teacher_of_boxes(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_a_detector_that_is_no_run_is_tested_and_finds(
+    trained: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, exported = trained[0], tmp_path / "exported"
+    export(str(run), out=str(exported / "student.safetensors"))
+    open_boxes("scenes").val.load(0)[0].image.save(tmp_path / "a.png")
+    ours, theirs = (predict(str(each), [str(tmp_path / "a.png")], threshold=0.0) for each in (run, exported))
+    assert ours == theirs, "resized as the record says"
+    of_run, found = (evaluate(str(each), data="scenes", workers=0, json=True) for each in (run, exported))
+    assert {**found, "model": ""} == {**of_run, "model": ""}
+    for options, words in (
+        ({"keep": 0.5}, "--keep has no effect on a network whose task is boxes"),
+        ({"boxes": BoxFiles(sides=[48])}, "--boxes.sides has no effect in a test"),
+        ({"boxes": BoxFiles(det_tokens=6)}, "--boxes.det_tokens has no effect in a test"),
+        ({"segments": SegmentFiles(stride=3)}, "--segments has no effect on a network whose task is boxes"),
+    ):
+        with pytest.raises(UserError, match=words):
+            evaluate(str(exported), data="scenes", **options)
+
+
+def test_a_masked_teacher_of_boxes(report: None, trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     teacher, out = str(trained[0]), tmp_path / "student"
     student = {**SMALL, "embed_dim": 16}
     options = {"student_args": student, "teacher": teacher, "keep": 0.5, "criterion": "student"}

@@ -12,9 +12,13 @@ import pytest
 import yaml
 
 from colours import NETWORK, colours
+from vitdistill.data.boxes.files import BoxFiles
+from vitdistill.data.segments.files import SegmentFiles
 from vitdistill.errors import UserError
+from vitdistill.runs.read import Run
 from vitdistill.training.module import TrainingModule
 from vitdistill.verbs.chain import chain, read_chain
+from vitdistill.verbs.steps import DataNow
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 
@@ -163,3 +167,14 @@ def test_a_finished_step_is_not_skipped_when_its_data_has_changed(tmp_path: Path
         chain(str(path), out=out, data=str(data))
     shutil.rmtree(data)  # what is gone cannot have changed
     assert chain(str(path), out=out, data=str(data))["only"]["status"] == "finished"
+
+
+def test_data_is_described_anew_for_other_annotations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    described: list[dict[str, Any]] = []
+    monkeypatch.setattr(DataNow, "_described", lambda _, kind, options: described.append(options))
+    now, run, common = DataNow(), Run(path=tmp_path, name="run"), {"data": "scenes", "task": "segmentation"}
+    for segments in (SegmentFiles(), SegmentFiles(classes=3), SegmentFiles()):
+        now.changes(run, "supervised", {**common, "segments": segments})
+    for boxes in (BoxFiles(split="VOC2007"), BoxFiles(split="07+12")):
+        now.changes(run, "supervised", {**common, "task": "boxes", "boxes": boxes})
+    assert len(described) == 4

@@ -92,6 +92,20 @@ def test_pictures_are_labelled_at_their_own_size(run: Path, folder: Path, tmp_pa
         predict(str(run), files, out=str(tmp_path / "masks"), top=3)
 
 
+def test_a_network_that_is_no_run_is_tested_and_labels(run: Path, folder: Path, tmp_path: Path) -> None:
+    exported = tmp_path / "exported"
+    export(str(run), out=str(exported / "student.safetensors"))
+    options: dict[str, Any] = {"workers": 0, "json": True}
+    of_run, found = evaluate(str(run), **options), evaluate(str(exported), data=str(folder), **options)
+    assert found["miou"] == of_run["miou"] and found["model"] == str(exported)
+    Image.new("RGB", (40, 36)).save(tmp_path / "a.png")
+    (row,) = predict(str(exported), [str(tmp_path / "a.png")], out=str(tmp_path / "masks"))
+    assert Image.open(row["mask"]).size == (40, 36)
+    for unread in ({"head": "linear"}, {"ratio": (0.5, 1.0)}):
+        with pytest.raises(UserError, match=f"--segments.{next(iter(unread))} has no effect in a test"):
+            evaluate(str(run), segments=SegmentFiles(**unread))
+
+
 def test_what_does_not_fit_is_one_line(run: Path, folder: Path, tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     names.write_text("sky\nwall\nbuilding\n")
@@ -129,14 +143,15 @@ def test_a_vit_is_fine_tuned_with_either_head(folder: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_scenes_are_learnt_and_distilled_killed_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scenes_are_learnt_and_distilled_killed_and_resumed(tmp_path: Path) -> None:
     """A teacher, a student that learns from three quarters of the patches, its test, export, and an exact resume."""
     teacher = tmp_path / "teacher"
     options = {**TRAINING, "data": "scenes", "batch_size": 50, "epochs": 2}
     supervised(student="scenes_segmenter_small", out=str(teacher), **options)
     taught = {**options, "student": "scenes_segmenter_small", "teacher": str(teacher), "keep": 0.75}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    info = maskedkd(out=str(whole), **taught)
+    with reports():
+        info = maskedkd(out=str(whole), **taught)
     assert (info["tokens"]["kept"], info["tokens"]["of"]) == (108, 144)
     assert info["accuracy"]["aacc"] > 80
     result = evaluate(str(whole), workers=0, json=True)

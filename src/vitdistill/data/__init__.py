@@ -20,9 +20,10 @@ Read in this order:
    data set).
 6. `boxes/`: `annotations.py` (all boxes of a set), `voc.py` and `coco.py` (how they are read), `sources.py` (which of
    these), `samples.py`, `transforms.py` and `resizing.py` (boxes that move with their pixels).
-7. `bundled/`: `digits.py`, `moving_digits.py`, `scenes.py`.
-8. Batches: `order.py` (order and seeds), `loader.py` (batches, unreadable files), `device.py` (after transfer).
-9. `inspect.py`: every sample decoded once, and what is wrong with it.
+7. `segments/`: `masks.py` (how they are read), `folder.py`, `sources.py` (which data), `transforms.py`, `sizes.py`.
+8. `bundled/`: `digits.py`, `moving_digits.py`, `scenes.py`.
+9. Batches: `order.py` (order and seeds), `loader.py` (batches, unreadable files), `device.py` (after transfer).
+10. `inspect.py`: every sample decoded once, and what is wrong with it.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -26,7 +26,7 @@ def blank_padding(
     """Zeros where images were filled up to the size of their batch, as detectors are trained; in place.
 
     Args:
-        images: normalised.
+        images: normalised; clips have no sizes.
         sizes: height and width of each in pixels, as `Batch` has them; None leaves the images as they are.
     """
     if sizes is None:

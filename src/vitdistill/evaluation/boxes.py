@@ -1,6 +1,6 @@
 """What a detector finds in images: in files of users, and in some images of a run's validation set."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from vitdistill.evaluation.loading import Reader, Subject, place_of
 from vitdistill.losses.boxes import detections
 from vitdistill.models.classes import class_names
 from vitdistill.models.network import Network
-from vitdistill.runs.read import Checkpoint, Run
+from vitdistill.tasks.boxes import Boxes
 
 
 class Detection(NamedTuple):
@@ -38,11 +38,11 @@ class Detection(NamedTuple):
 
 
 def detect_files(
-    run: Run,
+    network: Network,
     files: Sequence[str],
     *,
     threshold: float,
-    checkpoint: Checkpoint = "exported",
+    config: Mapping[str, Any] | None = None,
     batch_size: int = 8,
     device: str = "auto",
     workers: int | None = None,
@@ -50,10 +50,11 @@ def detect_files(
     """Every readable file, in order, and what is found in it, the highest score first.
 
     Args:
-        run: with the task boxes, whose student is asked.
+        network: a detector.
         files: images, videos (of which the middle frame is taken), and folders of them.
         threshold: the least score.
-        checkpoint: the exported network, the last or best checkpoint, or the averaged weights.
+        config: of the run that the network is of, which says how images are resized; without one the network's record
+            does, else its classes.
         batch_size: images per step.
         device: auto, cpu, cuda, ...
         workers: loader processes; None chooses.
@@ -61,8 +62,8 @@ def detect_files(
     Raises:
         UserError: when no file can be read.
     """
-    network, config = run.student(checkpoint), run.config
-    options = BoxFiles(**(config.get("boxes") or {}))
+    config = config or {}
+    options = Boxes.tested_files(BoxFiles(), network, config)
     given = GivenImages(files, resizing_for(str(config.get("data")), class_names(network), options))
     subject = Subject(network, DataSource("files", given, given, []), ViewOptions(augment=Augment(recipe="none")))
     few = len(given) <= batch_size

@@ -24,6 +24,7 @@ from vitdistill.models.names import absolute_model, check_model_there, is_saved
 from vitdistill.models.network import Network
 from vitdistill.models.record import ModelRecord, record_of
 from vitdistill.runs.read import Checkpoint, Run, find_run, read_run
+from vitdistill.tasks import task_of
 from vitdistill.types import InputSpec
 
 log = logging.getLogger(__name__)
@@ -125,6 +126,21 @@ def run_of(model: str) -> tuple[Run | None, dict[str, Any]]:
     if run is not None and not run.info:
         log.warning("%s: %s; the model is read without it", folder, "; ".join(run.problems))
     return run, config
+
+
+def task_of_model(model: str, image_size: int | None, args: dict[str, Any] | None) -> str:
+    """What a model is to be tested for: the task of its run, else what its architecture shows, without its weights.
+
+    Raises:
+        UserError: when there is no such model.
+    """
+    from vitdistill.models.build import build
+
+    run = find_run(model) if Path(model).is_dir() else None
+    if run is not None:
+        return str(run.config.get("task", "classification"))
+    check_model_there(model)
+    return task_of(build(model, args=args, image_size=image_size, meta=True))
 
 
 def data_of(model: str, config: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 import csv
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,8 +21,8 @@ from vitdistill.evaluation.loading import place_of
 from vitdistill.evaluation.progress import track
 from vitdistill.files import write_atomically
 from vitdistill.models.classes import class_names
+from vitdistill.models.network import Network
 from vitdistill.runs.directory import list_in_run
-from vitdistill.runs.read import Checkpoint, Run
 from vitdistill.tasks.segmentation import Segmentation
 
 log = logging.getLogger(__name__)
@@ -31,15 +31,21 @@ SHARES = "shares.csv"
 
 
 def label_files(
-    run: Run, files: Sequence[str], *, out: str, checkpoint: Checkpoint, batch_size: int, device: str
+    network: Network,
+    files: Sequence[str],
+    *,
+    out: str,
+    config: Mapping[str, Any] | None = None,
+    batch_size: int = 8,
+    device: str = "auto",
 ) -> list[dict[str, Any]]:
     """Write the mask of every picture, its colours over the picture, and a table of how much of it is of each class.
 
     Args:
-        run: of the task segmentation.
+        network: one that labels pixels.
         files: pictures, and folders of them at any depth.
         out: folder for `<name>.png` (class numbers, with a palette), `<name>_overlay.png` and `shares.csv`.
-        checkpoint: the exported network, the last or best checkpoint, or the averaged weights.
+        config: of the run that the network is of, which says where windows lie; without one its family does.
         batch_size: windows of a picture that are looked at at once.
         device: auto, cpu, cuda, ...
 
@@ -55,9 +61,8 @@ def label_files(
         raise UserError("--out must be a folder", f"the file {folder}")
     if batch_size < 1:
         raise UserError("batch_size must be at least 1", batch_size)
-    network = run.student(checkpoint)
     task = Segmentation.of(network)
-    task.stride = SegmentFiles.recorded(run.config.get("segments")).stride
+    task.stride = Segmentation.tested_files(SegmentFiles(), network, config or {}).stride
     task = task.tested()
     task.check(network)
     network.eval().to(place_of(device))

@@ -1,5 +1,6 @@
 """Tests of networks whose task is no classification: the task's own metrics, in all and per class."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +17,30 @@ from vitdistill.files import write_atomically
 from vitdistill.models.classes import class_order
 from vitdistill.models.network import Network
 from vitdistill.runs.directory import list_in_run
-from vitdistill.runs.read import Checkpoint, Run
 from vitdistill.tasks import task_class
 
 
 def evaluate_task(
-    run: Run,
+    network: Network,
+    task_name: str,
     *,
-    data: str | None,
+    data: str,
     files: Any,
-    checkpoint: Checkpoint,
+    config: Mapping[str, Any],
     batch_size: int,
     device: str,
     workers: int | None,
     out: str | None,
     bad_share: float = BAD_SHARE,
 ) -> dict[str, Any]:
-    """Test a run on its task's validation set, in float32.
+    """Test a network on its task's validation set, in float32.
 
     Args:
-        run: whose student to test; what is not given below is as it was in training.
+        network: to test.
+        task_name: of its task.
         data: what `--data` takes.
         files: the task's own group of options, where it has one.
-        checkpoint: the exported network, the last or best checkpoint, or the averaged weights.
+        config: of the run that the network is of; empty where it is of none.
         batch_size: samples per step.
         device: auto, cpu, cuda, ...
         workers: loader processes; None chooses.
@@ -46,22 +48,21 @@ def evaluate_task(
         bad_share: share of the samples that may be unreadable.
 
     Returns:
-        The model and the data, each metric of the task in percent, the loss, how many samples there were and could not
+        The data, each metric of the task in percent, the loss, how many samples there were and could not
         be read, and what is known per class.
 
     Raises:
         UserError: when the network is not for the data, or too much is unreadable.
     """
-    config, network = run.config, run.student(checkpoint)
-    source, task = task_class(config["task"]).open(
-        data or config["data"], augment=Augment(**(config.get("augment") or {})), files=files
+    source, task = task_class(task_name).open(
+        data, augment=Augment(**(config.get("augment") or {"recipe": "none"})), files=files
     )
     task = task.tested()
     task.check(network)
-    if class_order(network, source.classes, source.name) is not None:
-        rule = f"The classes of {source.name} must be in the order of those of {run.path}"
+    if class_order(network, source.classes, source.name) is not None and not task.by_name:
+        rule = f"The classes of {source.name} must be in the order of those of {network.name}"
         raise UserError(rule, f"{', '.join(source.classes[:3])}, ...", "Give them in the order of the training")
-    subject = made_ready(network, source, config, ViewOptions(augment=Augment()), None)
+    subject = made_ready(network, source, dict(config), ViewOptions(augment=Augment()), None)
     reader = Reader(subject, batch_size=batch_size, device=device, workers=workers, bad_share=bad_share)
     network.eval().to(reader.place)
     # Every metric by itself: metrics that agree in the first batch would be taken for one.
@@ -80,9 +81,8 @@ def evaluate_task(
         if loss_of_batch is not None:
             loss, counted = loss + loss_of_batch, counted + len(batch.index)
     result: dict[str, Any] = {
-        "model": str(run.path),
         "data": source.name,
-        "task": config["task"],
+        "task": task_name,
         "word": source.val.word,
         "samples": len(source.val) - len(corrupt.paths),
         "unreadable": len(corrupt.paths),

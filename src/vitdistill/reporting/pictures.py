@@ -50,7 +50,7 @@ def galleries(runs: Sequence[Run]) -> list[Gallery]:
         ("Frame similarity", _similarity(_of_verb(runs, "mvd", "videomae")), True),
         ("Reconstructions", _of_each(_of_verb(runs, "mae", "videomae"), "reconstructions", _reconstructions), True),
         ("Segments", _of_each(_of_task(runs, "segmentation"), "maps of classes", _segments), True),
-        ("Boxes", _of_each(_with_boxes(runs), "boxes", _boxes), True),
+        ("Boxes", _of_each(_of_task(runs, "boxes"), "boxes", _boxes), True),
         ("Confusion", _of_each(_confused(runs), "confusion of classes", _confusion), False),
         ("Robustness", _of_each(_tested(runs), "robustness", _robustness), True),
         ("Masks", _masks(runs), False),
@@ -259,10 +259,6 @@ def _robustness(run: Run) -> list[Picture]:
 
 
 # --- boxes -----------------------------------------------------------------------------------------------
-
-
-def _with_boxes(runs: Sequence[Run]) -> list[Run]:
-    return [run for run in runs if run.config.get("task") == "boxes"]
 
 
 def _boxes(run: Run) -> list[Picture]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from vitdistill.errors import UserError, near
 
 if TYPE_CHECKING:
+    from vitdistill.models.network import Network
     from vitdistill.tasks.task import Task
 
 
@@ -71,3 +72,15 @@ def files_of(name: str) -> str | None:
         UserError: when there is no such task.
     """
     return _entry(name).files
+
+
+def task_of(network: "Network") -> str:
+    """The task that the head of a network is for, which says how its predictions are read.
+
+    Example:
+        >>> task_of(build("yolos_tiny", meta=True))
+        'boxes'
+    """
+    if network.detections:
+        return "boxes"
+    return "segmentation" if getattr(network, "reads_grid", False) else "classification"

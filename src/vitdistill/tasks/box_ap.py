@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int, Int64
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -47,7 +47,11 @@ class Precision:
 
 
 def average_precision(
-    data: BoxImages, image: Int64[np.ndarray, "n"], found: Float64[np.ndarray, "n 6"], classes: int
+    data: BoxImages,
+    image: Int64[np.ndarray, "n"],
+    found: Float64[np.ndarray, "n 6"],
+    classes: int,
+    seen: Bool[np.ndarray, "images"] | None = None,
 ) -> Precision:
     """Score detections against the annotations of a set, of which crowds and difficult objects are ignored.
 
@@ -56,14 +60,18 @@ def average_precision(
         image: number of the image of each detection.
         found: score, class number and x1, y1, x2, y2 in pixels.
         classes: how many there are.
+        seen: which images count: those that could be read. None counts all.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
     truth, boxes = [], data.boxes
+    seen = np.ones(len(boxes), dtype=bool) if seen is None else seen
     of_image = np.repeat(np.arange(len(boxes)), np.diff(boxes.offsets)).tolist()
     sides = boxes.corners[:, 2:] - boxes.corners[:, :2]
     lists = (boxes.corners[:, :2].tolist(), sides.tolist(), boxes.classes.tolist(), boxes.ignored.tolist())
     for number, (place, corner, size, label, ignored) in enumerate(zip(of_image, *lists, strict=True), 1):
+        if not seen[place]:
+            continue
         truth.append(
             {
                 "id": number,
@@ -75,9 +83,11 @@ def average_precision(
             }
         )
     categories = [{"id": number, "name": str(number)} for number in range(classes)]
-    annotated = COCO({"images": [{"id": i} for i in range(len(boxes))], "annotations": truth, "categories": categories})
+    images = [{"id": place} for place in np.flatnonzero(seen).tolist()]
+    annotated = COCO({"images": images, "annotations": truth, "categories": categories})
     if not len(found):  # the library does not take an empty list
-        wanted = np.bincount(boxes.classes[~boxes.ignored], minlength=classes) > 0
+        counted = boxes.classes[~boxes.ignored & seen[of_image]]
+        wanted = np.bincount(counted, minlength=classes) > 0
         return Precision(np.tile(np.where(wanted, 0.0, -1.0), (10, 1, 1)))
     rows = np.column_stack((image, found[:, 2:4], found[:, 4:6] - found[:, 2:4], found[:, 0], found[:, 1]))
     evaluation: Any = COCOeval_faster(annotated, annotated.loadRes(rows), "bbox", print_function=_silent)
@@ -93,7 +103,8 @@ def _silent(*_words: object) -> None:
 class BoxAP(Metric):
     """COCO's AP of what a network finds in a set's images; over several processes as over one.
 
-    Detections are kept per image of the set, in every process; each fills in its own, and they are added up.
+    Detections are kept per image of the set, in every process; each fills in its own, and they are added up. Images of
+    which no update tells, such as those that cannot be read, do not count.
     """
 
     is_differentiable = False
@@ -139,7 +150,7 @@ class BoxAP(Metric):
 
     def compute(self) -> Tensor:
         image, found = self.detections()
-        self.precision = average_precision(self.data, image, found, self.classes)
+        self.precision = average_precision(self.data, image, found, self.classes, self.seen.cpu().numpy() > 0)
         return torch.tensor(self.precision.whole["ap"])
 
     def detections(self) -> tuple[Int64[np.ndarray, "n"], Float64[np.ndarray, "n 6"]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from vitdistill.data.boxes.files import BoxFiles
+from vitdistill.data.boxes.resizing import sizes_of
 from vitdistill.data.boxes.samples import BoxImages
 from vitdistill.data.boxes.sources import open_boxes
 from vitdistill.data.images.augment import Augment
@@ -19,6 +20,7 @@ from vitdistill.errors import UserError, refuse_given, refuse_without_effect
 from vitdistill.losses.boxes import set_loss
 from vitdistill.models.classes import compare
 from vitdistill.models.network import Network
+from vitdistill.models.record import record_of
 from vitdistill.models.surgery.detector import detector
 from vitdistill.models.surgery.drop_path import drop_path_rates
 from vitdistill.tasks.box_ap import BoxAP, PartOfAP
@@ -45,6 +47,7 @@ class Boxes(Task):
     score: ClassVar[str] = "ap"
     columns: ClassVar[dict[str, str]] = {"ap": "AP %", "ap50": "AP50 %", "ap75": "AP75 %"}
     per_sample: ClassVar[bool] = False
+    by_name: ClassVar[bool] = True
     augment: ClassVar[Augment | None] = Augment(recipe="none")
 
     def __init__(
@@ -73,6 +76,15 @@ class Boxes(Task):
     @classmethod
     def source_of(cls, config: Mapping[str, Any]) -> DataSource:
         return open_boxes(str(config["data"]), BoxFiles(**(config.get("boxes") or {})))
+
+    @classmethod
+    def tested_files(
+        cls, given: BoxFiles, network: Network, config: Mapping[str, Any], *, elsewhere: bool = False
+    ) -> BoxFiles:
+        refuse_given({"boxes.det_tokens": given.det_tokens is not None}, "in a test: the network has its own")
+        refuse_given({"boxes.sides": given.sides is not None}, "in a test; --boxes.eval_side has")
+        recorded = config.get("boxes") or sizes_of(record_of(network.net).preprocessing or {})
+        return given.over(recorded, elsewhere=elsewhere)
 
     def with_head(
         self,

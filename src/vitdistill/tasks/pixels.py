@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import interpolate
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from vitdistill.data.segments.masks import IGNORED, PADDING
@@ -26,7 +27,9 @@ def at_their_size(
         yield prediction, targets.long()
         return
     for scores, mask in zip(prediction, targets, strict=True):
-        inside = scores[:, *_own(~scores[0].isnan())]
+        there = ~scores[0].isnan()
+        # Of a network that has diverged all is NaN, which its loss shall say.
+        inside = scores[:, *_own(there)] if there.any() else scores
         true = mask[_own(mask != PADDING)].long()
         yield resized_map(inside[None], (true.shape[0], true.shape[1])), true[None]
 
@@ -50,22 +53,51 @@ def _own(inside: Shaped[Tensor, "height width"]) -> tuple[slice, slice]:
     return slice(0, height), slice(0, width)
 
 
-class PixelConfusion(MulticlassConfusionMatrix):
-    """How many pixels of a class were taken for another: rows are true classes, columns predicted ones."""
+class PixelScores(MulticlassConfusionMatrix):
+    """miou, macc and aacc, all of one matrix: rows are true classes, columns predicted ones.
+
+    Attributes:
+        matrix: as last computed, over all processes.
+    """
 
     def __init__(self, classes: int) -> None:
         super().__init__(classes, ignore_index=IGNORED, validate_args=False)
+        self.matrix: Tensor | None = None
 
     def update(self, preds: Float[Tensor, "b c height width"], target: Shaped[Tensor, "b height2 width2"]) -> None:
         for scores, true in at_their_size(preds, target):
             super().update(scores.argmax(dim=1), true)
 
-
-class PixelScores(PixelConfusion):
-    """miou, macc and aacc, all of the same matrix."""
-
     def compute(self) -> dict[str, Float[Tensor, ""]]:  # type: ignore[override]
-        return pixel_scores(super().compute())
+        self.matrix = super().compute().clone()
+        return pixel_scores(self.matrix)
+
+
+class MatrixOf(Metric):
+    """The matrix that `PixelScores` has counted, so that no pixel is looked at twice."""
+
+    is_differentiable = False
+    higher_is_better = None
+    full_state_update = False
+
+    def __init__(self, scores: PixelScores) -> None:
+        """
+        Args:
+            scores: updated with the same batches, beside this one.
+        """
+        super().__init__()
+        self._scores = (scores,)  # in a tuple, so that it is no submodule
+
+    def update(self, preds: object, target: object) -> None:
+        """Nothing: `PixelScores` counts."""
+
+    def compute(self) -> Int[Tensor, "c c"]:
+        (scores,) = self._scores
+        # As last computed where it was reset in between, as training does before it asks for the classes.
+        if scores.matrix is None:
+            scores.compute()
+        assert scores.matrix is not None
+        return scores.matrix
 
 
 def pixel_scores(matrix: Int[Tensor, "c c"]) -> dict[str, Float[Tensor, ""]]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from copy import copy
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -15,14 +14,14 @@ from torchvision import tv_tensors
 
 from vitdistill.data.device import OnDevice
 from vitdistill.data.images.augment import Augment
+from vitdistill.data.open import SCENES
 from vitdistill.data.segments.files import Head, SegmentFiles
-from vitdistill.data.segments.folder import segment_folder
 from vitdistill.data.segments.masks import IGNORED
-from vitdistill.data.segments.scenes import scene_segments
 from vitdistill.data.segments.sizes import scored_size
+from vitdistill.data.segments.sources import open_segments
 from vitdistill.data.segments.transforms import resized
 from vitdistill.data.source import DataSource
-from vitdistill.errors import UserError, refuse_without_effect
+from vitdistill.errors import UserError, refuse_given, refuse_without_effect
 from vitdistill.losses.segments import segmentation_terms
 from vitdistill.models.families.pixels import PixelViT
 from vitdistill.models.families.upernet import UperNetViT
@@ -30,7 +29,7 @@ from vitdistill.models.network import Network
 from vitdistill.models.surgery.drop_path import drop_path_rates, set_drop_path
 from vitdistill.models.surgery.segmenter import segmenter, upernet
 from vitdistill.tasks.confusion import FILE, Confusion, table
-from vitdistill.tasks.pixels import PixelConfusion, PixelScores, at_their_size, class_rows, own_size, resized_map
+from vitdistill.tasks.pixels import MatrixOf, PixelScores, at_their_size, class_rows, own_size, resized_map
 from vitdistill.tasks.task import Task
 from vitdistill.tasks.windows import slide
 from vitdistill.types import Output
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 PER_CLASS = "per_class.csv"
-SCENES = "scenes"
 OVERLAP = 32  # pixels that the windows of a Segmenter share in its test
 
 
@@ -70,23 +68,25 @@ class Segmentation(Task):
         """
         self.classes, self.stride, self.head = classes, stride, head
         self.testing = False
+        self._first: PixelScores | None = None
 
     @classmethod
     def open(cls, data: Any, *, augment: Augment, files: Any = None) -> "tuple[DataSource, Segmentation]":
         files = files or SegmentFiles()
-        if isinstance(data, DataSource):
-            source = data
-        elif data == SCENES:
-            source = scene_segments(files)
-        elif isinstance(data, str | Path):
-            source = segment_folder(data, files)
-        else:
-            raise UserError("Images with masks lie in a folder", type(data).__name__, "Give a folder, or scenes")
+        source = open_segments(data, files)
         return source, cls(len(source.classes), stride=files.stride, head=files.head)
 
     @classmethod
     def source_of(cls, config: Mapping[str, Any]) -> DataSource:
         return cls.open(config["data"], augment=Augment(), files=SegmentFiles.recorded(config.get("segments")))[0]
+
+    @classmethod
+    def tested_files(
+        cls, given: SegmentFiles, network: Network, config: Mapping[str, Any], *, elsewhere: bool = False
+    ) -> SegmentFiles:
+        unread = {"segments.head": given.head is not None, "segments.ratio": given.ratio is not None}
+        refuse_given(unread, "in a test, but in training alone")
+        return given.over(config.get("segments") or {})
 
     @classmethod
     def augment_of(cls, data: Any) -> Augment | None:
@@ -124,6 +124,10 @@ class Segmentation(Task):
         return self._made(network, max(drop_path_rates(network), default=0.0))
 
     def _made(self, body: Network, drop_path: float) -> Network:
+        if body.detections:
+            raise UserError(
+                "A detector does not label pixels", body.name, "Begin with a ViT, a Segmenter or an UperNet"
+            )
         head = self.head or ("upernet" if isinstance(body, UperNetViT) else "mask")
         if head == "upernet":
             return upernet(body, self.classes, drop_path=drop_path)
@@ -156,7 +160,7 @@ class Segmentation(Task):
     def tested(self) -> "Segmentation":
         """With windows that overlap, as finished networks are tested."""
         task = copy(self)
-        task.testing = True
+        task.testing, task._first = True, None
         return task
 
     def read(
@@ -251,10 +255,14 @@ class Segmentation(Task):
 
     def metrics(self) -> "dict[str, Metric]":
         """One that gives all three, since they are of one matrix."""
-        return {"miou": PixelScores(self.classes)}
+        scores = PixelScores(self.classes)
+        if self._first is None:
+            self._first = scores
+        return {"miou": scores}
 
     def details(self) -> "Metric | None":
-        return PixelConfusion(self.classes)
+        """The matrix of the first of `metrics`."""
+        return None if self._first is None else MatrixOf(self._first)
 
     def detail_files(self, details: Tensor, source: DataSource) -> dict[str, str]:
         rows = class_rows(details, source.classes)

@@ -32,6 +32,7 @@ class Task(ABC):
         reads_grid: whether predictions are read out of the whole grid of patches, so that none can be left out.
         per_sample: whether the score is the share of samples that are right, which has a binomial error.
         separable: whether the losses are means over the samples of a batch.
+        by_name: whether `check` compares classes by name, so that their order need not be the network's.
     """
 
     score: ClassVar[str]
@@ -41,6 +42,7 @@ class Task(ABC):
     reads_grid: ClassVar[bool] = False
     per_sample: ClassVar[bool] = True
     separable: ClassVar[bool] = False
+    by_name: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -107,6 +109,21 @@ class Task(ABC):
             config: of the run.
         """
         return open_source(str(config["data"]))
+
+    @classmethod
+    def tested_files(cls, given: Any, network: Network, config: Mapping[str, Any], *, elsewhere: bool) -> Any:
+        """The task's own group of options in a test.
+
+        Args:
+            given: by the user; what is not given is as recorded.
+            network: to test.
+            config: of the run that it is of; empty where it is of none.
+            elsewhere: whether the test is on other data than the run's.
+
+        Raises:
+            UserError: when an option is given that means nothing in a test.
+        """
+        return given
 
     @classmethod
     def augment_of(cls, data: Any) -> Augment | None:

@@ -5,20 +5,19 @@ import io
 from collections import Counter
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union
+from typing import TYPE_CHECKING, Any, Union
 
-from vitdistill.data.boxes.files import BoxFiles
+from vitdistill.data.boxes.files import SIZES, BoxFiles
 from vitdistill.data.segments.files import SegmentFiles
 from vitdistill.errors import UserError, refuse_given
 from vitdistill.files import write_atomically
+from vitdistill.tasks import DistilledTask
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from vitdistill.data.inspect import Finding, Survey
-    from vitdistill.data.source import DataSource
 
-CheckedTask = Literal["classification", "boxes"]
 SHOWN = 10  # findings of a kind that are printed
 OF_BOXES = ("unknown category", "empty box", "box outside", "box cut")  # of which an image may have several
 MOST_CLASSES = 20  # of which each has a line
@@ -27,7 +26,7 @@ MOST_CLASSES = 20  # of which each has a line
 def check(
     data: Union[str, "Any"],
     *,
-    task: CheckedTask = "classification",
+    task: DistilledTask = "classification",
     boxes: BoxFiles = BoxFiles(),
     labels: bool = True,
     segments: SegmentFiles = SegmentFiles(),
@@ -44,7 +43,8 @@ def check(
     Args:
         data: what the training verbs take: a folder with train/ and val/, lists of videos, a container such as
             torchvision:CIFAR10, or a bundled source; or a folder with images/ and annotations/ (or masks/).
-        task: what labels mean: a class for each sample, or boxes around the objects in each image.
+        task: what labels mean: a class for each sample, boxes around the objects in each image, or a class for each
+            pixel (segmentation), which images/ beside annotations/ shows by itself.
         boxes: of the task boxes, which annotations are looked at. Boxes that are empty, or outside their image in whole
             or in part, and categories that are not listed are counted and named.
         segments: of images with masks, what these mean.
@@ -62,26 +62,29 @@ def check(
         raise UserError("out must end in .csv", repr(out))
     if workers is not None and workers < 0:
         raise UserError("workers must be 0 or more", workers)
-    if task != "boxes" and boxes != BoxFiles():
-        raise UserError("--boxes has no effect unless --task is boxes", remedy="Leave it out")
-    if task == "boxes" and not labels:
-        raise UserError("--labels has no effect with --task boxes", remedy="Leave it out")
+    if task != "classification" and not labels:
+        raise UserError(f"--labels has no effect with --task {task}", remedy="Leave it out")
+    refuse_given({"boxes": task != "boxes" and boxes != BoxFiles()}, "unless --task is boxes")
+    given = {f"boxes.{name}": getattr(boxes, name) is not None for name in (*SIZES, "det_tokens")}
+    given |= {f"segments.{name}": getattr(segments, name) is not None for name in ("ratio", "stride", "head")}
+    refuse_given(given, "on what is wrong with data")
+    from vitdistill.data.boxes.sources import open_boxes
     from vitdistill.data.inspect import Survey, inspections
     from vitdistill.data.loader import default_workers
     from vitdistill.data.open import open_source
-    from vitdistill.data.segments.folder import is_pair_folder, segment_folder
+    from vitdistill.data.segments.folder import is_pair_folder
+    from vitdistill.data.segments.sources import open_segments
     from vitdistill.evaluation.progress import track
 
-    pairs = labels and is_pair_folder(data)
-    if not pairs:
-        refuse_given({"segments": segments != SegmentFiles()}, "unless the data is images with masks")
+    pairs = task == "segmentation" or (task == "classification" and labels and is_pair_folder(data))
+    refuse_given({"segments": not pairs and segments != SegmentFiles()}, "unless the data is images with masks")
     try:
         if task == "boxes":
-            source = _boxes(data, boxes)
+            source = open_boxes(data, boxes, lenient=True)
         else:
-            source = segment_folder(data, segments) if pairs else open_source(data, labels=labels)
+            source = open_segments(data, segments) if pairs else open_source(data, labels=labels)
     except UserError as error:
-        if not labels or task == "boxes":
+        if not labels or task != "classification":
             raise
         open_source(data, labels=False)  # what is wrong with it even then is said
         raise UserError(str(error), remedy="To check it without labels, give --labels false") from error
@@ -101,12 +104,6 @@ def check(
     if stopped is not None:
         raise stopped
     return result
-
-
-def _boxes(data: Any, files: BoxFiles) -> "DataSource":
-    from vitdistill.data.boxes.sources import open_boxes
-
-    return open_boxes(data, files, lenient=True)
 
 
 def _result(survey: "Survey", found: "list[Finding]") -> dict[str, Any]:

@@ -6,23 +6,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from vitdistill.data.actions.files import ActionFiles
 from vitdistill.data.boxes.files import BoxFiles
 from vitdistill.data.segments.files import SegmentFiles
-from vitdistill.errors import UserError, refuse_given, refuse_without_effect
+from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.evaluation.asked import Criteria, Keeps, masks_of
 from vitdistill.models.names import ModelName, absolute_model
-from vitdistill.runs.read import Checkpoint, Run, find_run
+from vitdistill.runs.read import Checkpoint, find_run
+from vitdistill.tasks import TASKS
 from vitdistill.tokens.merge_schedule import Merge, check_merge
 from vitdistill.verbs.arguments import Data
+from vitdistill.verbs.evaluate_tasks import LISTED, evaluate_task_of
 from vitdistill.verbs.signatures import options_of
 
 if TYPE_CHECKING:
     from vitdistill.tasks.confusion import Confusion
-
-LISTED = 20  # classes up to which each is listed without being asked for
-# What means something for classes of whole samples only.
-OF_CLASSES = (
-    *("keep", "criterion", "student", "merge", "seed", "clips", "crops", "sampling", "image_size"),
-    *("crop_pct", "model_args"),
-)
 
 
 def evaluate(
@@ -55,9 +50,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Top-1 and top-5 accuracy of a run or a model on the validation images or videos, and accuracy per class.
 
-    Of a run of `finetune --task actions` it is frame mAP at IoU 0.5, in all and per action; of a run with `--task
-    boxes` COCO's average precision, in all and per class, with `--task segmentation` mean IoU over the classes, mean
-    recall and the share of the pixels that are right.
+    Of a run of `finetune --task actions` it is frame mAP at IoU 0.5, in all and per action; of a detector COCO's
+    average precision, in all and per class, and of a network that labels pixels mean IoU over the classes, mean recall
+    and the share of the pixels that are right.
 
     Args:
         model: run directory, timm name (pretrained weights are downloaded), name@weights-file, or a bundled name.
@@ -114,36 +109,16 @@ def evaluate(
         raise UserError("--merge and --keep below 1.0 exclude each other", f"--keep {keep}", "Leave out one of them")
     model = absolute_model(model) if "~" in model else model
     run = find_run(model) if Path(model).is_dir() else None
-    task = "classification" if run is None else run.config.get("task", "classification")
-    if run is not None and task != "classification":
-        refuse_without_effect(values, defaults, OF_CLASSES, f"on a run with --task {task}")
-        from vitdistill.tasks import files_of
+    if run is None:  # what its weights are for is seen in its architecture, which needs torch
+        from vitdistill.evaluation.loading import data_of, task_of_model
 
-        group = files_of(task)
-        others = [name for name in ("actions", "segments") if name != group]
-        refuse_without_effect(values, defaults, others, f"on a run with --task {task}")
-        options: dict[str, Any] = {
-            "data": data,
-            "files": None if group is None else values[group],
-            "checkpoint": checkpoint,
-            "batch_size": batch_size,
-            "device": device,
-            "workers": workers,
-            "bad_share": bad_share,
-            "out": out,
-        }
-        others = [name for name in ("actions", "boxes") if name != task]
-        refuse_without_effect(values, defaults, others, f"on a run with --task {task}")
-        if task == "actions":
-            refuse_without_effect(values, defaults, ("per_class",), "on a run with --task actions")
-            return _actions(run, stride=stride, as_json=json, **options)
-        refuse_without_effect(values, defaults, ("stride",), f"on a run with --task {task}")
-        if task == "boxes":
-            refuse_given({"boxes.det_tokens": boxes.det_tokens is not None}, "in evaluation: the network has its own")
-            options["files"] = boxes.over(run.config.get("boxes") or {}, elsewhere=data is not None)
-        elif group is not None:
-            options["files"] = values[group].over(run.config.get(group) or {})
-        return _task(run, as_json=json, per_class=per_class, **options)
+        if data is None:
+            data_of(model, {})  # refused before anything is built
+        task = task_of_model(model, image_size, model_args)
+    else:
+        task = str(run.config.get("task", "classification"))
+    if task != "classification":
+        return evaluate_task_of(task, run, values, defaults)
 
     import torch
 
@@ -157,9 +132,9 @@ def evaluate(
     from vitdistill.verbs.masked import counted_under
 
     refuse_classes(model_args, "model_args")
-    refuse_without_effect(values, defaults, ("actions",), "unless the model is a run of finetune --task actions")
-    refuse_without_effect(values, defaults, ("segments",), "unless the model is a run with --task segmentation")
-    refuse_without_effect(values, defaults, ("boxes",), "unless the model is a run with --task boxes")
+    for name, entry in TASKS.items():
+        if entry.files is not None:
+            refuse_without_effect(values, defaults, (entry.files,), f"unless the model is a run with --task {name}")
     subject = open_subject(
         model,
         data=data,
@@ -273,64 +248,3 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
         more = ", masked.csv, masked.png and masked.svg" if "meaning" in result else ""
         files = f"per_class.csv, confusion.csv{', ' if more else ' and '}confusion.png{more}"
         print(f"wrote {files} into {result['out']}")
-
-
-def _task(run: Run, *, as_json: bool, per_class: bool, **options: Any) -> dict[str, Any]:
-    """Test a run of any other task, and print its metrics, and those of each class."""
-    import json
-
-    from vitdistill.evaluation.tasks import evaluate_task
-
-    result = evaluate_task(run, **options)
-    headings = result.pop("headings")
-    if as_json:
-        print(json.dumps(result))
-        return result
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    columns = {
-        "model": str(result["model"]),
-        "data": str(result["data"]),
-        f"{result['word']}s": str(result["samples"]),
-        **{heading: f"{result[name]:.2f}" for name, heading in headings.items()},
-        "loss": "-" if result["loss"] is None else f"{result['loss']:.4f}",
-    }
-    summary = Table(*columns)
-    summary.add_row(*columns.values())
-    Console().print(summary)
-    rows = result.get("per_class") or []
-    if rows and (per_class or len(rows) <= LISTED):
-        table = Table(*rows[0])
-        for row in rows:
-            cells = ("-" if value is None else value for value in row.values())
-            table.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else escape(str(cell)) for cell in cells))
-        Console().print(table)
-    if "out" in result:
-        print(f"wrote {' and '.join(result['files'])} into {result['out']}")
-    return result
-
-
-def _actions(run: Run, *, as_json: bool, **options: Any) -> dict[str, Any]:
-    """Test a run with the task actions, and print a table of them."""
-    import json
-
-    from vitdistill.evaluation.actions import evaluate_actions
-
-    result = evaluate_actions(run, **options)
-    if as_json:
-        print(json.dumps(result))
-        return result
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("id", "action", "annotated", "AP %")
-    for action in result["actions"]:
-        ap = "-" if action["ap"] is None else f"{action['ap']:.2f}"
-        table.add_row(str(action["id"]), action["name"], str(action["annotated"]), ap)
-    table.add_section()
-    count = sum(action["annotated"] for action in result["actions"])
-    table.add_row("", f"mAP at IoU {result['iou']}", str(count), f"{result['map']:.2f}")
-    Console().print(table)
-    return result

@@ -10,13 +10,13 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.evaluation.classifier import averaged, check_keep, class_scores
 from vitdistill.evaluation.files import open_files, read_files, reader_of
-from vitdistill.evaluation.loading import Checkpoint
+from vitdistill.evaluation.loading import Checkpoint, load, run_of, task_of_model
 from vitdistill.models.classes import class_names
 from vitdistill.models.names import ModelName
 from vitdistill.models.network import Network
 from vitdistill.models.record import has_new_head, record_of
 from vitdistill.runs.directory import list_in_run
-from vitdistill.runs.read import Run, find_run
+from vitdistill.runs.read import find_run
 from vitdistill.verbs.common import refuse_classes
 from vitdistill.verbs.predict_boxes import predict_boxes
 from vitdistill.verbs.rows import Format, RowWriter
@@ -24,9 +24,10 @@ from vitdistill.verbs.signatures import options_of
 
 log = logging.getLogger(__name__)
 
-# What means something for classes of whole files only, and for boxes only.
+# What means something for classes of whole files only, and for boxes only; and what another task does not read.
 OF_CLASSES = ("top", "keep", "clips", "crops", "stride", "sampling", "image_size", "crop_pct", "model_args")
 OF_BOXES = ("threshold", "draw")
+UNREAD = {"boxes": OF_CLASSES, "segmentation": (*OF_CLASSES, *OF_BOXES, "format", "workers")}
 
 
 def predict(
@@ -51,14 +52,14 @@ def predict(
     threshold: float = 0.5,
     draw: str | None = None,
 ) -> list[dict[str, Any]]:
-    """The most probable classes of images and videos, which are made ready as in the model's own evaluation; of a run
-    with `--task boxes`, the objects in images.
+    """The most probable classes of images and videos, which are made ready as in the model's own evaluation; by a
+    detector, the objects in images.
 
     Files are read in order and batch by batch. One that cannot be read is named in one line and left out; it is an
     error only when none can be read.
 
-    By a run of `--task segmentation` a mask is made of each image, at its own size: --out is a folder then, for a PNG
-    of class numbers, the colours of the classes over the image, and shares.csv.
+    By a network that labels pixels a mask is made of each image, at its own size: --out is a folder then, for a PNG of
+    class numbers, the colours of the classes over the image, and shares.csv.
 
     Args:
         model: run directory, timm name (pretrained weights are downloaded), name@weights-file, or a bundled name.
@@ -79,33 +80,32 @@ def predict(
         device: auto, cpu, cuda, ...
         workers: loader processes; by default one per core up to 8, and none for bundled data or a single batch.
         model_args: further arguments of the architecture.
-        threshold: of runs with boxes: least score of an object that is named.
-        draw: of runs with boxes: folder for the pictures with boxes drawn into them.
+        threshold: of detectors: least score of an object that is named.
+        draw: of detectors: folder for the pictures with boxes drawn into them.
 
     Returns:
         A row for each readable file, in order: path; label, class (its number) and probability of the most probable
-        class; and under `top` the same three of each of the `top` classes. Of a run with boxes, a row for each object:
-        path, label, class, score, and x1, y1, x2, y2 in pixels. Of masks: path, mask and overlay (files), and shares of
+        class; and under `top` the same three of each of the `top` classes. Of a detector, a row for each object: path,
+        label, class, score, and x1, y1, x2, y2 in pixels. Of masks: path, mask and overlay (files), and shares of
         the classes.
 
     Raises:
         UserError: when the model has no classifier, or no file can be read.
     """
     values = dict(locals())
-    run = find_run(model) if isinstance(model, str) and Path(model).is_dir() else None
-    task = "classification" if run is None else run.config.get("task", "classification")
-    if run is not None and task == "segmentation":
-        return _masks(run, values)
-    finds_boxes = task == "boxes"
+    refuse_classes(model_args, "model_args")
+    task = task_of_model(model, image_size, model_args)
+    unread = UNREAD.get(task, OF_BOXES)
+    of_run = Path(model).is_dir() and find_run(model) is not None
+    if not of_run:  # what builds a network is read of all of them
+        unread = tuple(name for name in unread if name not in ("image_size", "model_args"))
     defaults = {name: option.default for name, option in options_of("predict").items()}
-    why = "on a run with --task boxes" if finds_boxes else "unless the model is a run with --task boxes"
-    refuse_without_effect(values, defaults, OF_CLASSES if finds_boxes else OF_BOXES, why)
-    if run is not None and finds_boxes:
-        options = {name: values[name] for name in ("checkpoint", "batch_size", "device", "workers")}
-        return predict_boxes(run, files, RowWriter(out, format), threshold=threshold, draw=draw, **options)
+    on = f"on a run with --task {task}" if of_run else f"on a network whose task is {task}"
+    refuse_without_effect(values, defaults, unread, on if task in UNREAD else "unless the model is a detector")
+    if task in UNREAD:
+        return _of_task(task, values)
     if top < 1:
         raise UserError("top must be at least 1", top)
-    refuse_classes(model_args, "model_args")
     writer = RowWriter(out, format)
     subject = open_files(
         model,
@@ -147,18 +147,22 @@ def predict(
     return rows
 
 
-def _masks(run: Run, values: dict[str, Any]) -> list[dict[str, Any]]:
-    """Masks of pictures, in a folder."""
+def _of_task(task: str, values: dict[str, Any]) -> list[dict[str, Any]]:
+    """Objects in images, or masks of them in a folder."""
+    model, out = values["model"], values["out"]
+    if task == "segmentation" and out is None:
+        raise UserError("--out must name a folder for the masks", remedy="For example --out masks")
+    writer = RowWriter(out, values["format"]) if task == "boxes" else None
+    _, config = run_of(model)
+    network = load(model, Path(model), values["checkpoint"], values["image_size"], values["model_args"])
+    shared = {"config": config, "batch_size": values["batch_size"], "device": values["device"]}
+    if writer is not None:
+        options = {name: values[name] for name in (*OF_BOXES, "workers")}
+        return predict_boxes(network, values["files"], writer, **options, **shared)
     from vitdistill.evaluation.segments import label_files
 
-    defaults = {name: option.default for name, option in options_of("predict").items()}
-    given = [name for name in defaults if name not in ("model", "files", "out", "checkpoint", "batch_size", "device")]
-    refuse_without_effect(values, defaults, given, "on a run with --task segmentation")
-    names = ("files", "out", "checkpoint", "batch_size", "device")
-    if values["out"] is None:
-        raise UserError("--out must name a folder for the masks", remedy="For example --out masks")
-    rows = label_files(run, **{name: values[name] for name in names})
-    print(f"wrote {len(rows)} masks, with shares.csv, to {values['out']}")
+    rows = label_files(network, values["files"], out=out, **shared)
+    print(f"wrote {len(rows)} masks, with shares.csv, to {out}")
     return rows
 
 

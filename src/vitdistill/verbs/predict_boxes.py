@@ -1,4 +1,4 @@
-"""`vitdistill predict` of a run with the task boxes: a row for each object, and pictures with boxes in them."""
+"""`vitdistill predict` of a detector: a row for each object, and pictures with boxes in them."""
 
 import os
 from collections import Counter
@@ -9,19 +9,19 @@ from vitdistill.data.boxes.given import GivenImages
 from vitdistill.errors import UserError
 from vitdistill.evaluation.boxes import Detection, detect_files
 from vitdistill.files import write_atomically
+from vitdistill.models.network import Network
 from vitdistill.reporting.galleries.boxes import Drawn, draw_boxes
 from vitdistill.runs.directory import list_in_run
-from vitdistill.runs.read import Run
 from vitdistill.verbs.rows import RowWriter
 
 
 def predict_boxes(
-    run: Run, files: list[str], writer: RowWriter, *, threshold: float, draw: str | None, **options: Any
+    network: Network, files: list[str], writer: RowWriter, *, threshold: float, draw: str | None, **options: Any
 ) -> list[dict[str, Any]]:
     """Write what is found in files, and return it.
 
     Args:
-        run: whose student is asked.
+        network: a detector.
         files: images, videos, and folders of them.
         writer: of the rows.
         threshold: least score of an object.
@@ -40,7 +40,7 @@ def predict_boxes(
     names: Counter[str] = Counter()
     images, drawn = 0, 0
     with writer:
-        for path, found in detect_files(run, files, threshold=threshold, **options):
+        for path, found in detect_files(network, files, threshold=threshold, **options):
             new = [_row(path, one) for one in found]
             writer.write(new)
             rows += new

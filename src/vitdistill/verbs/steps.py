@@ -15,6 +15,7 @@ from vitdistill.files import check_path, is_run
 from vitdistill.runs.data import changes, describe_data
 from vitdistill.runs.directory import changed_options, plain
 from vitdistill.runs.read import Run, find_run
+from vitdistill.tasks import TASKS
 from vitdistill.verbs.parser import check_yaml, parse_config
 from vitdistill.verbs.table import TRAINING, verb
 
@@ -199,7 +200,8 @@ class DataNow:
 
     def changes(self, run: Run, kind: str, options: dict[str, Any]) -> list[str]:
         """What changed of a finished run's data, in words; nothing where the data is not there any more."""
-        deciding = {name: options.get(name) for name in ("data", "task", "actions")}
+        groups = (entry.files for entry in TASKS.values() if entry.files is not None)
+        deciding = {name: options.get(name) for name in ("data", "task", *groups)}
         key = f"{kind} {plain(deciding)}"
         if key not in self._known:
             self._known[key] = self._described(kind, options)

@@ -1,6 +1,8 @@
 """How images with boxes are resized: the sizes of the published recipes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from vitdistill.data.boxes.files import BoxFiles
 from vitdistill.errors import refuse_given
@@ -69,6 +71,22 @@ def resizing_of(files: BoxFiles, auto: str) -> Resizing | None:
     if files.longest is not None:
         found = replace(found, longest=files.longest, eval_longest=files.longest)
     return found
+
+
+def sizes_of(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that resize images as the record of a network says, where it says so.
+
+    Args:
+        preprocessing: as `BoxImages.preprocessing` wrote it.
+
+    Example:
+        >>> sizes_of({"crop_mode": "border", "short_side": 512, "long_side": 800})
+        {'eval_side': 512, 'longest': 800}
+    """
+    if preprocessing.get("crop_mode") == "squash":
+        return {"resize": "fixed"}
+    known = {"eval_side": preprocessing.get("short_side"), "longest": preprocessing.get("long_side")}
+    return {} if None in known.values() else known
 
 
 def resized(size: Size, side: int, longest: int, patch: Size) -> Size:
