@@ -4,6 +4,11 @@ from typing import Any
 
 import torch
 
+from vitdistill.errors import UserError
+
+# Precisions of Lightning that change the weights, and what to take in place of each.
+OTHER_WEIGHTS = {"bf16-true": "bf16-mixed", "16-true": "16-mixed", "64-true": "32-true", "64": "32-true"}
+
 
 def has_bf16(trainer_arguments: dict[str, Any] | None = None) -> bool:
     """Whether training will run on a GPU that computes bfloat16 in hardware (emulation is slow)."""
@@ -23,7 +28,14 @@ def cpu_has_bf16() -> bool:
 
 
 def training_precision(name: str, trainer_arguments: dict[str, Any] | None = None) -> str:
-    """Lightning's name of a precision; "auto" is bf16-mixed where `has_bf16`, else 32-true."""
+    """Lightning's name of a precision; "auto" is bf16-mixed where `has_bf16`, else 32-true.
+
+    Raises:
+        UserError: for weights of another precision than float32, which inputs and losses have.
+    """
+    if name in OTHER_WEIGHTS:
+        remedy = f"Use --precision {OTHER_WEIGHTS[name]}"
+        raise UserError("Weights are kept in float32 while training", f"--precision {name}", remedy)
     if name != "auto":
         return name
     return "bf16-mixed" if has_bf16(trainer_arguments) else "32-true"

@@ -248,6 +248,8 @@ def _trainer(run: RunDirectory, settings: Settings) -> pl.Trainer:
     arguments["strategy"] = strategy_of(arguments.get("strategy", "auto"), settings)
     try:
         return _lightning_trainer(run, settings, arguments)
+    except UserError:
+        raise
     except (MisconfigurationException, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError("Lightning refuses these --trainer or --precision values", reason) from error

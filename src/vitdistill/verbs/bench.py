@@ -186,7 +186,12 @@ def measure_student(
         if with_saliency:
             select(output)
         assert output.prediction is not None  # every pass of the student goes up to the head
-        torch.nn.functional.cross_entropy(output.prediction.float(), targets).backward()
+        prediction = output.prediction.float()
+        if prediction.ndim == 2:
+            loss = torch.nn.functional.cross_entropy(prediction, targets)
+        else:  # of objects or pixels, whose own losses are left out of the time
+            loss = prediction.square().mean()
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -175,3 +175,11 @@ def test_options_out_of_range_are_refused() -> None:
         with pytest.raises(UserError, match=words):
             SegmentFiles(**options)
     assert SegmentFiles(stride=5).over({"ratio": [0.5, 1.0], "stride": 7}) == SegmentFiles(stride=5, ratio=(0.5, 1.0))
+
+
+def test_masks_without_any_class_stop_at_once(tmp_path: Path) -> None:
+    folder = ade20k(tmp_path)
+    for mask in (folder / "annotations" / "training").iterdir():
+        Image.new("L", Image.open(mask).size, 255).save(mask)
+    with pytest.raises(UserError, match="must have pixels of some class; got .*all of which is ignored"):
+        segment_folder(folder).train.check(SPEC, PLAIN)

@@ -135,6 +135,9 @@ def test_the_auxiliary_head_answers_in_training(images: Tensor) -> None:
     prediction, auxiliary = network.net(images)
     assert output.prediction.shape == output.distilled.shape == (3, 5, 32, 32)
     assert torch.equal(output.distilled, auxiliary) and torch.equal(output.prediction, prediction)
+    with pytest.raises(UserError, match="at least two images on each device; got one"):
+        network(images[:1])
+    assert network.eval()(images[:1]).prediction.shape == (1, 5, 32, 32)
 
 
 @pytest.mark.parametrize(("depth", "taps"), [(12, [3, 5, 7, 11]), (24, [7, 11, 15, 23]), (3, [0, 0, 1, 2])])

@@ -116,12 +116,14 @@ def test_an_encoder_can_be_taken_further(images: Tensor) -> None:
         segmenter(third, 5)
 
 
+BOXES = {"img_size": [16, 16], "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "det_tokens": 3}
 CLIPS = {"img_size": 16, "patch_size": 8, "frames": 2, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
 
-@pytest.mark.parametrize("name", ["cait", "dinov3", "convvit", "clips"])
+@pytest.mark.parametrize("name", ["cait", "dinov3", "convvit", "clips", "boxes"])
 def test_other_networks_are_refused(name: str) -> None:
-    other = build("video_vit_small_patch16_224", args=dict(CLIPS)) if name == "clips" else build(tiny(name))
+    made = {"clips": ("video_vit_small_patch16_224", CLIPS), "boxes": ("yolos_tiny", BOXES)}
+    other = build(made[name][0], args=dict(made[name][1])) if name in made else build(tiny(name))
     for maker in MAKERS.values():
         with pytest.raises(UserError, match="is made of a plain ViT of timm over images") as caught:
             maker(other, 5)

@@ -16,7 +16,7 @@ from vitdistill.data.images.folder import IMAGES
 from vitdistill.data.left_out import say_left_out, say_once
 from vitdistill.data.samples import UNREADABLE, ViewOptions, digest_of, reason_of
 from vitdistill.data.segments.files import SegmentFiles
-from vitdistill.data.segments.masks import MaskError, read_mask
+from vitdistill.data.segments.masks import IGNORED, MaskError, read_mask
 from vitdistill.data.segments.names import read_names
 from vitdistill.data.segments.samples import Segmented, SegmentSamples
 from vitdistill.data.source import DataSource
@@ -87,10 +87,12 @@ class SegmentFolder(FileSamples, SegmentSamples):
             UserError: when most masks that are looked at mean nothing: a single one is left out and counted.
         """
         wrong: list[str] = []
+        blank: list[str] = []
         looked_at = np.unique(np.linspace(0, len(self) - 1, min(LOOKED_AT, len(self))).astype(int)).tolist()
         for index in looked_at:
             try:
-                self.load(index)
+                if (self.load(index)[0].mask == IGNORED).all():
+                    blank.append(self.mask_path(index))
             except MaskError as error:
                 wrong.append(str(error))
             except UNREADABLE as error:
@@ -98,6 +100,9 @@ class SegmentFolder(FileSamples, SegmentSamples):
         if 2 * len(wrong) > len(looked_at):
             remedy = "Check --segments.classes and --segments.reduce_zero_label"
             raise UserError("Masks must hold the number of a class in each pixel", wrong[0], remedy)
+        if len(blank) == len(looked_at):
+            remedy = "Check --segments.reduce_zero_label"
+            raise UserError("Masks must have pixels of some class", f"{blank[0]}, all of which is ignored", remedy)
 
 
 def is_pair_folder(path: object) -> bool:

@@ -121,7 +121,13 @@ class Pyramid(nn.Module):
 
         Args:
             maps: of four blocks, each (b, d, rows, columns).
+
+        Raises:
+            UserError: in training on one image, of which batch norm has no statistics.
         """
+        if self.training and len(maps[0]) < 2 and any(isinstance(part, nn.BatchNorm2d) for part in self.modules()):
+            remedy = "Give --batch_size 2 or more, or --trainer.sync_batchnorm true on several devices"
+            raise UserError("An UperNet must train on at least two images on each device", "one", remedy)
         sizes = [neck(one) for neck, one in zip(self.necks, maps, strict=True)]
         scores = self.decode_head(sizes)
         return (scores, self.auxiliary_head(sizes)) if self.training else scores

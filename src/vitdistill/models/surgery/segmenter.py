@@ -18,6 +18,7 @@ from vitdistill.models.families.pixels import PixelViT
 from vitdistill.models.families.segmenter import Decoder, SegmenterViT
 from vitdistill.models.families.upernet import UperNetViT
 from vitdistill.models.families.vit import ViT
+from vitdistill.models.families.yolos import Yolos
 from vitdistill.models.names import SEGMENTER, UPERNET
 from vitdistill.models.network import Network
 from vitdistill.models.record import record_of, set_statistics
@@ -121,7 +122,8 @@ def _encoder_of(body: Network) -> Any:
     """
     if isinstance(body, PixelViT):
         return body.net.encoder
-    if isinstance(body, ViT) and isinstance(body.net, VisionTransformer) and type(body.net.patch_embed) is PatchEmbed:
+    plain = isinstance(body, ViT) and not isinstance(body.net, Yolos)  # whose detection tokens no decoder knows
+    if plain and isinstance(body.net, VisionTransformer) and type(body.net.patch_embed) is PatchEmbed:
         return body.net
     raise UserError(
         "A network that labels pixels is made of a plain ViT of timm over images", body.name, "Choose a ViT"
