@@ -152,7 +152,7 @@ def test_scenes_are_learnt_and_distilled_killed_and_resumed(tmp_path: Path) -> N
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     with reports():
         info = maskedkd(out=str(whole), **taught)
-    assert (info["tokens"]["kept"], info["tokens"]["of"]) == (108, 144)
+    assert (info["tokens"]["kept"], info["tokens"]["of"]) == (48, 64)
     assert info["accuracy"]["aacc"] > 80
     result = evaluate(str(whole), workers=0, json=True)
     assert result["miou"] == pytest.approx(info["accuracy"]["miou"], abs=1e-3)

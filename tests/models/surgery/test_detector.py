@@ -104,3 +104,17 @@ def test_other_networks_are_refused_in_one_line(family: str) -> None:
     with pytest.raises(UserError, match="A detector is made of a plain ViT or DeiT with positions") as error:
         detector(body, 3)
     assert "\n" not in str(error.value)
+
+
+def test_a_segmenter_gives_its_encoder() -> None:
+    args = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+    body = build("segmenter_tiny", args=args, num_classes=4)
+    made = detector(body, 3, image_size=(40, 24), det_tokens=5)
+    own, encoder = made.net.state_dict(), body.net.encoder.state_dict()
+    kept = [name for name in encoder if name.startswith(("blocks.", "patch_embed.", "cls_token", "norm."))]
+    assert len(kept) > 20 and all(torch.equal(own[name], encoder[name]) for name in kept)
+    assert torch.equal(made.net.pos_embed[:, 1:16], resize_patches(encoder["pos_embed"][:, 1:], (4, 4), (5, 3)))
+    assert made.net.blocks[0].norm1.eps == body.net.encoder.blocks[0].norm1.eps and made.input.mean == body.input.mean
+    again = rebuild(record_of(made.net))
+    again.net.load_state_dict(own)
+    assert torch.equal(again.eval()(IMAGES).prediction, made.eval()(IMAGES).prediction)

@@ -16,7 +16,7 @@ from vitdistill.data.bundled.digits import MAX_INK, split
 from vitdistill.errors import UserError
 
 CANVAS = 48  # height and width of a scene, in pixels
-SIZES = (10, 18)  # smallest and largest height and width of a scan on the canvas, in pixels
+SIZES = (12, 16)  # smallest and largest height and width of a scan on the canvas, in pixels
 MOST = 4  # digits in one scene; there are at least 2
 BACKGROUND = 255  # where no digit is, in the masks
 INK = 48  # of 255, from which a pixel belongs to a digit

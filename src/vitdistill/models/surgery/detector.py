@@ -1,7 +1,7 @@
 """From a ViT to a detector: detection tokens beside its patches, and two heads on them (YOLOS).
 
 Blocks, patch embedding, final norm and class token stay as they are. Positions of patches are interpolated to the new
-grid; detection tokens, positions between the blocks and heads begin at random.
+grid; detection tokens, positions between the blocks and heads begin at random. Of a Segmenter the encoder is taken.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vitdistill.errors import UserError
 from vitdistill.models.build import build
+from vitdistill.models.families.segmenter import SegmenterViT
 from vitdistill.models.families.vit import ViT
 from vitdistill.models.families.yolos import ARCHITECTURES, Size, Yolos, resize_patches
 from vitdistill.models.families.yolos_vit import YolosViT
@@ -43,7 +44,7 @@ def detector(
     itself, and registers, are left out.
 
     Args:
-        body: a ViT, with a classifier or without, or a YOLOS.
+        body: a ViT, with a classifier or without, a Segmenter, whose encoder is taken, or a YOLOS.
         classes: of the data, without "no object".
         image_size: height and width in pixels of the table of positions, by default the body's own.
         det_tokens: how many objects can be found in an image, where the body is a ViT.
@@ -89,7 +90,7 @@ def _of_vit(
     body: Network, classes: int, image_size: Size | None, det_tokens: int, mid_positions: bool | None
 ) -> YolosViT:
     network = _plain(body)
-    net: Any = network.net
+    net: Any = network.trunk
     size = network.input.size if image_size is None else pair(list(image_size))
     wide = network.width > ARCHITECTURES["tiny"]["embed_dim"]
     args = {
@@ -118,10 +119,11 @@ def _plain(body: Network) -> ViT:
         UserError: when it has anything that YOLOS has not.
     """
     why = ""
-    if type(body) is not ViT:
+    if type(body) not in (ViT, SegmenterViT):
         why = "another kind of network"
     else:
-        net: Any = body.net
+        assert isinstance(body, ViT)
+        net: Any = body.trunk
         known = all(
             type(block) is Block
             and type(block.attn) is Attention
@@ -132,7 +134,7 @@ def _plain(body: Network) -> ViT:
             for block in body.blocks
         )
         why = "" if known else "blocks of another kind"
-        if record_of(net).heads:
+        if record_of(body.net).heads:
             why = "blocks that differ in their attention heads"
         if not isinstance(getattr(net.patch_embed, "norm", None), nn.Identity) or net.pos_embed is None:
             why = "another embedding of patches"
@@ -146,7 +148,8 @@ def _plain(body: Network) -> ViT:
 
 def _arguments(network: ViT) -> dict[str, Any]:
     """Of the architecture, as the network's own modules show them."""
-    net, block = network.net, network.blocks[0]
+    net: Any = network.trunk
+    block: Any = network.blocks[0]
     norm = block.norm1
     act = ACTIVATIONS[type(block.mlp.act)]
     found: dict[str, Any] = {
@@ -167,7 +170,8 @@ def _arguments(network: ViT) -> dict[str, Any]:
 
 def _positions(network: ViT, fresh: Yolos) -> Tensor:
     """The table of positions: that of the class token, those of the patches on the new grid, and random ones."""
-    table, grid = network.net.pos_embed.detach(), network.grid
+    net: Any = network.trunk
+    table, grid = net.pos_embed.detach(), network.grid
     special, patches = table.split((table.shape[1] - grid.count, grid.count), dim=1)
     # Of class and distillation token, the latter's. DeiT3's special tokens have none, which is a position of zeros.
     of_dist = special.shape[1] == 2 and getattr(network.net, "dist_token", None) is not None
