@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union
 
 from vitdistill.data.boxes.files import BoxFiles
+from vitdistill.data.open import SCENES
 from vitdistill.data.segments.files import SegmentFiles
 from vitdistill.errors import UserError, refuse_given
 from vitdistill.files import write_atomically
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from vitdistill.data.inspect import Finding, Survey
     from vitdistill.data.source import DataSource
 
-CheckedTask = Literal["classification", "boxes"]
+CheckedTask = Literal["classification", "boxes", "segmentation"]
 SHOWN = 10  # findings of a kind that are printed
 OF_BOXES = ("unknown category", "empty box", "box outside", "box cut")  # of which an image may have several
 MOST_CLASSES = 20  # of which each has a line
@@ -44,7 +45,8 @@ def check(
     Args:
         data: what the training verbs take: a folder with train/ and val/, lists of videos, a container such as
             torchvision:CIFAR10, or a bundled source; or a folder with images/ and annotations/ (or masks/).
-        task: what labels mean: a class for each sample, or boxes around the objects in each image.
+        task: what labels mean: a class for each sample, boxes around the objects in each image, or a class for each
+            pixel (which a folder with images/ and masks/ is taken for by itself).
         boxes: of the task boxes, which annotations are looked at. Boxes that are empty, or outside their image in whole
             or in part, and categories that are not listed are counted and named.
         segments: of images with masks, what these mean.
@@ -64,25 +66,28 @@ def check(
         raise UserError("workers must be 0 or more", workers)
     if task != "boxes" and boxes != BoxFiles():
         raise UserError("--boxes has no effect unless --task is boxes", remedy="Leave it out")
-    if task == "boxes" and not labels:
-        raise UserError("--labels has no effect with --task boxes", remedy="Leave it out")
+    if task != "classification" and not labels:
+        raise UserError(f"--labels has no effect with --task {task}", remedy="Leave it out")
     from vitdistill.data.inspect import Survey, inspections
     from vitdistill.data.loader import default_workers
     from vitdistill.data.open import open_source
-    from vitdistill.data.segments.folder import is_pair_folder, segment_folder
+    from vitdistill.data.segments.folder import is_pair_folder
     from vitdistill.evaluation.progress import track
+    from vitdistill.tasks import task_by_its_looks
 
-    pairs = labels and is_pair_folder(data)
+    pairs = task == "segmentation" or (task == "classification" and labels and is_pair_folder(data))
     if not pairs:
         refuse_given({"segments": segments != SegmentFiles()}, "unless the data is images with masks")
     try:
         if task == "boxes":
             source = _boxes(data, boxes)
         else:
-            source = segment_folder(data, segments) if pairs else open_source(data, labels=labels)
+            source = _masks(data, segments) if pairs else open_source(data, labels=labels)
     except UserError as error:
-        if not labels or task == "boxes":
+        if not labels or pairs or task == "boxes":
             raise
+        if (other := task_by_its_looks(data)) is not None:
+            raise UserError(str(error), remedy=f"Its folders look like those of --task {other}") from error
         open_source(data, labels=False)  # what is wrong with it even then is said
         raise UserError(str(error), remedy="To check it without labels, give --labels false") from error
     survey = Survey(source)
@@ -107,6 +112,13 @@ def _boxes(data: Any, files: BoxFiles) -> "DataSource":
     from vitdistill.data.boxes.sources import open_boxes
 
     return open_boxes(data, files, lenient=True)
+
+
+def _masks(data: Any, files: SegmentFiles) -> "DataSource":
+    from vitdistill.data.segments.folder import segment_folder
+    from vitdistill.data.segments.scenes import scene_segments
+
+    return scene_segments(files) if data == SCENES else segment_folder(data, files)
 
 
 def _result(survey: "Survey", found: "list[Finding]") -> dict[str, Any]:
