@@ -13,6 +13,7 @@ from PIL import Image
 import box_trees
 from killed_runs import kill
 from made_pairs import ade20k
+from run_reports import reports
 from vitdistill.cli import main
 from vitdistill.data.segments.files import SegmentFiles
 from vitdistill.errors import UserError
@@ -53,7 +54,8 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Segmenter on ADE20K's layout in miniature, whose classes have a grey each."""
     out = tmp_path_factory.mktemp("runs") / "run"
     options = {**TRAINING, "epochs": 6, "student_args": {**NET, "decoder": "linear"}}
-    supervised(student="segmenter_tiny", data=str(folder), out=str(out), **options)
+    with reports():
+        supervised(student="segmenter_tiny", data=str(folder), out=str(out), **options)
     return out
 
 
