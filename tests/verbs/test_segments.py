@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import box_trees
 from killed_runs import kill
 from made_pairs import ade20k
 from run_reports import reports
@@ -17,11 +18,16 @@ from vitdistill.cli import main
 from vitdistill.data.segments.files import SegmentFiles
 from vitdistill.errors import UserError
 from vitdistill.models.build import build
+from vitdistill.tasks.boxes import Boxes
+from vitdistill.tasks.classification import Classification
+from vitdistill.tasks.segmentation import Segmentation
 from vitdistill.training.settings import Loader, Optim
+from vitdistill.verbs.check import check
 from vitdistill.verbs.evaluate import evaluate
 from vitdistill.verbs.export import export
 from vitdistill.verbs.finetune import finetune
 from vitdistill.verbs.maskedkd import maskedkd
+from vitdistill.verbs.parser import parse
 from vitdistill.verbs.predict import predict
 from vitdistill.verbs.resume import resume
 from vitdistill.verbs.supervised import supervised
@@ -126,6 +132,31 @@ def test_what_does_not_fit_is_one_line(run: Path, folder: Path, tmp_path: Path) 
             distill="logits",
             teacher="scenes_segmenter_base",
         )
+
+
+def test_a_folder_of_another_task_says_which(folder: Path, tmp_path: Path) -> None:
+    devkit = str(box_trees.voc(tmp_path))
+    for data, task in ((str(folder), "segmentation"), (devkit, "boxes")):
+        with pytest.raises(UserError, match=f"Its folders look like those of --task {task}$"):
+            supervised(student="digits_vit_small", data=data, out=str(tmp_path / "x"))
+    with pytest.raises(UserError, match="Its folders look like those of --task boxes$"):
+        check(devkit)
+    assert check(str(folder), task="segmentation", workers=0, json=True)["ok"]
+    with pytest.raises(UserError, match="must have folders of images and of masks"):
+        check(devkit, task="segmentation")
+
+
+def test_a_number_of_classes_is_one_whatever_the_order_of_options() -> None:
+    networks = "--student scenes_segmenter_small --teacher scenes_segmenter_base"
+    line = f"--task segmentation {networks} --data d --segments.classes 3 --keep 0.75 --out o"
+    assert parse("maskedkd", line.split())["segments"].classes == 3
+    assert SegmentFiles(classes="names.txt").classes == "names.txt"
+
+
+def test_a_classifier_gives_way_without_a_word_on_its_classes() -> None:
+    vit, pixels = build("digits_vit_small"), build("scenes_segmenter_small", num_classes=11)
+    assert not Segmentation(11).keeps(vit) and Segmentation(11).keeps(pixels)
+    assert not Boxes(classes=5).keeps(vit) and Classification(10).keeps(vit)
 
 
 @pytest.mark.slow

@@ -56,6 +56,16 @@ def task_class(name: str) -> "type[Task]":
     return getattr(import_module(module), attribute)
 
 
+def task_by_its_looks(data: object) -> str | None:
+    """The task whose layout a folder has, where that is no class folders: boxes, segmentation, or None."""
+    from vitdistill.data.boxes.sources import has_annotations
+    from vitdistill.data.segments.folder import is_pair_folder
+
+    if is_pair_folder(data):
+        return "segmentation"
+    return "boxes" if has_annotations(data) else None
+
+
 def default_distill(name: str) -> str:
     """What a student of a task learns from its teacher where nothing else is said.
 

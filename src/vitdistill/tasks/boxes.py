@@ -101,6 +101,9 @@ class Boxes(Task):
         refuse_without_effect(given, {"pool": "auto", "dropout": 0.0}, given, "with --task boxes")
         return self._detector(body, new_head=new_head, drop_path=drop_path)
 
+    def keeps(self, body: Network) -> bool:
+        return body.detections > 0
+
     def _detector(self, body: Network, **options: Any) -> Network:
         if body.detections:
             self._refuse_det_tokens()

@@ -134,6 +134,10 @@ class Task(ABC):
         """The task as finished networks are tested, where that differs from validation in training."""
         return self
 
+    def keeps(self, body: Network) -> bool:
+        """Whether `with_head` can keep the head that a network has: a classifier is none for boxes or pixels."""
+        return not self.always_fresh
+
     @abstractmethod
     def check(self, network: Network) -> None:
         """Refuse a network that cannot be trained for the task.

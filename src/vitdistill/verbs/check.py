@@ -75,6 +75,7 @@ def check(
     from vitdistill.data.segments.folder import is_pair_folder
     from vitdistill.data.segments.sources import open_segments
     from vitdistill.evaluation.progress import track
+    from vitdistill.tasks import task_by_its_looks
 
     pairs = task == "segmentation" or (task == "classification" and labels and is_pair_folder(data))
     refuse_given({"segments": not pairs and segments != SegmentFiles()}, "unless the data is images with masks")
@@ -86,6 +87,8 @@ def check(
     except UserError as error:
         if not labels or task != "classification":
             raise
+        if (other := task_by_its_looks(data)) is not None:
+            raise UserError(str(error), remedy=f"Its folders look like those of --task {other}") from error
         open_source(data, labels=False)  # what is wrong with it even then is said
         raise UserError(str(error), remedy="To check it without labels, give --labels false") from error
     survey = Survey(source)

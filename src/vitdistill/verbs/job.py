@@ -139,14 +139,20 @@ def _train(
 def _opened(values: dict[str, Any], *, labels: bool) -> "tuple[DataSource, Task | None]":
     """The data, and where there are labels the task on it, with the task's own group of options."""
     from vitdistill.data.open import open_source
-    from vitdistill.tasks import files_of, task_class
+    from vitdistill.tasks import files_of, task_by_its_looks, task_class
 
     if not labels:
         return open_source(values["data"], labels=False), None
     name = values.get("task", "classification")
     group = files_of(name)
     files = None if group is None else values[group]
-    return task_class(name).open(values["data"], augment=values["augment"], files=files)
+    try:
+        return task_class(name).open(values["data"], augment=values["augment"], files=files)
+    except UserError as error:
+        other = task_by_its_looks(values["data"])
+        if other is None or other == name:
+            raise
+        raise UserError(str(error), remedy=f"Its folders look like those of --task {other}") from error
 
 
 def _named(value: Any) -> Any:

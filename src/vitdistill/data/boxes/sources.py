@@ -80,6 +80,13 @@ def open_boxes(data: Any, files: BoxFiles = BoxFiles(), *, lenient: bool = False
     return DataSource(name, train, val, read.classes)
 
 
+def has_annotations(data: object) -> bool:
+    """Whether a path is a VOC devkit, or a folder with a file of boxes where COCO has it."""
+    if not isinstance(data, str | Path) or not (root := Path(data).expanduser()).is_dir():
+        return False
+    return devkit_of(root) is not None or any((root / name).is_file() for name in JSON["train"])
+
+
 def resizing_for(data: str, classes: Sequence[str], files: BoxFiles) -> Resizing | None:
     """How images of some data are resized; None brings all to the network's size.
 

@@ -36,6 +36,8 @@ class SegmentFiles:
     head: Head | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.classes, str) and self.classes.isdecimal():  # which member a parser tries first varies
+            object.__setattr__(self, "classes", int(self.classes))
         if self.ratio is not None:
             low, high = self.ratio
             if not RATIOS[0] <= low <= high <= RATIOS[1]:
