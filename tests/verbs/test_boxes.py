@@ -11,6 +11,7 @@ from PIL import Image
 
 import box_trees
 from killed_runs import kill
+from run_reports import reports
 from vitdistill.cli import main
 from vitdistill.data.boxes.files import BoxFiles
 from vitdistill.data.boxes.sources import open_boxes
@@ -61,7 +62,8 @@ def trained(few_scenes: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     out = tmp_path_factory.mktemp("runs") / "run"
     optim = Optim(lr=1e-3, lr_batch=0, warmup_epochs=0, clip=0.1, ema=0.5)
     options = {**TRAINING, "optim": optim}
-    return out, supervised(student="scenes_yolos_small", student_args=SMALL, data="scenes", out=str(out), **options)
+    with reports():
+        return out, supervised(student="scenes_yolos_small", student_args=SMALL, data="scenes", out=str(out), **options)
 
 
 def test_a_run_on_scenes_is_recorded(trained: tuple[Path, dict[str, Any]]) -> None:
@@ -128,6 +130,7 @@ def test_objects_are_predicted_and_drawn(
         predict("digits-teacher", [str(tmp_path / "a.png")], draw="x")
 
 
+@pytest.mark.usefixtures("report")
 def test_a_masked_teacher_of_boxes(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     teacher, out = str(trained[0]), tmp_path / "student"
     student = {**SMALL, "embed_dim": 16}

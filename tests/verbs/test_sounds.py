@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import vitdistill
 from killed_runs import kill
+from run_reports import reports
 from sounds import class_folders, esc50, tone, write
 from vitdistill.cli import main
 from vitdistill.data import Augment
@@ -48,12 +49,13 @@ def run(folder: Path) -> Path:
     """A student after one epoch, of a teacher with random weights."""
     place = folder.parent / "half"
     teacher = vitdistill.build("ast_tiny", args=TEACHER, num_classes=2)
-    info = maskedkd(
-        **options(data=str(folder), out=str(place), epochs=1, student_args=STUDENT),
-        teacher=teacher,
-        keep=0.5,
-        criterion="student",
-    )
+    with reports():
+        info = maskedkd(
+            **options(data=str(folder), out=str(place), epochs=1, student_args=STUDENT),
+            teacher=teacher,
+            keep=0.5,
+            criterion="student",
+        )
     assert info["tokens"]["kept"] == 9 and info["tokens"]["of"] == 18
     return place
 
