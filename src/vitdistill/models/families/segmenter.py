@@ -77,13 +77,21 @@ class MaskTransformer(nn.Module):
         return Macs(head=inside + ends, layernorm=blocks.layernorm) + norms
 
 
+PUBLISHED = 192  # channels of the narrowest Segmenter that was published
+
+
 class LinearDecoder(nn.Module):
-    """Scores of each patch for classes, from the patch alone."""
+    """Scores of each patch for classes, from the patch alone.
+
+    Below the published widths its weights begin as torch's do: 0.02 is so little there that training is slow (on the
+    bundled scenes, 48 wide, 13.6% mean IoU after 500 steps, and 20.4% with 0.08; one seed).
+    """
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
         self.head = nn.Linear(width, classes)
-        trunc_normal(self.head)
+        if width >= PUBLISHED:
+            trunc_normal(self.head)
 
     def forward(self, patches: Float[Tensor, "b n d"], grid: TokenGrid) -> Float[Tensor, "b c rows columns"]:
         return self.head(patches).transpose(1, 2).unflatten(2, (grid.h, grid.w))
