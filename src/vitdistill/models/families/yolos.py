@@ -165,7 +165,7 @@ class Yolos(VisionTransformer):
         return {"pos_embed", "cls_token", "det_token"}  # the authors decay the tables between the blocks
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Levels of layer decay; detection tokens are new, like the heads that read them, and learn at the full rate."""
+        """Levels of layer decay; detection tokens learn at the full rate, like the heads that read them."""
         return {"stem": r"^(?:cls_token|pos_embed|patch_embed)", "blocks": r"^blocks\.(\d+)"}
 
     # --- running it --------------------
