@@ -182,6 +182,7 @@ def test_entropy_and_the_distance_from_uniform_are_told(views: tuple[Any, ...]) 
 
 @pytest.mark.parametrize(("collapsed", "words"), [("one", "one output: entropy"), ("uniform", "all outputs alike")])
 def test_collapse_is_said(collapsed: str, words: str, views: tuple[Any, ...]) -> None:
+    torch.manual_seed(0)  # of the head: some begin collapsed
     method = dino().train()
     assert method.doubt() is None  # nothing is known yet
     method(views)
