@@ -8,28 +8,33 @@ from vitdistill.errors import UserError
 from vitdistill.types import TokenGrid
 
 
-def sincos_1d(width: int, positions: Float[Tensor, "n"]) -> Float[Tensor, "n {width}"]:
-    """Sines in the first half of the channels, cosines in the second; wavelengths 2 pi ... 10000 * 2 pi."""
-    omega = 10000.0 ** -(torch.arange(width // 2, dtype=torch.float64) / (width / 2))
+def sincos_1d(width: int, positions: Float[Tensor, "n"], spread: float = 10000.0) -> Float[Tensor, "n {width}"]:
+    """Sines in the first half of the channels, cosines in the second; wavelengths 2 pi ... 2 pi times the spread."""
+    omega = spread ** -(torch.arange(width // 2, dtype=torch.float64) / (width / 2))
     angles = positions.double()[:, None] * omega
     return torch.cat((angles.sin(), angles.cos()), dim=1)
 
 
-def sincos_2d(width: int, grid: TokenGrid, prefix: int = 0) -> Float[Tensor, "1 m {width}"]:
+def sincos_2d(
+    width: int, grid: TokenGrid, prefix: int = 0, *, step: float = 1.0, spread: float = 10000.0
+) -> Float[Tensor, "1 m {width}"]:
     """MAE's table: half of the channels for the column, half for the row; zeros for prefix tokens.
 
     Args:
         width: channels, a multiple of 4.
         grid: patches; a table of one frame.
         prefix: prefix tokens, which stand first.
+        step: from one patch to the next; MAE has 1, so that the shortest wave is 2 pi patches long.
+        spread: by how much the longest wave is longer than the shortest.
 
     Raises:
         UserError: when the width is no multiple of 4.
     """
     if width % 4:
         raise UserError("Sine-cosine positions need a width that is a multiple of 4", width)
-    rows, columns = torch.meshgrid(*(torch.arange(float(size)) for size in (grid.h, grid.w)), indexing="ij")
-    table = torch.cat((sincos_1d(width // 2, columns.flatten()), sincos_1d(width // 2, rows.flatten())), dim=1)
+    places = (step * torch.arange(float(size)) for size in (grid.h, grid.w))
+    rows, columns = (axis.flatten() for axis in torch.meshgrid(*places, indexing="ij"))
+    table = torch.cat([sincos_1d(width // 2, axis, spread) for axis in (columns, rows)], dim=1)
     return torch.cat((torch.zeros(prefix, width), table.float()))[None]
 
 

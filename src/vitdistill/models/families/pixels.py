@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from vitdistill.errors import UserError
 from vitdistill.models.backbone import Captured
+from vitdistill.models.families.narrow import begin_narrow, is_narrow
 from vitdistill.models.families.vit import ViT
 from vitdistill.models.macs import Macs
 from vitdistill.models.weights.positions import resample
@@ -67,6 +68,10 @@ class PixelNetwork(nn.Module):
                 f"The encoder of a {type(self).__name__} must be a plain ViT of timm", f"{encoder}, with {why}"
             )
         net.patch_embed.strict_img_size = False
+        if is_narrow(net.embed_dim):
+            grid = net.patch_embed.grid_size
+            first = 0 if net.pos_embed is None else net.pos_embed.shape[1] - grid[0] * grid[1]
+            begin_narrow(net.blocks, net.pos_embed, grid, first)
         self.encoder, self.encoder_name, self.num_classes = net, encoder, num_classes
 
     def __getattr__(self, name: str) -> Any:

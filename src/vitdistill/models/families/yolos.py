@@ -19,6 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitdistill.errors import UserError
+from vitdistill.models.families.narrow import begin_narrow, is_narrow
 from vitdistill.models.names import YOLOS
 from vitdistill.models.sizes import pair
 from vitdistill.models.weights.positions import resample
@@ -145,6 +146,9 @@ class Yolos(VisionTransformer):
         for table in (self.det_token, self.pos_embed, self.mid_pos_embed):
             if table is not None:
                 trunc_normal_(table, std=0.02)
+        if is_narrow(embed_dim):
+            begin_narrow(self.blocks, self.pos_embed, self.table_grid)
+            nn.init.normal_(self.det_token)  # as far apart as patches are
 
     def _count(self, grid: Size) -> int:
         return 1 + grid[0] * grid[1] + self.det_tokens
