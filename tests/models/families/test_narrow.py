@@ -36,6 +36,15 @@ def test_a_network_of_a_published_width_begins_as_published(name: str) -> None:
     assert places.std() < 0.03 and net.blocks[0].attn.qkv.weight.std() < 0.03
 
 
+def test_sounds_as_well() -> None:
+    args = {"img_size": [64, 98], "depth": 1, "num_heads": 3}
+    narrow = build("ast_tiny", args={**args, "embed_dim": 48}, num_classes=9).net
+    assert narrow.pos_embed.shape[1] == 2 + 5 * 9
+    assert narrow.pos_embed[0, 2:].std() > 0.6 and narrow.pos_embed[0, :2].std() < 0.05
+    published = build("ast_tiny", args={**args, "embed_dim": 192}, num_classes=9).net
+    assert published.pos_embed.std() < 0.03
+
+
 def test_a_width_of_no_whole_waves_leaves_the_last_channels_as_they_are() -> None:
     net = build("yolos_tiny", args={**SIZES, "embed_dim": 30, "num_heads": 3, "det_tokens": 5}, num_classes=10).net
     places = patch_positions(net, 5)
