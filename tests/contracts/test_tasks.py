@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from tiny import tiny
+from vitdistill.data.boxes.files import BoxFiles
 from vitdistill.data.boxes.sources import open_boxes
+from vitdistill.data.images.augment import Augment
 from vitdistill.errors import UserError
 from vitdistill.losses.logits import cross_entropy
 from vitdistill.methods.supervised import Supervised
@@ -150,6 +152,15 @@ def test_networks_that_do_not_fit_are_refused() -> None:
         actions().task.with_head(actions().body, pool="cls")
     with pytest.raises(ValueError, match="needs their number"):
         Actions().with_head(actions().body)
+
+
+def test_classes_of_boxes_weigh_as_the_files_say() -> None:
+    task = Boxes.open("scenes", augment=Augment(recipe="none"), files=BoxFiles(class_weight=3.0))[1]
+    prediction, boxes = torch.rand(2, 6, 15), torch.tensor([[[1.0, 0.5, 0.5, 0.2, 0.4]]]).expand(2, -1, -1)
+    weighed, plain = task.loss(prediction, boxes), Boxes(classes=10).loss(prediction, boxes)
+    torch.testing.assert_close(weighed["class"], 3 * plain["class"])
+    more = task.validation_loss(prediction, boxes) - Boxes(classes=10).validation_loss(prediction, boxes)
+    torch.testing.assert_close(more, 2 * 2 * plain["class"])
 
 
 def test_boxes_need_a_detector_of_the_data(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,13 @@ def test_rows_that_fill_up_change_nothing_and_give_no_gradient_of_their_own() ->
     torch.testing.assert_close(gradients[0], gradients[2])
 
 
+def test_classes_may_weigh_more_which_changes_no_matching() -> None:
+    prediction, targets = torch.rand(2, 5, 8), torch.tensor([[[1.0, 0.5, 0.5, 0.2, 0.4]], [[2.0, 0.2, 0.3, 0.1, 0.1]]])
+    once, more = set_loss(prediction, targets), set_loss(prediction, targets, class_weight=3.0)
+    torch.testing.assert_close(more["class"], 3 * once["class"])
+    assert (more["box"], more["giou"]) == (once["box"], once["giou"])
+
+
 def test_images_without_boxes_are_all_no_object() -> None:
     prediction = predictions()
     losses = set_loss(prediction, padded([], []))

@@ -147,6 +147,7 @@ def test_a_detector_that_is_no_run_is_tested_and_finds(
         ({"keep": 0.5}, "--keep has no effect on a network whose task is boxes"),
         ({"boxes": BoxFiles(sides=[48])}, "--boxes.sides has no effect in a test"),
         ({"boxes": BoxFiles(det_tokens=6)}, "--boxes.det_tokens has no effect in a test"),
+        ({"boxes": BoxFiles(class_weight=2.0)}, "--boxes.class_weight has no effect in a test"),
         ({"segments": SegmentFiles(stride=3)}, "--segments has no effect on a network whose task is boxes"),
     ):
         with pytest.raises(UserError, match=words):

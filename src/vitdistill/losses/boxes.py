@@ -155,6 +155,7 @@ def set_loss(
     *,
     matched: Int[Tensor, "b boxes"] | None = None,
     together: bool = True,
+    class_weight: float = CLASS_WEIGHT,
 ) -> dict[str, Float[Tensor, ""]]:
     """The loss of a batch in its parts, already weighted (1, 5, 2), so that the whole is their plain sum.
 
@@ -167,6 +168,7 @@ def set_loss(
         matched: of `match`; None matches now.
         together: count the boxes of all processes, which then must all call this; off in validation, where processes
             may have different numbers of batches.
+        class_weight: of "class" beside the other two; it changes no matching.
 
     Raises:
         UserError: when a prediction is not finite.
@@ -194,7 +196,7 @@ def set_loss(
         count = _boxes(true.there, together).to(own.dtype)
         nothing = own.new_zeros(())
         return {
-            "class": CLASS_WEIGHT * by_class,
+            "class": class_weight * by_class,
             "box": BOX_WEIGHT * torch.where(paired, distance, nothing).sum() / count,
             "giou": GIOU_WEIGHT * torch.where(paired, apart, nothing).sum() / count,
         }

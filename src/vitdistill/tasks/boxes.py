@@ -17,7 +17,7 @@ from vitdistill.data.boxes.sources import open_boxes
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, refuse_given, refuse_without_effect
-from vitdistill.losses.boxes import set_loss
+from vitdistill.losses.boxes import CLASS_WEIGHT, set_loss
 from vitdistill.models.classes import compare
 from vitdistill.models.network import Network
 from vitdistill.models.record import record_of
@@ -51,14 +51,20 @@ class Boxes(Task):
     augment: ClassVar[Augment | None] = Augment(recipe="none")
 
     def __init__(
-        self, source: DataSource | None = None, classes: int | None = None, det_tokens: int | None = None
+        self,
+        source: DataSource | None = None,
+        classes: int | None = None,
+        det_tokens: int | None = None,
+        class_weight: float | None = None,
     ) -> None:
         """
         Args:
             source: of `open_boxes`, which validation scores against; None in training loops of your own.
             classes: how many there are; None takes those of the data.
             det_tokens: of a ViT that becomes a detector; None is 100. A detector has its own.
+            class_weight: of the loss of the classes beside those of the boxes (5 and 2); None is 1.
         """
+        self.class_weight = CLASS_WEIGHT if class_weight is None else class_weight
         self.det_tokens = det_tokens
         self.source = source
         self.classes = classes if source is None or classes is not None else len(source.classes)
@@ -71,7 +77,7 @@ class Boxes(Task):
         require_detection()
         files = BoxFiles() if files is None else files
         source = open_boxes(data, files)
-        return source, cls(source, det_tokens=files.det_tokens)
+        return source, cls(source, det_tokens=files.det_tokens, class_weight=files.class_weight)
 
     @classmethod
     def source_of(cls, config: Mapping[str, Any]) -> DataSource:
@@ -82,6 +88,7 @@ class Boxes(Task):
         cls, given: BoxFiles, network: Network, config: Mapping[str, Any], *, elsewhere: bool = False
     ) -> BoxFiles:
         refuse_given({"boxes.det_tokens": given.det_tokens is not None}, "in a test: the network has its own")
+        refuse_given({"boxes.class_weight": given.class_weight is not None}, "in a test")
         refuse_given({"boxes.sides": given.sides is not None}, "in a test; --boxes.eval_side has")
         recorded = config.get("boxes") or sizes_of(record_of(network.net).preprocessing or {})
         return given.over(recorded, elsewhere=elsewhere)
@@ -151,12 +158,12 @@ class Boxes(Task):
     def loss(
         self, prediction: Float[Tensor, "b q _"], targets: Float[Tensor, "b boxes 5"]
     ) -> dict[str, Float[Tensor, ""]]:
-        return set_loss(prediction, targets)
+        return set_loss(prediction, targets, class_weight=self.class_weight)
 
     def validation_loss(
         self, prediction: Float[Tensor, "b q _"], targets: Float[Tensor, "b boxes 5"]
     ) -> Float[Tensor, ""]:
-        parts = set_loss(prediction, targets, together=False)
+        parts = set_loss(prediction, targets, together=False, class_weight=self.class_weight)
         return torch.stack(list(parts.values())).sum() * len(targets)
 
     def metrics(self) -> dict[str, Metric]:

@@ -65,7 +65,7 @@ def check(
     if task != "classification" and not labels:
         raise UserError(f"--labels has no effect with --task {task}", remedy="Leave it out")
     refuse_given({"boxes": task != "boxes" and boxes != BoxFiles()}, "unless --task is boxes")
-    given = {f"boxes.{name}": getattr(boxes, name) is not None for name in (*SIZES, "det_tokens")}
+    given = {f"boxes.{name}": getattr(boxes, name) is not None for name in (*SIZES, "det_tokens", "class_weight")}
     given |= {f"segments.{name}": getattr(segments, name) is not None for name in ("ratio", "stride", "head")}
     refuse_given(given, "on what is wrong with data")
     from vitdistill.data.boxes.sources import open_boxes

@@ -294,9 +294,10 @@ def test_missing_years_lists_and_folders(tmp_path: Path) -> None:
     ("options", "words"),
     [
         ({"sides": []}, "--boxes.sides must be numbers of pixels"),
+        ({"class_weight": 0.0}, "--boxes.class_weight must be a number above 0; got 0.0"),
         ({"longest": 0}, "--boxes.longest must be a number of pixels; got 0"),
     ],
-    ids=["sides", "longest"],
+    ids=["sides", "class_weight", "longest"],
 )
 def test_options_out_of_range(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):

@@ -1,5 +1,6 @@
 """Where a set of images with boxes is, and how its images are resized; a group of options, read without torch."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -35,6 +36,8 @@ class BoxFiles:
         longest: of the longer side; by default the recipe's.
         eval_side: of the shorter side in validation; by default the recipe's.
         det_tokens: objects that can be found in an image, where a ViT becomes a detector; by default 100.
+        class_weight: of the loss of the classes beside those of the boxes; by default 1, as published. More of it helps
+            small detectors that find objects and do not tell them apart.
     """
 
     split: Split | None = None
@@ -48,6 +51,7 @@ class BoxFiles:
     longest: int | None = None
     eval_side: int | None = None
     det_tokens: int | None = None
+    class_weight: float | None = None
 
     def __post_init__(self) -> None:
         for name, kind in (("split", Split), ("ids", Ids), ("resize", ResizeName)):
@@ -63,6 +67,8 @@ class BoxFiles:
                 raise UserError(f"--boxes.{name} must be a number of pixels", pixels)
         if self.det_tokens is not None and self.det_tokens < 1:
             raise UserError("--boxes.det_tokens must be at least 1", self.det_tokens)
+        if self.class_weight is not None and not 0 < self.class_weight < math.inf:
+            raise UserError("--boxes.class_weight must be a number above 0", self.class_weight)
 
     def over(self, recorded: Mapping[str, Any], *, elsewhere: bool = False) -> "BoxFiles":
         """These files, and for what is not given those of a run's configuration.
