@@ -19,6 +19,7 @@ from vitdistill.models.build import build
 from vitdistill.models.record import record_of
 from vitdistill.reporting.page import write_report
 from vitdistill.training.train import export_weights
+from vitdistill.verbs.report import report
 from vitdistill.verbs.robustness import robustness
 
 HERE = {"device": "cpu", "workers": 0}
@@ -168,6 +169,18 @@ def test_a_model_that_is_no_run(run: Path, trees: dict[int, Path], tmp_path: Pat
     out = tmp_path / "results"
     assert robustness(model, sets=f"sketch:{trees[1]}", out=str(out), **HERE)["sets"]["sketch"]["top1"] > 60
     assert (out / "robustness.json").is_file() and not (out / "robustness.png").exists()
+    # Its page, alone and beside a run.
+    result = report([str(out)])
+    page = Path(result["report"]).read_text()
+    assert result["report"] == str(out / "report.html") and [row["name"] for row in result["runs"]] == ["results"]
+    assert "<h2>Robustness</h2>" in page and "results: ImageNet-Sketch 66.7%." in page
+    assert "vit_tiny_patch16_224@" in page and "measured" in page
+    assert 'class="warn"' not in page and "Configuration" not in page  # no file of a run is missed
+    both = report([str(run), str(out)], out=str(tmp_path / "both.html"))
+    assert [row["name"] for row in both["runs"]] == ["small", "results"]
+    (out / "robustness.json").unlink()
+    with pytest.raises(UserError, match="A run directory holds run.json or config.yaml; got .*results"):
+        report([str(out)])
 
 
 @pytest.mark.parametrize(
