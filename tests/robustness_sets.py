@@ -1,5 +1,6 @@
 """Tiny test sets in the layouts that ImageNet's have, and networks whose answers to them are known."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from vitdistill.models.network import Network
 from vitdistill.models.record import ModelRecord, attach_record
 
 FOUR = ["n01440764", "n01443537", "n01484850", "n01491361"]
+REAL = [[0], [2, 1], [], [3], [1, 3, 0], []]  # classes that the first validation images show
 STEP = 8  # between two colours that mean different classes
 
 
@@ -73,13 +75,14 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def four_classes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """All sets have four classes, those of ImageNet-A and -R three and two of them."""
-    lists = {
-        "imagenet_synsets.txt": tuple(FOUR),
-        "imagenet_a_synsets.txt": tuple(FOUR[:3]),
-        "imagenet_r_synsets.txt": (FOUR[1], FOUR[3]),
+    """All sets have four classes, those of ImageNet-A and -R three and two of them; six images have real labels."""
+    files = {
+        "imagenet_synsets.txt": "\n".join(FOUR),
+        "imagenet_a_synsets.txt": "\n".join(FOUR[:3]),
+        "imagenet_r_synsets.txt": f"{FOUR[1]}\n{FOUR[3]}",
+        "imagenet_real_labels.json": json.dumps(REAL),
     }
-    monkeypatch.setattr(sets, "_lines", lists.__getitem__)
+    monkeypatch.setattr(sets, "_shipped", files.__getitem__)
     return FOUR
 
 
@@ -88,6 +91,13 @@ def classes_with(root: Path, counts: Mapping[str, int]) -> Path:
     for name, count in counts.items():
         for number in range(count):
             write_image(root / name / f"ILSVRC2012_val_{number:08d}.JPEG", FOUR.index(name))
+    return root
+
+
+def validation(root: Path, shown: Sequence[int], name: str = "ILSVRC2012_val_{:08d}.JPEG") -> Path:
+    """Validation images, the first ones; each of the colour of a class, and filed under the classes in turn."""
+    for number, each in enumerate(shown):
+        write_image(root / FOUR[number % len(FOUR)] / name.format(number + 1), each)
     return root
 
 

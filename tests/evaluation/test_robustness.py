@@ -9,17 +9,18 @@ import torch
 from PIL import Image
 
 from colours import NETWORK
-from robustness_sets import FOUR, classes_with, coded, corrupted, linked
+from robustness_sets import FOUR, classes_with, coded, corrupted, linked, validation
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.robustness.images import CorruptedImages, open_part
 from vitdistill.data.robustness.layout import layouts
 from vitdistill.data.robustness.published import CORRUPTIONS, DENOMINATORS
-from vitdistill.data.robustness.sets import classes_of
+from vitdistill.data.robustness.sets import classes_of, real_labels
 from vitdistill.data.samples import ViewOptions
 from vitdistill.errors import UserError
-from vitdistill.evaluation.robustness import fingerprint, measure, order_in
+from vitdistill.evaluation.robustness import _shown, best_of, fingerprint, measure, order_in
 from vitdistill.models.families import as_network
 from vitdistill.models.record import record_of
+from vitdistill.tasks.classification import Classification
 from vitdistill.types import InputSpec
 
 HERE = {"device": "cpu", "workers": 0}
@@ -93,6 +94,48 @@ def test_unreadable_images_are_counted(four_classes: list[str], tmp_path: Path, 
     assert "broken.JPEG" in caplog.text
     with pytest.raises(UserError, match="1 of 9.*broken"):
         measure(coded(four_classes), layouts({"sketch": str(tree)}), bad_share=0.0, **HERE)
+
+
+# --- real labels -----------------
+
+
+def test_any_of_the_real_labels_is_right(four_classes: list[str], tmp_path: Path) -> None:
+    """Shown are [0], [2, 1], nothing, [3], [1, 3, 0], nothing; the network sees 0, 2, 1, 1, 3 and 0."""
+    root = validation(tmp_path / "val", (0, 2, 1, 1, 3, 0))
+    sets = {"real": str(root), "clean": str(root)}
+    found = measure(coded(four_classes), layouts(sets), **HERE)
+    assert list(found) == ["clean", "real"]
+    own = found["real"]
+    assert (own["top1"], own["top5"], own["images"], own["unlabelled"]) == (75, 100, 4, 2)
+    assert own["published_images"] == 46_837 and not own["partial"]
+    # The same images, filed under 0, 1, 2, 3, 0, 1.
+    assert (found["clean"]["images"], found["clean"]["unlabelled"]) == (6, 0)
+    assert found["clean"]["top1"] == pytest.approx(100 / 6, abs=1e-3)
+    # By name: a network that calls each class as the next one is right on the fifth image alone.
+    turned = coded(four_classes)
+    record_of(turned.net).classes = [*four_classes[1:], four_classes[0]]
+    assert order_in(turned, "real") == (3, 0, 1, 2)
+    assert measure(turned, layouts({"real": str(root)}), **HERE)["real"]["top1"] == 25
+    with pytest.raises(UserError, match="must have the classes of real; n01440764, .* are not among the 2 of coded"):
+        measure(coded(["cat", "dog"]), layouts({"real": str(root)}), **HERE)
+
+
+def test_timm_counts_the_same() -> None:
+    """Random answers to the first 300 images, as timm's own count of real labels takes them."""
+    from timm.data import RealLabelsImagenet
+
+    answers = torch.randn(300, 1000, generator=torch.Generator().manual_seed(0))
+    shown = _shown(torch.device("cpu"))[:300]
+    answers.scatter_add_(1, shown.clamp(min=0), 2.0 * (shown >= 0))  # so that many are right
+    theirs = RealLabelsImagenet([f"val/ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, 50_001)])
+    theirs.add_result(answers)
+    labelled = torch.tensor([bool(each) for each in real_labels()[:300]])
+    metrics = Classification(1000).metrics()
+    for metric in metrics.values():
+        metric.update(preds=answers[labelled], target=best_of(answers[labelled], shown[labelled]))
+    ours = {name: 100 * float(metric.compute()) for name, metric in metrics.items()}
+    assert ours == pytest.approx({"top1": theirs.get_accuracy(1), "top5": theirs.get_accuracy(5)}, abs=1e-4)
+    assert 5 < ours["top1"] < ours["top5"] < 95
 
 
 # --- classes ---------------------

@@ -11,7 +11,7 @@ import torch
 
 from colours import NETWORK
 from kept_models import keep_run
-from robustness_sets import FOUR, classes_with, corrupted, linked
+from robustness_sets import FOUR, classes_with, corrupted, linked, validation
 from vitdistill.cli import main
 from vitdistill.errors import UserError
 from vitdistill.evaluation import robustness as measuring
@@ -19,6 +19,7 @@ from vitdistill.models.build import build
 from vitdistill.models.record import record_of
 from vitdistill.reporting.page import write_report
 from vitdistill.training.train import export_weights
+from vitdistill.verbs.report import report
 from vitdistill.verbs.robustness import robustness
 
 HERE = {"device": "cpu", "workers": 0}
@@ -168,6 +169,37 @@ def test_a_model_that_is_no_run(run: Path, trees: dict[int, Path], tmp_path: Pat
     out = tmp_path / "results"
     assert robustness(model, sets=f"sketch:{trees[1]}", out=str(out), **HERE)["sets"]["sketch"]["top1"] > 60
     assert (out / "robustness.json").is_file() and not (out / "robustness.png").exists()
+    # Its page, alone and beside a run.
+    result = report([str(out)])
+    page = Path(result["report"]).read_text()
+    assert result["report"] == str(out / "report.html") and [row["name"] for row in result["runs"]] == ["results"]
+    assert "<h2>Robustness</h2>" in page and "results: ImageNet-Sketch 66.7%." in page
+    assert "vit_tiny_patch16_224@" in page and "measured" in page
+    assert 'class="warn"' not in page and "Configuration" not in page  # no file of a run is missed
+    both = report([str(run), str(out)], out=str(tmp_path / "both.html"))
+    assert [row["name"] for row in both["runs"]] == ["small", "results"]
+    (out / "robustness.json").unlink()
+    with pytest.raises(UserError, match="A run directory holds run.json or config.yaml; got .*results"):
+        report([str(out)])
+
+
+def test_real_labels_beside_the_others(run: Path, tmp_path: Path, asked: list[str], capsys) -> None:
+    """The network always sees the first class, which the first and the fifth image show."""
+    root = validation(tmp_path / "val", range(6))
+    command = ["robustness", str(run), "--sets", f"real:{root}", "--device", "cpu", "--workers", "0"]
+    assert main([*command, "--images_per_set", "3"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "ImageNet-ReaL (partial)" in printed and "3 of 46,837" in printed and "33.33" in printed
+    assert "real is partial: all but the first 3 images" in printed
+    assert main(command) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "ImageNet-ReaL │ 4 of 46,837 │ 50.00" in printed and "partial" not in printed
+    assert main([*command[:3], f"{command[3]},clean:{root}", *command[4:]]) == 0
+    assert "measured before and taken over: real" in capsys.readouterr().out
+    assert asked == ["real", "real", "clean"]
+    found = json.loads((run / "robustness.json").read_text())["sets"]["real"]
+    assert (found["top1"], found["images"], found["unlabelled"]) == (50, 4, 2)
+    assert "ImageNet-ReaL 50.0%" in write_report([run], tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -180,13 +212,14 @@ def test_a_model_that_is_no_run(run: Path, trees: dict[int, Path], tmp_path: Pat
         ({"images_per_set": 0}, "images_per_set must be at least 1"),
         ({"model_args": {"num_classes": 7}}, "num_classes would replace"),
         ({"out": "FILE"}, "out must be a folder"),
+        ({"sets": "RENAMED"}, "images of real must have their names, .*got .*n01440764/ILSVRC2012_val_0{8}.JPEG"),
         ({"sets": "CUT"}, "sketch must be complete.*1 of 4 classes"),
     ],
 )
 def test_bad_input(options: dict[str, Any], message: str, run: Path, trees: dict[int, Path], tmp_path: Path) -> None:
     cut = linked(tmp_path / "cut", {name: trees[1] / name for name in FOUR[1:]})
     (tmp_path / "file").write_text("")
-    given = {"CUT": f"sketch:{cut}", "FILE": str(tmp_path / "file")}
+    given = {"CUT": f"sketch:{cut}", "FILE": str(tmp_path / "file"), "RENAMED": f"real:{trees[1]}"}
     options = {key: given.get(value, value) if isinstance(value, str) else value for key, value in options.items()}
     with pytest.raises(UserError, match=message):
         robustness(str(run), **{"sets": f"sketch:{trees[1]}", **HERE, **options})

@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from vitdistill.data.loader import BAD_SHARE, CorruptLog
 from vitdistill.data.robustness.images import open_part
 from vitdistill.data.robustness.layout import Layout, Part
 from vitdistill.data.robustness.published import CORRUPTIONS
-from vitdistill.data.robustness.sets import CLEAN, CORRUPTED, SETS, SUBSETS, classes_of
+from vitdistill.data.robustness.sets import CLEAN, CORRUPTED, REAL, SETS, SUBSETS, classes_of, real_labels
 from vitdistill.data.samples import Samples, ViewOptions
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
@@ -94,7 +95,7 @@ def measure(
         text = f"{part.words} ({number} of {len(parts)})"
         found = _scored(frozen, reader, samples, part, text)
         facts = {"path": str(part.root), "digest": samples.digest(), "partial": list(part.missing)}
-        kept.add(part, {**found, **facts})
+        kept.add(part, {**found, "unlabelled": part.unlabelled, **facts})
     return described(kept.sets)
 
 
@@ -131,10 +132,11 @@ def described(sets: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         Of each set top1, top5 and confidence in percent, the last the mean probability of the class that is named;
-        images, published_images and unreadable as counts; and partial, what was missing, in words. Of ImageNet-A and
-        -R also clean_top1, that of the validation images of their classes, and gap, by how much it is higher, both
-        None where either is partial or there is none. Of ImageNet-C cells, the same for each corruption and severity,
-        and what `corruption_errors` gives, without mce where one of the fifteen is partial.
+        images, published_images, unreadable and unlabelled (those that ImageNet-ReaL has no label for) as counts; and
+        partial, what was missing, in words. Of ImageNet-A and -R also clean_top1, that of the validation images of
+        their classes, and gap, by how much it is higher, both None where either is partial or there is none. Of
+        ImageNet-C cells, the same for each corruption and severity, and what `corruption_errors` gives, without mce
+        where one of the fifteen is partial.
     """
     found = {name: dict(result) for name, result in sets.items()}
     clean = found.get(CLEAN)
@@ -299,11 +301,14 @@ def _scored(network: Teacher, reader: Reader, samples: Samples, part: Part, text
     classes = classes_of(part.name)
     scores = _Scores(len(classes), reader.place)
     subsets = dict(_subsets(classes, reader.place)) if part.name == CLEAN else {}
+    shown = _shown(reader.place) if part.name == REAL else None
     corrupt = CorruptLog.of(samples, reader.bad_share)
     for images, labels in reader.batches(samples, corrupt, text):
         assert labels is not None  # class folders
         labels = labels.to(reader.place)
         answers = log_probabilities(network, images)
+        if shown is not None:
+            labels = best_of(answers, shown[labels])
         scores.update(answers, labels)
         for columns, own in subsets.values():
             # Those of its classes alone, which are scored among these alone.
@@ -314,6 +319,26 @@ def _scored(network: Teacher, reader: Reader, samples: Samples, part: Part, text
     if part.name == CLEAN:
         found["subsets"] = {name: own.compute() for name, (_, own) in subsets.items()}
     return found
+
+
+def best_of(answers: Float[Tensor, "b c"], shown: Int64[Tensor, "b most"]) -> Int64[Tensor, "b"]:
+    """Of the classes that each image shows, the one of highest score: it is among the k highest if any of them is.
+
+    Args:
+        answers: scores.
+        shown: class numbers, at least one, filled up with -1.
+
+    Example:
+        >>> best_of(torch.tensor([[0.2, 0.5, 0.3]]), torch.tensor([[0, 2, -1]]))
+        tensor([2])
+    """
+    own = answers.gather(1, shown.clamp(min=0)).masked_fill(shown < 0, -torch.inf)
+    return shown.gather(1, own.argmax(dim=1, keepdim=True)).squeeze(1)
+
+
+def _shown(place: torch.device) -> Int64[Tensor, "images most"]:
+    """The classes that each validation image shows, as `best_of` takes them."""
+    return torch.tensor(list(zip_longest(*real_labels(), fillvalue=-1)), device=place).T
 
 
 def _subsets(classes: Sequence[str], place: torch.device) -> Iterator[tuple[str, tuple[Tensor, _Scores]]]:

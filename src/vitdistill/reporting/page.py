@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import yaml
 
 from vitdistill.reporting import figures
+from vitdistill.reporting.galleries.robustness import VERB as ROBUSTNESS
+from vitdistill.reporting.galleries.robustness import measured
 from vitdistill.reporting.pictures import Picture, galleries
 from vitdistill.runs.compare import MISSING, differing_settings, group_by_seed, spread
 from vitdistill.runs.directory import list_in_run
-from vitdistill.runs.read import Run, read_runs
+from vitdistill.runs.read import Run, read_run, read_runs
 
 DASH = "–"
 
@@ -94,7 +96,7 @@ def write_report(run_dirs: Sequence[Path], out: Path, *, masks: bool = True) -> 
     """Write the page.
 
     Args:
-        run_dirs: run directories, in the order of the tables.
+        run_dirs: what `subjects` reads, in the order of the tables.
         out: HTML file.
         masks: include pictures of masks, token relations, frame similarity and reconstructions; what cannot be drawn
             is said on the page and fails nothing.
@@ -103,11 +105,11 @@ def write_report(run_dirs: Sequence[Path], out: Path, *, masks: bool = True) -> 
         `out`.
 
     Raises:
-        UserError: when a path is no run directory.
+        UserError: as `subjects`.
     """
     from jinja2 import Environment
 
-    runs = read_runs(run_dirs)
+    runs = subjects(run_dirs)
     metrics = [Column(heading, name, _fixed(2)) for name, heading in metrics_of(runs).items()]
     word = _word(runs)
     named = (("Results", (*RESULTS, *metrics, *_costs(word))), ("Cost and speed", _speed(word)))
@@ -127,7 +129,7 @@ def write_report(run_dirs: Sequence[Path], out: Path, *, masks: bool = True) -> 
             figures=_figures(runs),
             legend=figures.legend(runs),
             galleries=galleries(runs) if masks else [],
-            details=[_details(run) for run in runs],
+            details=[_details(run) for run in runs if run.text("verb") != ROBUSTNESS],
             problems=[(run.name, problem) for run in runs for problem in (*run.problems, *_notes(run))],
         )
     )
@@ -135,6 +137,15 @@ def write_report(run_dirs: Sequence[Path], out: Path, *, masks: bool = True) -> 
     out.write_text(text, encoding="utf-8")
     list_in_run(out)
     return out
+
+
+def subjects(paths: Sequence[str | Path]) -> list[Run]:
+    """What a page is over: runs, and folders with what `robustness` found of models that are no runs.
+
+    Raises:
+        UserError: when a path is neither, or what a folder holds is damaged.
+    """
+    return read_runs(paths, lambda path: measured(Path(path)) or read_run(path))
 
 
 def style_sheet() -> str:

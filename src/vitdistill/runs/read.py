@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -212,6 +212,11 @@ def check_snapshots(run: Run) -> None:
         raise UserError("The run must have left snapshots", run.path, "Train with --snapshots, for example 6")
 
 
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run directory."""
+    return (path / "run.json").is_file() or (path / "config.yaml").is_file()
+
+
 def read_run(path: str | Path) -> Run:
     """Read a run directory.
 
@@ -222,7 +227,7 @@ def read_run(path: str | Path) -> Run:
         UserError: when it is no run directory.
     """
     path = Path(path)
-    if not (path / "run.json").is_file() and not (path / "config.yaml").is_file():
+    if not is_run(path):
         what = "a directory without them" if path.is_dir() else "a file" if path.exists() else "nothing there"
         holds_runs = path.is_dir() and any(path.glob("*/run.json"))
         remedy = "Give the directory that a training verb wrote with --out"
@@ -251,15 +256,19 @@ def find_run(path: str | Path) -> Run | None:
     return read_run(folder) if (folder / "config.yaml").is_file() else None
 
 
-def read_runs(paths: Sequence[str | Path]) -> list[Run]:
+def read_runs(paths: Sequence[str | Path], read: Callable[[str | Path], Run] = read_run) -> list[Run]:
     """Read several run directories; runs of one name are told apart by their parent directories.
+
+    Args:
+        paths: the directories.
+        read: how one is read.
 
     Raises:
         UserError: when the list is empty or a path is no run directory.
     """
     if not paths:
         raise UserError("Name at least one run directory", remedy="For example: vitdistill report runs/*")
-    runs = [read_run(path) for path in paths]
+    runs = [read(path) for path in paths]
     if len({run.name for run in runs}) == len(runs):
         return runs
     parent = common_parent([run.path for run in runs])

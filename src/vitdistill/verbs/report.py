@@ -8,8 +8,9 @@ def report(runs: list[str], *, out: str | None = None, masks: bool = True, json:
     """Write one self-contained HTML page over one or more runs: tables, curves, masks, costs.
 
     Args:
-        runs: run directories, also unfinished ones. Runs that differ only by seed are also shown as mean and spread.
-            Pages and pictures among them are left out, so that runs/* works where an earlier report lies.
+        runs: run directories, also unfinished ones, and folders that `robustness` wrote with --out. Runs that differ
+            only by seed are also shown as mean and spread. Pages and pictures among them are left out, so that runs/*
+            works where an earlier report lies.
         out: HTML file; by default report.html in the run, or in the folder that holds all of them.
         masks: include pictures: what teachers saw, token relations, frame similarity, reconstructions; needs students
             and data.
@@ -19,13 +20,13 @@ def report(runs: list[str], *, out: str | None = None, masks: bool = True, json:
         The path of the page, and one row of figures per run.
     """
     from vitdistill.errors import UserError
-    from vitdistill.reporting.page import rows_of, write_report
-    from vitdistill.runs.read import common_parent, read_runs
+    from vitdistill.reporting.page import rows_of, subjects, write_report
+    from vitdistill.runs.read import common_parent
 
     paths = [Path(run) for run in runs if not _is_output(Path(run))]
     if not paths:
         raise UserError("report needs at least one run directory", ", ".join(runs) or None)
-    read = read_runs(paths)
+    read = subjects(paths)
     path = Path(out) if out else (paths[0] if len(paths) == 1 else common_parent(paths)) / "report.html"
     replaced = path.exists()
     try:

@@ -1,4 +1,4 @@
-"""`vitdistill robustness`: a classifier on ImageNet-A, -R, -C, -Sketch and -V2."""
+"""`vitdistill robustness`: a classifier on ImageNet-A, -R, -C, -Sketch, -V2 and -ReaL."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,8 +51,9 @@ def robustness(
     Args:
         model: run directory, timm name (pretrained weights are downloaded), or name@weights-file; its classes must be
             ImageNet's, by WordNet number or by word, or hold those of the sets.
-        sets: name:folder with commas between them, of imagenet-a, imagenet-r, imagenet-c, sketch, v2, and clean (the
-            validation images: relative mCE, and accuracy on the classes of imagenet-a and imagenet-r).
+        sets: name:folder with commas between them, of imagenet-a, imagenet-r, imagenet-c, sketch, v2, clean (the
+            validation images: relative mCE, and accuracy on the classes of imagenet-a and imagenet-r), and real (the
+            validation images, right where the answer is any of the classes that people found in the image).
         checkpoint: of a run: the exported student, the last or best checkpoint, or the averaged weights.
         allow_partial: score sets that lack classes, corruptions or severities, and mark them as partial.
         corruptions: of imagenet-c, such as fog,snow; by default the fifteen, and those of the four extra ones that are

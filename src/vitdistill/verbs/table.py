@@ -36,7 +36,7 @@ VERBS: dict[str, Verb] = {
     "chain": Verb("Several runs that build on each other, from one recipe; resumes in the middle."),
     "sweep": Verb("A grid of settings and seeds from one file, several at once; resumes, ends in one report."),
     "evaluate": Verb("Accuracy of a run or a model, also per class; frame mAP of one that tells actions (AVA)."),
-    "robustness": Verb("A classifier on ImageNet-A, -R, -C, -Sketch and -V2; goes on where it was interrupted."),
+    "robustness": Verb("A classifier on ImageNet-A, -R, -C, -Sketch, -V2, -ReaL; goes on where it was interrupted."),
     "knn": Verb("k-nearest-neighbour accuracy of frozen features."),
     "probe": Verb("Linear probe: how well a linear classifier does on frozen features; --out makes a model of it."),
     "predict": Verb("Classes and probabilities of images and videos, as a table, csv or json."),

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from robustness_sets import FOUR, classes_with, corrupted, linked
+from robustness_sets import FOUR, classes_with, corrupted, linked, validation
 from vitdistill.data.robustness.images import open_part
-from vitdistill.data.robustness.layout import layouts
+from vitdistill.data.robustness.layout import image_numbers, layouts
 from vitdistill.data.robustness.published import CORRUPTIONS
 from vitdistill.data.robustness.sets import corruptions_of, sets_of, severities_of
 from vitdistill.errors import UserError
@@ -84,6 +84,45 @@ def test_numbered_classes_go_by_number(tree: Path, tmp_path: Path) -> None:
 def test_validation_images_may_be_in_val(tree: Path, tmp_path: Path) -> None:
     root = linked(tmp_path / "imagenet", {"val": tree, "train": tree})
     assert layouts({"clean": str(root)})[0].parts[0].root == root / "val"
+    (root / "val").unlink()
+    validation(root / "val", range(4))
+    assert layouts({"real": str(root)})[0].parts[0].root == root / "val"
+
+
+def test_images_with_real_labels(tmp_path: Path, caplog) -> None:
+    """Of the first six images, the third and the last have none; folders do not matter."""
+    root = validation(tmp_path / "val", (0, 1, 2, 3, 0, 1))
+    (root / FOUR[3] / "ILSVRC2012_val_00000004.JPEG").rename(root / FOUR[3] / "ILSVRC2012_val_00000004_n01491361.JPEG")
+    layout = layouts({"real": str(root)})[0]
+    assert not layout.parts[0].missing and layout.parts[0].unlabelled == 0
+    samples, part = open_part(layout.parts[0])
+    assert sorted(samples.labels or ()) == [0, 1, 3, 4] and part.unlabelled == 2 and not part.missing
+    assert f"Left out of {root}: 2 images without a real label" in caplog.text
+    samples, part = open_part(layout.parts[0], images=3)
+    assert samples.labels == [0, 1, 3] and part.missing == ("all but the first 3 images",)
+    assert not open_part(layout.parts[0], images=4)[1].missing  # of those with a label
+
+
+def test_images_whose_names_tell_no_labels(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("dog.jpg", "ILSVRC2012_val_00000000.JPEG", "ILSVRC2012_val_00050001.JPEG", "ILSVRC2012_val_1.JPEG"):
+        with pytest.raises(
+            UserError, match=f"images of real must have their names, ILSVRC2012_val_.*got .*{name}. The"
+        ):
+            image_numbers(tmp_path, [name])
+    with pytest.raises(UserError, match="must have their names, .*got .*n01440764/ILSVRC2012_val_00000000.JPEG"):
+        layouts({"real": str(tree)})  # before anything is computed
+    root = validation(tmp_path / "val", range(4))
+    (root / FOUR[1] / "ILSVRC2012_val_00000001.png").write_bytes(b"")
+    with pytest.raises(UserError, match="Each image of real must be there once; got .*01.JPEG and .*01.png in"):
+        open_part(layouts({"real": str(root)})[0].parts[0])
+    bare = validation(tmp_path / "bare", range(4))
+    for number, name in enumerate(FOUR):
+        (bare / name / f"ILSVRC2012_val_{number + 1:08d}.JPEG").rename(bare / name / "ILSVRC2012_val_00000003.JPEG")
+    (tmp_path / "one").mkdir()
+    part = layouts({"real": str(linked(tmp_path / "one" / "val", {FOUR[0]: bare / FOUR[0]}))}, allow_partial=True)
+    with pytest.raises(UserError, match="At least one image of real must have a label; got none of 1 in"):
+        open_part(part[0].parts[0])
 
 
 def test_the_first_images_are_those_of_all_classes(tree: Path) -> None:

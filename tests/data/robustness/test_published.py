@@ -3,7 +3,7 @@
 import pytest
 
 from vitdistill.data.robustness.published import ALEXNET, CORRUPTIONS, DENOMINATORS, EXTRA, SEVERITIES
-from vitdistill.data.robustness.sets import SETS, classes_of
+from vitdistill.data.robustness.sets import SETS, classes_of, real_labels
 
 
 def test_alexnets_means_are_the_denominators() -> None:
@@ -30,4 +30,10 @@ def test_timm_knows_the_same_classes() -> None:
     from timm.data import ImageNetInfo
 
     assert list(ImageNetInfo().label_names()) == classes_of("clean")
-    assert {each.images for each in SETS.values()} == {50_000, 7_500, 30_000, 50_889, 10_000}
+    assert {each.images for each in SETS.values()} == {50_000, 46_837, 7_500, 30_000, 50_889, 10_000}
+
+
+def test_the_real_labels() -> None:
+    labels = real_labels()
+    assert len(labels) == SETS["clean"].images and sum(map(bool, labels)) == SETS["real"].images
+    assert labels[:3] == [[], [795, 970], [230, 231]] and {*range(1000)} == {each for own in labels for each in own}

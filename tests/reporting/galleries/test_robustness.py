@@ -46,4 +46,8 @@ def test_accuracy_on_each_set() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()][2] == "ImageNet-R (partial)"
     words = "ImageNet validation 80.0%; ImageNet-A 12.5%, 77.5 points below the validation images of the same classes; "
     assert summary(found) == words + "ImageNet-R (partial) 40.0% (among its 200 classes)."
+    real = described({"sketch": cell(60.0), "real": cell(85.0), "clean": cell(80.0, subsets=subsets)})
+    figure = sets_figure(real)
+    assert figure is not None and [bar.get_width() for bar in figure.axes[0].patches] == [80.0, 85.0, 60.0]
+    assert summary(real) == "ImageNet validation 80.0%; ImageNet-ReaL 85.0%; ImageNet-Sketch 60.0%."
     assert sets_figure({}) is None

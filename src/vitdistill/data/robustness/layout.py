@@ -4,17 +4,20 @@ Folders are looked at, and no files, so that wrong ones are refused before anyth
 """
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitdistill.data.folders import listing
+from vitdistill.data.folders import is_image, listing
 from vitdistill.data.left_out import of_other_program
 from vitdistill.data.robustness.published import CORRUPTIONS, EXTRA, GROUPS, SEVERITIES
-from vitdistill.data.robustness.sets import CLEAN, CORRUPTED, SETS, classes_of
+from vitdistill.data.robustness.sets import CLEAN, CORRUPTED, REAL, SETS, VALIDATION, classes_of
 from vitdistill.errors import UserError, near
 
 NAMED = 3  # how many of the names that are missing a message shows
+# A validation image; on the hub the class that it is filed under stands behind its number.
+IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})(_n\d{8})?\.\w+")
 PARTIAL = "--allow_partial scores what is there, and marks it as partial"
 
 
@@ -29,6 +32,7 @@ class Part:
         missing: what of it is not there, in words.
         corruption: of ImageNet-C; else empty.
         severity: of ImageNet-C; else 0.
+        unlabelled: how many images of ImageNet-ReaL are left out since they have no label, once they are listed.
     """
 
     name: str
@@ -37,6 +41,7 @@ class Part:
     missing: tuple[str, ...] = ()
     corruption: str = ""
     severity: int = 0
+    unlabelled: int = 0
 
     @property
     def words(self) -> str:
@@ -107,6 +112,34 @@ def some(names: Sequence[object]) -> str:
     return text if len(names) <= NAMED else f"{text} and {len(names) - NAMED} more"
 
 
+def image_numbers(root: Path, names: Iterable[str]) -> list[int]:
+    """The place of each validation image in `real_labels`, by its file name.
+
+    Args:
+        root: where they are, for messages.
+        names: paths below it.
+
+    Raises:
+        UserError: for a name that is no validation image's, or an image that is there twice.
+
+    Example:
+        >>> image_numbers(Path("val"), ["n01440764/ILSVRC2012_val_00000293.JPEG"])
+        [292]
+    """
+    images, found = SETS[CLEAN].images, dict[int, str]()
+    for name in names:
+        match = IMAGE.fullmatch(os.path.basename(name))
+        number = int(match[1]) if match else 0
+        if not 1 <= number <= images:
+            rule = f"The images of {REAL} must have their names, ILSVRC2012_val_00000001.JPEG to ..._{images:08d}.JPEG"
+            remedy = "The names say which labels are whose: give the folder as it was published"
+            raise UserError(rule, os.path.join(root, name), remedy)
+        if number - 1 in found:
+            raise UserError(f"Each image of {REAL} must be there once", f"{found[number - 1]} and {name} in {root}")
+        found[number - 1] = name
+    return list(found)
+
+
 def _named(part: Part) -> list[str]:
     """What a part lacks, with its corruption and severity."""
     where = f" of {part.corruption}/{part.severity}" if part.corruption else ""
@@ -121,7 +154,7 @@ def _classes(name: str, root: Path, corruption: str = "", severity: int = 0) -> 
     """
     classes = classes_of(name)
     found = _folders(root)
-    if name == CLEAN and found and not set(found) & set(classes) and (root / "val").is_dir():
+    if name in VALIDATION and found and not set(found) & set(classes) and (root / "val").is_dir():
         root, found = root / "val", _folders(root / "val")
     if SETS[name].numbered:
         # Numbers are compared as such: sorted as text (0, 1, 10, 100, ...) they would be other classes.
@@ -138,6 +171,8 @@ def _classes(name: str, root: Path, corruption: str = "", severity: int = 0) -> 
         raise UserError(f"The class folders of {name} must be {called}", f"{some(unknown)} in {root}", remedy)
     lacking = [folder for folder in folders if folder not in set(found)]
     missing = (f"{len(lacking)} of {len(folders)} classes ({some(lacking)})",) if lacking else ()
+    if name == REAL:  # other names are mostly all of them, so that one folder shows it
+        image_numbers(root, (f"{found[0]}/{file}" for file in sorted(os.listdir(root / found[0])) if is_image(file)))
     return Part(name, root, folders, missing, corruption, severity)
 
 

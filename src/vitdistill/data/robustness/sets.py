@@ -1,5 +1,6 @@
 """The test sets by name, the classes that each has, and how a command names them. Needs no torch."""
 
+import json
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -16,7 +17,7 @@ class Published(NamedTuple):
 
     Attributes:
         title: what it is called in tables.
-        images: how many it has; of ImageNet-C in the folder of each severity.
+        images: how many it has; of ImageNet-C in the folder of each severity, of ImageNet-ReaL with a label.
         classes: timm's list of its classes.
         numbered: whether class folders are called by the number of their class.
     """
@@ -27,15 +28,17 @@ class Published(NamedTuple):
     numbered: bool = False
 
 
-CLEAN, CORRUPTED = "clean", "imagenet-c"
+CLEAN, REAL, CORRUPTED = "clean", "real", "imagenet-c"
 SETS = {
     CLEAN: Published("ImageNet validation", 50_000),
+    REAL: Published("ImageNet-ReaL", 46_837),
     "imagenet-a": Published("ImageNet-A", 7_500, "imagenet_a_synsets.txt"),
     "imagenet-r": Published("ImageNet-R", 30_000, "imagenet_r_synsets.txt"),
     CORRUPTED: Published("ImageNet-C", 50_000),
     "sketch": Published("ImageNet-Sketch", 50_889),
     "v2": Published("ImageNet-V2", 10_000, numbered=True),
 }
+VALIDATION = (CLEAN, REAL)  # the same images, each with the class that it is filed under, and with all that it shows
 SUBSETS = ("imagenet-a", "imagenet-r")  # have 200 of the classes, and are scored among these alone
 
 _REMEDY = "For example --sets imagenet-a:/data/imagenet-a,v2:/data/imagenetv2-matched-frequency-format-val"
@@ -48,15 +51,25 @@ def classes_of(name: str) -> list[str]:
         >>> len(classes_of("imagenet-r")), classes_of("v2")[0]
         (200, 'n01440764')
     """
-    return list(_lines(SETS[name].classes))
+    return _shipped(SETS[name].classes).split()
+
+
+def real_labels() -> list[list[int]]:
+    """Class numbers of all that each validation image shows, ascending, in the order of the files; of some images none.
+
+    Example:
+        >>> real_labels()[:3]
+        [[], [795, 970], [230, 231]]
+    """
+    return [sorted(each) for each in json.loads(_shipped("imagenet_real_labels.json"))]
 
 
 @cache
-def _lines(file: str) -> tuple[str, ...]:
-    """Lines of a list that timm ships, read without importing timm, which takes seconds."""
+def _shipped(file: str) -> str:
+    """A list that timm ships, read without importing timm, which takes seconds."""
     spec = find_spec("timm")
     assert spec is not None and spec.origin is not None
-    return tuple((Path(spec.origin).parent / "data" / "_info" / file).read_text().split())
+    return (Path(spec.origin).parent / "data" / "_info" / file).read_text()
 
 
 def sets_of(sets: str | Sequence[str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Pictures of robustness: accuracy on each test set, and errors on ImageNet-C at each severity beside AlexNet's."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitdistill.data.robustness.published import ALEXNET, CORRUPTIONS, SEVERITIES
@@ -8,19 +9,33 @@ from vitdistill.data.robustness.sets import CLEAN, CORRUPTED, SETS, SUBSETS
 from vitdistill.evaluation.corruption import per_severity
 from vitdistill.reporting.figures import COLOURS, PANEL, panel
 from vitdistill.reporting.style import MUTED, quiet
+from vitdistill.runs.read import Run, is_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from vitdistill.runs.read import Run
-
-FILE = "robustness.json"  # in the run directory, by the verb `robustness`
+VERB = "robustness"
+FILE = "robustness.json"  # in the run directory or another folder, by this verb
 ACROSS = 4  # panels in a row
 SMALL = (2.35, 1.75)  # inches of one
 
 
-def robustness_of(run: "Run") -> dict[str, Any]:
+def measured(path: Path) -> Run | None:
+    """A folder with what the verb `robustness` found of a model that is no run; None for any other.
+
+    Raises:
+        UserError: when the file is damaged.
+    """
+    from vitdistill.evaluation.robustness import read
+
+    if is_run(path) or not (path / FILE).is_file():
+        return None
+    model = {"name": read(path / FILE)["model"]}
+    return Run(path, path.resolve().name, info={"verb": VERB, "status": "measured", "student": model})
+
+
+def robustness_of(run: Run) -> dict[str, Any]:
     """What the verb `robustness` found of a run.
 
     Raises:
