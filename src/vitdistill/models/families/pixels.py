@@ -25,7 +25,7 @@ CROP = 512  # pixels of a side, as all published networks of these families see 
 # What the adapter of ViTs, and what loads position embeddings, ask of a network, is the encoder's.
 _OF_ENCODER = {
     *("attn_pool", "blocks", "cls_token", "embed_dim", "fc_norm", "global_pool", "grad_checkpointing", "norm"),
-    *("norm_pre", "num_features", "num_prefix_tokens", "patch_drop", "patch_embed", "pos_embed"),
+    *("norm_pre", "num_features", "num_prefix_tokens", "patch_drop", "patch_embed", "pos_embed", "dist_token"),
 }
 
 
@@ -235,7 +235,9 @@ class PixelViT(ViT):
         raise NotImplementedError
 
 
-def register(name: str, make: Callable[..., PixelNetwork], encoder: str, classifier: tuple[str, ...]) -> None:
+def register(
+    name: str, make: Callable[..., PixelNetwork], encoder: str, classifier: tuple[str, ...], **own: Any
+) -> None:
     """Register an architecture with timm, built for 512 pixels and ADE20K's 150 classes where nothing else is said.
 
     Args:
@@ -243,6 +245,7 @@ def register(name: str, make: Callable[..., PixelNetwork], encoder: str, classif
         make: the network's class.
         encoder: architecture of timm, whose input statistics are the network's, where no other encoder is named.
         classifier: modules whose weights are those of the classes.
+        own: arguments that this architecture has where nothing else is said.
     """
 
     def build(pretrained: bool = False, **options: Any) -> PixelNetwork:
@@ -250,7 +253,7 @@ def register(name: str, make: Callable[..., PixelNetwork], encoder: str, classif
             options.pop(key, None)
         if options.get("img_size") is None:
             options["img_size"] = CROP
-        net = make(**{"encoder": encoder, "num_classes": 150, **options})
+        net = make(**{"encoder": encoder, "num_classes": 150, **own, **options})
         config = dict(net.encoder.pretrained_cfg or {})
         net.pretrained_cfg = {  # type: ignore[assignment]
             "architecture": name,
