@@ -28,6 +28,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "segmenter": ("segmenter_tiny", {**SMALL, "decoder_heads": 2}),
     "segmenter, linear": ("segmenter_tiny", {**SMALL, "decoder": "linear"}),
     "upernet": ("upernet_vit_tiny", {**SMALL, "num_heads": [3, 3, 4], "channels": 16}),
+    "upernet, wide": ("upernet_vit_tiny_star", {**SMALL, "channels": 16}),
 }
 ALL: tuple[Point, ...] = ("qkv", "attention", "attention_residual", "ffn", "output")
 KEEP = torch.tensor([[0, 3, 4, 9, 12], [1, 2, 5, 6, 15], [0, 1, 2, 3, 4]])
@@ -52,7 +53,7 @@ def network(request: pytest.FixtureRequest) -> PixelViT:
 
 def test_it_describes_itself(network: PixelViT) -> None:
     assert network.grid == TokenGrid(1, 4, 4) and network.input.size == (32, 32) and network.num_classes == 5
-    assert (network.depth, network.width, network.specials) == (3, 24, 1)
+    assert (network.depth, network.width, network.specials) == (3, 24, 2 if "star" in network.name else 1)
     assert network.input.patch == (1, 8, 8) and network.reads_grid and network.maskable
 
 
@@ -68,7 +69,7 @@ def test_all_patches_are_bit_identical_to_the_untouched_network(
     first, second = expected if isinstance(expected, tuple) else (expected, None)
     assert torch.equal(output.prediction, first) and output.prediction.shape == (3, 5, 32, 32)
     assert output.distilled is second is None or torch.equal(output.distilled, second)
-    assert output.final.all.shape == (3, 17, 24) and output.grid == network.grid
+    assert output.final.all.shape == (3, network.specials + 16, 24) and output.grid == network.grid
 
 
 def test_keeping_every_patch_changes_nothing_and_fewer_are_refused(network: PixelViT, images: Tensor) -> None:
@@ -110,7 +111,7 @@ def test_a_pass_without_its_head_gives_the_same_blocks_and_runs_no_decoder(
             for one, other in zip(early.captured[asked], whole.captured[asked], strict=True):
                 assert torch.equal(one, other) if isinstance(one, Tensor) else one == other
     else:
-        assert early.tokens(-1).all.shape == (3, 6, 24) and torch.equal(early.kept, KEEP)
+        assert early.tokens(-1).all.shape == (3, network.specials + 5, 24) and torch.equal(early.kept, KEEP)
     hooked = (part for part in network.net.encoder.modules() if part._forward_hooks or part._forward_pre_hooks)
     assert not list(hooked)
 

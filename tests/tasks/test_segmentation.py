@@ -29,7 +29,9 @@ def segmenter(classes: int = 5, **args: Any) -> PixelViT:
 
 
 @pytest.mark.parametrize(
-    ("head", "kind"), [(None, SegmenterViT), ("linear", SegmenterViT), ("upernet", UperNetViT)], ids=str
+    ("head", "kind"),
+    [(None, SegmenterViT), ("linear", SegmenterViT), ("upernet", UperNetViT), ("upernet_wide", UperNetViT)],
+    ids=str,
 )
 def test_a_vit_gets_the_head_that_is_asked_for(head: Any, kind: type) -> None:
     body = build("vit_tiny_patch16_224", args=NET, num_classes=3)

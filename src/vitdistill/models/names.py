@@ -24,6 +24,7 @@ REGISTERED = (
     *AST_NAMES,
     *(f"{YOLOS}{size}" for size in ("tiny", "small", "small_dwr", "base")),
     *(f"{family}{size}" for family in (SEGMENTER, UPERNET) for size in ("tiny", "small", "base")),
+    f"{UPERNET}tiny_star",
 )
 CONFIG = "config.json"  # in a folder of transformers' or timm's
 # Whose attention ranks the patches: the class token's, all patches', that of a head that pools them, that of class and

@@ -1,7 +1,8 @@
 """Which class each pixel of an image belongs to."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -38,6 +39,12 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 PER_CLASS = "per_class.csv"
+HEADS: dict[Head, Callable[..., Network]] = {
+    "mask": partial(segmenter, decoder="mask"),
+    "linear": partial(segmenter, decoder="linear"),
+    "upernet": upernet,
+    "upernet_wide": partial(upernet, necks="wide"),
+}
 OVERLAP = 32  # pixels that the windows of a Segmenter share in its test
 
 
@@ -64,7 +71,7 @@ class Segmentation(Task):
             classes: how many there are.
             stride: pixels from one window to the next in images that are larger than the network's input; None is the
                 size of that input, so that windows touch.
-            head: what makes maps of a ViT: mask, linear or upernet; None is mask.
+            head: what makes maps of a ViT: mask, linear, upernet or upernet_wide; None is mask.
         """
         self.classes, self.stride, self.head = classes, stride, head
         self.testing = False
@@ -131,10 +138,8 @@ class Segmentation(Task):
             raise UserError(
                 "A detector does not label pixels", body.name, "Begin with a ViT, a Segmenter or an UperNet"
             )
-        head = self.head or ("upernet" if isinstance(body, UperNetViT) else "mask")
-        if head == "upernet":
-            return upernet(body, self.classes, drop_path=drop_path)
-        return segmenter(body, self.classes, decoder=head, drop_path=drop_path)
+        head: Head = self.head or ("upernet" if isinstance(body, UperNetViT) else "mask")
+        return HEADS[head](body, self.classes, drop_path=drop_path)
 
     def _refuse_head(self, network: Network) -> None:
         if self.head is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tiny import tiny
 from vitdistill.errors import UserError
-from vitdistill.models.build import build
+from vitdistill.models.build import build, rebuild
 from vitdistill.models.families.vit import ViT
 from vitdistill.models.record import record_of
 from vitdistill.models.surgery.attention_heads import head_count, set_heads
@@ -97,6 +97,14 @@ def test_special_tokens_of_the_body(images: Tensor) -> None:
     """A distilled DeiT keeps its second token; one without a position (G2SD) has no place."""
     assert segmenter(body("deit_tiny_distilled_patch16_224"), 5).specials == 2
     assert segmenter(body(dist_token=True), 5).specials == 1
+    distilled = body("deit_tiny_distilled_patch16_224", classes=7)
+    wide = upernet(distilled, 5, necks="wide", channels=24)
+    assert all(maker(distilled, 5).saliency_capture(-1, "cls+dist") for maker in MAKERS.values())
+    assert wide.specials == 2 and wide.net.decoder.decode_head.channels == 24
+    torch.testing.assert_close(blocks_of(wide, images), blocks_of(distilled, images), rtol=1e-3, atol=1e-4)
+    again = rebuild(record_of(wide.net))
+    again.net.load_state_dict(wide.net.state_dict())
+    assert torch.equal(again.eval()(images).prediction, wide(images).prediction)
 
 
 def test_options_reach_the_network() -> None:
@@ -133,5 +141,5 @@ def test_other_networks_are_refused(name: str) -> None:
 def test_modules_and_registers_are_refused() -> None:
     with pytest.raises(UserError, match="given as a module object can only be rebuilt in Python"):
         segmenter(build(tiny("vit")), 5)
-    with pytest.raises(UserError, match="must have a class token and no other special ones"):
+    with pytest.raises(UserError, match="must have a class token, and no other special ones"):
         upernet(body("vit_small_patch14_reg4_dinov2"), 5)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from vitdistill.errors import UserError
 
-Head = Literal["mask", "linear", "upernet"]
+Head = Literal["mask", "linear", "upernet", "upernet_wide"]
 RATIOS = (0.1, 10.0)  # that can be meant
 MOST_CLASSES = 254  # of which masks of 8 bits can tell: 255 is no class, and 254 marks padding in a batch
 
@@ -26,7 +26,8 @@ class SegmentFiles:
             windows touch while training; a finished Segmenter is tested with the input's size - 32, an UperNet with two
             thirds of it (480 and 341 of 512).
         head: what makes maps of a ViT that does not label pixels yet: Segmenter's mask transformer (mask), by default,
-            or its linear decoder, or UperNet.
+            or its linear decoder, or UperNet, with the necks of most networks of TinyMIM or those of its tiny*
+            (upernet_wide).
     """
 
     classes: int | str | None = None

@@ -13,15 +13,15 @@ from typing import Any
 import timm
 from jaxtyping import Float
 from timm.layers import PatchEmbed, trunc_normal_
-from timm.models import register_model
 from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
 from vitdistill.errors import UserError, near
 from vitdistill.models.families.narrow import begin_narrow, is_narrow
+from vitdistill.models.families.registry import registered
 from vitdistill.models.families.vit import ViT
 from vitdistill.models.macs import Macs, norm_macs
-from vitdistill.models.names import AST_NAMES
+from vitdistill.models.names import AST_NAMES, AUDIO
 from vitdistill.models.sizes import pair
 from vitdistill.models.weights.spectrograms import fitted, grid_over
 from vitdistill.types import NOTHING, Capture, InputSpec
@@ -223,9 +223,8 @@ def _begin_as_deit(net: AST, size: str, options: dict[str, Any]) -> None:
 
 
 def _register(size: str) -> None:
-    def build(pretrained: bool = False, **options: Any) -> AST:
-        for name in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "checkpoint_path"):
-            options.pop(name, None)
+    @registered(f"{AUDIO}{size}")
+    def make(pretrained: bool, **options: Any) -> tuple[AST, dict[str, Any]]:
         options = {name: value for name, value in options.items() if value is not None}
         if pretrained:  # of images, so there is no classifier of sounds
             options.setdefault("num_classes", 0)
@@ -234,19 +233,13 @@ def _register(size: str) -> None:
             _begin_as_deit(net, size, options)
         mean, deviation = net.statistics
         channels = net.patch_embed.proj.in_channels
-        net.pretrained_cfg = {  # type: ignore[assignment]
-            "architecture": build.__name__,
+        return net, {
             "input_size": (channels, *net.patch_embed.img_size),
             "mean": (mean,) * channels,
             "std": (2 * deviation,) * channels,
             "first_conv": "patch_embed.proj",
             "classifier": ("head", "head_norm"),
         }
-        return net
-
-    build.__name__ = build.__qualname__ = f"ast_{size}"
-    build.__module__ = __name__
-    register_model(build)
 
 
 for _size in SIZES:

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from timm.layers import DropPath, LayerNorm2d, Mlp, trunc_normal_
-from timm.models import register_model
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vitdistill.errors import UserError
+from vitdistill.models.families.registry import registered
 from vitdistill.models.families.vit import ViT
 from vitdistill.models.macs import Macs, check_kept, head_macs, norm_macs
 from vitdistill.models.names import CONVVIT
@@ -246,14 +246,10 @@ class ConvStagesViT(ViT):
 
 
 def _register(size: str, **own: Any) -> None:
-    def build(pretrained: bool = False, **options: Any) -> ConvViT:
-        for name in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "checkpoint_path"):
-            options.pop(name, None)
-        if options.get("img_size") is None:
-            options["img_size"] = 224
+    @registered(f"{CONVVIT}{size}_patch16_224", img_size=224)
+    def make(pretrained: bool, **options: Any) -> tuple[ConvViT, dict[str, Any]]:
         net = ConvViT(**{**own, **options})
-        net.pretrained_cfg = {  # type: ignore[assignment]
-            "architecture": build.__name__,
+        return net, {
             "input_size": (net.patch_embed1.proj.in_channels, *net.img_size),
             "num_classes": 1000,  # of the published files
             "mean": (0.485, 0.456, 0.406),
@@ -263,11 +259,6 @@ def _register(size: str, **own: Any) -> None:
             "first_conv": "patch_embed1.proj",
             "classifier": "head",
         }
-        return net
-
-    build.__name__ = build.__qualname__ = f"{CONVVIT}{size}_patch16_224"
-    build.__module__ = __name__
-    register_model(build)
 
 
 _register("base")

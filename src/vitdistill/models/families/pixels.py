@@ -7,7 +7,6 @@ import timm
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from timm.layers import PatchEmbed
-from timm.models import register_model
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -15,6 +14,7 @@ from torch.func import functional_call
 from vitdistill.errors import UserError
 from vitdistill.models.backbone import Captured
 from vitdistill.models.families.narrow import begin_narrow, is_narrow
+from vitdistill.models.families.registry import registered
 from vitdistill.models.families.vit import ViT
 from vitdistill.models.macs import Macs
 from vitdistill.models.weights.positions import resample
@@ -25,7 +25,7 @@ CROP = 512  # pixels of a side, as all published networks of these families see 
 # What the adapter of ViTs, and what loads position embeddings, ask of a network, is the encoder's.
 _OF_ENCODER = {
     *("attn_pool", "blocks", "cls_token", "embed_dim", "fc_norm", "global_pool", "grad_checkpointing", "norm"),
-    *("norm_pre", "num_features", "num_prefix_tokens", "patch_drop", "patch_embed", "pos_embed"),
+    *("norm_pre", "num_features", "num_prefix_tokens", "patch_drop", "patch_embed", "pos_embed", "dist_token"),
 }
 
 
@@ -235,7 +235,9 @@ class PixelViT(ViT):
         raise NotImplementedError
 
 
-def register(name: str, make: Callable[..., PixelNetwork], encoder: str, classifier: tuple[str, ...]) -> None:
+def register(
+    name: str, make: Callable[..., PixelNetwork], encoder: str, classifier: tuple[str, ...], **own: Any
+) -> None:
     """Register an architecture with timm, built for 512 pixels and ADE20K's 150 classes where nothing else is said.
 
     Args:
@@ -243,17 +245,14 @@ def register(name: str, make: Callable[..., PixelNetwork], encoder: str, classif
         make: the network's class.
         encoder: architecture of timm, whose input statistics are the network's, where no other encoder is named.
         classifier: modules whose weights are those of the classes.
+        own: arguments that this architecture has where nothing else is said.
     """
 
-    def build(pretrained: bool = False, **options: Any) -> PixelNetwork:
-        for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "checkpoint_path"):
-            options.pop(key, None)
-        if options.get("img_size") is None:
-            options["img_size"] = CROP
-        net = make(**{"encoder": encoder, "num_classes": 150, **options})
+    @registered(name, img_size=CROP, module=make.__module__)
+    def build(pretrained: bool, **options: Any) -> tuple[PixelNetwork, dict[str, Any]]:
+        net = make(**{"encoder": encoder, "num_classes": 150, **own, **options})
         config = dict(net.encoder.pretrained_cfg or {})
-        net.pretrained_cfg = {  # type: ignore[assignment]
-            "architecture": name,
+        return net, {
             "input_size": (net.encoder.patch_embed.proj.in_channels, *net.encoder.patch_embed.img_size),
             "mean": config.get("mean", (0.5, 0.5, 0.5)),
             "std": config.get("std", (0.5, 0.5, 0.5)),
@@ -261,11 +260,6 @@ def register(name: str, make: Callable[..., PixelNetwork], encoder: str, classif
             "first_conv": "encoder.patch_embed.proj",
             "classifier": classifier,
         }
-        return net
-
-    build.__name__ = build.__qualname__ = name
-    build.__module__ = make.__module__
-    register_model(build)
 
 
 def check_image_size(net: PixelNetwork, images: Tensor) -> None:

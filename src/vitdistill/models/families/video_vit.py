@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitdistill.errors import UserError, near
+from vitdistill.models.families.registry import registered
 from vitdistill.models.families.vit import ViT
 from vitdistill.models.names import VIDEO
 from vitdistill.models.network import Network
@@ -195,23 +195,14 @@ SIZES = {
 
 
 def _register(size: str) -> None:
-    def build(pretrained: bool = False, **options: Any) -> VisionTransformer:
-        for name in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "checkpoint_path"):
-            options.pop(name, None)
-        if options.get("img_size") is None:
-            options["img_size"] = 224
+    @registered(f"{VIDEO}{size}_patch16_224", img_size=224)
+    def make(pretrained: bool, **options: Any) -> tuple[VisionTransformer, dict[str, Any]]:
         net = video_vit(**{"patch_size": 16, **SIZES[size], **options})
-        net.pretrained_cfg = {  # type: ignore[assignment]
-            "architecture": build.__name__,
+        return net, {
             "mean": (0.485, 0.456, 0.406),
             "std": (0.229, 0.224, 0.225),
             "classifier": "head",
         }
-        return net
-
-    build.__name__ = build.__qualname__ = f"{VIDEO}{size}_patch16_224"
-    build.__module__ = __name__
-    register_model(build)
 
 
 for _size in SIZES:

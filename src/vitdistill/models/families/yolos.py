@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from timm.layers import trunc_normal_
-from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitdistill.errors import UserError
 from vitdistill.models.families.narrow import begin_narrow, is_narrow
+from vitdistill.models.families.registry import registered
 from vitdistill.models.names import YOLOS
 from vitdistill.models.sizes import pair
 from vitdistill.models.weights.positions import resample
@@ -283,14 +283,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def _register(size: str, own: dict[str, Any]) -> None:
-    def build(pretrained: bool = False, **options: Any) -> Yolos:
-        for name in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "checkpoint_path"):
-            options.pop(name, None)
-        if options.get("img_size") is None:
-            options["img_size"] = own["img_size"]
+    @registered(f"{YOLOS}{size}", img_size=own["img_size"])
+    def make(pretrained: bool, **options: Any) -> tuple[Yolos, dict[str, Any]]:
         net = Yolos(**{**own, **options})
-        net.pretrained_cfg = {  # type: ignore[assignment]
-            "architecture": build.__name__,
+        return net, {
             "input_size": (net.patch_embed.proj.in_channels, *pair(net.patch_embed.img_size)),
             "num_classes": 91,  # of the published files: COCO's numbers, ten of which are never used
             "mean": (0.485, 0.456, 0.406),
@@ -300,11 +296,6 @@ def _register(size: str, own: dict[str, Any]) -> None:
             "first_conv": "patch_embed.proj",
             "classifier": "class_embed.layers.2",
         }
-        return net
-
-    build.__name__ = build.__qualname__ = f"{YOLOS}{size}"
-    build.__module__ = __name__
-    register_model(build)
 
 
 for _size, _own in ARCHITECTURES.items():

@@ -16,7 +16,7 @@ from vitdistill.errors import UserError
 from vitdistill.models.build import build
 from vitdistill.models.families.pixels import PixelViT
 from vitdistill.models.families.segmenter import Decoder, SegmenterViT
-from vitdistill.models.families.upernet import UperNetViT
+from vitdistill.models.families.upernet import Necks, UperNetViT
 from vitdistill.models.families.vit import ViT
 from vitdistill.models.families.yolos import Yolos
 from vitdistill.models.names import SEGMENTER, UPERNET
@@ -32,7 +32,7 @@ from vitdistill.models.weights.read import head_names
 # Arguments of a body that belong to what is left behind, or are given anew.
 _LEFT_BEHIND = {
     *("num_classes", "img_size", "fc_norm", "final_norm", "drop_rate", "num_heads", "dist_token", "encoder"),
-    *("decoder", "decoder_depth", "decoder_heads", "dropout", "channels", "taps"),
+    *("decoder", "decoder_depth", "decoder_heads", "dropout", "channels", "necks", "taps"),
 }
 _WITHOUT_PLACE = ("norm.", "fc_norm.", "dist_token", "head_dist.")
 _FRESH = ("relative_position_bias_table", "ls1.gamma", "ls2.gamma")  # of UperNet's blocks
@@ -83,6 +83,7 @@ def upernet(
     classes: int,
     *,
     channels: int | None = None,
+    necks: Necks = "plain",
     taps: Sequence[int] | None = None,
     image_size: int | Sequence[int] | None = None,
     drop_path: float = 0.0,
@@ -92,9 +93,10 @@ def upernet(
     Blocks with heads of their own (the last of TinyMIM-B) keep them.
 
     Args:
-        body: a ViT with a class token, or an UperNet whose body is taken.
+        body: a ViT with a class token, a distilled DeiT, or an UperNet whose body is taken.
         classes: to tell apart.
-        channels: of the main head; None is the body's width.
+        channels: of the main head; None is the width of the maps that it reads.
+        necks: plain or wide, see `UperNet`.
         taps: four blocks whose outputs are read, from 0; see `UperNet`.
         image_size: height and width in pixels; None keeps the body's.
         drop_path: stochastic depth rate of the last block, falling to 0 in the first.
@@ -106,7 +108,7 @@ def upernet(
         >>> network = upernet(build("runs/tinymim_vit_b"), classes=150, image_size=512, drop_path=0.1)
     """
     heads = _heads_of(body)
-    args: dict[str, Any] = {"num_heads": heads if len(set(heads)) > 1 else heads[0]}
+    args: dict[str, Any] = {"num_heads": heads if len(set(heads)) > 1 else heads[0], "necks": necks}
     args |= {"channels": channels} if channels is not None else {}
     args |= {"taps": list(taps)} if taps is not None else {}
     network = _over(body, UPERNET, classes, image_size, args)
