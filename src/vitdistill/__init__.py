@@ -36,6 +36,7 @@ _LAZY = {
     "BoxFiles": "vitdistill.data.boxes.files",
     "Segmentation": "vitdistill.tasks.segmentation",
     "SegmentFiles": "vitdistill.data.segments.files",
+    "SegmentTest": "vitdistill.data.segments.files",
     "Teacher": "vitdistill.models.teacher",
     "Method": "vitdistill.methods.method",
     "Distillation": "vitdistill.methods.distillation",
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
     from vitdistill.data.boxes.files import BoxFiles
     from vitdistill.data.images.augment import Augment
     from vitdistill.data.images.views import MultiCrop
-    from vitdistill.data.segments.files import SegmentFiles
+    from vitdistill.data.segments.files import SegmentFiles, SegmentTest
     from vitdistill.errors import UserError
     from vitdistill.evaluation.batches import read_batch
     from vitdistill.evaluation.masked import MaskedAccuracy

@@ -110,7 +110,8 @@ class QKV(NamedTuple):
 # Where a pass can be looked into. "attention" and "ffn" are what a block's branch adds to the tokens (after LayerScale,
 # before drop path), "attention_residual" the tokens after attention was added, "output" those that leave the block.
 # "decoder" lies behind the last block: the last attention of a head that is a transformer itself (Segmenter).
-Point = Literal["qkv", "attention", "attention_residual", "ffn", "output", "decoder"]
+# "final" are the tokens behind the norm that follows the last block, where that is not part of the head (Segmenter).
+Point = Literal["qkv", "attention", "attention_residual", "ffn", "output", "decoder", "final"]
 
 
 @dataclass(frozen=True)

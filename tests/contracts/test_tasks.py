@@ -172,7 +172,7 @@ def test_boxes_need_a_detector_of_the_data(monkeypatch: pytest.MonkeyPatch) -> N
     assert detector.detections and detector.num_classes == 10 and task.student(detector) is detector
     record_of(detector.net).classes = [*"abcdefghij"]
     letters = Boxes(replace(open_boxes("scenes"), classes=[*"klmnopqrst"]))
-    with pytest.raises(UserError, match="classes of a detector must be those of the data; got .*'a'"):
+    with pytest.raises(UserError, match="classes of a network must be those of the data; yolos.*'a'"):
         letters.check(detector)
     record_of(detector.net).classes = [*"1023456789"]
     task.check(detector)

@@ -147,6 +147,36 @@ def test_masks_that_would_leave_holes_are_refused() -> None:
     with pytest.raises(UserError, match="head of segmenter_tiny reads the whole grid of patches") as caught:
         maskedkd(network(), mask="student")
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="head of segmenter_tiny reads the whole grid of patches"):
-        maskedkd(network(), distill="attention")
     maskedkd(network(), distill="manifold", keep=1.0, mask="student")
+
+
+def test_attention_needs_no_decoder(images: Tensor) -> None:
+    """The class tokens behind the teacher's final norm are those of a pass up to its head, which does not run."""
+    method = maskedkd(network(), distill="attention")
+    guide = method.teacher.network
+    guide.net.decoder.register_forward_hook(lambda *_: pytest.fail("the teacher's decoder ran"))
+    step = method(images, LABELS)
+    assert {"ce", "attention", "attention_cls"} == set(step.terms) and step.kept.shape == (len(images), 12)
+    step.loss.backward()
+    assert method.terms[0].project[1].weight.grad.abs().sum() > 0
+    capture = method.terms[0].captures()[1]
+    assert not capture.head and method.passes(0.0)[1].macs == guide.macs(12, capture).total < guide.macs().total
+
+
+@torch.no_grad()
+def test_final_tokens_are_those_of_the_whole_pass(images: Tensor) -> None:
+    guide = network()
+    whole, early = guide(images), guide(images, capture=guide.final_capture())
+    assert early.prediction is None and torch.equal(early.final.all, whole.final.all)
+    assert set(early.captured) == guide.final_capture().points
+    norm = guide.macs(None, guide.final_capture()).total - guide.macs(None, Capture.at(-1, "output", head=False)).total
+    assert (
+        norm
+        == guide.macs(None, guide.final_capture()).layernorm
+        - guide.macs(None, Capture.at(-1, "output", head=False)).layernorm
+        > 0
+    )
+    few = torch.arange(12).expand(len(images), -1)
+    masked = guide(images, keep=few, capture=guide.final_capture())
+    block = guide(images, keep=few, capture=Capture.at(-1, "output", head=False)).tokens(-1)
+    assert torch.equal(masked.final.all, guide.net.encoder.norm(block.all))

@@ -16,7 +16,7 @@ from vitdistill.cli import main
 from vitdistill.data.boxes.files import BoxFiles
 from vitdistill.data.boxes.sources import open_boxes
 from vitdistill.data.images.augment import Augment
-from vitdistill.data.segments.files import SegmentFiles
+from vitdistill.data.segments.files import SegmentTest
 from vitdistill.errors import UserError
 from vitdistill.models.build import build
 from vitdistill.runs.read import read_run
@@ -148,7 +148,7 @@ def test_a_detector_that_is_no_run_is_tested_and_finds(
         ({"boxes": BoxFiles(sides=[48])}, "--boxes.sides has no effect in a test"),
         ({"boxes": BoxFiles(det_tokens=6)}, "--boxes.det_tokens has no effect in a test"),
         ({"boxes": BoxFiles(class_weight=2.0)}, "--boxes.class_weight has no effect in a test"),
-        ({"segments": SegmentFiles(stride=3)}, "--segments has no effect on a network whose task is boxes"),
+        ({"segments": SegmentTest(stride=3)}, "--segments has no effect on a network whose task is boxes"),
     ):
         with pytest.raises(UserError, match=words):
             evaluate(str(exported), data="scenes", **options)

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from killed_runs import kill
 from made_pairs import ade20k
 from run_reports import reports
 from vitdistill.cli import main
-from vitdistill.data.segments.files import SegmentFiles
+from vitdistill.data.images.augment import Augment
+from vitdistill.data.segments.files import SegmentFiles, SegmentTest
 from vitdistill.errors import UserError
 from vitdistill.models.build import build
 from vitdistill.tasks.boxes import Boxes
@@ -23,6 +26,7 @@ from vitdistill.tasks.classification import Classification
 from vitdistill.tasks.segmentation import Segmentation
 from vitdistill.training.settings import Loader, Optim
 from vitdistill.verbs.check import check
+from vitdistill.verbs.common import make_student
 from vitdistill.verbs.evaluate import evaluate
 from vitdistill.verbs.export import export
 from vitdistill.verbs.finetune import finetune
@@ -68,7 +72,7 @@ def test_a_folder_pair_is_learnt_tested_and_reported(run: Path, folder: Path, tm
     page = (run / "report.html").read_text()
     assert "mIoU %" in page and "the true class of each pixel and the predicted one" in page
     assert "could not be drawn" not in page and "no maps of classes" not in page
-    touching = evaluate(str(run), segments=SegmentFiles(stride=32), workers=0, json=True)
+    touching = evaluate(str(run), segments=SegmentTest(stride=32), workers=0, json=True)
     assert touching["miou"] == pytest.approx(info["accuracy"]["miou"], abs=1e-3), "as validation in training"
     result = evaluate(str(run), workers=0, out=str(tmp_path / "test"), json=True)
     assert result["samples"] == 4 and {"per_class.csv", "confusion.csv"} <= {
@@ -109,16 +113,12 @@ def test_a_network_that_is_no_run_is_tested_and_labels(run: Path, folder: Path, 
     assert Image.open(row["mask"]).size == (40, 36)
     for unread in ({"head": "linear"}, {"ratio": (0.5, 1.0)}):
         with pytest.raises(UserError, match=f"--segments.{next(iter(unread))} has no effect in a test"):
-            evaluate(str(run), segments=SegmentFiles(**unread))
+            evaluate(str(run), segments=SegmentTest(**unread))
 
 
 def test_what_does_not_fit_is_one_line(run: Path, folder: Path, tmp_path: Path) -> None:
-    names = tmp_path / "names.txt"
-    names.write_text("sky\nwall\nbuilding\n")
-    with pytest.raises(UserError, match="must be in the order of those of"):
-        evaluate(str(run), segments=SegmentFiles(classes=str(names)), workers=0)
     with pytest.raises(UserError, match="has 3 and ADEChallengeData2016 has 4|must have the 4 classes"):
-        evaluate(str(run), segments=SegmentFiles(classes=4), workers=0)
+        evaluate(str(run), segments=SegmentTest(classes=4), workers=0)
     with pytest.raises(UserError, match="--segments has no effect unless --task is segmentation"):
         supervised(student="digits_vit_small", data="digits", out=str(tmp_path / "x"), segments=SegmentFiles(stride=3))
     with pytest.raises(UserError, match="none for the whole picture; got scenes"):
@@ -199,9 +199,105 @@ def test_scenes_are_learnt_and_distilled_killed_and_resumed(tmp_path: Path) -> N
     assert torch.equal(one, two)
 
 
+def test_several_sizes_and_mirror_images_are_averaged(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options: dict[str, Any] = {"workers": 0, "json": True}
+    plain = evaluate(str(run), **options)
+    assert plain["test"] == "single scale"
+    assert evaluate(str(run), segments=SegmentTest(test_ratios=[1.0]), **options) == plain
+    many = SegmentTest(stride=16, test_ratios=[0.75, 1.0, 1.5], test_flip=True)
+    found = evaluate(str(run), segments=many, batch_size=3, **options)
+    assert found["test"] == "ratios 0.75, 1, 1.5 and their mirror images" and found["samples"] == plain["samples"]
+    assert found["loss"] != plain["loss"] and sum(row["pixels"] for row in found["per_class"]) == sum(
+        row["pixels"] for row in plain["per_class"]
+    )
+    assert evaluate(str(run), segments=many, **options)["miou"] == pytest.approx(found["miou"], abs=0.1), "windows"
+    capsys.readouterr()
+    line = f"evaluate {run} --workers 0 --segments.stride 32 --segments.test_ratios [0.5,1.0] --segments.test_flip true"
+    assert main(line.split()) == 0 and "test: ratios 0.5, 1 and their mirror images" in capsys.readouterr().out
+    pictures = [str(folder / "images" / "validation")]
+    rows = predict(str(run), pictures, out=str(tmp_path / "masks"), segments=many)
+    for row in rows:
+        with Image.open(row["mask"]) as mask, Image.open(row["path"]) as image:
+            assert mask.size == image.size
+    with pytest.raises(UserError, match=r"must leave a patch .8 pixels. of the 32 .*; got 0.2. Use at least 0.25$"):
+        evaluate(str(run), segments=SegmentTest(test_ratios=[0.2, 1.0]), workers=0)
+    with pytest.raises(UserError, match="--segments.classes has no effect on pictures without masks"):
+        predict(str(run), pictures, out=str(tmp_path / "masks"), segments=SegmentTest(classes=3))
+    with pytest.raises(UserError, match="--segments has no effect unless the model labels pixels"):
+        predict("digits-teacher", pictures, segments=many)
+
+
+def test_training_has_no_ratios_of_tests(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "supervised --task segmentation --student segmenter_tiny --data scenes --out o --segments.test_flip true"
+    assert main(line.split()) == 2
+    assert "segments.test_flip" in capsys.readouterr().err
+
+
+@pytest.fixture
+def reordered(folder: Path, tmp_path: Path) -> Path:
+    """The same images with the same classes, counted from the other end."""
+    other = tmp_path / "reordered"
+    shutil.copytree(folder, other)
+    for path in (other / "annotations").rglob("*.png"):
+        with Image.open(path) as mask:
+            numbers = np.asarray(mask)
+        Image.fromarray(np.where((numbers >= 1) & (numbers <= 3), 4 - numbers, numbers).astype(np.uint8)).save(path)
+    return other
+
+
+def test_classes_in_another_order_go_by_name(
+    run: Path, folder: Path, reordered: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("sky\nbuilding\nwall\n")
+    files = {"classes": str(names), "reduce_zero_label": True}
+    expected = evaluate(str(run), workers=0, json=True)
+    assert len({row["IoU %"] for row in expected["per_class"]}) > 1, "so that another order would show"
+    options: dict[str, Any] = {"data": str(reordered), "segments": SegmentTest(**files), "workers": 0, "json": True}
+    with caplog.at_level("WARNING"):
+        found = evaluate(str(run), **options)
+    assert found["miou"] == expected["miou"] and found["loss"] == pytest.approx(expected["loss"], abs=1e-4)
+    assert found["per_class"] == expected["per_class"][::-1] and "same classes in another order" in caplog.text
+    # What goes on is put into the data's order, and so is what it exports.
+    standing = {**TRAINING, "epochs": 1, "optim": Optim(lr=1e-9, lr_batch=0, warmup_epochs=0)}
+    out = tmp_path / "on"
+    supervised(student=str(run), data=str(reordered), segments=SegmentFiles(**files), out=str(out), **standing)
+    assert json.loads((out / "student.json").read_text())["classes"] == ["sky", "building", "wall"]
+    again = evaluate(str(out), workers=0, json=True)
+    assert again["per_class"] == expected["per_class"][::-1] and again["miou"] == expected["miou"]
+
+
+def test_other_classes_are_one_line(run: Path, folder: Path, tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("mur\nbatiment\nciel\n")
+    files = SegmentFiles(classes=str(names))
+    for refused in (
+        lambda: evaluate(str(run), segments=SegmentTest(classes=str(names)), workers=0),
+        lambda: supervised(student=str(run), data=str(folder), out=str(tmp_path / "x"), segments=files, **TRAINING),
+    ):
+        with pytest.raises(UserError, match="classes of .* those of the data; .* has 'wall', .* has 'mur'") as caught:
+            refused()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_head_that_goes_is_not_spoken_of(run: Path, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A labeller of pixels of three classes that becomes a detector of ten: nothing of its head is taken over."""
+    images = Segmentation.open(str(folder), augment=Augment(recipe="none"))[0]
+    source, task = replace(images, classes=[*"0123456789"]), Boxes(classes=10)
+    with caplog.at_level("WARNING"):
+        body = make_student(str(run), source, args=None, image_size=None, keeps=task.keeps)
+        detector = task.student(body)
+    assert not caplog.messages and detector.num_classes == 10
+    task.check(detector)
+    assert torch.equal(detector.net.blocks[1].mlp.fc1.weight, build(str(run)).net.encoder.blocks[1].mlp.fc1.weight)
+    assert make_student(str(run), source, args=None, image_size=None).num_classes == 10
+
+
 def test_commands_say_what_they_found(run: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(folder), "--workers", "0"]) == 0
     assert "images" in capsys.readouterr().out
     assert main(["evaluate", str(run), "--workers", "0", "--segments.stride", "16"]) == 0
     printed = capsys.readouterr().out
-    assert "mIoU %" in printed and "building" in printed
+    assert "mIoU %" in printed and "building" in printed and "test: single scale" in printed

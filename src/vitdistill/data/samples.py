@@ -109,6 +109,7 @@ class ViewOptions:
         crops: of videos in testing, crops of each clip: 1 or 3.
         labels: False where training uses no labels; clips are then cropped as in VideoMAE's pre-training.
         several: several crops of each image in place of one.
+        ratios: of images with masks in testing, factors on their size at which they are seen.
     """
 
     augment: "Augment"
@@ -118,6 +119,7 @@ class ViewOptions:
     crops: int = 1
     labels: bool = True
     several: "MultiCrop | None" = None
+    ratios: tuple[float, ...] = (1.0,)
 
 
 def refuse_several(options: ViewOptions) -> None:

@@ -14,9 +14,9 @@ from PIL import Image
 from vitdistill.data.given import given_files
 from vitdistill.data.loader import CorruptLog
 from vitdistill.data.samples import UNREADABLE, reason_of
-from vitdistill.data.segments.files import SegmentFiles
+from vitdistill.data.segments.files import SegmentTest
 from vitdistill.data.segments.palette import as_picture, overlay
-from vitdistill.errors import UserError
+from vitdistill.errors import UserError, refuse_given
 from vitdistill.evaluation.loading import place_of
 from vitdistill.evaluation.progress import track
 from vitdistill.files import write_atomically
@@ -36,6 +36,7 @@ def label_files(
     *,
     out: str,
     config: Mapping[str, Any] | None = None,
+    segments: SegmentTest = SegmentTest(),
     batch_size: int = 8,
     device: str = "auto",
 ) -> list[dict[str, Any]]:
@@ -46,6 +47,7 @@ def label_files(
         files: pictures, and folders of them at any depth.
         out: folder for `<name>.png` (class numbers, with a palette), `<name>_overlay.png` and `shares.csv`.
         config: of the run that the network is of, which says where windows lie; without one its family does.
+        segments: where windows lie, and at which sizes pictures are seen.
         batch_size: windows of a picture that are looked at at once.
         device: auto, cpu, cuda, ...
 
@@ -54,23 +56,24 @@ def label_files(
         of the pixels, of those that occur, the largest first).
 
     Raises:
-        UserError: when no file can be read, or the folder is a file.
+        UserError: when no file can be read, the folder is a file, or it is said what masks mean.
     """
     folder = Path(out).expanduser()
     if folder.exists() and not folder.is_dir():
         raise UserError("--out must be a folder", f"the file {folder}")
     if batch_size < 1:
         raise UserError("batch_size must be at least 1", batch_size)
-    task = Segmentation.of(network)
-    task.stride = Segmentation.tested_files(SegmentFiles(), network, config or {}).stride
-    task = task.tested()
+    given = {"classes": segments.classes is not None, "reduce_zero_label": segments.reduce_zero_label is not None}
+    refuse_given({f"segments.{name}": is_given for name, is_given in given.items()}, "on pictures without masks")
+    tested = Segmentation.tested_files(segments, network, config or {})
+    task = Segmentation.of(network).tested(tested, batch_size)
     task.check(network)
     network.eval().to(place_of(device))
     names = class_names(network) or [str(number) for number in range(network.num_classes)]
     rows: list[dict[str, Any]] = []
     taken: dict[str, int] = {}
     for path, image in _pictures(files):
-        mask = task.labelled(network, image, at_once=batch_size)
+        mask = task.labelled(network, image)
         stem = Path(path).stem
         taken[stem] = taken.get(stem, 0) + 1
         stem = stem if taken[stem] == 1 else f"{stem}-{taken[stem]}"

@@ -10,7 +10,6 @@ from torchmetrics import MetricCollection
 
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.loader import BAD_SHARE, CorruptLog
-from vitdistill.data.samples import ViewOptions
 from vitdistill.errors import UserError
 from vitdistill.evaluation.loading import Reader, made_ready
 from vitdistill.files import write_atomically
@@ -41,15 +40,15 @@ def evaluate_task(
         data: what `--data` takes.
         files: the task's own group of options, where it has one.
         config: of the run that the network is of; empty where it is of none.
-        batch_size: samples per step.
+        batch_size: samples per step; where a test makes many inputs of each, these.
         device: auto, cpu, cuda, ...
         workers: loader processes; None chooses.
         out: folder for the task's files, such as a table per class; None writes nothing.
         bad_share: share of the samples that may be unreadable.
 
     Returns:
-        The data, each metric of the task in percent, the loss, how many samples there were and could not
-        be read, and what is known per class.
+        The data, which test it was where the task has several, each metric of the task in percent, the loss, how many
+        samples there were and could not be read, and what is known per class.
 
     Raises:
         UserError: when the network is not for the data, or too much is unreadable.
@@ -57,13 +56,14 @@ def evaluate_task(
     source, task = task_class(task_name).open(
         data, augment=Augment(**(config.get("augment") or {"recipe": "none"})), files=files
     )
-    task = task.tested()
+    if batch_size < 1:
+        raise UserError("batch_size must be at least 1", batch_size)
+    task = task.tested(files, batch_size)
     task.check(network)
-    if class_order(network, source.classes, source.name) is not None and not task.by_name:
-        rule = f"The classes of {source.name} must be in the order of those of {network.name}"
-        raise UserError(rule, f"{', '.join(source.classes[:3])}, ...", "Give them in the order of the training")
-    subject = made_ready(network, source, dict(config), ViewOptions(augment=Augment()), None)
-    reader = Reader(subject, batch_size=batch_size, device=device, workers=workers, bad_share=bad_share)
+    class_order(network, source.classes, source.name)  # says what the task does about it
+    subject = made_ready(network, source, dict(config), task.views, None)
+    read_at_once = 1 if task.one_by_one else batch_size
+    reader = Reader(subject, batch_size=read_at_once, device=device, workers=workers, bad_share=bad_share)
     network.eval().to(reader.place)
     # Every metric by itself: metrics that agree in the first batch would be taken for one.
     each = task.metrics()
@@ -83,6 +83,7 @@ def evaluate_task(
     result: dict[str, Any] = {
         "data": source.name,
         "task": task_name,
+        **({} if task.test is None else {"test": task.test}),
         "word": source.val.word,
         "samples": len(source.val) - len(corrupt.paths),
         "unreadable": len(corrupt.paths),

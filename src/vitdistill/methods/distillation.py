@@ -77,10 +77,12 @@ class Distillation(Method):
             selector: which patches the teachers see; None shows them all.
 
         Raises:
-            UserError: when patches shall be left out where they cannot be, or a teacher cannot see the student's
-                inputs.
+            UserError: when the student cannot be trained for the task, patches shall be left out where they cannot be,
+                or a teacher cannot see the student's inputs.
         """
         super().__init__(as_network(student), task)
+        if task is not None:
+            task.check(self.student)
         self.lessons = list(lessons)
         self.terms = nn.ModuleList(term for lesson in self.lessons for term in lesson.terms)
         self.selector = selector or Selector()

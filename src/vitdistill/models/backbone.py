@@ -225,6 +225,10 @@ class Backbone(Network, ABC):
 
     # --- looking inside --------------------
 
+    def final_capture(self) -> Capture:
+        """What a pass must capture so that it shows the tokens behind the final norm; by default it runs the head."""
+        return NOTHING
+
     @abstractmethod
     def saliency(self, output: Output, block: int = -1, kind: SaliencyKind = "cls") -> Float[Tensor, "b n"]:
         """Patch saliency in patch coordinates, detached, float32, from a pass with `saliency_capture`."""

@@ -18,6 +18,9 @@ from vitdistill.types import NOTHING, Capture, InputSpec, Output
 # timm's defaults for networks that carry no pretrained configuration.
 DEFAULT_MEAN, DEFAULT_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+# A parameter that has a row for each class: the module that holds it, its name there, and the dimension of the classes.
+ClassParameter = tuple[nn.Module, str, int]
+
 
 class Network(nn.Module, ABC):
     """Anything that maps inputs to a prediction, behind one interface.

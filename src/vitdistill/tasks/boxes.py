@@ -18,12 +18,12 @@ from vitdistill.data.images.augment import Augment
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, refuse_given, refuse_without_effect
 from vitdistill.losses.boxes import CLASS_WEIGHT, set_loss
-from vitdistill.models.classes import compare
 from vitdistill.models.network import Network
 from vitdistill.models.record import record_of
 from vitdistill.models.surgery.detector import detector
 from vitdistill.models.surgery.drop_path import drop_path_rates
 from vitdistill.tasks.box_ap import BoxAP, PartOfAP
+from vitdistill.tasks.class_names import ClassNames
 from vitdistill.tasks.confusion import table
 from vitdistill.tasks.task import Task
 from vitdistill.types import Output
@@ -47,8 +47,8 @@ class Boxes(Task):
     score: ClassVar[str] = "ap"
     columns: ClassVar[dict[str, str]] = {"ap": "AP %", "ap50": "AP50 %", "ap75": "AP75 %"}
     per_sample: ClassVar[bool] = False
-    by_name: ClassVar[bool] = True
     augment: ClassVar[Augment | None] = Augment(recipe="none")
+    names: ClassNames
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Boxes(Task):
         self.det_tokens = det_tokens
         self.source = source
         self.classes = classes if source is None or classes is not None else len(source.classes)
-        self._order: Tensor | None = None  # of the network's classes, where the data has another
+        self.names = ClassNames.of(source, self.classes or 0)
         self._first: BoxAP | None = None
 
     @classmethod
@@ -139,21 +139,11 @@ class Boxes(Task):
         require_detection()
         if not network.detections:
             raise UserError("Boxes need a detector", network.name, "Use yolos_tiny, or another YOLOS")
-        if network.num_classes != self.classes and self.source is None:
-            rule = f"The detector must have the {self.classes} classes of the task"
-            raise UserError(rule, f"{network.num_classes} of {network.name}")
-        if self.source is not None:
-            found = compare(network, self.source.classes, self.source.name)
-            if found.kind in ("different", "other count"):
-                raise UserError("The classes of a detector must be those of the data", found.words)
-            self._order = None if found.order is None else torch.tensor(found.order)
+        self.names.match(network)
 
     def read(self, network: Network, output: Output, targets: Tensor) -> Float[Tensor, "b q _"]:
         assert output.prediction is not None
-        if self._order is None:
-            return output.prediction
-        self._order = self._order.to(output.prediction.device)  # once
-        return network.in_order(output.prediction, self._order)
+        return self.names.ordered(network, output.prediction)
 
     def loss(
         self, prediction: Float[Tensor, "b q _"], targets: Float[Tensor, "b boxes 5"]

@@ -1,7 +1,9 @@
 """Which class each pixel of an image belongs to."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,11 +18,12 @@ from torchvision import tv_tensors
 from vitdistill.data.device import OnDevice
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.open import SCENES
-from vitdistill.data.segments.files import Head, SegmentFiles
+from vitdistill.data.samples import ViewOptions
+from vitdistill.data.segments.files import Head, SegmentFiles, SegmentTest
 from vitdistill.data.segments.masks import IGNORED
 from vitdistill.data.segments.sizes import scored_size
 from vitdistill.data.segments.sources import open_segments
-from vitdistill.data.segments.transforms import resized
+from vitdistill.data.segments.transforms import parted, tested
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, refuse_given, refuse_without_effect
 from vitdistill.losses.segments import segmentation_terms
@@ -29,6 +32,7 @@ from vitdistill.models.families.upernet import UperNetViT
 from vitdistill.models.network import Network
 from vitdistill.models.surgery.drop_path import drop_path_rates, set_drop_path
 from vitdistill.models.surgery.segmenter import segmenter, upernet
+from vitdistill.tasks.class_names import ClassNames
 from vitdistill.tasks.confusion import FILE, Confusion, table
 from vitdistill.tasks.pixels import MatrixOf, PixelScores, at_their_size, class_rows, own_size, resized_map
 from vitdistill.tasks.task import Task
@@ -46,6 +50,7 @@ HEADS: dict[Head, Callable[..., Network]] = {
     "upernet_wide": partial(upernet, necks="wide"),
 }
 OVERLAP = 32  # pixels that the windows of a Segmenter share in its test
+PLAIN: tuple[float, ...] = (1.0,)  # ratios of a test at one size
 
 
 class Segmentation(Task):
@@ -64,24 +69,34 @@ class Segmentation(Task):
     reads_grid: ClassVar[bool] = True
     per_sample: ClassVar[bool] = False
     augment: ClassVar[Augment | None] = Augment(recipe="none", hflip=0.5, color_jitter=0.5)
+    names: ClassNames
 
-    def __init__(self, classes: int, *, stride: int | None = None, head: Head | None = None) -> None:
+    def __init__(
+        self,
+        classes: int | None = None,
+        *,
+        source: DataSource | None = None,
+        stride: int | None = None,
+        head: Head | None = None,
+    ) -> None:
         """
         Args:
-            classes: how many there are.
+            classes: how many there are; None takes those of the data.
+            source: whose classes a network's are compared with, by name; None compares their number alone.
             stride: pixels from one window to the next in images that are larger than the network's input; None is the
                 size of that input, so that windows touch.
             head: what makes maps of a ViT: mask, linear, upernet or upernet_wide; None is mask.
         """
-        self.classes, self.stride, self.head = classes, stride, head
-        self.testing = False
+        self.names = names = ClassNames.of(source, classes)
+        self.classes, self.stride, self.head = names.count, stride, head
+        self.testing, self.ratios, self.flip, self.at_once = False, PLAIN, False, 1
         self._first: PixelScores | None = None
 
     @classmethod
     def open(cls, data: Any, *, augment: Augment, files: Any = None) -> "tuple[DataSource, Segmentation]":
         files = files or SegmentFiles()
         source = open_segments(data, files)
-        return source, cls(len(source.classes), stride=files.stride, head=files.head)
+        return source, cls(source=source, stride=files.stride, head=files.head)
 
     @classmethod
     def source_of(cls, config: Mapping[str, Any]) -> DataSource:
@@ -90,7 +105,7 @@ class Segmentation(Task):
     @classmethod
     def tested_files(
         cls, given: SegmentFiles, network: Network, config: Mapping[str, Any], *, elsewhere: bool = False
-    ) -> SegmentFiles:
+    ) -> SegmentTest:
         unread = {"segments.head": given.head is not None, "segments.ratio": given.ratio is not None}
         refuse_given(unread, "in a test, but in training alone")
         return given.over(config.get("segments") or {})
@@ -156,63 +171,116 @@ class Segmentation(Task):
                 remedy="Choose a Segmenter or an UperNet (segmenter_small, upernet_vit_base), or train a ViT for it "
                 "with --task segmentation",
             )
-        if network.num_classes != self.classes:
-            raise UserError(
-                f"The network must have the {self.classes} classes of the task; {network.name} has "
-                f"{network.num_classes}"
-            )
+        self.names.match(network)
         if self.stride is not None and self.stride > min(network.input.size):
             rule = f"--segments.stride must be at most {min(network.input.size)}, the input of {network.name}"
             raise UserError(rule, self.stride, "Windows farther apart leave pixels out")
+        side, patch = max(network.input.size), max(network.net.encoder.patch_embed.patch_size)
+        if min(self.ratios) * side < patch:
+            rule = f"--segments.test_ratios must leave a patch ({patch} pixels) of the {side} pixels of {network.name}"
+            raise UserError(rule, f"{min(self.ratios):g}", f"Use at least {patch / side:g}")
 
-    def tested(self) -> "Segmentation":
-        """With windows that overlap, as finished networks are tested."""
+    def tested(self, files: SegmentTest | None = None, at_once: int = 1) -> "Segmentation":
+        """With windows that overlap, as finished networks are tested; at several sizes where that is asked for."""
         task = copy(self)
-        task.testing, task._first = True, None
+        task.testing, task._first, task.at_once = True, None, at_once
+        if files is not None:
+            task.stride, task.ratios, task.flip = files.stride, tuple(files.test_ratios or PLAIN), files.test_flip
         return task
+
+    @property
+    def one_by_one(self) -> bool:  # type: ignore[override]
+        """Whether probabilities are averaged over several sizes, or mirror images."""
+        return self.flip or self.ratios != PLAIN
+
+    @property
+    def views(self) -> ViewOptions:
+        return replace(super().views, ratios=self.ratios)
+
+    @property
+    def test(self) -> str:
+        if not self.one_by_one:
+            return "single scale"
+        scales = ", ".join(f"{ratio:g}" for ratio in self.ratios)
+        return f"ratios {scales}{' and their mirror images' if self.flip else ''}"
 
     def read(
         self, network: Network, output: Output, targets: Tensor
     ) -> Float[Tensor, "b c height width"] | Float[Tensor, "b 2 c height width"]:
         """Scores of each pixel; behind them those of an auxiliary head, where the network trains one."""
         assert output.prediction is not None
+        prediction = self.names.ordered(network, output.prediction)
         if output.distilled is None:
-            return output.prediction
-        return torch.stack((output.prediction, output.distilled), dim=1)
+            return prediction
+        return torch.stack((prediction, self.names.ordered(network, output.distilled)), dim=1)
 
     def predict(
         self, network: Network, inputs: Float[Tensor, "b ch height width"], targets: Shaped[Tensor, "b rows columns"]
     ) -> Tensor:
         """Scores at the size of the inputs; NaN where an image was filled up to the size of its batch.
 
+        In a test at several sizes, logarithms of the mean probabilities at the size of the masks.
+
         Args:
             network: the student, or its average.
-            inputs: at least of the size that the network takes; larger ones are seen through sliding windows.
+            inputs: at least of the size that the network takes; larger ones are seen through sliding windows. In a test
+                at several sizes, the image at each of them, one below another.
             targets: masks at their own size, which tells that of each image in the batch.
         """
         crop = network.input.size
+        if self.one_by_one:
+            found = inputs.new_full((len(inputs), self.classes, *targets.shape[-2:]), torch.nan)
+            for number, (image, mask) in enumerate(zip(inputs, targets, strict=True)):
+                height, width = own = own_size(mask)
+                images = parted(image[None], [scored_size(own, crop, ratio) for ratio in self.ratios])
+                found[number, :, :height, :width] = self.averaged(network, images, own)[0]
+            return found
         if tuple(inputs.shape[-2:]) == crop:
             return self.read(network, network(inputs), targets)
         sizes = [scored_size(own_size(mask), crop) for mask in targets]
         return self.slide(network, inputs, sizes)
 
     @torch.inference_mode()
-    def labelled(self, network: Network, image: Image.Image, *, at_once: int = 1) -> UInt8[np.ndarray, "height width"]:
+    def labelled(self, network: Network, image: Image.Image) -> UInt8[np.ndarray, "height width"]:
         """The class number of each pixel of a picture, at its own size.
 
         Args:
             network: in eval mode.
             image: RGB.
-            at_once: windows that are looked at at once.
         """
         spec, place = network.input, next(network.parameters()).device
         size = (image.height, image.width)
-        tested = scored_size(size, spec.size)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        pixels = resized(tv_tensors.Image(pixels), tested).as_subclass(Tensor)
-        inputs = OnDevice(Augment(recipe="none"), spec.mean, spec.std, self.classes).eval(pixels[None].to(place))
-        scores = self.slide(network, inputs, [tested], at_once)
-        return resized_map(scores, size)[0].argmax(dim=0).to(torch.uint8).cpu().numpy()
+        pixels = tv_tensors.Image(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+        on_device = OnDevice(Augment(recipe="none"), spec.mean, spec.std, self.classes)
+        images = (on_device.eval(tested(pixels, spec.size, ratio)[None].to(place)) for ratio in self.ratios)
+        scores = self.averaged(network, images, size) if self.one_by_one else self.at_size(network, next(images), size)
+        return scores[0].argmax(dim=0).to(torch.uint8).cpu().numpy()
+
+    def averaged(
+        self, network: Network, images: Iterable[Float[Tensor, "1 ch _ _"]], size: tuple[int, int]
+    ) -> Float[Tensor, "1 c height width"]:
+        """Logarithms of the mean of the probabilities at several sizes, and of mirror images.
+
+        Args:
+            network: in eval mode.
+            images: one image at each size, one after the other.
+            size: height and width at which they are averaged.
+        """
+        total, count = None, 0
+        for image in images:
+            for mirrored in (False, True)[: 1 + self.flip]:
+                scores = self.at_size(network, image.flip(-1) if mirrored else image, size).log_softmax(dim=1)
+                scores = scores.flip(-1) if mirrored else scores
+                total, count = scores if total is None else torch.logaddexp(total, scores), count + 1
+        assert total is not None
+        return total - math.log(count)
+
+    def at_size(
+        self, network: Network, image: Float[Tensor, "1 ch _ _"], size: tuple[int, int]
+    ) -> Float[Tensor, "1 c height width"]:
+        """Scores of one image through sliding windows, brought to another size."""
+        own = (image.shape[-2], image.shape[-1])
+        return resized_map(self.slide(network, image, [own], self.at_once), size)
 
     def slide(
         self,
@@ -233,7 +301,7 @@ class Segmentation(Task):
         def scores(windows: Tensor) -> Tensor:
             found = network(windows).prediction
             assert found is not None
-            return found
+            return self.names.ordered(network, found)
 
         return slide(scores, inputs, sizes, network.input.size, self.stride_of(network), at_once)
 

@@ -13,12 +13,15 @@ from torch import Tensor
 
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.open import open_source
+from vitdistill.data.samples import ViewOptions
 from vitdistill.data.source import DataSource
 from vitdistill.models.network import Network
 from vitdistill.types import Output
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
+
+    from vitdistill.tasks.class_names import ClassNames
 
 
 class Task(ABC):
@@ -32,7 +35,8 @@ class Task(ABC):
         reads_grid: whether predictions are read out of the whole grid of patches, so that none can be left out.
         per_sample: whether the score is the share of samples that are right, which has a binomial error.
         separable: whether the losses are means over the samples of a batch.
-        by_name: whether `check` compares classes by name, so that their order need not be the network's.
+        names: the classes of the data, of tasks that take those of a network by name, whatever their order.
+        one_by_one: whether a test looks at one sample at a time, of which it makes many inputs.
     """
 
     score: ClassVar[str]
@@ -42,7 +46,8 @@ class Task(ABC):
     reads_grid: ClassVar[bool] = False
     per_sample: ClassVar[bool] = True
     separable: ClassVar[bool] = False
-    by_name: ClassVar[bool] = False
+    names: "ClassNames | None" = None
+    one_by_one: bool = False
 
     @classmethod
     @abstractmethod
@@ -130,9 +135,24 @@ class Task(ABC):
         """The augmentation by default on some data; None takes the verb's."""
         return cls.augment
 
-    def tested(self) -> "Task":
-        """The task as finished networks are tested, where that differs from validation in training."""
+    def tested(self, files: Any = None, at_once: int = 1) -> "Task":
+        """The task as finished networks are tested, where that differs from validation in training.
+
+        Args:
+            files: the task's own group of options, as `tested_files` gave it; None is as without any.
+            at_once: inputs that a network is to see at once where the test looks at one sample at a time.
+        """
         return self
+
+    @property
+    def views(self) -> ViewOptions:
+        """How samples are made ready for a test."""
+        return ViewOptions(augment=Augment())
+
+    @property
+    def test(self) -> str | None:
+        """Which of several tests this is, in words; None where there is one."""
+        return None
 
     def keeps(self, body: Network) -> bool:
         """Whether `with_head` can keep the head that a network has: a classifier is none for boxes or pixels."""

@@ -282,7 +282,10 @@ def _lightning_trainer(run: RunDirectory, settings: Settings, arguments: dict[st
 
 def _write_record(method: Method, source: DataSource, run: RunDirectory, settings: Settings) -> None:
     """student.json, at the start: checkpoints can be read with it before the run is over."""
-    record = replace(record_of(method.student.net), classes=list(source.classes) if method.task is not None else [])
+    classes = list(source.classes) if method.task is not None else []
+    if method.task is not None and method.task.names is not None:
+        classes = method.task.names.of_network(method.student) or classes
+    record = replace(record_of(method.student.net), classes=classes)
     record.mean, record.std = list(method.student.input.mean), list(method.student.input.std)
     record.preprocessing = source.val.preprocessing(method.student.input, _views(method, settings))
     record.write(run.path)

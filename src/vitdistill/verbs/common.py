@@ -52,8 +52,21 @@ def make_student(
     pretrained: bool = False,
     drop_path: float = 0.0,
     classes: int | None = None,
+    keeps: Callable[[Network], bool] | None = None,
 ) -> Network:
     """The student with a head for the data's classes (or `classes`), at the data's or the given image size.
+
+    A head that was loaded and that its task will replace by one of another kind stays as it is.
+
+    Args:
+        spec: as `build` takes it.
+        source: the data.
+        args: further arguments of the architecture.
+        image_size: in pixels; None is the data's.
+        pretrained: download weights for a bare name.
+        drop_path: stochastic depth rate.
+        classes: of the head; None is as many as the data has.
+        keeps: whether the head of a network, built without weights, is one for the task; None is yes.
 
     Raises:
         UserError: when a module object has another number of classes than the data, or `args` ask for another.
@@ -70,11 +83,13 @@ def make_student(
         options.setdefault("drop_path_rate", drop_path)
     classes = len(source.classes) if classes is None else classes
     refuse_classes(args, "student_args", classes)
+    size, loaded = image_size or source.image_size, isinstance(spec, str) and (pretrained or not is_fresh(spec))
+    kept = not loaded or keeps is None or keeps(build(spec, args=options, image_size=size, meta=True))
     student = build(
         spec,
         args=options,
-        num_classes=classes,
-        image_size=image_size or source.image_size,
+        num_classes=classes if kept else None,
+        image_size=size,
         pretrained=pretrained,
     )
     if isinstance(student, FrozenBody):
@@ -82,15 +97,16 @@ def make_student(
         raise UserError(rule, spec if isinstance(spec, str) else student.name, "Give --linear_only true, or its body")
     if isinstance(spec, str) and not options.get("drop_path_rate"):
         set_drop_path(student, 0.0)  # some architectures (Swin) have a default above 0
-    if classes:
+    if classes and kept:
         if student.num_classes != classes:
             raise UserError(
                 f"The student must have the classes of the data; {student.name} has {student.num_classes} and "
                 f"{source.name} has {classes}"
             )
-        loaded = isinstance(spec, str) and (pretrained or not is_fresh(spec))
-        if starts_trained(student, loaded=loaded) and match_head(student, source.classes, source.name) == "different":
-            renew_head(student)
+        if starts_trained(student, loaded=loaded):
+            kind = match_head(student, source.classes, source.name, must_fit=student.reads_grid)
+            if kind == "different":
+                renew_head(student)
     return student
 
 

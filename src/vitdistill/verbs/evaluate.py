@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vitdistill.data.actions.files import ActionFiles
 from vitdistill.data.boxes.files import BoxFiles
-from vitdistill.data.segments.files import SegmentFiles
+from vitdistill.data.segments.files import SegmentTest
 from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.evaluation.asked import Criteria, Keeps, masks_of
 from vitdistill.models.names import ModelName, absolute_model
@@ -42,7 +42,7 @@ def evaluate(
     bad_share: float = 0.01,
     model_args: dict[str, Any] | None = None,
     actions: ActionFiles = ActionFiles(),
-    segments: SegmentFiles = SegmentFiles(),
+    segments: SegmentTest = SegmentTest(),
     boxes: BoxFiles = BoxFiles(),
     per_class: bool = False,
     out: str | None = None,
@@ -73,7 +73,7 @@ def evaluate(
         crops: of videos: 1 takes the centre of each clip, 3 both ends of the longer edge and the centre.
         stride: of videos: frames from one frame of a dense clip to the next; by default the run's.
         sampling: of videos: dense or uniform; by default the run's.
-        batch_size: images, or views of videos, per step.
+        batch_size: images, or views of videos, per step; of segmentation at several sizes, windows of an image.
         image_size: input size in pixels; by default the model's.
         crop_pct: share of the resized image that the centre crop keeps; by default that of the run's recipe, or the
             one that the model was published with.
@@ -84,7 +84,8 @@ def evaluate(
         actions: of actions: annotations to test on; by default the run's own. `--actions.detections none` tests on the
             annotated boxes.
         segments: of segmentation: what masks mean and where windows lie; by default as in the run's training, with
-            windows that overlap as in the family's publication. `--segments.stride` sets them.
+            windows that overlap as in the family's publication. `--segments.stride` sets them, `--segments.test_ratios`
+            and `--segments.test_flip` average over several sizes and mirror images.
         boxes: of boxes: annotations to test on, and sizes of images; by default the run's own.
         per_class: list the classes also where there are more than 20 of them.
         out: folder for per_class.csv, confusion.csv and confusion.png, and with several masks for masked.csv,

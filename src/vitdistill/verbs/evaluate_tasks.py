@@ -81,6 +81,8 @@ def _task(task: str, run: Run | None, files: Any, values: Mapping[str, Any], opt
             cells = ("-" if value is None else value for value in row.values())
             table.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else escape(str(cell)) for cell in cells))
         Console().print(table)
+    if "test" in result:
+        print(f"test: {result['test']}")
     if "out" in result:
         print(f"wrote {' and '.join(result['files'])} into {result['out']}")
     return result

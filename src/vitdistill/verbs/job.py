@@ -253,8 +253,11 @@ class Job:
             return self.rebuilding.student()
         options = {**_options(student), **changes}
         options["args"] = self.with_frames(student.student, options["args"], "student_args")
-        network = make_student(student.student, self.data, **options)
-        return network if self.labelled is None or options.get("classes") == 0 else self.labelled.student(network)
+        if self.labelled is None or options.get("classes") == 0:
+            return make_student(student.student, self.data, **options)
+        # A classifier is always one for classification.
+        keeps = None if self.values.get("task", "classification") == "classification" else self.labelled.keeps
+        return self.labelled.student(make_student(student.student, self.data, keeps=keeps, **options))
 
     def linear_student(self, student: Student, features: LinearFeatures) -> "Network":
         """A frozen body with a classifier for the data's classes, of which the classifier alone will be trained."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
+from vitdistill.data.segments.files import SegmentTest
 from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.evaluation.classifier import averaged, check_keep, class_scores
 from vitdistill.evaluation.files import open_files, read_files, reader_of
@@ -24,10 +25,13 @@ from vitdistill.verbs.signatures import options_of
 
 log = logging.getLogger(__name__)
 
-# What means something for classes of whole files only, and for boxes only; and what another task does not read.
+# What means something for classes of whole files only, for boxes and for masks only; and what a task does not read.
 OF_CLASSES = ("top", "keep", "clips", "crops", "stride", "sampling", "image_size", "crop_pct", "model_args")
-OF_BOXES = ("threshold", "draw")
-UNREAD = {"boxes": OF_CLASSES, "segmentation": (*OF_CLASSES, *OF_BOXES, "format", "workers")}
+OF_BOXES, OF_MASKS = ("threshold", "draw"), ("segments",)
+UNREAD = {
+    "boxes": (*OF_CLASSES, *OF_MASKS),
+    "segmentation": (*OF_CLASSES, *OF_BOXES, "format", "workers"),
+}
 
 
 def predict(
@@ -51,6 +55,7 @@ def predict(
     model_args: dict[str, Any] | None = None,
     threshold: float = 0.5,
     draw: str | None = None,
+    segments: SegmentTest = SegmentTest(),
 ) -> list[dict[str, Any]]:
     """The most probable classes of images and videos, which are made ready as in the model's own evaluation; by a
     detector, the objects in images.
@@ -82,6 +87,8 @@ def predict(
         model_args: further arguments of the architecture.
         threshold: of detectors: least score of an object that is named.
         draw: of detectors: folder for the pictures with boxes drawn into them.
+        segments: of masks: where windows lie (stride), and whether several sizes (test_ratios) and mirror images
+            (test_flip) are averaged; by default as in the model's own evaluation.
 
     Returns:
         A row for each readable file, in order: path; label, class (its number) and probability of the most probable
@@ -95,15 +102,17 @@ def predict(
     values = dict(locals())
     refuse_classes(model_args, "model_args")
     task = task_of_model(model, image_size, model_args)
-    unread = UNREAD.get(task, OF_BOXES)
+    unread = UNREAD.get(task, ())
     of_run = Path(model).is_dir() and find_run(model) is not None
     if not of_run:  # what builds a network is read of all of them
         unread = tuple(name for name in unread if name not in ("image_size", "model_args"))
     defaults = {name: option.default for name, option in options_of("predict").items()}
     on = f"on a run with --task {task}" if of_run else f"on a network whose task is {task}"
-    refuse_without_effect(values, defaults, unread, on if task in UNREAD else "unless the model is a detector")
+    refuse_without_effect(values, defaults, unread, on)
     if task in UNREAD:
         return _of_task(task, values)
+    refuse_without_effect(values, defaults, OF_BOXES, "unless the model is a detector")
+    refuse_without_effect(values, defaults, OF_MASKS, "unless the model labels pixels")
     if top < 1:
         raise UserError("top must be at least 1", top)
     writer = RowWriter(out, format)
@@ -161,7 +170,7 @@ def _of_task(task: str, values: dict[str, Any]) -> list[dict[str, Any]]:
         return predict_boxes(network, values["files"], writer, **options, **shared)
     from vitdistill.evaluation.segments import label_files
 
-    rows = label_files(network, values["files"], out=out, **shared)
+    rows = label_files(network, values["files"], out=out, segments=values["segments"], **shared)
     print(f"wrote {len(rows)} masks, with shares.csv, to {out}")
     return rows
 

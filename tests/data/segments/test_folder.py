@@ -13,7 +13,7 @@ from vitdistill.data.images.augment import Augment
 from vitdistill.data.loader import make_loader
 from vitdistill.data.order import EvalBatchSampler
 from vitdistill.data.samples import ViewOptions
-from vitdistill.data.segments.files import SegmentFiles
+from vitdistill.data.segments.files import SegmentFiles, SegmentTest
 from vitdistill.data.segments.folder import segment_folder
 from vitdistill.data.segments.masks import MaskError, read_mask
 from vitdistill.data.segments.names import read_names
@@ -174,7 +174,7 @@ def test_options_out_of_range_are_refused() -> None:
     ):
         with pytest.raises(UserError, match=words):
             SegmentFiles(**options)
-    assert SegmentFiles(stride=5).over({"ratio": [0.5, 1.0], "stride": 7}) == SegmentFiles(stride=5, ratio=(0.5, 1.0))
+    assert SegmentTest(stride=5).over({"ratio": [0.5, 1.0], "stride": 7}) == SegmentTest(stride=5, ratio=(0.5, 1.0))
 
 
 def test_masks_without_any_class_stop_at_once(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How images and their masks are read, and how they are tested; a group of options, read without loading torch."""
+"""How images and their masks are read, and how they are tested; groups of options, read without loading torch."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -51,15 +51,44 @@ class SegmentFiles:
         if isinstance(self.classes, int) and not 2 <= self.classes <= MOST_CLASSES:
             raise UserError(f"--segments.classes must be 2 to {MOST_CLASSES}, or a file of names", self.classes)
 
-    def over(self, recorded: Mapping[str, Any]) -> "SegmentFiles":
+    def over(self, recorded: Mapping[str, Any]) -> "SegmentTest":
         """These options, and for what is not given those of a run's configuration."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
-        return SegmentFiles.recorded({**recorded, **given})
+        return SegmentTest(**_restored({**recorded, **given}))
 
     @classmethod
     def recorded(cls, config: Mapping[str, Any] | None) -> "SegmentFiles":
         """The options in a run's configuration, where tuples are lists."""
-        values = dict(config or {})
-        if values.get("ratio") is not None:
-            values["ratio"] = tuple(values["ratio"])
-        return cls(**values)
+        return cls(**_restored(config or {}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentTest(SegmentFiles):
+    """Of a test of the task segmentation: what masks mean, and how finished networks look at images.
+
+    Args:
+        test_ratios: test at several sizes: factors on the one at which images are tested, such as
+            [0.5,0.75,1.0,1.25,1.5,1.75]; each pixel's probabilities are averaged. By default that one size.
+        test_flip: look at each image's mirror image as well, and average.
+    """
+
+    test_ratios: list[float] | None = None
+    test_flip: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ratios = self.test_ratios
+        if ratios is None:
+            return
+        in_range = all(RATIOS[0] <= ratio <= RATIOS[1] for ratio in ratios)
+        if not ratios or not in_range or len(set(ratios)) < len(ratios):
+            rule = f"--segments.test_ratios must be factors between {RATIOS[0]:g} and {RATIOS[1]:g}, each once"
+            raise UserError(rule, ", ".join(f"{ratio:g}" for ratio in ratios) or "none")
+
+
+def _restored(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of options as they were before they were recorded."""
+    values = dict(config)
+    if values.get("ratio") is not None:
+        values["ratio"] = tuple(values["ratio"])
+    return values

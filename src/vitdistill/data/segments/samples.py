@@ -71,7 +71,7 @@ class SegmentSamples(Samples):
         refuse_clips(options)
         augment = _checked(options.augment)
         if not train:
-            return ValTransform(spec.size)
+            return ValTransform(spec.size, options.ratios)
         return TrainTransform(spec.size, self.ratio, augment.hflip, augment.color_jitter, self.common)
 
     def on_device(self, spec: InputSpec, options: ViewOptions, classes: int) -> OnDevice:

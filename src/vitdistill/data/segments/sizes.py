@@ -20,14 +20,19 @@ def scaled_size(size: tuple[int, int], crop: tuple[int, int], ratio: float = 1.0
     return _rounded(size, factor)
 
 
-def scored_size(size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:
+def scored_size(size: tuple[int, int], crop: tuple[int, int], ratio: float = 1.0) -> tuple[int, int]:
     """The size at which an image is tested: as `scaled_size`, and large enough to hold the crop.
+
+    Args:
+        size: as of `scaled_size`.
+        crop: as of `scaled_size`.
+        ratio: as of `scaled_size`.
 
     Example:
         >>> scored_size((512, 683), (512, 512)), scored_size((100, 800), (512, 512))
         ((512, 683), (512, 4096))
     """
-    height, width = scaled_size(size, crop)
+    height, width = scaled_size(size, crop, ratio)
     if height >= crop[0] and width >= crop[1]:
         return height, width
     factor = max(crop[0] / height, crop[1] / width)

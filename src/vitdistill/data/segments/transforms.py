@@ -4,13 +4,13 @@ Training: another size, a crop in which no class takes nearly all, a flip, other
 the image's own; the mask stays as it is, since predictions are brought to its size and not the reverse.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
@@ -90,10 +90,12 @@ class ValTransform:
 
     Attributes:
         size: height and width of the network's input.
+        ratios: factors on the size; of several, the images lie one below another, see `parted`.
         sizes_differ: images are filled up to the largest of their batch.
     """
 
     size: tuple[int, int]
+    ratios: tuple[float, ...] = (1.0,)
     sizes_differ: bool = True
 
     @property
@@ -107,8 +109,46 @@ class ValTransform:
 
     def __call__(self, sample: Any) -> tuple[UInt8[Tensor, "3 height width"], UInt8[Tensor, "rows columns"]]:
         image, mask = tensors(sample)
-        size = scored_size((int(mask.shape[0]), int(mask.shape[1])), self.size)
-        return resized(image, size).as_subclass(Tensor), mask.as_subclass(Tensor)
+        return stacked([tested(image, self.size, ratio) for ratio in self.ratios]), mask.as_subclass(Tensor)
+
+
+def tested(image: Any, crop: tuple[int, int], ratio: float) -> UInt8[Tensor, "3 height width"]:
+    """An image at the size at which it is tested. At a ratio below 1 it is made so small first, and then enlarged.
+
+    Args:
+        image: as torchvision's transforms take it.
+        crop: height and width of the network's input.
+        ratio: factor on the size.
+    """
+    own = (int(image.shape[-2]), int(image.shape[-1]))
+    if ratio < 1:
+        image = resized(image, scaled_size(own, crop, ratio))
+    return resized(image, scored_size(own, crop, ratio)).as_subclass(Tensor)
+
+
+def stacked(images: Sequence[UInt8[Tensor, "3 _ _"]]) -> UInt8[Tensor, "3 height width"]:
+    """Images one below another, filled up at the right."""
+    width = max(image.shape[-1] for image in images)
+    return torch.cat([pad(image, (0, width - image.shape[-1])) for image in images], dim=-2)
+
+
+def parted(
+    stack: Shaped[Tensor, "*b ch height width"], sizes: Sequence[tuple[int, int]]
+) -> Iterator[Shaped[Tensor, "*b ch _ _"]]:
+    """The images that lie one below another.
+
+    Args:
+        stack: as of `stacked`, filled up or not.
+        sizes: height and width of each.
+
+    Example:
+        >>> [part.shape for part in parted(stacked([torch.ones(3, 2, 4), torch.ones(3, 1, 2)]), [(2, 4), (1, 2)])]
+        [torch.Size([3, 2, 4]), torch.Size([3, 1, 2])]
+    """
+    top = 0
+    for height, width in sizes:
+        yield stack[..., top : top + height, :width]
+        top += height
 
 
 def tensors(sample: Any) -> tuple[tv_tensors.Image, tv_tensors.Mask]:

@@ -84,7 +84,9 @@ class AttentionTerm(Term):
         self.temperature, self.reduce = temperature, reduce
         self.weights = {"attention": weight}
         self.project: nn.Module | None = None
+        self.of_teacher = Capture(frozenset((block, "qkv") for _, block in self.pairs), head=False)
         if cls_weight:
+            self.of_teacher |= teacher.final_capture()
             self.weights["attention_cls"] = cls_weight
             self.last = student.depth - 1
             self.project = projector(student.width, teacher.width)
@@ -93,8 +95,7 @@ class AttentionTerm(Term):
         own = {(block, "qkv") for block, _ in self.pairs}
         if self.project is not None:
             own |= {(self.last, "output")}
-        other = frozenset((block, "qkv") for _, block in self.pairs)
-        return Capture(frozenset(own), head=False), Capture(other, head=self.project is not None)  # type: ignore[arg-type]
+        return Capture(frozenset(own), head=False), self.of_teacher  # type: ignore[arg-type]
 
     def reached(self, student: Network) -> set[nn.Parameter]:
         assert isinstance(student, Backbone)

@@ -16,7 +16,8 @@ from vitdistill.models.backbone import Captured
 from vitdistill.models.families.narrow import begin_narrow, is_narrow
 from vitdistill.models.families.registry import registered
 from vitdistill.models.families.vit import ViT
-from vitdistill.models.macs import Macs
+from vitdistill.models.macs import Macs, norm_macs
+from vitdistill.models.network import ClassParameter
 from vitdistill.models.weights.positions import resample
 from vitdistill.types import NOTHING, Capture, Output, TokenGrid, Tokens
 
@@ -95,6 +96,10 @@ class PixelNetwork(nn.Module):
             "stem": r"^encoder\.(?:cls_token|dist_token|reg_token|pos_embed|patch_embed|norm_pre)",
             "blocks": [(r"^encoder\.blocks\.(\d+)", None)],
         }
+
+    def class_parameters(self) -> list[ClassParameter]:
+        """The parameters that have a row for each class."""
+        raise NotImplementedError
 
     # --- from images to maps --------------------
 
@@ -175,11 +180,20 @@ class PixelViT(ViT):
             UserError: also when patches are left out of a pass up to the head.
         """
         grid, capture = self.net.grid_of(inputs), self.with_head(capture)
+        ends = {(block, point) for block, point in capture.points if point == "final"}
         if keep is not None and capture.head and keep.shape[1] < grid.count:
             raise self.has_holes(keep.shape[1], grid.count)
-        output = super().forward(inputs, keep=keep, capture=capture)
+        read = (capture.points - ends) | {(block, "output") for block, _ in ends}
+        output = super().forward(inputs, keep=keep, capture=Capture(read, capture.head))  # type: ignore[arg-type]
+        for block, point in ends:
+            output.final = Tokens(self.net.encoder.norm(output.tokens(block).all), self.specials)
+            output.captured[block, point] = output.final
+        output.captured = {asked: output.captured[asked] for asked in capture.points}
         output.grid = grid
         return output
+
+    def final_capture(self) -> Capture:
+        return Capture.at(-1, "final", head=False)
 
     def with_head(self, capture: Capture) -> Capture:
         """The capture; up to the head where what it asks for lies there."""
@@ -228,6 +242,8 @@ class PixelViT(ViT):
         if capture.head:  # all blocks, and behind them what is the decoder's to count
             points |= {(-1, "output")}
         total = super().macs(kept, Capture(points, head=False), layernorm=layernorm)
+        if not decodes and any(point == "final" for _, point in points):
+            total += norm_macs(self.net.encoder.norm, self.specials + (kept or self.grid.count), layernorm)
         return total + self.decoder_macs(layernorm) if decodes else total
 
     def decoder_macs(self, layernorm: bool) -> Macs:

@@ -19,6 +19,7 @@ from vitdistill.models.families.narrow import is_narrow
 from vitdistill.models.families.pixels import PixelNetwork, PixelViT, register, trunc_normal
 from vitdistill.models.macs import Macs, linears, norm_macs, self_attention_macs
 from vitdistill.models.names import SEGMENTER
+from vitdistill.models.network import ClassParameter
 from vitdistill.tokens.saliency import attention_of_queries
 from vitdistill.types import QKV, Capture, Output, Point, TokenGrid, Tokens
 
@@ -68,6 +69,10 @@ class MaskTransformer(nn.Module):
         masks = self.mask_norm(patches @ classes.transpose(1, 2))
         return masks.transpose(1, 2).unflatten(2, (grid.h, grid.w))
 
+    def class_parameters(self) -> list[ClassParameter]:
+        """The parameters that have a row for each class."""
+        return [(self, "cls_emb", 1), (self.mask_norm, "weight", 0), (self.mask_norm, "bias", 0)]
+
     def macs(self, patches: int, layernorm: bool) -> Macs:
         """Of one image with so many patches."""
         (_, classes, width), tokens = self.cls_emb.shape, patches + self.cls_emb.shape[1]
@@ -93,6 +98,10 @@ class LinearDecoder(nn.Module):
 
     def forward(self, patches: Float[Tensor, "b n d"], grid: TokenGrid) -> Float[Tensor, "b c rows columns"]:
         return self.head(patches).transpose(1, 2).unflatten(2, (grid.h, grid.w))
+
+    def class_parameters(self) -> list[ClassParameter]:
+        """The parameters that have a row for each class."""
+        return [(self.head, "weight", 0), (self.head, "bias", 0)]
 
     def macs(self, patches: int, layernorm: bool) -> Macs:
         """Of one image with so many patches."""
@@ -153,6 +162,9 @@ class Segmenter(PixelNetwork):
 
     def no_weight_decay(self) -> set[str]:
         return super().no_weight_decay() | {"decoder.cls_emb"}
+
+    def class_parameters(self) -> list[ClassParameter]:
+        return self.decoder.class_parameters()
 
     def forward_features(self, images: Float[Tensor, "b ch height width"]) -> Float[Tensor, "b m d"]:
         """Special and patch tokens behind the final norm."""

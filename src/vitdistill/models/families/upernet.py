@@ -22,6 +22,7 @@ from vitdistill.models.backbone import Captured, SaliencyKind
 from vitdistill.models.families.pixels import PixelNetwork, PixelViT, check_image_size, register, trunc_normal
 from vitdistill.models.macs import Macs, traced_macs
 from vitdistill.models.names import UPERNET
+from vitdistill.models.network import ClassParameter
 from vitdistill.tokens.gather import keep_patches
 from vitdistill.tokens.saliency import attention_received, cls_attention
 from vitdistill.types import Capture, Output, Tokens
@@ -253,6 +254,10 @@ class UperNet(PixelNetwork):
                 raise UserError("The encoder of an UperNet must be a plain ViT of timm", encoder)
             block.attn = BiasedAttention.over(block.attn, count, net.patch_embed.grid_size, net.num_prefix_tokens)
         self.decoder = Pyramid(net.embed_dim, channels, num_classes, necks)
+
+    def class_parameters(self) -> list[ClassParameter]:
+        heads: Any = (self.decoder.decode_head, self.decoder.auxiliary_head)
+        return [(head.classifier[1], name, 0) for head in heads for name in ("weight", "bias")]
 
     def decode(
         self, tapped: tuple[Any, ...], images: Float[Tensor, "b ch height width"]

@@ -7,11 +7,11 @@ from torch import nn
 
 from vitdistill.errors import UserError
 from vitdistill.models.classes import Kind, compare, tell
-from vitdistill.models.network import Network
+from vitdistill.models.network import ClassParameter, Network
 from vitdistill.models.record import has_new_head, mark_new_head, record_of
 
 
-def match_head(network: Network, classes: Sequence[str], data: str) -> Kind:
+def match_head(network: Network, classes: Sequence[str], data: str, *, must_fit: bool = False) -> Kind:
     """Put the rows of a trained classifier into the order of the data's classes, by name and in place.
 
     Rows of classes that the data lacks are left out. A classifier for other classes stays as it is.
@@ -20,9 +20,13 @@ def match_head(network: Network, classes: Sequence[str], data: str) -> Kind:
         network: that will be trained.
         classes: names of the data's classes.
         data: what the data is called in messages.
+        must_fit: whether a classifier for other classes is refused.
 
     Returns:
         How its classes and those of the data belong together; see `models.classes.Comparison`.
+
+    Raises:
+        UserError: when it must fit and does not, or its rows cannot be exchanged.
 
     Example:
         >>> network = build("runs/colours")  # red, green, blue
@@ -30,6 +34,12 @@ def match_head(network: Network, classes: Sequence[str], data: str) -> Kind:
         'reordered'
     """
     found = compare(network, classes, data)
+    if must_fit and found.kind == "different":
+        raise UserError(
+            f"The classes of a network that labels pixels must be those of the data; {found.words}",
+            remedy="Rename the data's classes where they mean the same, or use `vitdistill finetune`, which gives it a "
+            "new head",
+        )
     tell(found, network, classes, data)
     if found.order is not None:
         _take_rows(network, found.order)
@@ -67,16 +77,28 @@ def starts_trained(network: Network, *, loaded: bool) -> bool:
 
 
 def _take_rows(network: Network, order: tuple[int, ...]) -> None:
-    for head in _linear(network):
-        rows = torch.tensor(order, device=head.weight.device)
-        for name in ("weight", "bias"):
-            if (parameter := getattr(head, name)) is not None:
-                taken = nn.Parameter(parameter.detach()[rows].clone(), requires_grad=parameter.requires_grad)
-                setattr(head, name, taken)
-        head.out_features = len(order)
+    for module, name, dim in _class_parameters(network):
+        if (parameter := getattr(module, name)) is None:
+            continue
+        beside = range(network.num_classes, parameter.shape[dim])  # rows behind the classes: a detector's "no object"
+        rows = torch.tensor((*order, *beside), device=parameter.device)
+        taken = parameter.detach().index_select(dim, rows)
+        setattr(module, name, nn.Parameter(taken, requires_grad=parameter.requires_grad))
+        for size in ("out_features", "out_channels"):
+            if hasattr(module, size):
+                setattr(module, size, len(rows))
+        if isinstance(module, nn.LayerNorm):
+            module.normalized_shape = (len(rows),)
     network.net.num_classes = len(order)
     if "num_classes" in record_of(network.net).args:
         record_of(network.net).args["num_classes"] = len(order)
+
+
+def _class_parameters(network: Network) -> list[ClassParameter]:
+    """As the network tells, else the weights and biases of its classifier."""
+    if hasattr(network.net, "class_parameters"):
+        return network.net.class_parameters()
+    return [(head, name, 0) for head in _linear(network) for name in ("weight", "bias")]
 
 
 def _linear(network: Network) -> list[nn.Linear]:
