@@ -54,9 +54,7 @@ def evaluate_task(
     Raises:
         UserError: when the network is not for the data, or too much is unreadable.
     """
-    source, task = task_class(task_name).open(
-        data, augment=Augment(**(config.get("augment") or {"recipe": "none"})), files=files
-    )
+    source, task = task_class(task_name).open_tested(data, files=files)
     task = task.tested()
     task.check(network)
     if class_order(network, source.classes, source.name) is not None and not task.by_name:

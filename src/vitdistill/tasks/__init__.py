@@ -3,11 +3,13 @@
 Read `task.py`, then `classification.py`.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vitdistill.errors import UserError, near
+from vitdistill.tasks import defaults
 
 if TYPE_CHECKING:
     from vitdistill.models.network import Network
@@ -21,11 +23,13 @@ class Entry:
     Attributes:
         where: its class, as module and name; imported on first use, so that `--help` need not load torch.
         distill: what a student learns from a teacher where nothing else is said; see `--distill`.
+        defaults: from the data to values of shared options, where these differ from the verbs'; see `defaults.py`.
         files: the name of the task's own group of options, where it has one.
     """
 
     where: str
     distill: str
+    defaults: Callable[[Any], defaults.Values]
     files: str | None = None
 
 
@@ -33,10 +37,19 @@ class Entry:
 TaskName = Literal["classification", "actions", "boxes", "segmentation"]
 DistilledTask = Literal["classification", "boxes", "segmentation"]
 TASKS: dict[str, Entry] = {
-    "classification": Entry("vitdistill.tasks.classification:Classification", distill="logits"),
-    "actions": Entry("vitdistill.tasks.actions:Actions", distill="manifold", files="actions"),
-    "boxes": Entry("vitdistill.tasks.boxes:Boxes", distill="tokens", files="boxes"),
-    "segmentation": Entry("vitdistill.tasks.segmentation:Segmentation", distill="manifold", files="segments"),
+    "classification": Entry(
+        "vitdistill.tasks.classification:Classification", distill="logits", defaults=defaults.of_classification
+    ),
+    "actions": Entry(
+        "vitdistill.tasks.actions:Actions", distill="manifold", defaults=defaults.of_actions, files="actions"
+    ),
+    "boxes": Entry("vitdistill.tasks.boxes:Boxes", distill="tokens", defaults=defaults.of_boxes, files="boxes"),
+    "segmentation": Entry(
+        "vitdistill.tasks.segmentation:Segmentation",
+        distill="manifold",
+        defaults=defaults.of_segmentation,
+        files="segments",
+    ),
 }
 
 
@@ -73,6 +86,23 @@ def default_distill(name: str) -> str:
         UserError: when there is no such task.
     """
     return _entry(name).distill
+
+
+def default_options(name: str, data: Any) -> Mapping[str, Any]:
+    """Values of shared options where nothing else is said, as far as they differ from the verbs'.
+
+    Args:
+        name: of the task.
+        data: what `--data` names, or what else `open_source` takes; None where that is not known.
+
+    Raises:
+        UserError: when there is no such task.
+
+    Example:
+        >>> default_options("boxes", "/data/VOCdevkit")["batch_size"]
+        2
+    """
+    return _entry(name).defaults(data)
 
 
 def files_of(name: str) -> str | None:

@@ -48,7 +48,6 @@ class Boxes(Task):
     columns: ClassVar[dict[str, str]] = {"ap": "AP %", "ap50": "AP50 %", "ap75": "AP75 %"}
     per_sample: ClassVar[bool] = False
     by_name: ClassVar[bool] = True
-    augment: ClassVar[Augment | None] = Augment(recipe="none")
 
     def __init__(
         self, source: DataSource | None = None, classes: int | None = None, det_tokens: int | None = None
@@ -75,7 +74,14 @@ class Boxes(Task):
 
     @classmethod
     def source_of(cls, config: Mapping[str, Any]) -> DataSource:
-        return open_boxes(str(config["data"]), BoxFiles(**(config.get("boxes") or {})))
+        files = BoxFiles(**(config.get("boxes") or {}))
+        return open_boxes(str(config["data"]), files, tested=True)
+
+    @classmethod
+    def open_tested(cls, data: Any, *, files: Any = None) -> "tuple[DataSource, Boxes]":
+        require_detection()
+        source = open_boxes(data, BoxFiles() if files is None else files, tested=True)
+        return source, cls(source)
 
     @classmethod
     def tested_files(

@@ -22,7 +22,7 @@ from vitdistill.verbs.arguments import Flat, Pipelining, Student
 from vitdistill.verbs.checks import check
 from vitdistill.verbs.needs import Needs
 from vitdistill.verbs.paths import absolute_paths
-from vitdistill.verbs.signatures import documentation, options_of, signature_of
+from vitdistill.verbs.signatures import documentation, options_for, options_of, signature_of
 
 if TYPE_CHECKING:
     from vitdistill.data.source import DataSource
@@ -66,9 +66,8 @@ def trains(
 
         @wraps(function)
         def run(*args: Any, **kwargs: Any) -> dict[str, Any]:
-            bound = signature_of(verb).bind(*args, **kwargs)
-            bound.apply_defaults()
-            values = dict(bound.arguments)
+            given = signature_of(verb).bind(*args, **kwargs).arguments
+            values = {name: given.get(name, option.default) for name, option in options_for(verb, given).items()}
             check(verb, values, needs, labels=labels)
             values |= filled_in(values)
             with stopping():
@@ -123,7 +122,7 @@ def _train(
     from vitdistill.training.train import train
     from vitdistill.verbs.common import settings_of
 
-    settings = settings_of(values, options_of(verb)["optim"].default)
+    settings = settings_of(values, options_for(verb, values)["optim"].default)
     info = train(method, source, run, settings, resume=resume)
     if is_first_process():
         stop_now(f"stopped; the run is finished, but not its report: vitdistill report {run.path}")
@@ -379,7 +378,7 @@ class Job:
         Raises:
             UserError: such as "--frames has no effect on images".
         """
-        defaults = {name: option.default for name, option in options_of(self.verb).items()}
+        defaults = {name: option.default for name, option in options_for(self.verb, self.values).items()}
         refuse_without_effect(self.values, defaults, names, why)
 
 

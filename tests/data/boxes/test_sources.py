@@ -19,6 +19,7 @@ from vitdistill.data.boxes.voc import CLASSES
 from vitdistill.data.open import open_source
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
+from vitdistill.tasks.boxes import Boxes
 
 VAL = "annotations/instances_val2017.json"
 
@@ -315,3 +316,17 @@ def test_unknown_categories_are_noted_where_only_looked_at(tmp_path: Path, caplo
         source = open_boxes(tmp_path, lenient=True)
     assert [problem.kind for problem in source.train.problems()] == ["unknown category"]
     assert np.array(source.train.boxes.classes).max() < 3  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("broken", [None, "{"], ids=["missing", "unreadable"])
+def test_a_test_reads_nothing_to_train_on(broken: str | None, tmp_path: Path) -> None:
+    whole = open_boxes(str(box_trees.coco(tmp_path)))
+    file = tmp_path / "annotations/instances_train2017.json"
+    file.unlink() if broken is None else file.write_text(broken)
+    found = open_boxes(str(tmp_path), tested=True)
+    assert found.classes == whole.classes and found.val.digest() == whole.val.digest() and len(found.train) == 0
+    assert open_boxes(str(box_trees.voc(tmp_path / "voc")), tested=True).train.problems() == []
+    config = {"data": str(tmp_path), "boxes": {"resize": "coco"}}
+    assert Boxes.source_of(config).classes == Boxes.open_tested(str(tmp_path))[0].classes == whole.classes
+    with pytest.raises(UserError, match="instances_train2017.json"):
+        open_boxes(str(tmp_path))
