@@ -187,6 +187,27 @@ def test_bad_input_is_one_line(tmp_path: Path, changed: dict[str, Any], words: s
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("student", "task", "data", "words"),
+    [
+        (
+            "yolos_tiny",
+            "classification",
+            "digits",
+            "classification trains no network that finds objects; .*--task boxes",
+        ),
+        ("segmenter_tiny", "classification", "digits", "Give --task segmentation"),
+        ("ast_tiny", "boxes", "scenes", "made of a plain ViT|spectrogram"),
+        ("digits_vit_small", "boxes", "digits", "It looks like data of --task classification"),
+        ("digits_vit_small", "segmentation", "sounds", "It looks like data of --task classification"),
+    ],
+)
+def test_a_wrong_pair_names_the_task(tmp_path: Path, student: str, task: str, data: str, words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        supervised(student=student, task=task, data=data, out=str(tmp_path / "run"))
+    assert "\n" not in str(error.value)
+
+
 def test_check_counts_what_is_wrong_with_annotations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = box_trees.coco(tmp_path) / "annotations/instances_train2017.json"
     content = json.loads(file.read_text())

@@ -6,6 +6,7 @@ Read `task.py`, then `classification.py`.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitdistill.errors import UserError, near
@@ -70,13 +71,20 @@ def task_class(name: str) -> "type[Task]":
 
 
 def task_by_its_looks(data: object) -> str | None:
-    """The task whose layout a folder has, where that is no class folders: boxes, segmentation, or None."""
+    """The task whose layout some data has; None where that cannot be seen, or there are several."""
     from vitdistill.data.boxes.sources import has_annotations
+    from vitdistill.data.folders import has_classes
+    from vitdistill.data.open import BUNDLED, SCENES
     from vitdistill.data.segments.folder import is_pair_folder
 
+    if isinstance(data, str) and data in BUNDLED:
+        return None if data == SCENES else "classification"
     if is_pair_folder(data):
         return "segmentation"
-    return "boxes" if has_annotations(data) else None
+    if has_annotations(data):
+        return "boxes"
+    folder = Path(data).expanduser() if isinstance(data, str | Path) else None
+    return "classification" if folder is not None and folder.is_dir() and has_classes(folder) else None
 
 
 def default_distill(name: str) -> str:

@@ -13,6 +13,7 @@ from inspect import Parameter, isclass, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitdistill.data.images.augment import Augment
 from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.files import is_first_process
 from vitdistill.models.names import LinearFeatures
@@ -151,7 +152,7 @@ def _opened(values: dict[str, Any], *, labels: bool) -> "tuple[DataSource, Task 
         other = task_by_its_looks(values["data"])
         if other is None or other == name:
             raise
-        raise UserError(str(error), remedy=f"Its folders look like those of --task {other}") from error
+        raise UserError(str(error), remedy=f"It looks like data of --task {other}") from error
 
 
 def _named(value: Any) -> Any:
@@ -252,8 +253,31 @@ class Job:
             return self.rebuilding.student()
         options = {**_options(student), **changes}
         options["args"] = self.with_frames(student.student, options["args"], "student_args")
-        network = make_student(student.student, self.data, **options)
+        try:
+            network = make_student(student.student, self.data, **options)
+        except UserError:
+            self._refuse_kind(student.student, options["args"])
+            raise
         return network if self.labelled is None or options.get("classes") == 0 else self.labelled.student(network)
+
+    def _refuse_kind(self, spec: Any, args: dict[str, Any] | None) -> None:
+        """Say that a network is of another kind than the data and the task, rather than which size it cannot take.
+
+        Raises:
+            UserError: naming what it needs.
+        """
+        from vitdistill.data.samples import ViewOptions
+        from vitdistill.models.build import build
+        from vitdistill.tasks import task_of
+
+        if not isinstance(spec, str):
+            return
+        sketch = build(spec, args=args, meta=True)
+        task = self.values.get("task", "classification")
+        if sketch.purpose and task_of(sketch) != task:
+            rule, what = f"--task {task} trains no network that {sketch.purpose}", sketch.name
+            raise UserError(rule, what, f"Give --task {task_of(sketch)}, or choose the ViT that it was made of")
+        self.data.train.transform(sketch.input, ViewOptions(augment=Augment(recipe="none")), train=False)
 
     def linear_student(self, student: Student, features: LinearFeatures) -> "Network":
         """A frozen body with a classifier for the data's classes, of which the classifier alone will be trained."""
