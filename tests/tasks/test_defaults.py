@@ -8,6 +8,7 @@ import pytest
 from sounds import class_folders
 from vitdistill.runs.directory import plain
 from vitdistill.tasks import TASKS, default_options
+from vitdistill.tasks import test_batch_of as batch_of
 from vitdistill.training.settings import Optim
 from vitdistill.verbs.job import trains
 from vitdistill.verbs.parser import parse, parse_config
@@ -116,3 +117,8 @@ def test_help_shows_the_values_of_the_task(capsys: pytest.CaptureFixture[str]) -
             parse("supervised", [*(f"--{name}={value}" for name, value in said.items()), "--help"])
         text = " ".join(capsys.readouterr().out.split())
         assert f"per device and step. (type: int, {expected})" in text
+
+
+def test_large_samples_are_tested_few_at_a_time() -> None:
+    found = {task: batch_of(task, 128) for task in TASKS}
+    assert found == {"classification": 128, "actions": 128, "boxes": 8, "segmentation": 8}

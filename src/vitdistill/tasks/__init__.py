@@ -26,12 +26,14 @@ class Entry:
         distill: what a student learns from a teacher where nothing else is said; see `--distill`.
         defaults: from the data to values of shared options, where these differ from the verbs'; see `defaults.py`.
         files: the name of the task's own group of options, where it has one.
+        test_batch: samples per step of a test, where they are too large for the verbs' own number.
     """
 
     where: str
     distill: str
     defaults: Callable[[Any], defaults.Values]
     files: str | None = None
+    test_batch: int | None = None
 
 
 # What `--task` takes: of verbs that train on labels alone, and of distillation.
@@ -44,12 +46,15 @@ TASKS: dict[str, Entry] = {
     "actions": Entry(
         "vitdistill.tasks.actions:Actions", distill="manifold", defaults=defaults.of_actions, files="actions"
     ),
-    "boxes": Entry("vitdistill.tasks.boxes:Boxes", distill="tokens", defaults=defaults.of_boxes, files="boxes"),
+    "boxes": Entry(
+        "vitdistill.tasks.boxes:Boxes", distill="tokens", defaults=defaults.of_boxes, files="boxes", test_batch=8
+    ),
     "segmentation": Entry(
         "vitdistill.tasks.segmentation:Segmentation",
         distill="manifold",
         defaults=defaults.of_segmentation,
         files="segments",
+        test_batch=8,
     ),
 }
 
@@ -111,6 +116,19 @@ def default_options(name: str, data: Any) -> Mapping[str, Any]:
         2
     """
     return _entry(name).defaults(data)
+
+
+def test_batch_of(name: str, usual: int) -> int:
+    """Samples per step of a test where nothing else is said.
+
+    Args:
+        name: of the task.
+        usual: of the verb.
+
+    Raises:
+        UserError: when there is no such task.
+    """
+    return _entry(name).test_batch or usual
 
 
 def files_of(name: str) -> str | None:
