@@ -188,6 +188,27 @@ def test_bad_input_is_one_line(tmp_path: Path, changed: dict[str, Any], words: s
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("student", "task", "data", "words"),
+    [
+        (
+            "yolos_tiny",
+            "classification",
+            "digits",
+            "classification trains no network that finds objects; .*--task boxes",
+        ),
+        ("segmenter_tiny", "classification", "digits", "Give --task segmentation"),
+        ("ast_tiny", "boxes", "scenes", "made of a plain ViT|spectrogram"),
+        ("digits_vit_small", "boxes", "digits", "It looks like data of --task classification"),
+        ("digits_vit_small", "segmentation", "sounds", "It looks like data of --task classification"),
+    ],
+)
+def test_a_wrong_pair_names_the_task(tmp_path: Path, student: str, task: str, data: str, words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        supervised(student=student, task=task, data=data, out=str(tmp_path / "run"))
+    assert "\n" not in str(error.value)
+
+
 def test_check_counts_what_is_wrong_with_annotations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = box_trees.coco(tmp_path) / "annotations/instances_train2017.json"
     content = json.loads(file.read_text())
@@ -216,8 +237,14 @@ def test_check_counts_what_is_wrong_with_annotations(tmp_path: Path, capsys: pyt
         check(str(tmp_path), boxes=BoxFiles(ids="dense"))
 
 
+TRAINED_ON = {
+    "voc": "VOCdevkit/VOC2012/ImageSets/Main/train.txt",
+    "coco": "annotations/instances_train2017.json",
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["voc", "coco"])
+@pytest.mark.parametrize("layout", TRAINED_ON)
 def test_a_miniature_tree_from_teacher_to_student(layout: str, tmp_path: Path) -> None:
     """Teacher, masked distillation on images of different sizes, evaluation, export and reload."""
     data = str(getattr(box_trees, layout)(tmp_path / "data"))
@@ -227,8 +254,11 @@ def test_a_miniature_tree_from_teacher_to_student(layout: str, tmp_path: Path) -
     options = {**TREE, "student_args": small, "teacher": str(teacher), "keep": 0.5, "criterion": "student"}
     info = maskedkd(data=data, out=str(student), **options)
     assert info["status"] == "finished"
+    trained_on = tmp_path / "data" / TRAINED_ON[layout]
+    trained_on.rename(tmp_path / "away")  # a test does not read it
     result = evaluate(str(student), workers=0, json=True, out=str(tmp_path / "test"))
     assert result["ap"] == pytest.approx(info["accuracy"]["ap"], abs=0.05)
+    (tmp_path / "away").rename(trained_on)
     rows = json.loads((tmp_path / "test/detections.json").read_text())
     assert len(rows) == 6 * 6 and {type(row["image_id"]) for row in rows} == {str if layout == "voc" else int}
     other = evaluate(str(student), workers=0, json=True, data=data, boxes=BoxFiles(eval_side=32))

@@ -137,9 +137,9 @@ def test_what_does_not_fit_is_one_line(run: Path, folder: Path, tmp_path: Path) 
 def test_a_folder_of_another_task_says_which(folder: Path, tmp_path: Path) -> None:
     devkit = str(box_trees.voc(tmp_path))
     for data, task in ((str(folder), "segmentation"), (devkit, "boxes")):
-        with pytest.raises(UserError, match=f"Its folders look like those of --task {task}$"):
+        with pytest.raises(UserError, match=f"It looks like data of --task {task}$"):
             supervised(student="digits_vit_small", data=data, out=str(tmp_path / "x"))
-    with pytest.raises(UserError, match="Its folders look like those of --task boxes$"):
+    with pytest.raises(UserError, match="It looks like data of --task boxes$"):
         check(devkit)
     assert check(str(folder), task="segmentation", workers=0, json=True)["ok"]
     with pytest.raises(UserError, match="must have folders of images and of masks"):

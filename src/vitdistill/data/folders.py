@@ -207,29 +207,6 @@ def held_out(samples: int, share: float | None = None) -> np.ndarray:
     return chosen
 
 
-def walk(root: Path, leave_out: tuple[str, ...] = ()) -> Iterator[tuple[str, list[str], list[str]]]:
-    """As os.walk, but relative to `root`, sorted, through links (each folder once), and without other programs' files.
-
-    Args:
-        root: the folder.
-        leave_out: folders directly in it that are not entered, in lower case.
-    """
-    # A link that leads up from a class folder would bring the other classes into it.
-    above = map(os.stat, Path(root).resolve().parents)
-    entered = {(status.st_dev, status.st_ino) for status in above}
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=_raise):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in entered:  # links may lead round in a circle
-            folders.clear()
-            continue
-        entered.add((status.st_dev, status.st_ino))
-        below = "" if folder == str(root) else os.path.relpath(folder, root)
-        not_wanted = () if below else leave_out
-        # Sorted, so that of two links to one folder the same is followed each time.
-        folders[:] = sorted(name for name in folders if not of_other_program(name) and name.lower() not in not_wanted)
-        yield below, folders, sorted(name for name in files if not of_other_program(name))
-
-
 @contextmanager
 def listing(place: object) -> Iterator[None]:
     """Whatever cannot be listed in here, for want of permission or file descriptors, is one line.
@@ -244,11 +221,6 @@ def listing(place: object) -> Iterator[None]:
             raise
         where = error.filename or place
         raise MachineError(f"{where} must be readable", error.strerror or str(error), "", error.errno) from error
-
-
-def _raise(error: OSError) -> None:
-    """os.walk would go on without the folder, and what is in it would be missing without a word."""
-    raise error
 
 
 def first_folder(root: Path, names: tuple[str, ...]) -> Path | None:

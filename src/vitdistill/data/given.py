@@ -11,11 +11,12 @@ import numpy as np
 from torch import Tensor
 
 from vitdistill.data.audio.files import given_sounds, list_sounds
-from vitdistill.data.clips.files import VIDEOS, FileVideos, is_video
+from vitdistill.data.clips.files import VIDEOS, FileVideos
 from vitdistill.data.clips.stream import require_av
 from vitdistill.data.clips.video import Video
-from vitdistill.data.folders import FileSamples, as_bytes, is_image, some, walk
+from vitdistill.data.folders import FileSamples, as_bytes, is_image, some
 from vitdistill.data.images.folder import FORMATS, FolderImages
+from vitdistill.data.media import is_video, walk
 from vitdistill.data.samples import Transform, ViewOptions
 from vitdistill.errors import UserError
 from vitdistill.files import check_exist

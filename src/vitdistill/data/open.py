@@ -19,8 +19,8 @@ from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, near
 
 LOOKED_AT = 1000  # entries of a folder
-SCENES = "scenes"
-BUNDLED = ("digits", "moving_digits", "moving_digits:motion", "sounds", SCENES)
+SCENES, SOUNDS = "scenes", "sounds"
+BUNDLED = ("digits", "moving_digits", "moving_digits:motion", SOUNDS, SCENES)
 
 
 @dataclass(frozen=True)
@@ -196,10 +196,11 @@ def open_source(data: Any, *, labels: bool = True) -> DataSource:
     check_there(data)
     if isinstance(data, str) and data in BUNDLED:
         return bundled()[data]()
-    from vitdistill.data.audio.files import has_sounds, sound_files
+    from vitdistill.data.audio.files import sound_files
     from vitdistill.data.clips.files import has_videos, video_files
     from vitdistill.data.folders import listing
     from vitdistill.data.images.folder import image_folder
+    from vitdistill.data.media import has_sounds
 
     address = address_of(data)
     if address is not None and not _is_video_list(address):
@@ -215,7 +216,7 @@ def _is_video_list(address: Address) -> bool:
     """Whether a csv file without options is a list of videos, which has rules of its own."""
     if address.scheme != "csv" or address.options:
         return False
-    from vitdistill.data.clips.files import is_video
+    from vitdistill.data.media import is_video
     from vitdistill.data.tables import is_table
 
     return not is_table(Path(address.name).expanduser(), is_video)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from vitdistill.data.images.augment import Augment
 from vitdistill.data.loader import BAD_SHARE, CorruptLog
 from vitdistill.errors import UserError
 from vitdistill.evaluation.loading import Reader, made_ready
@@ -53,9 +52,7 @@ def evaluate_task(
     Raises:
         UserError: when the network is not for the data, or too much is unreadable.
     """
-    source, task = task_class(task_name).open(
-        data, augment=Augment(**(config.get("augment") or {"recipe": "none"})), files=files
-    )
+    source, task = task_class(task_name).open_tested(data, files=files)
     if batch_size < 1:
         raise UserError("batch_size must be at least 1", batch_size)
     task = task.tested(files, batch_size)

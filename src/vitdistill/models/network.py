@@ -247,20 +247,20 @@ class Opaque(Network):
         return Output(prediction=first, distilled=second)
 
 
-_OWN_TASK = "Use its own --task (boxes, segmentation), or choose the ViT that it was made of"
-
-
-def check_names_inputs(network: Network, rule: str, remedy: str = _OWN_TASK) -> None:
+def check_names_inputs(network: Network, rule: str, remedy: str | None = None) -> None:
     """
     Args:
         network: that shall have a classifier, or is one.
         rule: what must hold.
-        remedy: what to do.
+        remedy: what to do; by default to name the task that it is for.
 
     Raises:
         UserError: when it does something else, as detectors do.
     """
     if network.purpose:
+        if remedy is None:
+            own = "boxes" if network.detections else "segmentation"
+            remedy = f"Give --task {own}, or choose the ViT that it was made of"
         raise UserError(rule, f"{network.name}, which {network.purpose}", remedy)
 
 

@@ -3,11 +3,14 @@
 Read `task.py`, then `classification.py`.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from vitdistill.errors import UserError, near
+from vitdistill.tasks import defaults
 
 if TYPE_CHECKING:
     from vitdistill.models.network import Network
@@ -21,22 +24,38 @@ class Entry:
     Attributes:
         where: its class, as module and name; imported on first use, so that `--help` need not load torch.
         distill: what a student learns from a teacher where nothing else is said; see `--distill`.
+        defaults: from the data to values of shared options, where these differ from the verbs'; see `defaults.py`.
         files: the name of the task's own group of options, where it has one.
+        test_batch: samples per step of a test, where they are too large for the verbs' own number.
     """
 
     where: str
     distill: str
+    defaults: Callable[[Any], defaults.Values]
     files: str | None = None
+    test_batch: int | None = None
 
 
 # What `--task` takes: of verbs that train on labels alone, and of distillation.
 TaskName = Literal["classification", "actions", "boxes", "segmentation"]
 DistilledTask = Literal["classification", "boxes", "segmentation"]
 TASKS: dict[str, Entry] = {
-    "classification": Entry("vitdistill.tasks.classification:Classification", distill="logits"),
-    "actions": Entry("vitdistill.tasks.actions:Actions", distill="manifold", files="actions"),
-    "boxes": Entry("vitdistill.tasks.boxes:Boxes", distill="tokens", files="boxes"),
-    "segmentation": Entry("vitdistill.tasks.segmentation:Segmentation", distill="manifold", files="segments"),
+    "classification": Entry(
+        "vitdistill.tasks.classification:Classification", distill="logits", defaults=defaults.of_classification
+    ),
+    "actions": Entry(
+        "vitdistill.tasks.actions:Actions", distill="manifold", defaults=defaults.of_actions, files="actions"
+    ),
+    "boxes": Entry(
+        "vitdistill.tasks.boxes:Boxes", distill="tokens", defaults=defaults.of_boxes, files="boxes", test_batch=8
+    ),
+    "segmentation": Entry(
+        "vitdistill.tasks.segmentation:Segmentation",
+        distill="manifold",
+        defaults=defaults.of_segmentation,
+        files="segments",
+        test_batch=8,
+    ),
 }
 
 
@@ -57,13 +76,20 @@ def task_class(name: str) -> "type[Task]":
 
 
 def task_by_its_looks(data: object) -> str | None:
-    """The task whose layout a folder has, where that is no class folders: boxes, segmentation, or None."""
+    """The task whose layout some data has; None where that cannot be seen, or there are several."""
     from vitdistill.data.boxes.sources import has_annotations
+    from vitdistill.data.folders import has_classes
+    from vitdistill.data.open import BUNDLED, SCENES
     from vitdistill.data.segments.folder import is_pair_folder
 
+    if isinstance(data, str) and data in BUNDLED:
+        return None if data == SCENES else "classification"
     if is_pair_folder(data):
         return "segmentation"
-    return "boxes" if has_annotations(data) else None
+    if has_annotations(data):
+        return "boxes"
+    folder = Path(data).expanduser() if isinstance(data, str | Path) else None
+    return "classification" if folder is not None and folder.is_dir() and has_classes(folder) else None
 
 
 def default_distill(name: str) -> str:
@@ -73,6 +99,36 @@ def default_distill(name: str) -> str:
         UserError: when there is no such task.
     """
     return _entry(name).distill
+
+
+def default_options(name: str, data: Any) -> Mapping[str, Any]:
+    """Values of shared options where nothing else is said, as far as they differ from the verbs'.
+
+    Args:
+        name: of the task.
+        data: what `--data` names, or what else `open_source` takes; None where that is not known.
+
+    Raises:
+        UserError: when there is no such task.
+
+    Example:
+        >>> default_options("boxes", "/data/VOCdevkit")["batch_size"]
+        2
+    """
+    return _entry(name).defaults(data)
+
+
+def test_batch_of(name: str, usual: int) -> int:
+    """Samples per step of a test where nothing else is said.
+
+    Args:
+        name: of the task.
+        usual: of the verb.
+
+    Raises:
+        UserError: when there is no such task.
+    """
+    return _entry(name).test_batch or usual
 
 
 def files_of(name: str) -> str | None:

@@ -37,7 +37,6 @@ class Actions(Task):
     always_fresh: ClassVar[bool] = True
     reads_grid: ClassVar[bool] = True
     per_sample: ClassVar[bool] = False
-    augment: ClassVar[Augment | None] = Augment(recipe="none", hflip=0.5)
 
     def __init__(self, data: ActionData | None = None, classes: int | None = None) -> None:
         """

@@ -47,7 +47,6 @@ class Boxes(Task):
     score: ClassVar[str] = "ap"
     columns: ClassVar[dict[str, str]] = {"ap": "AP %", "ap50": "AP50 %", "ap75": "AP75 %"}
     per_sample: ClassVar[bool] = False
-    augment: ClassVar[Augment | None] = Augment(recipe="none")
     names: ClassNames
 
     def __init__(
@@ -81,7 +80,15 @@ class Boxes(Task):
 
     @classmethod
     def source_of(cls, config: Mapping[str, Any]) -> DataSource:
-        return open_boxes(str(config["data"]), BoxFiles(**(config.get("boxes") or {})))
+        files = BoxFiles(**(config.get("boxes") or {}))
+        return open_boxes(str(config["data"]), files, tested=True)
+
+    @classmethod
+    def open_tested(cls, data: Any, *, files: Any = None) -> "tuple[DataSource, Boxes]":
+        require_detection()
+        files = BoxFiles() if files is None else files
+        source = open_boxes(data, files, tested=True)
+        return source, cls(source, class_weight=files.class_weight)
 
     @classmethod
     def tested_files(

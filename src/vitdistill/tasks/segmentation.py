@@ -17,7 +17,6 @@ from torchvision import tv_tensors
 
 from vitdistill.data.device import OnDevice
 from vitdistill.data.images.augment import Augment
-from vitdistill.data.open import SCENES
 from vitdistill.data.samples import ViewOptions
 from vitdistill.data.segments.files import Head, SegmentFiles, SegmentTest
 from vitdistill.data.segments.masks import IGNORED
@@ -68,7 +67,6 @@ class Segmentation(Task):
     columns: ClassVar[dict[str, str]] = {"miou": "mIoU %", "macc": "mean recall %", "aacc": "pixels right %"}
     reads_grid: ClassVar[bool] = True
     per_sample: ClassVar[bool] = False
-    augment: ClassVar[Augment | None] = Augment(recipe="none", hflip=0.5, color_jitter=0.5)
     names: ClassNames
 
     def __init__(
@@ -109,11 +107,6 @@ class Segmentation(Task):
         unread = {"segments.head": given.head is not None, "segments.ratio": given.ratio is not None}
         refuse_given(unread, "in a test, but in training alone")
         return given.over(config.get("segments") or {})
-
-    @classmethod
-    def augment_of(cls, data: Any) -> Augment | None:
-        """Digits are grey, and no digits when they are flipped."""
-        return Augment(recipe="none") if data == SCENES else cls.augment
 
     def with_head(
         self,

@@ -1,6 +1,7 @@
 """What labels mean: the head that predicts them, its loss, how predictions are scored, and what the scores are called.
 
-To add a task: subclass `Task` in a file of its own, and name it in `TASKS` (`tasks/__init__.py`). Methods, training and
+To add a task: subclass `Task` in a file of its own, and name it in `TASKS` (`tasks/__init__.py`), with what it is
+trained with by default. Methods, training and
 reports know no task by name.
 """
 
@@ -30,7 +31,6 @@ class Task(ABC):
     Attributes:
         score: which of the metrics says what the best checkpoint is.
         columns: headings of the metrics in tables, by name, in percent.
-        augment: the augmentation of fine-tuning by default; None takes the verb's.
         always_fresh: whether `with_head` always makes a fresh head.
         reads_grid: whether predictions are read out of the whole grid of patches, so that none can be left out.
         per_sample: whether the score is the share of samples that are right, which has a binomial error.
@@ -41,7 +41,6 @@ class Task(ABC):
 
     score: ClassVar[str]
     columns: ClassVar[dict[str, str]]
-    augment: ClassVar[Augment | None] = None
     always_fresh: ClassVar[bool] = False
     reads_grid: ClassVar[bool] = False
     per_sample: ClassVar[bool] = True
@@ -62,6 +61,15 @@ class Task(ABC):
         Raises:
             UserError: when there is no such data, or its labels are of no use to the task.
         """
+
+    @classmethod
+    def open_tested(cls, data: Any, *, files: Any = None) -> "tuple[DataSource, Task]":
+        """As `open`, for a test alone: what nobody will train on need not be read.
+
+        Raises:
+            UserError: as `open`.
+        """
+        return cls.open(data, augment=Augment(recipe="none"), files=files)
 
     @abstractmethod
     def with_head(
@@ -108,7 +116,7 @@ class Task(ABC):
 
     @classmethod
     def source_of(cls, config: Mapping[str, Any]) -> DataSource:
-        """The data of a run.
+        """The data of a run, to look at what it was validated on.
 
         Args:
             config: of the run.
@@ -129,11 +137,6 @@ class Task(ABC):
             UserError: when an option is given that means nothing in a test.
         """
         return given
-
-    @classmethod
-    def augment_of(cls, data: Any) -> Augment | None:
-        """The augmentation by default on some data; None takes the verb's."""
-        return cls.augment
 
     def tested(self, files: Any = None, at_once: int = 1) -> "Task":
         """The task as finished networks are tested, where that differs from validation in training.

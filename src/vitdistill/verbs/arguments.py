@@ -83,7 +83,8 @@ class Labels(Flat):
 
     task: DistilledTask = "classification"
     """what labels mean: a class for each sample, boxes around the objects in each image (boxes), or a class for each
-    pixel (segmentation)."""
+    pixel (segmentation). The defaults of epochs, batch_size, augment, optim and drop_path are those of the task and its
+    data: --help beside --task and --data shows them."""
     boxes: BoxFiles = BoxFiles()
     """of the task boxes, the annotations and how images are resized."""
     segments: SegmentFiles = SegmentFiles()

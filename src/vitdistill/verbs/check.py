@@ -88,7 +88,7 @@ def check(
         if not labels or task != "classification":
             raise
         if (other := task_by_its_looks(data)) is not None:
-            raise UserError(str(error), remedy=f"Its folders look like those of --task {other}") from error
+            raise UserError(str(error), remedy=f"It looks like data of --task {other}") from error
         open_source(data, labels=False)  # what is wrong with it even then is said
         raise UserError(str(error), remedy="To check it without labels, give --labels false") from error
     survey = Survey(source)

@@ -14,7 +14,7 @@ from vitdistill.tasks import TASKS
 from vitdistill.training.loggers import require_loggers
 from vitdistill.training.settings import out_of_range, refuse_ours
 from vitdistill.verbs.needs import Needs
-from vitdistill.verbs.signatures import options_of
+from vitdistill.verbs.signatures import options_for, options_of
 
 
 def check(
@@ -75,7 +75,7 @@ def refuse_unused(verb: str, values: Mapping[str, Any], needs: Iterable[Needs]) 
     Raises:
         UserError: with what they need.
     """
-    defaults = {name: option.default for name, option in options_of(verb).items()}
+    defaults = {name: option.default for name, option in options_for(verb, values).items()}
     for each in needs:
         if not each.met(values):
             refuse_without_effect(values, defaults, each.options, f"unless {each.words}")

@@ -10,7 +10,7 @@ from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.evaluation.asked import Criteria, Keeps, masks_of
 from vitdistill.models.names import ModelName, absolute_model
 from vitdistill.runs.read import Checkpoint, find_run
-from vitdistill.tasks import TASKS
+from vitdistill.tasks import TASKS, test_batch_of
 from vitdistill.tokens.merge_schedule import Merge, check_merge
 from vitdistill.verbs.arguments import Data
 from vitdistill.verbs.evaluate_tasks import LISTED, evaluate_task_of
@@ -34,7 +34,7 @@ def evaluate(
     crops: Literal[1, 3] = 1,
     stride: int | None = None,
     sampling: Literal["dense", "uniform"] | None = None,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     image_size: int | None = None,
     crop_pct: float | None = None,
     device: str = "auto",
@@ -73,7 +73,8 @@ def evaluate(
         crops: of videos: 1 takes the centre of each clip, 3 both ends of the longer edge and the centre.
         stride: of videos: frames from one frame of a dense clip to the next; by default the run's.
         sampling: of videos: dense or uniform; by default the run's.
-        batch_size: images, or views of videos, per step; of segmentation at several sizes, windows of an image.
+        batch_size: images, or views of videos, per step, by default 128, and 8 of boxes and segmentation; of the
+            latter at several sizes, windows of an image.
         image_size: input size in pixels; by default the model's.
         crop_pct: share of the resized image that the centre crop keeps; by default that of the run's recipe, or the
             one that the model was published with.
@@ -118,6 +119,8 @@ def evaluate(
         task = task_of_model(model, image_size, model_args)
     else:
         task = str(run.config.get("task", "classification"))
+    if batch_size is None:
+        batch_size = values["batch_size"] = test_batch_of(task, 128)
     if task != "classification":
         return evaluate_task_of(task, run, values, defaults)
 

@@ -60,7 +60,8 @@ def finetune(
             each. Of boxes, a VOC devkit, COCO's folders, or scenes; of segmentation, a folder with images/ and
             annotations/ (or masks/), or scenes.
         task: what labels mean: a class for each image or video, the actions of each box in key frames, boxes around the
-            objects in each image, or a class for each pixel (segmentation).
+            objects in each image, or a class for each pixel (segmentation). The defaults of epochs, batch_size,
+            augment, optim and drop_path are those of the task and its data: --help beside --task and --data shows them.
         actions: of the task actions, the annotations in AVA's csv formats.
         pool: avg pools the patches under a fresh norm, cls takes the class token; auto is avg for a ViT without a
             classifier, and what the classifier belongs to otherwise.

@@ -13,6 +13,7 @@ from inspect import Parameter, isclass, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitdistill.data.images.augment import Augment
 from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.files import is_first_process
 from vitdistill.models.names import LinearFeatures
@@ -22,7 +23,7 @@ from vitdistill.verbs.arguments import Flat, Pipelining, Student
 from vitdistill.verbs.checks import check
 from vitdistill.verbs.needs import Needs
 from vitdistill.verbs.paths import absolute_paths
-from vitdistill.verbs.signatures import documentation, options_of, signature_of
+from vitdistill.verbs.signatures import documentation, options_for, options_of, signature_of
 
 if TYPE_CHECKING:
     from vitdistill.data.source import DataSource
@@ -66,9 +67,8 @@ def trains(
 
         @wraps(function)
         def run(*args: Any, **kwargs: Any) -> dict[str, Any]:
-            bound = signature_of(verb).bind(*args, **kwargs)
-            bound.apply_defaults()
-            values = dict(bound.arguments)
+            given = signature_of(verb).bind(*args, **kwargs).arguments
+            values = {name: given.get(name, option.default) for name, option in options_for(verb, given).items()}
             check(verb, values, needs, labels=labels)
             values |= filled_in(values)
             with stopping():
@@ -123,7 +123,7 @@ def _train(
     from vitdistill.training.train import train
     from vitdistill.verbs.common import settings_of
 
-    settings = settings_of(values, options_of(verb)["optim"].default)
+    settings = settings_of(values, options_for(verb, values)["optim"].default)
     info = train(method, source, run, settings, resume=resume)
     if is_first_process():
         stop_now(f"stopped; the run is finished, but not its report: vitdistill report {run.path}")
@@ -152,7 +152,7 @@ def _opened(values: dict[str, Any], *, labels: bool) -> "tuple[DataSource, Task 
         other = task_by_its_looks(values["data"])
         if other is None or other == name:
             raise
-        raise UserError(str(error), remedy=f"Its folders look like those of --task {other}") from error
+        raise UserError(str(error), remedy=f"It looks like data of --task {other}") from error
 
 
 def _named(value: Any) -> Any:
@@ -253,11 +253,34 @@ class Job:
             return self.rebuilding.student()
         options = {**_options(student), **changes}
         options["args"] = self.with_frames(student.student, options["args"], "student_args")
-        if self.labelled is None or options.get("classes") == 0:
-            return make_student(student.student, self.data, **options)
+        task = self.labelled if options.get("classes") != 0 else None
         # A classifier is always one for classification.
-        keeps = None if self.values.get("task", "classification") == "classification" else self.labelled.keeps
-        return self.labelled.student(make_student(student.student, self.data, keeps=keeps, **options))
+        keeps = None if task is None or self.values.get("task", "classification") == "classification" else task.keeps
+        try:
+            network = make_student(student.student, self.data, keeps=keeps, **options)
+        except UserError:
+            self._refuse_kind(student.student, options["args"])
+            raise
+        return network if task is None else task.student(network)
+
+    def _refuse_kind(self, spec: Any, args: dict[str, Any] | None) -> None:
+        """Say that a network is of another kind than the data and the task, rather than which size it cannot take.
+
+        Raises:
+            UserError: naming what it needs.
+        """
+        from vitdistill.data.samples import ViewOptions
+        from vitdistill.models.build import build
+        from vitdistill.tasks import task_of
+
+        if not isinstance(spec, str):
+            return
+        sketch = build(spec, args=args, meta=True)
+        task = self.values.get("task", "classification")
+        if sketch.purpose and task_of(sketch) != task:
+            rule, what = f"--task {task} trains no network that {sketch.purpose}", sketch.name
+            raise UserError(rule, what, f"Give --task {task_of(sketch)}, or choose the ViT that it was made of")
+        self.data.train.transform(sketch.input, ViewOptions(augment=Augment(recipe="none")), train=False)
 
     def linear_student(self, student: Student, features: LinearFeatures) -> "Network":
         """A frozen body with a classifier for the data's classes, of which the classifier alone will be trained."""
@@ -382,7 +405,7 @@ class Job:
         Raises:
             UserError: such as "--frames has no effect on images".
         """
-        defaults = {name: option.default for name, option in options_of(self.verb).items()}
+        defaults = {name: option.default for name, option in options_for(self.verb, self.values).items()}
         refuse_without_effect(self.values, defaults, names, why)
 
 

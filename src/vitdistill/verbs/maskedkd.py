@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-from vitdistill.data.images.augment import Augment
 from vitdistill.errors import UserError
 from vitdistill.methods.selection import CriterionName
 from vitdistill.methods.selection.amounts import amount_of, check_selection
@@ -16,7 +15,6 @@ from vitdistill.verbs.job import Job, trains
 from vitdistill.verbs.linear import check_linear_only
 from vitdistill.verbs.merging import check_alone
 from vitdistill.verbs.needs import ABOVE_0, GIVEN, Names, needs
-from vitdistill.verbs.tuning import task_augment
 
 if TYPE_CHECKING:
     from vitdistill.methods.method import Method
@@ -26,14 +24,13 @@ def check_terms(values: dict[str, Any]) -> dict[str, Any]:
     """Refuse options of terms that `--distill` does not name, and selections that have no meaning.
 
     Returns:
-        What is distilled, the augmentation, and who ranks the patches, where that was not said: `auto` where the
-        teacher's class scores can tell, else the student.
+        What is distilled, and who ranks the patches, where that was not said: `auto` where the teacher's class scores
+        can tell, else the student.
     """
     check_pipelining(values)
     check_network(values)
     distill = default_distill(values["task"]) if values["distill"] is None else values["distill"]
-    filled = {**task_augment(values, Augment()), "distill": distill}
-    values = {**values, **filled}
+    values = {**values, "distill": distill}
     refuse_unused("maskedkd", values, (needs("alpha tau distillation teacher_text dist_token", distill=Names(LOGITS)),))
     terms = values["terms"].named(values["distill"])
     if LOGITS in terms and values["task"] != "classification":
@@ -47,7 +44,7 @@ def check_terms(values: dict[str, Any]) -> dict[str, Any]:
     if values["linear_only"]:
         check_linear_only(values)
     check_alone(values["teacher_merge"], keep, terms)
-    return {**filled, "criterion": criterion}
+    return {"distill": distill, "criterion": criterion}
 
 
 @trains(

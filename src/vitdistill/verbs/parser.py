@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from itertools import pairwise, takewhile
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import yaml
@@ -15,6 +16,7 @@ from vitdistill.verbs.messages import refusal, types_of
 from vitdistill.verbs.signatures import documentation, options_of, signature_of, usage_of
 from vitdistill.verbs.table import EXAMPLES, VERBS
 
+DECIDING = ("task", "data")  # options on which the defaults of others depend
 MODE = "vitdistill"  # of jsonargparse, in which values and configurations are read by `_load`
 
 
@@ -56,10 +58,8 @@ def parse(verb: str, words: list[str]) -> dict[str, Any]:
     Raises:
         UserError: for unknown options (with near names), values of the wrong type, and unusable YAML files.
     """
-    parser = make_parser(verb)
     words = normalised(verb, words)
-    for path in _given(words, "--config"):
-        check_yaml(path)
+    parser = make_parser(verb, _said(words))
     return _values(verb, parser, parser.parse_args(words))
 
 
@@ -69,7 +69,7 @@ def parse_config(verb: str, config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: as `parse`.
     """
-    parser = make_parser(verb)
+    parser = make_parser(verb, config)
     return _values(verb, parser, parser.parse_object(dict(config)))
 
 
@@ -83,8 +83,13 @@ def _values(verb: str, parser: ArgumentParser, parsed: Any) -> dict[str, Any]:
     return values
 
 
-def make_parser(verb: str) -> ArgumentParser:
-    """A parser with one option for every option of the verb."""
+def make_parser(verb: str, said: Mapping[str, Any] = MappingProxyType({})) -> ArgumentParser:
+    """A parser with one option for every option of the verb.
+
+    Args:
+        verb: any.
+        said: values of options that are known, on which defaults depend.
+    """
 
     class Parser(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> Any:
@@ -93,7 +98,7 @@ def make_parser(verb: str) -> ArgumentParser:
     def function(**_: Any) -> None:
         """Stands for the verb, whose own module is not imported."""
 
-    signature = signature_of(verb)
+    signature = signature_of(verb, said)
     function.__signature__ = signature  # type: ignore[attr-defined]
     function.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
     function.__doc__ = documentation(verb)
@@ -159,10 +164,22 @@ def normalised(verb: str, words: list[str]) -> list[str]:
     return result
 
 
-def _given(words: list[str], option: str) -> list[str]:
-    """The values of an option, as far as they stand on the command line itself."""
-    found = [following for word, following in pairwise(words) if word == option]
-    return found + [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
+def _said(words: list[str]) -> dict[str, Any]:
+    """The values on which defaults depend, by words and configurations; the last counts.
+
+    Raises:
+        UserError: when a configuration cannot be read.
+    """
+    found: dict[str, Any] = {}
+    for word, following in pairwise([*words, ""]):
+        name, equals, value = word.partition("=")
+        value = value if equals else following
+        if name == "--config":
+            content = check_yaml(value)
+            found |= {key: content[key] for key in DECIDING if key in content}
+        elif name.removeprefix("--") in DECIDING:
+            found[name.removeprefix("--")] = value
+    return found
 
 
 def check_yaml(path: str | Path) -> dict[str, Any]:

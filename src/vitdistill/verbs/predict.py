@@ -18,6 +18,7 @@ from vitdistill.models.network import Network
 from vitdistill.models.record import has_new_head, record_of
 from vitdistill.runs.directory import list_in_run
 from vitdistill.runs.read import find_run
+from vitdistill.tasks import test_batch_of
 from vitdistill.verbs.common import refuse_classes
 from vitdistill.verbs.predict_boxes import predict_boxes
 from vitdistill.verbs.rows import Format, RowWriter
@@ -47,7 +48,7 @@ def predict(
     crops: Literal[1, 3] = 1,
     stride: int | None = None,
     sampling: Literal["dense", "uniform"] | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     image_size: int | None = None,
     crop_pct: float | None = None,
     device: str = "auto",
@@ -79,7 +80,7 @@ def predict(
         crops: of videos: 1 takes the centre of each clip, 3 both ends of the longer edge and the centre.
         stride: of videos: frames from one frame of a dense clip to the next; by default as in training.
         sampling: of videos: dense or uniform; by default as in training.
-        batch_size: images, or views of videos, per step.
+        batch_size: images, or views of videos, per step; by default 64, and 8 of boxes and segmentation.
         image_size: input size in pixels; by default the model's.
         crop_pct: share of the resized image that the centre crop keeps; by default as in the model's evaluation.
         device: auto, cpu, cuda, ...
@@ -102,6 +103,8 @@ def predict(
     values = dict(locals())
     refuse_classes(model_args, "model_args")
     task = task_of_model(model, image_size, model_args)
+    if batch_size is None:
+        batch_size = values["batch_size"] = test_batch_of(task, 64)
     unread = UNREAD.get(task, ())
     of_run = Path(model).is_dir() and find_run(model) is not None
     if not of_run:  # what builds a network is read of all of them

@@ -7,15 +7,16 @@ exist is (dataclasses of options, functions that check a value), which is why th
 
 import ast
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import cache
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, ForwardRef, Union, get_args, get_origin
 
+from vitdistill.tasks import TASKS, default_options
 from vitdistill.verbs.arguments import Flat, Training
 from vitdistill.verbs.source import OnlyInPython, Source, arguments_in, names_of
-from vitdistill.verbs.table import function_of, module_of
+from vitdistill.verbs.table import TRAINING, function_of, module_of
 
 REQUIRED = inspect.Parameter.empty
 DECORATOR = "trains"
@@ -70,8 +71,37 @@ def options_of(verb: str) -> dict[str, Option]:
     return dict(sorted(found.items(), key=lambda item: not (item[1].positional or item[1].default is REQUIRED)))
 
 
-def signature_of(verb: str) -> inspect.Signature:
-    """The signature of a verb as Python sees it, every option by itself."""
+def options_for(verb: str, said: Mapping[str, Any]) -> dict[str, Option]:
+    """The options of a verb, with the defaults of the task and the data in question.
+
+    Args:
+        verb: any.
+        said: values of options that are known; `task` and `data` count.
+    """
+    options = options_of(verb)
+    if verb not in TRAINING or "task" not in options:
+        return options
+    task = said.get("task", options["task"].default)
+    if task not in TASKS:
+        return options  # refused by whoever reads its value
+    own = default_options(task, said.get("data"))
+    return {
+        name: replace(option, default=_over(option.default, own[name])) if name in own else option
+        for name, option in options.items()
+    }
+
+
+def _over(default: Any, value: Any) -> Any:
+    return replace(default, **value) if is_dataclass(default) and not isinstance(default, type) else value
+
+
+def signature_of(verb: str, said: Mapping[str, Any] = MappingProxyType({})) -> inspect.Signature:
+    """The signature of a verb as Python sees it, every option by itself.
+
+    Args:
+        verb: any.
+        said: values of options that are known, on which defaults depend.
+    """
     parameter = inspect.Parameter
     return inspect.Signature(
         [
@@ -81,7 +111,7 @@ def signature_of(verb: str) -> inspect.Signature:
                 default=option.default,
                 annotation=option.type,
             )
-            for option in options_of(verb).values()
+            for option in options_for(verb, said).values()
         ],
         return_annotation=dict[str, Any],
     )

@@ -100,14 +100,14 @@ def _source(data: Data | None, runs: list[Run | None]) -> tuple["DataSource", di
     source = None
     for run in known:
         if run.config.get("data"):
-            source = run.source(labels=False)
+            source = run.source(labels=run.config.get("task", "classification") != "classification")
             if source.val.has_frames:
                 return source, run.config
     if source is None:
         raise UserError("Videos must be named where no run says which it was trained on", remedy="Give --data")
     raise UserError(
         "Frames are compared in videos, and no run was trained on any",
-        f"{source.name}, which holds images",
+        f"{source.name}, which holds {source.val.word}s",
         "Give --data",
     )
 

@@ -2,24 +2,22 @@
 
 from typing import TYPE_CHECKING, Any
 
-from vitdistill.data.images.augment import Augment
 from vitdistill.methods.options import PatchDrop
 from vitdistill.verbs.arguments import Clips, Labels, Published
 from vitdistill.verbs.checks import refuse_argument
 from vitdistill.verbs.job import Job, trains
 from vitdistill.verbs.needs import needs
-from vitdistill.verbs.tuning import task_augment
 
 if TYPE_CHECKING:
     from vitdistill.methods.method import Method
 
 
 def check_arguments(values: dict[str, Any]) -> dict[str, Any]:
-    """Refuse timm's own patch dropout, which `--patch_drop` is for every family; fill in the task's augmentation."""
+    """Refuse timm's own patch dropout, which `--patch_drop` is for every family."""
     rate = (values["student_args"] or {}).get("patch_drop_rate")
     if rate:
         refuse_argument(values, "student_args", "patch_drop_rate", "--patch_drop")
-    return task_augment(values, Augment())
+    return {}
 
 
 @trains(Labels, Clips, needs=(needs("patch_drop", task="classification"),), resolve=check_arguments)

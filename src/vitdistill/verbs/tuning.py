@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-from vitdistill.data.images.augment import Augment
 from vitdistill.models.presets import PRESETS
 from vitdistill.runs.read import find_run
 from vitdistill.verbs.checks import refuse_argument
@@ -26,22 +25,7 @@ def resolve(values: dict[str, Any]) -> dict[str, Any]:
         refuse_argument(values, "model_args", "patch_drop_rate", "--patch_drop")
     if values["task"] == "classification":
         return inherited_sampling(values)
-    return task_augment(values, Augment(recipe="finetune"))
-
-
-def task_augment(values: dict[str, Any], default: Augment) -> dict[str, Any]:
-    """The task's own augmentation, where nothing else is said: what moves pixels must move its labels too.
-
-    Args:
-        values: of the verb's options.
-        default: the verb's augmentation.
-    """
-    from vitdistill.tasks import task_class
-
-    if values["task"] == "classification":
-        return {}
-    augment = task_class(values["task"]).augment_of(values["data"])
-    return {"augment": augment} if augment is not None and values["augment"] == default else {}
+    return {}
 
 
 def inherited_sampling(values: dict[str, Any]) -> dict[str, Any]:

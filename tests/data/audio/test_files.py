@@ -13,9 +13,9 @@ import torch
 from sounds import class_folders, tone, write
 from vitdistill.data import Augment, ViewOptions, open_source
 from vitdistill.data.audio.decode import KEPT, RATE, Sound, kept_file, resampled
-from vitdistill.data.audio.files import has_sounds
 from vitdistill.data.left_out import _said
 from vitdistill.data.loader import make_loader
+from vitdistill.data.media import has_sounds
 from vitdistill.data.order import EvalBatchSampler
 from vitdistill.errors import UserError
 from vitdistill.types import InputSpec

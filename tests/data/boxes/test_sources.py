@@ -16,9 +16,13 @@ from vitdistill.data.boxes.files import BoxFiles
 from vitdistill.data.boxes.samples import BoxImages
 from vitdistill.data.boxes.sources import open_boxes
 from vitdistill.data.boxes.voc import CLASSES
+from vitdistill.data.images.augment import Augment
 from vitdistill.data.open import open_source
+from vitdistill.data.samples import ViewOptions
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
+from vitdistill.tasks.boxes import Boxes
+from vitdistill.types import InputSpec
 
 VAL = "annotations/instances_val2017.json"
 
@@ -316,3 +320,27 @@ def test_unknown_categories_are_noted_where_only_looked_at(tmp_path: Path, caplo
         source = open_boxes(tmp_path, lenient=True)
     assert [problem.kind for problem in source.train.problems()] == ["unknown category"]
     assert np.array(source.train.boxes.classes).max() < 3  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("broken", [None, "{"], ids=["missing", "unreadable"])
+def test_a_test_reads_nothing_to_train_on(broken: str | None, tmp_path: Path) -> None:
+    whole = open_boxes(str(box_trees.coco(tmp_path)))
+    file = tmp_path / "annotations/instances_train2017.json"
+    file.unlink() if broken is None else file.write_text(broken)
+    found = open_boxes(str(tmp_path), tested=True)
+    assert found.classes == whole.classes and found.val.digest() == whole.val.digest() and len(found.train) == 0
+    assert open_boxes(str(box_trees.voc(tmp_path / "voc")), tested=True).train.problems() == []
+    config = {"data": str(tmp_path), "boxes": {"resize": "coco"}}
+    assert Boxes.source_of(config).classes == Boxes.open_tested(str(tmp_path))[0].classes == whole.classes
+    with pytest.raises(UserError, match="instances_train2017.json"):
+        open_boxes(str(tmp_path))
+
+
+def test_very_many_patches_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = open_boxes(str(box_trees.coco(tmp_path)), BoxFiles(resize="voc"))
+    options = ViewOptions(augment=Augment(recipe="none"))
+    source.train.check(InputSpec((3, 800, 1344), (0.5,) * 3, (0.5,) * 3, patch=(1, 16, 16)), options)
+    assert not caplog.messages
+    source.train.check(InputSpec((3, 48, 48), (0.5,) * 3, (0.5,) * 3, patch=(1, 6, 6)), options)
+    assert "600x798 pixels are 13300 patches of 6x6" in caplog.text
+    assert "smaller --boxes.sides and --boxes.eval_side" in caplog.text

@@ -6,10 +6,11 @@ import shutil
 import pytest
 
 from generated_videos import write_video
-from vitdistill.data.clips.files import is_video, video_files
+from vitdistill.data.clips.files import video_files
 from vitdistill.data.clips.repeated import _warn
 from vitdistill.data.clips.samples import _warn_of_short
 from vitdistill.data.images.recipes import Augment
+from vitdistill.data.media import is_video
 from vitdistill.data.samples import ViewOptions
 from vitdistill.types import InputSpec
 

@@ -22,7 +22,6 @@ from torchvision.transforms import v2
 from vitdistill.data.actions.ava import KeyFrameName, Rows
 from vitdistill.data.actions.files import FRAME_RATE
 from vitdistill.data.clips.decode import VideoFile
-from vitdistill.data.clips.files import EXTENSIONS
 from vitdistill.data.clips.frame_folder import FrameFolder
 from vitdistill.data.clips.samples import STRIDE
 from vitdistill.data.clips.sampling import Sampling
@@ -30,6 +29,7 @@ from vitdistill.data.clips.stream import require_av
 from vitdistill.data.clips.video import Video
 from vitdistill.data.folders import as_bytes, some
 from vitdistill.data.images.recipes import Augment
+from vitdistill.data.media import VIDEO_SUFFIXES
 from vitdistill.data.samples import UNREADABLE, Samples, ViewOptions, digest_of, reason_of, refuse_several, refuse_sound
 from vitdistill.errors import UserError, refuse_given
 from vitdistill.types import InputSpec
@@ -61,7 +61,7 @@ class Movies:
             raise UserError("--data must be an existing folder of videos", f"'{self.folder}'")
         there = {_lower_ending(entry.name): entry.name for entry in os.scandir(self.folder)}
         names = [
-            next((there[n] for n in (v, *(f"{v}{end}" for end in EXTENSIONS)) if n in there), None) for v in videos
+            next((there[n] for n in (v, *(f"{v}{end}" for end in VIDEO_SUFFIXES)) if n in there), None) for v in videos
         ]
         missing = [video for video, name in zip(videos, names, strict=True) if name is None]
         if missing:
@@ -82,7 +82,7 @@ class Movies:
 def _lower_ending(name: str) -> str:
     """`a.MP4` as `a.mp4`."""
     stem, ending = os.path.splitext(name)
-    return stem + ending.lower() if ending.lower() in EXTENSIONS else name
+    return stem + ending.lower() if ending.lower() in VIDEO_SUFFIXES else name
 
 
 class KeyFrame(Video):

@@ -15,7 +15,6 @@ from vitdistill.data.samples import digest_of
 from vitdistill.errors import MachineError, UserError
 from vitdistill.files import write_atomically
 
-SUFFIXES = (".wav", ".flac", ".ogg")
 RATES = (1_000, 1_000_000)  # samples per second that can be meant
 KEPT = ".vitdistill_16k"  # in the data's folder; a name with a dot is no class
 CACHE = "VITDISTILL_CACHE"

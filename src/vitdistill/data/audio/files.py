@@ -3,32 +3,27 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from vitdistill.data.audio.decode import SUFFIXES, Sound, require_soundfile
+from vitdistill.data.audio.decode import Sound, require_soundfile
 from vitdistill.data.audio.samples import SoundSamples
-from vitdistill.data.clips.files import is_video
 from vitdistill.data.folders import (
     FileSamples,
     Kind,
     as_bytes,
     has_classes,
-    is_image,
     labelled,
     labelled_if_possible,
     some,
     unlabelled,
-    walk,
 )
 from vitdistill.data.labels_csv import by_table, find_table, say_unnamed
-from vitdistill.data.left_out import of_other_program, say_left_out, suffix
+from vitdistill.data.left_out import say_left_out, suffix
+from vitdistill.data.media import is_sound, walk
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError
-
-LOOKED_AT = 1000  # files that `has_sounds` looks at
 
 
 class FileSounds(FileSamples, SoundSamples):
@@ -77,27 +72,6 @@ def given_sounds(names: Sequence[str]) -> FileSounds:
     given = FileSounds(Path(), as_bytes(names))
     given.root = ""  # so that paths are as they were given
     return given
-
-
-def has_sounds(path: str | Path) -> bool:
-    """Whether a folder holds sounds rather than images or videos: most of its first 1000 files of these kinds.
-
-    Args:
-        path: the folder; need not exist.
-    """
-    place = Path(path)
-    if not place.is_dir():
-        return False
-    files = (
-        name for _, _, files in walk(place) for name in files if is_sound(name) or is_video(name) or is_image(name)
-    )
-    media = list(islice(files, LOOKED_AT))
-    return 2 * sum(map(is_sound, media)) > len(media)
-
-
-def is_sound(path: str) -> bool:
-    """Whether a file is a sound by its name; upper or lower case does not matter."""
-    return path.lower().endswith(SUFFIXES) and not of_other_program(os.path.basename(path))
 
 
 def sounds_below(root: Path, leave_out: tuple[str, ...], left: Counter[str]) -> list[str]:

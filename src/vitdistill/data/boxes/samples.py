@@ -1,5 +1,6 @@
 """Images with boxes as samples, on disk and as bundled scenes."""
 
+import math
 from collections import Counter
 from dataclasses import replace
 from functools import cache
@@ -9,13 +10,13 @@ import numpy as np
 from PIL import Image
 
 from vitdistill.data.boxes.annotations import Boxes, Gathering
-from vitdistill.data.boxes.resizing import Resizing
+from vitdistill.data.boxes.resizing import Resizing, resized
 from vitdistill.data.boxes.transforms import SHIFT, BoxImage, BoxTransform
 from vitdistill.data.bundled import scenes
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.images.decode import read_image
 from vitdistill.data.images.samples import refuse_clips
-from vitdistill.data.samples import Facts, Problem, Samples, ViewOptions, digest_of, refuse_sound
+from vitdistill.data.samples import Facts, Problem, Samples, ViewOptions, digest_of, refuse_sound, say_many_patches
 from vitdistill.errors import UserError
 from vitdistill.types import InputSpec
 
@@ -121,6 +122,16 @@ class BoxImages(Samples):
             hflip=hflip if train else 0.0,
             shift=self.shift if train else 0,
         )
+
+    def check(self, spec: InputSpec, options: ViewOptions) -> None:
+        """Say of very many patches how to have fewer."""
+        size = spec.size
+        if self.resizing is not None and spec.patch is not None and len(self):
+            sizes, patch, how = np.unique(self.boxes.sizes, axis=0).tolist(), spec.patch[1:], self.resizing
+            of_use = ((max(how.sides), how.longest), (how.eval_side, how.eval_longest))
+            found = [resized((rows, columns), *limits, patch) for rows, columns in sizes for limits in of_use]
+            size = max(found, key=math.prod)
+        say_many_patches(size, spec, "smaller --boxes.sides and --boxes.eval_side")
 
     def preprocessing(self, spec: InputSpec, options: ViewOptions) -> dict[str, Any]:
         fixed = {"crop_pct": 1.0, "interpolation": "bilinear", "crop_mode": "squash"}

@@ -6,7 +6,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from vitdistill.data.boxes.annotations import Boxes
+from vitdistill.data.boxes.annotations import Boxes, Gathering
 from vitdistill.data.boxes.coco import Categories, categories_of, read_coco, read_json
 from vitdistill.data.boxes.files import BoxFiles
 from vitdistill.data.boxes.resizing import Resizing, resizing_of
@@ -22,6 +22,7 @@ from vitdistill.errors import UserError, refuse_without_effect
 JSON = {
     split: (f"annotations/instances_{split}2017.json", f"annotations/voc_{split}.json") for split in ("train", "val")
 }
+PURPOSES = {"train": "train", "val": "validate"}  # of the splits, in words
 FOLDERS = {split: (f"{split}2017", f"images/{split}", split) for split in ("train", "val")}
 LAYOUT = (
     "Expected VOCdevkit/VOC2012/..., annotations/instances_train2017.json and train2017/, or --boxes.train and .val"
@@ -30,15 +31,14 @@ LAYOUT = (
 
 @dataclass(frozen=True)
 class _Read:
-    """Both sets of boxes, and their classes."""
+    """Boxes by split, and their classes."""
 
-    train: Boxes
-    val: Boxes
+    sets: dict[str, Boxes]
     classes: list[str]
     category_ids: list[int]
 
 
-def open_boxes(data: Any, files: BoxFiles = BoxFiles(), *, lenient: bool = False) -> DataSource:
+def open_boxes(data: Any, files: BoxFiles = BoxFiles(), *, lenient: bool = False, tested: bool = False) -> DataSource:
     """Images with boxes to train and to validate on, whose sets are `BoxImages`.
 
     Args:
@@ -46,6 +46,7 @@ def open_boxes(data: Any, files: BoxFiles = BoxFiles(), *, lenient: bool = False
             source that `open_boxes` has opened.
         files: which of them, and how they are resized.
         lenient: note annotations of unknown classes instead of refusing them, for `vitdistill check`.
+        tested: read what is validated on alone, as COCO's file to train on takes minutes; that set is then empty.
 
     Raises:
         UserError: when it is none of these, files are missing or cannot be read, there is no box to train or to
@@ -69,13 +70,16 @@ def open_boxes(data: Any, files: BoxFiles = BoxFiles(), *, lenient: bool = False
     if not root.is_dir():
         raise UserError(f"--data must be an existing folder of images with boxes, or {SCENES}", f"'{data}'", LAYOUT)
     devkit = devkit_of(root) if files.train is None and files.val is None else None
-    read = _of_json(root, files, lenient) if devkit is None else _of_devkit(devkit, files, lenient)
+    splits = ("val",) if tested else tuple(PURPOSES)
+    read = _of_json(root, files, splits, lenient) if devkit is None else _of_devkit(devkit, files, splits, lenient)
     resizing = resizing_for(str(data), read.classes, files)
-    for purpose, boxes in (("train", read.train), ("validate", read.val)):
+    for split, boxes in read.sets.items():
         boxes.say_problems(root.name)
         if boxes.ignored.all():  # also when there is none
+            purpose = PURPOSES[split]
             raise UserError(f"There must be at least one box to {purpose} on", f"none in {len(boxes)} images of {root}")
-    train, val = (BoxImages(boxes, read.category_ids, resizing) for boxes in (read.train, read.val))
+    sets = {split: read.sets[split] if split in splits else Gathering().finish() for split in PURPOSES}
+    train, val = (BoxImages(boxes, read.category_ids, resizing) for boxes in sets.values())
     name = f"{root.name} {files.split or 'VOC2012'}" if devkit is not None else root.name
     return DataSource(name, train, val, read.classes)
 
@@ -84,7 +88,7 @@ def has_annotations(data: object) -> bool:
     """Whether a path is a VOC devkit, or a folder with a file of boxes where COCO has it."""
     if not isinstance(data, str | Path) or not (root := Path(data).expanduser()).is_dir():
         return False
-    return devkit_of(root) is not None or any((root / name).is_file() for name in JSON["train"])
+    return devkit_of(root) is not None or any((root / name).is_file() for names in JSON.values() for name in names)
 
 
 def resizing_for(data: str, classes: Sequence[str], files: BoxFiles) -> Resizing | None:
@@ -106,23 +110,24 @@ def _counts() -> dict[scenes.Part, int]:
     return {"train": scenes.TRAIN, "val": scenes.VAL}
 
 
-def _of_devkit(devkit: Path, files: BoxFiles, lenient: bool) -> _Read:
+def _of_devkit(devkit: Path, files: BoxFiles, splits: Sequence[str], lenient: bool) -> _Read:
     _refuse(files, ("ids", "train_images", "val_images"), "on a VOC devkit")
 
     def together(parts: Iterable[tuple[str, str]]) -> Boxes:
         return reduce(Boxes.joined, (read_voc(devkit, year, part, lenient=lenient) for year, part in parts))
 
-    train, val = (together(parts) for parts in SPLITS[files.split or "VOC2012"])
-    return _Read(train, val, list(CLASSES), list(range(1, len(CLASSES) + 1)))
+    parts = dict(zip(PURPOSES, SPLITS[files.split or "VOC2012"], strict=True))
+    sets = {split: together(parts[split]) for split in splits}
+    return _Read(sets, list(CLASSES), list(range(1, len(CLASSES) + 1)))
 
 
-def _of_json(root: Path, files: BoxFiles, lenient: bool) -> _Read:
+def _of_json(root: Path, files: BoxFiles, splits: Sequence[str], lenient: bool) -> _Read:
     _refuse(files, ("split",), "on files in COCO's format")
-    paths = {split: _json(root, split, getattr(files, split)) for split in JSON}
+    paths = {split: _json(root, split, getattr(files, split)) for split in splits}
     contents = {split: read_json(path) for split, path in paths.items()}
     published = files.ids == "published"
-    categories = {split: categories_of(contents[split], paths[split], published=published) for split in JSON}
-    if categories["train"] != categories["val"]:
+    categories = {split: categories_of(contents[split], paths[split], published=published) for split in splits}
+    if len(splits) > 1 and categories["train"] != categories["val"]:
         raise UserError("Both files must list the same categories", _difference(categories), "Make them one list")
     found = {
         split: read_coco(
@@ -132,9 +137,9 @@ def _of_json(root: Path, files: BoxFiles, lenient: bool) -> _Read:
             categories[split],
             lenient=lenient,
         )
-        for split in JSON
+        for split in splits
     }
-    return _Read(found["train"], found["val"], categories["train"].names, categories["train"].ids)
+    return _Read(found, categories["val"].names, categories["val"].ids)
 
 
 def _json(root: Path, split: str, given: str | None) -> Path:

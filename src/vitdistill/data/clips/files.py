@@ -27,23 +27,16 @@ from vitdistill.data.folders import (
     labelled,
     labelled_if_possible,
     unlabelled,
-    walk,
 )
 from vitdistill.data.images.decode import HEIF_SUFFIXES
 from vitdistill.data.labels_csv import by_table, find_table
 from vitdistill.data.left_out import say_once, suffix
+from vitdistill.data.media import is_video, walk
 from vitdistill.data.samples import Samples
 from vitdistill.data.source import DataSource
 from vitdistill.data.tables import begins_as_table
 from vitdistill.errors import UserError
 
-# What FFmpeg reads as video under these names. GIF and APNG are images, and .ogg, .mka and .m4a are mostly sound.
-EXTENSIONS = (
-    *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".mj2"),
-    *(".mkv", ".mk3d", ".webm", ".avi", ".divx", ".wmv", ".asf", ".flv", ".ogv", ".ogm", ".rm", ".rmvb", ".nut"),
-    *(".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".m2p", ".vob", ".ts", ".mts", ".m2ts", ".m2t", ".mod", ".tod", ".mxf"),
-    *(".dv", ".wtv", ".amv", ".ivf", ".y4m", ".h264", ".264", ".h265", ".265", ".hevc", ".obu", ".mjpeg", ".mjpg"),
-)
 LOOKED_AT = 1000  # files that `has_videos` looks at
 # What frames are called when they come out of a video; photos in class folders rarely have such names.
 FRAME_NAME = re.compile(r"(img|image|frame)s?[_-]?\d+\.\w+", re.IGNORECASE)
@@ -183,11 +176,6 @@ def shows_one_of(videos: Set[str], image: str) -> bool:
     text = stem(image)
     bounds = [match.span() for match in re.finditer(r"[\W_]+", text)]
     return any(part in videos for start, end in bounds for part in (text[:start], text[end:])) or text in videos
-
-
-def is_video(path: str) -> bool:
-    """Whether a file is a video by its name; upper or lower case does not matter."""
-    return path.lower().endswith(EXTENSIONS) and not os.path.basename(path).startswith(".")
 
 
 def _holds_a_file(videos: Samples) -> bool:

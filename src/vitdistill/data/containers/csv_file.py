@@ -6,11 +6,12 @@
 import os
 from pathlib import Path
 
-from vitdistill.data.clips.files import VIDEOS, is_video, ready
+from vitdistill.data.clips.files import VIDEOS, ready
 from vitdistill.data.containers.address import Address
 from vitdistill.data.folders import is_image, listing
 from vitdistill.data.images.folder import IMAGES
 from vitdistill.data.labels_csv import by_table
+from vitdistill.data.media import is_video
 from vitdistill.data.source import DataSource
 from vitdistill.data.tables import LOOKED_AT, Table, TableOptions
 

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from vitdistill.errors import UserError, near
 
-RecipeName = Literal["deit", "tiny", "finetune", "pretrain", "sound", "none"]
+RecipeName = Literal["deit", "tiny", "finetune", "pretrain", "sound", "flip", "photometric", "none"]
 Interpolation = Literal["bilinear", "bicubic", "lanczos", "nearest", "box", "hamming"]
 
 # Ranges of the numeric options: lowest, highest, in words. Zero area would leave nothing to crop.
@@ -37,8 +37,9 @@ class Augment:
         recipe: `deit` (RandAugment, mixup, cutmix, erasing, three repeats; DeiT, Table 9), `tiny` (random resized
             crop and flip, what MaskedKD uses for DeiT-Ti), `finetune` (as `deit`, each image once; MAE, Table 9, and
             TinyMIM), `pretrain` (random resized crop of at least 20% of the area, and flip; nothing that needs
-            labels; MAE, Table 8, and TinyMIM), `sound` (SpecAugment alone; AST on ESC-50), or `none` (resize and centre
-            crop only). Of the recipes of images, sounds take mixing, repeats, label smoothing, and SpecAugment.
+            labels; MAE, Table 8, and TinyMIM), `sound` (SpecAugment alone; AST on ESC-50), `flip` (nothing else),
+            `photometric` (flip, brightness, contrast and saturation), or `none` (resize and centre crop only). Of the
+            recipes of images, sounds take mixing, repeats, label smoothing, and SpecAugment.
         scale: smallest share of the image's area that the random crop may take, above 0; 1 takes the centre crop
             of validation in its place.
         hflip: probability of a horizontal flip, 0 to 1.
@@ -148,23 +149,26 @@ FINETUNE = replace(
     cutmix=1.0,
     erasing=0.25,
 )
+# crop_pct 1: an image that already has the model's size passes through untouched.
+NONE = replace(
+    TINY,
+    recipe="none",
+    scale=1.0,
+    hflip=0.0,
+    smoothing=0.0,
+    crop_pct=1.0,
+    freq_mask=0.0,
+    time_mask=0.0,
+)
 RECIPES: dict[str, ResolvedAugment] = {
     "tiny": TINY,
     "deit": replace(FINETUNE, recipe="deit", color_jitter=0.3, repeats=3),
     "finetune": FINETUNE,
     "pretrain": replace(TINY, recipe="pretrain", scale=0.2, smoothing=0.0),
     "sound": replace(TINY, recipe="sound", scale=1.0, hflip=0.0, smoothing=0.0),
-    # crop_pct 1: an image that already has the model's size passes through untouched.
-    "none": replace(
-        TINY,
-        recipe="none",
-        scale=1.0,
-        hflip=0.0,
-        smoothing=0.0,
-        crop_pct=1.0,
-        freq_mask=0.0,
-        time_mask=0.0,
-    ),
+    "flip": replace(NONE, recipe="flip", hflip=0.5),
+    "photometric": replace(NONE, recipe="photometric", hflip=0.5, color_jitter=0.5),
+    "none": NONE,
 }
 
 

@@ -19,7 +19,6 @@ from vitdistill.data.folders import (
     labelled_if_possible,
     listing,
     unlabelled,
-    walk,
 )
 from vitdistill.data.images.decode import (
     HEIF_EXTRA,
@@ -33,6 +32,7 @@ from vitdistill.data.images.decode import (
 from vitdistill.data.images.samples import ImageSamples
 from vitdistill.data.labels_csv import by_table, find_table, say_unnamed
 from vitdistill.data.left_out import say_left_out, say_once, suffix
+from vitdistill.data.media import walk
 from vitdistill.data.samples import UNREADABLE, ViewOptions, reason_of
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError

@@ -10,7 +10,7 @@ from PIL import Image
 from vitdistill.data.device import OnDevice
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.images.samples import refuse_clips
-from vitdistill.data.samples import Facts, Samples, ViewOptions, digest_of, refuse_sound
+from vitdistill.data.samples import Facts, Samples, ViewOptions, digest_of, refuse_sound, say_many_patches
 from vitdistill.data.segments.device import SegmentsOnDevice
 from vitdistill.data.segments.transforms import COMMON, TrainTransform, ValTransform
 from vitdistill.errors import UserError
@@ -73,6 +73,10 @@ class SegmentSamples(Samples):
         if not train:
             return ValTransform(spec.size, options.ratios)
         return TrainTransform(spec.size, self.ratio, augment.hflip, augment.color_jitter, self.common)
+
+    def check(self, spec: InputSpec, options: ViewOptions) -> None:
+        """Say of very many patches how to have fewer."""
+        say_many_patches(spec.size, spec, "a smaller --image_size")
 
     def on_device(self, spec: InputSpec, options: ViewOptions, classes: int) -> OnDevice:
         return SegmentsOnDevice(Augment(recipe="none"), spec.mean, spec.std, classes)
