@@ -234,6 +234,7 @@ def _trainer(run: RunDirectory, settings: Settings) -> pl.Trainer:
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nobody adds to it in place
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own, of a newer torch
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")  # of one row, where none matter
     arguments: dict[str, Any] = {
         "devices": "auto" if torch.cuda.is_available() else 1,
         "num_sanity_val_steps": 0,
