@@ -17,7 +17,7 @@ from vitdistill.data.boxes.sources import open_boxes
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, refuse_given, refuse_without_effect
-from vitdistill.losses.boxes import set_loss
+from vitdistill.losses.boxes import match, set_loss
 from vitdistill.models.classes import compare
 from vitdistill.models.network import Network
 from vitdistill.models.record import record_of
@@ -156,8 +156,11 @@ class Boxes(Task):
     def validation_loss(
         self, prediction: Float[Tensor, "b q _"], targets: Float[Tensor, "b boxes 5"]
     ) -> Float[Tensor, ""]:
-        parts = set_loss(prediction, targets, together=False)
-        return torch.stack(list(parts.values())).sum() * len(targets)
+        """Each image by itself, so that neither batches nor processes matter to the mean over a set."""
+        matched = match(prediction, targets)
+        each = zip(prediction.split(1), targets.split(1), matched.split(1), strict=True)
+        parts = [set_loss(one, true, matched=own, together=False) for one, true, own in each]
+        return torch.stack([loss for part in parts for loss in part.values()]).sum()
 
     def metrics(self) -> dict[str, Metric]:
         if self.source is None:
