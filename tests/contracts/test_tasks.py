@@ -116,6 +116,8 @@ def test_validation_loss_is_a_sum_over_samples(at_work: AtWork) -> None:
     # The same batch twice has the same mean, so twice the sum.
     twice = task.validation_loss(prediction.repeat_interleave(2, dim=0), targets.repeat_interleave(2, dim=0))
     torch.testing.assert_close(twice, 2 * whole)
+    parts = [task.validation_loss(*pair) for pair in zip(prediction.split(1), targets.split(1), strict=True)]
+    torch.testing.assert_close(torch.stack(parts).sum(), whole)
 
 
 def test_classification_is_scored_by_top_1_and_top_5() -> None:

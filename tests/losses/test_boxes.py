@@ -9,7 +9,6 @@ from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
 from golden_values import Golden
-from vitdistill.errors import UserError
 from vitdistill.losses import boxes
 from vitdistill.losses.boxes import (
     assign,
@@ -128,15 +127,19 @@ def test_more_boxes_than_predictions_leave_boxes_over() -> None:
     assert all(loss.isfinite() for loss in set_loss(prediction, targets).values())
 
 
-@pytest.mark.parametrize("value", [NAN, math.inf])
-def test_what_is_not_finite_is_one_clear_line(value: float) -> None:
-    prediction = predictions()
-    prediction[1, 3, -1] = value
-    with pytest.raises(
-        UserError, match=r"must be finite numbers to be matched; got NaN or infinity.*--optim.lr"
-    ) as error:
-        set_loss(prediction, TARGETS)
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize("value", [NAN, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [-1, -4, 1], ids=["height", "x", "score"])
+def test_what_is_not_finite_is_matched_and_so_is_the_loss_not_finite(place: int, value: float) -> None:
+    """An error in one of several processes would leave the others waiting, even for their numbers of boxes."""
+    prediction, whole = predictions(), predictions()
+    prediction[1, 3, place] = value
+    matched = match(prediction, TARGETS)
+    assert torch.equal(matched[0], match(whole, TARGETS)[0]), "other images are matched as ever"
+    if (place, value) != (1, -math.inf):  # a class that is ruled out
+        assert matched[1].tolist() == [3, -1, -1]
+        assert not torch.stack(list(set_loss(prediction, TARGETS).values())).isfinite().all()
+    assert sorted(match_slots(prediction, whole)[1].tolist()) == list(range(7))
+    assert sorted(match_slots(whole, prediction)[1].tolist()) == list(range(7))
 
 
 def test_under_autocast_and_in_half_precision_all_is_float32() -> None:

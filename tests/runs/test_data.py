@@ -73,7 +73,7 @@ def test_bundled_data_has_digests() -> None:
         (
             {"digest": {"train": "x", "val": "y"}},
             {"digest": {"train": "z", "val": "y"}},
-            ["as many images to train on, but others: names, classes or their order differ"],
+            ["as many images to train on, but others: names, classes, boxes or their order differ"],
         ),
         # What is not known is not compared: earlier versions, and data that cannot tell.
         ({"digest": None}, {}, []),

@@ -153,6 +153,16 @@ def test_perfect_detections_and_none() -> None:
     ]
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_hits_nothing(value: float) -> None:
+    samples = data()
+    metric, preds = BoxAP(samples, CLASSES), predictions(samples)
+    preds[:6, :, :2] = value
+    preds[6:, :, -1] = value
+    metric.update(preds, None, torch.arange(len(samples)))
+    assert metric.compute() == 0
+
+
 def test_batches_and_processes_do_not_matter() -> None:
     samples = data()
     preds = predictions(samples)

@@ -50,7 +50,7 @@ def evaluate_task(
         samples there were and could not be read, and what is known per class.
 
     Raises:
-        UserError: when the network is not for the data, or too much is unreadable.
+        UserError: when the network is not for the data, too much is unreadable, or the loss is not finite.
     """
     source, task = task_class(task_name).open_tested(data, files=files)
     if batch_size < 1:
@@ -77,6 +77,8 @@ def evaluate_task(
         loss_of_batch = _update(network, task, inputs, batch, metrics, details)
         if loss_of_batch is not None:
             loss, counted = loss + loss_of_batch, counted + len(batch.index)
+    if not loss.isfinite():
+        raise UserError(f"The loss of {network.name} must be finite", "nan or inf", "Its training has diverged")
     result: dict[str, Any] = {
         "data": source.name,
         "task": task_name,

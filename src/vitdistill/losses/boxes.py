@@ -16,10 +16,9 @@ from torch import Tensor
 from torch import distributed as dist
 from torchvision.ops import box_convert, generalized_box_iou
 
-from vitdistill.errors import UserError
-
 CLASS_WEIGHT, BOX_WEIGHT, GIOU_WEIGHT = 1.0, 5.0, 2.0  # of the losses, and of the costs of matching
 NO_OBJECT_WEIGHT = 0.1  # of predictions that match no box, in the cross-entropy
+LEAST = -1e30  # in place of costs that are not finite, far below all others
 
 
 class Found(NamedTuple):
@@ -100,9 +99,6 @@ def match(prediction: Float[Tensor, "b q _"], targets: Float[Tensor, "b boxes 5"
 
     Returns:
         Numbers of predictions; -1 for rows without a box, and for boxes beyond the number of predictions.
-
-    Raises:
-        UserError: when a prediction is not finite.
     """
     with torch.autocast(prediction.device.type, enabled=False):
         found, true = parts(prediction), truth(targets)
@@ -115,15 +111,15 @@ def match(prediction: Float[Tensor, "b q _"], targets: Float[Tensor, "b boxes 5"
 def assign(costs: Float[Tensor, "b q n"], there: Bool[Tensor, "b n"] | None = None) -> Int[Tensor, "b n"]:
     """The row that each column is given in the assignment of least cost, one after the other for each matrix.
 
+    NaN and infinity are taken for the least of all costs: what is not finite is matched, so that its loss is not finite
+    either. An error here would leave the other processes of a training waiting for this one.
+
     Args:
         costs: of rows and columns.
         there: the columns that count; None for all.
 
     Returns:
         Numbers of rows, on the device of the costs; -1 for columns that do not count, or are left over.
-
-    Raises:
-        UserError: when a cost is not finite.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -134,14 +130,7 @@ def assign(costs: Float[Tensor, "b q n"], there: Bool[Tensor, "b n"] | None = No
     rows = np.full((len(together), columns), -1, dtype=np.int64)
     for number, matrix in enumerate(together):
         own = np.flatnonzero(matrix[-1])
-        of_own = matrix[:-1, own]
-        if not np.isfinite(of_own).all():
-            raise UserError(
-                "The boxes and class scores of a detector must be finite numbers to be matched",
-                "NaN or infinity",
-                "Lower --optim.lr, or set --optim.clip 0.1",
-            )
-        row, column = linear_sum_assignment(of_own)
+        row, column = linear_sum_assignment(np.nan_to_num(matrix[:-1, own], nan=LEAST, posinf=LEAST, neginf=LEAST))
         rows[number, own[column]] = row
     return torch.from_numpy(rows).to(costs.device, non_blocking=True)
 
@@ -160,7 +149,8 @@ def set_loss(
     """The loss of a batch in its parts, already weighted (1, 5, 2), so that the whole is their plain sum.
 
     "class" is the cross-entropy of all predictions, those without a box being "no object" at a weight of 0.1, over the
-    sum of weights. "box" is 5 times L1, "giou" 2 times 1 - GIoU, of the matched pairs, over the number of boxes.
+    sum of weights. "box" is 5 times L1, "giou" 2 times 1 - GIoU, of the matched pairs, over the number of boxes. Of
+    predictions that are not finite the loss is NaN or infinite (unless no image has a box, and only boxes are so).
 
     Args:
         prediction: carries the gradient.
@@ -169,9 +159,6 @@ def set_loss(
         together: count the boxes of all processes, which then must all call this; off in validation, where processes
             may have different numbers of batches.
         class_weight: of "class" beside the other two; it changes no matching.
-
-    Raises:
-        UserError: when a prediction is not finite.
 
     Example:
         >>> targets = torch.tensor([[[3.0, 0.5, 0.5, 0.2, 0.4]], [[7.0, 0.2, 0.3, 0.1, 0.1]]])  # one box in each image
@@ -227,9 +214,6 @@ def match_slots(student: Float[Tensor, "b q _"], teacher: Float[Tensor, "b q _"]
     """Which of the teacher's predictions each of the student's is compared with: the assignment of least cost.
 
     A pair costs 5 * L1 - 2 * GIoU - the sum over classes, "no object" among them, of both probabilities' product.
-
-    Raises:
-        UserError: when a prediction is not finite.
     """
     with torch.autocast(student.device.type, enabled=False):
         own, other = parts(student), parts(teacher)

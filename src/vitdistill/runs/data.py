@@ -63,7 +63,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], word: str = "imag
         if old not in (None, new):
             found.append(f"{new} {word}s to {purpose} on, after {old}")
         elif None not in digests and digests[0] != digests[1] and not found:
-            found.append(f"as many {word}s to {purpose} on, but others: names, classes or their order differ")
+            found.append(f"as many {word}s to {purpose} on, but others: names, classes, boxes or their order differ")
     return found
 
 

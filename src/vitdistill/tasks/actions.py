@@ -102,7 +102,9 @@ class Actions(Task):
     ) -> Float[Tensor, ""] | None:
         if targets.shape[-1] == 4:
             return None
-        return self.loss(prediction, targets)["bce"] * len(targets)
+        # Each clip by itself, so that neither batches nor processes matter to the mean over a set.
+        each = zip(prediction.split(1), targets.split(1), strict=True)
+        return torch.stack([self.loss(one, true)["bce"] for one, true in each]).sum()
 
     def metrics(self) -> dict[str, Metric]:
         return {} if self.data is None else {"map": FrameMeanAP(self.data)}

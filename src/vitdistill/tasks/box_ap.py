@@ -143,6 +143,8 @@ class BoxAP(Metric):
         half = boxes[..., 2:] / 2
         corners = torch.cat((boxes[..., :2] - half, boxes[..., :2] + half), dim=-1) * pixels
         rows = torch.cat((scores[..., None], labels[..., None], corners), dim=-1)
+        # The library takes no NaN. A box of no size, without a score, hits nothing.
+        rows = torch.where(rows.isfinite().all(dim=-1, keepdim=True), rows, 0.0)
         # Class numbers count from 1 here, so that 0 says that there is no detection.
         rows = rows + rows.new_tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
         self.found[index, : rows.shape[1]] = rows.to(self.found.dtype)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from vitdistill.data.boxes.sources import open_boxes
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, refuse_given, refuse_without_effect
-from vitdistill.losses.boxes import CLASS_WEIGHT, set_loss
+from vitdistill.losses.boxes import CLASS_WEIGHT, match, set_loss
 from vitdistill.models.network import Network
 from vitdistill.models.record import record_of
 from vitdistill.models.surgery.detector import detector
@@ -160,8 +161,12 @@ class Boxes(Task):
     def validation_loss(
         self, prediction: Float[Tensor, "b q _"], targets: Float[Tensor, "b boxes 5"]
     ) -> Float[Tensor, ""]:
-        parts = set_loss(prediction, targets, together=False, class_weight=self.class_weight)
-        return torch.stack(list(parts.values())).sum() * len(targets)
+        """Each image by itself, so that neither batches nor processes matter to the mean over a set."""
+        matched = match(prediction, targets)
+        each = zip(prediction.split(1), targets.split(1), matched.split(1), strict=True)
+        weighed = partial(set_loss, together=False, class_weight=self.class_weight)
+        parts = [weighed(one, true, matched=own) for one, true, own in each]
+        return torch.stack([loss for part in parts for loss in part.values()]).sum()
 
     def metrics(self) -> dict[str, Metric]:
         if self.source is None:

@@ -5,6 +5,7 @@ numbers, processes train each for itself, or wait for others that nobody starts.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -117,6 +118,17 @@ def sharing_cores(processes: int, environment: Mapping[str, str] = os.environ) -
     own = int(environment.get("SLURM_CPUS_PER_TASK") or 0) if started_by_slurm(environment) else 0
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 1 if usable <= own else processes
+
+
+def lost_process(error: RuntimeError) -> str:
+    """What an error of a collective says of another process that is no longer there; nothing for any other error.
+
+    Example:
+        >>> lost_process(RuntimeError("[pair.cc:545] Read error [127.0.0.1]:73: Connection reset by peer. This is"))
+        'Connection reset by peer'
+    """
+    found = re.search(r"Connection (?:closed|reset) by peer|remote process exited", str(error))
+    return found.group() if found else ""
 
 
 def _counted(number: int, word: str) -> str:

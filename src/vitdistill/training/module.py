@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
@@ -190,38 +190,31 @@ class TrainingModule(pl.LightningModule):
             self.check_finite()
 
     def check_finite(self, weights: bool = False) -> None:
-        """Stop when a loss, or (asked before a checkpoint is written) a weight, is NaN or infinite.
+        """Stop all processes when a loss, or (asked at the end of an epoch, or to save) a weight, is NaN or infinite.
 
         Raises:
             UserError: naming the step.
         """
+        if (first := self._first_bad) is not None:
+            first = first.clone()
+            if self.trainer.world_size > 1:
+                torch.distributed.all_reduce(first, torch.distributed.ReduceOp.MIN)
+            if first.isfinite():
+                epoch, batch = divmod(int(first), len(self._sampler))
+                self._refuse_infinite("loss", f"at step {int(first)} (epoch {epoch}, batch {batch})")
         if weights:
             own = [p.to_local() if isinstance(p, DTensor) else p for p in self.method.parameters()]
             norms = torch._foreach_norm([parameter.detach() for parameter in own])
             broken = not torch.isfinite(torch.stack([norm.float() for norm in norms])).all()
             # Under FSDP each process sees its shard only; all must stop together.
             if self.trainer.strategy.reduce_boolean_decision(bool(broken), all=False):
-                with together():
-                    raise UserError(
-                        "The weights must stay finite",
-                        f"NaN or infinity by step {self.global_step} (epoch {self.current_epoch})",
-                        "The last good checkpoint is kept. Lower --optim.lr, or set --optim.clip 1.0",
-                    )
-        if self._first_bad is None:
-            return
-        first = self._first_bad.clone()
-        if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(first, torch.distributed.ReduceOp.MIN)
-        if torch.isinf(first):
-            return
-        step = int(first)
-        epoch, batch = divmod(step, len(self._sampler))
+                self._refuse_infinite("weights", f"by step {self.global_step} (epoch {self.current_epoch})")
+
+    def _refuse_infinite(self, what: str, where: str) -> NoReturn:
+        clip = 1.0 if self.settings.optim.clip is None else self.settings.optim.clip / 10
+        remedy = f"The last good checkpoint is kept. Lower --optim.lr, or set --optim.clip {clip:g}"
         with together():
-            raise UserError(
-                "The loss must stay finite",
-                f"NaN or infinity at step {step} (epoch {epoch}, batch {batch})",
-                "The last good checkpoint is kept. Lower --optim.lr, or set --optim.clip 1.0",
-            )
+            raise UserError(f"The {what} must stay finite", f"NaN or infinity {where}", remedy)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.settings.optim.clip_each is not None:
@@ -280,6 +273,7 @@ class TrainingModule(pl.LightningModule):
     # --- validation ---------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
+        self.check_finite(weights=True)  # rather than to score what is broken
         # Of the loss, of the images that have one, and of all that were read.
         self._val_sum = torch.zeros(3, dtype=self._wide, device=self.device)
 

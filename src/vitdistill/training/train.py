@@ -37,7 +37,7 @@ from vitdistill.training.checkpoints import (
 from vitdistill.training.disk import footprint
 from vitdistill.training.estimate import Estimate
 from vitdistill.training.interrupt import StopBetweenSteps, end_others, watch_others
-from vitdistill.training.launch import devices_and_nodes, launched, sharing_cores
+from vitdistill.training.launch import devices_and_nodes, launched, lost_process, sharing_cores
 from vitdistill.training.loggers import Services
 from vitdistill.training.module import TrainingModule
 from vitdistill.training.optim import warn_about_rates
@@ -127,6 +127,10 @@ def train(method: Method, source: DataSource, run: RunDirectory, settings: Setti
         if isinstance(error.__context__, Interrupted):  # in the loader's start, which Lightning cannot clean up after
             status = "interrupted"
             raise Interrupted(str(error.__context__)) from None
+        if parts.trainer.world_size > 1 and (reason := lost_process(error)):
+            got = f"one that has ended ({reason})"
+            remedy = f"It may have said why. Go on with: vitdistill resume {shlex.quote(str(run.path))}"
+            raise UserError("All processes of a run must go on to its end", got, remedy) from error
         if "loading state_dict" not in str(error):
             raise
         got = f"{checkpoint} ({error_words(error)[:160]})"
@@ -234,6 +238,7 @@ def _trainer(run: RunDirectory, settings: Settings) -> pl.Trainer:
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nobody adds to it in place
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own, of a newer torch
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")  # of one row, where none matter
     arguments: dict[str, Any] = {
         "devices": "auto" if torch.cuda.is_available() else 1,
         "num_sanity_val_steps": 0,

@@ -139,7 +139,7 @@ class Yolos(VisionTransformer):
         self.det_token = nn.Parameter(torch.zeros(1, det_tokens, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, self._count(self.table_grid), embed_dim))
         self.mid_pos_embed: nn.Parameter | None = None
-        if mid_positions:
+        if mid_positions and depth > 1:  # a table of none would be a parameter that no loss reaches
             self.mid_pos_embed = nn.Parameter(torch.zeros(depth - 1, 1, self._count(self.mid_grid), embed_dim))
         self.class_embed = PredictionHead(embed_dim, num_classes + self.beside_classes if num_classes else 0)
         self.bbox_embed = PredictionHead(embed_dim, COORDINATES)
