@@ -17,7 +17,7 @@ from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
 from vitdistill.errors import UserError, near
-from vitdistill.models.families.narrow import begin_narrow, is_narrow
+from vitdistill.models.families.narrow import add_waves, begin_narrow, is_narrow
 from vitdistill.models.families.registry import registered
 from vitdistill.models.families.vit import ViT
 from vitdistill.models.macs import Macs, norm_macs
@@ -115,7 +115,8 @@ class AST(VisionTransformerDistilled):
         del self.head_dist
         self.reset_classifier(num_classes)
         if is_narrow(self.embed_dim):
-            begin_narrow(self.blocks, self.pos_embed, pair(self.patch_embed.grid_size), self.num_prefix_tokens)
+            begin_narrow(self.blocks)
+            add_waves(self.pos_embed, pair(self.patch_embed.grid_size), self.num_prefix_tokens)
 
     def forward_head(self, x: Float[Tensor, "b m d"], pre_logits: bool = False) -> Tensor:
         pooled = (x[:, 0] + x[:, 1]) / 2

@@ -1,9 +1,9 @@
 """How networks begin that are narrower than any published one, so that they learn from random weights in minutes.
 
 ViTs begin with weights and positions of a standard deviation of 0.02. Over 64 channels a linear map then leaves a sixth
-of its input, so that attention is even for long, and positions are a twenty-fifth of the patches they are added to: a
+of its input, so that attention is even for long, and positions are a twenty-fifth of the patches that they join: a
 detector does not learn where anything is. On the bundled scenes a detector 64 wide, begun with the encoder of a
-Segmenter trained for 24 epochs, had an AP50 of 0.5% after 30 epochs; with both begun as here, 66.5% (one seed).
+Segmenter, had an AP50 of 0.5% after 30 epochs, and more than 60% with both mended (one seed).
 
 AST, Segmenter, UperNet and YOLOS begin so. timm's own ViTs are built by timm and begin as timm has it, the small
 networks of the bundled digits among them.
@@ -12,7 +12,8 @@ networks of the bundled digits among them.
 import math
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from vitdistill.tokens.positions import sincos_2d
 from vitdistill.types import TokenGrid
@@ -25,29 +26,34 @@ def is_narrow(width: int) -> bool:
     return width < PUBLISHED
 
 
-@torch.no_grad()
-def begin_narrow(blocks: nn.Module, table: nn.Parameter | None, grid: tuple[int, int], first: int = 1) -> None:
-    """Give the linear maps of blocks the spread that their width asks for (Glorot), and positions of patches waves.
+def begin_narrow(blocks: nn.Module) -> None:
+    """Give the linear maps of blocks the spread that their width asks for (Glorot).
 
-    The waves are two patches long at the shortest, which neighbours just tell apart, and about eight times the grid at
-    the longest, so that no two places look alike. With them every place is known from the first step, as in DETR; the
-    table is trained on from there.
+    Example:
+        >>> begin_narrow(timm.create_model("vit_tiny_patch16_224", embed_dim=64, num_heads=4).blocks)
+    """
+    for module in blocks.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+
+
+@torch.no_grad()
+def add_waves(table: Float[Tensor, "1 m d"], grid: tuple[int, int], first: int = 1) -> None:
+    """Add sines and cosines to the positions of patches, in place.
+
+    They are two patches long at the shortest, which neighbours just tell apart, and about eight times the grid at the
+    longest, so that no two places look alike. With them every place is known from the first step, as in DETR; the table
+    is trained on from there.
 
     Args:
-        blocks: of the ViT.
-        table: positions (1, m, d) of all tokens; None where there are none.
+        table: positions of all tokens.
         grid: patches in a column and in a row.
         first: where the patches begin in the table.
 
     Example:
         >>> net = timm.create_model("vit_tiny_patch16_224", img_size=48, patch_size=6, embed_dim=64, num_heads=4)
-        >>> begin_narrow(net.blocks, net.pos_embed, (8, 8))
+        >>> add_waves(net.pos_embed, (8, 8))
     """
-    for module in blocks.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-    if table is None:
-        return
     channels = table.shape[2] // 4 * 4
     waves = sincos_2d(channels, TokenGrid(1, *grid), step=math.pi, spread=4.0 * max(grid))[0]
     table[0, first : first + len(waves), :channels] += waves.to(table)

@@ -70,9 +70,7 @@ class PixelNetwork(nn.Module):
             )
         net.patch_embed.strict_img_size = False
         if is_narrow(net.embed_dim):
-            grid = net.patch_embed.grid_size
-            first = 0 if net.pos_embed is None else net.pos_embed.shape[1] - grid[0] * grid[1]
-            begin_narrow(net.blocks, net.pos_embed, grid, first)
+            begin_narrow(net.blocks)
         self.encoder, self.encoder_name, self.num_classes = net, encoder, num_classes
 
     def __getattr__(self, name: str) -> Any:

@@ -18,7 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitdistill.errors import UserError
-from vitdistill.models.families.narrow import begin_narrow, is_narrow
+from vitdistill.models.families.narrow import add_waves, begin_narrow, is_narrow
 from vitdistill.models.families.registry import registered
 from vitdistill.models.names import YOLOS
 from vitdistill.models.sizes import pair
@@ -147,7 +147,8 @@ class Yolos(VisionTransformer):
             if table is not None:
                 trunc_normal_(table, std=0.02)
         if is_narrow(embed_dim):
-            begin_narrow(self.blocks, self.pos_embed, self.table_grid)
+            begin_narrow(self.blocks)
+            add_waves(self.pos_embed, self.table_grid)
             nn.init.normal_(self.det_token)  # as far apart as patches are
 
     def _count(self, grid: Size) -> int:

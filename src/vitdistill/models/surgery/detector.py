@@ -1,7 +1,8 @@
 """From a ViT to a detector: detection tokens beside its patches, and two heads on them (YOLOS).
 
 Blocks, patch embedding, final norm and class token stay as they are. Positions of patches are interpolated to the new
-grid; detection tokens, positions between the blocks and heads begin at random. Of a Segmenter the encoder is taken.
+grid, and those of narrow networks get waves (`families/narrow.py`). Detection tokens, positions between the blocks and
+heads begin at random. Of a Segmenter the encoder is taken.
 """
 
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from vitdistill.errors import UserError
 from vitdistill.models.build import build
+from vitdistill.models.families.narrow import add_waves, is_narrow
 from vitdistill.models.families.segmenter import SegmenterViT
 from vitdistill.models.families.vit import ViT
 from vitdistill.models.families.yolos import ARCHITECTURES, Size, Yolos, resize_patches
@@ -108,6 +110,8 @@ def _of_vit(
     weights["pos_embed"] = _positions(network, fresh)
     missing = fresh.load_state_dict(weights, strict=False).missing_keys
     assert not [name for name in missing if name.startswith(("blocks.", "patch_embed.", "norm"))], missing
+    if is_narrow(network.width):
+        add_waves(fresh.pos_embed, fresh.table_grid)  # what was no detector need not have learned its places
     mean, std = network.input.mean, network.input.std
     set_statistics(fresh, mean, std)
     return made
