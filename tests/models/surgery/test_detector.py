@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tiny import tiny
 from vitdistill.errors import UserError
 from vitdistill.models.backbone import Backbone
 from vitdistill.models.build import build, rebuild
+from vitdistill.models.families.narrow import add_waves
 from vitdistill.models.families.yolos import resize_patches
 from vitdistill.models.record import has_new_head, record_of
 from vitdistill.models.surgery.detector import detector
@@ -52,6 +54,19 @@ def test_blocks_stay_and_the_record_builds_it_again(family: str) -> None:
     assert again.input == made.input and made.input.mean == body.input.mean
 
 
+def with_waves(patches: Tensor) -> Tensor:
+    """Positions on a grid of 5 x 3, as those of narrow networks begin."""
+    table = patches.detach().clone()
+    add_waves(table, (5, 3), first=0)
+    return table
+
+
+def test_positions_of_a_wide_body_get_no_waves() -> None:
+    body = build("vit_tiny_patch16_224", args={"img_size": 32, "patch_size": 8, "depth": 1})
+    made = detector(body, 3, image_size=(40, 24), det_tokens=5)
+    assert torch.equal(made.net.pos_embed[:, 1:16], resize_patches(body.net.pos_embed[:, 1:], (4, 4), (5, 3)))
+
+
 @pytest.mark.parametrize(("family", "slot"), [("vit", 0), ("deit_distilled", 1), ("deit3", None), ("registers", None)])
 def test_positions_are_moved_and_the_distillation_tokens_becomes_the_class_tokens(
     family: str, slot: int | None
@@ -62,7 +77,7 @@ def test_positions_are_moved_and_the_distillation_tokens_becomes_the_class_token
     special = old.shape[1] - 16
     expected = torch.zeros(24) if slot is None else old[0, slot]
     assert torch.equal(table[0, 0], expected)
-    assert torch.equal(table[:, 1:16], resize_patches(old[:, special:], (4, 4), (5, 3)))
+    assert torch.equal(table[:, 1:16], with_waves(resize_patches(old[:, special:], (4, 4), (5, 3))))
     assert 0 < float(table[:, 16:].std()) < 0.1
 
 
@@ -113,7 +128,8 @@ def test_a_segmenter_gives_its_encoder() -> None:
     own, encoder = made.net.state_dict(), body.net.encoder.state_dict()
     kept = [name for name in encoder if name.startswith(("blocks.", "patch_embed.", "cls_token", "norm."))]
     assert len(kept) > 20 and all(torch.equal(own[name], encoder[name]) for name in kept)
-    assert torch.equal(made.net.pos_embed[:, 1:16], resize_patches(encoder["pos_embed"][:, 1:], (4, 4), (5, 3)))
+    moved = resize_patches(encoder["pos_embed"][:, 1:], (4, 4), (5, 3))
+    assert torch.equal(made.net.pos_embed[:, 1:16], with_waves(moved))
     assert made.net.blocks[0].norm1.eps == body.net.encoder.blocks[0].norm1.eps and made.input.mean == body.input.mean
     again = rebuild(record_of(made.net))
     again.net.load_state_dict(own)

@@ -116,6 +116,7 @@ class AST(VisionTransformerDistilled):
         self.reset_classifier(num_classes)
         if is_narrow(self.embed_dim):
             begin_narrow(self.blocks)
+            assert self.pos_embed is not None
             add_waves(self.pos_embed, pair(self.patch_embed.grid_size), self.num_prefix_tokens)
 
     def forward_head(self, x: Float[Tensor, "b m d"], pre_logits: bool = False) -> Tensor:
