@@ -110,6 +110,7 @@ def test_windows_of_finished_networks_overlap_as_their_publications_have_it() ->
     upernet = build("upernet_vit_tiny", args={**NET, "img_size": 512, "patch_size": 64}, num_classes=5)
     assert task.tested().stride_of(large) == 480 and task.tested().stride_of(upernet) == 341
     assert Segmentation(5, stride=100).tested().stride_of(large) == 100
+    assert Segmentation(5).tested().stride_of(segmenter()) == 8, "half of an input of 16"
     assert not task.testing
 
 

@@ -48,7 +48,7 @@ HEADS: dict[Head, Callable[..., Network]] = {
     "upernet": upernet,
     "upernet_wide": partial(upernet, necks="wide"),
 }
-OVERLAP = 32  # pixels that the windows of a Segmenter share in its test
+OVERLAP = 32  # pixels that the windows of a Segmenter share in its test, or half of an input below 64
 PLAIN: tuple[float, ...] = (1.0,)  # ratios of a test at one size
 
 
@@ -305,7 +305,7 @@ class Segmentation(Task):
             return self.stride
         if not self.testing:
             return side
-        return round(2 * side / 3) if isinstance(network, UperNetViT) else max(1, side - OVERLAP)
+        return round(2 * side / 3) if isinstance(network, UperNetViT) else max(side - OVERLAP, side // 2)
 
     def loss(self, prediction: Tensor, targets: Shaped[Tensor, "b height width"]) -> dict[str, Float[Tensor, ""]]:
         if prediction.ndim == 5:

@@ -44,10 +44,12 @@ def maps_of(run: "Run", count: int = IMAGES) -> Maps:
     Raises:
         UserError: when its data is gone.
     """
+    from vitdistill.data.segments.files import SegmentFiles
     from vitdistill.tasks.segmentation import Segmentation
 
     source, network = run.source(), run.student().eval()
-    task = Segmentation.of(network).tested()
+    stride = SegmentFiles.recorded(run.config.get("segments")).stride
+    task = Segmentation(network.num_classes, stride=stride).tested()
     shown = []
     for index in np.unique(np.linspace(0, len(source.val) - 1, count).astype(int)).tolist():
         image, true = source.val.load(index)[0]
