@@ -52,6 +52,16 @@ def test_values_are_those_of_the_task_and_its_data(case: tuple[str, str, str]) -
     assert values["optim"] == optim
 
 
+@pytest.mark.parametrize("out", ["data", "task"])
+def test_a_value_is_no_option(out: str) -> None:
+    values = parse("supervised", [*words("supervised", "boxes", "scenes")[:-1], out, "--seed", "1"])
+    assert (values["out"], values["epochs"], values["batch_size"], values["optim"].lr) == (out, 40, 8, 1e-3)
+
+
+def test_a_task_that_is_no_name_has_no_defaults() -> None:
+    assert options_for("supervised", {"task": ["boxes"]}) == options_of("supervised")
+
+
 @pytest.mark.parametrize("address", ["{}", "esc50:{}?fold=1", "{}?fold=1"])
 def test_sounds_are_trained_as_ast_on_esc50(address: str, tmp_path: Path) -> None:
     class_folders(tmp_path, 1, 1)

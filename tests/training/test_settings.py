@@ -41,7 +41,7 @@ def settings(optim: Optim, **options: object) -> Settings:
         ({"schedule": "step", "decay_epochs": (1, 2)}, "must be one number of epochs above 0"),
         ({"schedule": "multistep", "decay_epochs": (3, 2)}, r"must be epochs above 0 in ascending order \(\[10,20\]\)"),
         ({"schedule": "multistep"}, "must be epochs above 0 in ascending order"),
-        ({"schedule": "wsd", "decay_epochs": 8.0}, "must be at most the 5 epochs behind the warm-up, not 8.0"),
+        ({"schedule": "wsd", "decay_epochs": 8.0}, "must be at most the 5 epochs behind the warm-up, or null, not 8.0"),
         ({"weight_decay": float("nan")}, "optim.weight_decay must be 0 or more, not nan"),
         ({"name": "adahessian"}, "adahessian needs second derivatives"),
         ({"name": "sgd", "betas": (0.5, 0.6)}, "betas has no effect on sgd"),

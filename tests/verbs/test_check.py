@@ -91,6 +91,10 @@ def test_unlabelled_and_bundled_data(tmp_path: Path) -> None:
         picture(tmp_path / f"loose/{number}.png", number)
     with pytest.raises(UserError, match="must hold a folder 'train'.*To check it without labels, give --labels false"):
         check(str(tmp_path / "loose"), workers=0)
+    for name in ("train/a", "train/b", "val/a", "val/c"):
+        picture(tmp_path / f"other/{name}/0.png", 0)
+    with pytest.raises(UserError, match="To check it without labels, give --labels false"):
+        check(str(tmp_path / "other"), workers=0)  # it looks like class folders, which is what it is
     result = check(str(tmp_path / "loose"), labels=False, workers=0)
     assert result["ok"] and result["classes"] == {} and result["splits"]["train"]["checked"] == 2
     digits = check("digits")

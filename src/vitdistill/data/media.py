@@ -18,7 +18,8 @@ VIDEO_SUFFIXES = (
     *(".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".m2p", ".vob", ".ts", ".mts", ".m2ts", ".m2t", ".mod", ".tod", ".mxf"),
     *(".dv", ".wtv", ".amv", ".ivf", ".y4m", ".h264", ".264", ".h265", ".265", ".hevc", ".obu", ".mjpeg", ".mjpg"),
 )
-LOOKED_AT = 1000  # files that `has_sounds` looks at
+# How many sounds, images and videos, and how many files of any kind at most, `has_sounds` looks at.
+LOOKED_AT, LISTED = 1000, 20_000
 
 
 def is_video(path: str) -> bool:
@@ -32,7 +33,7 @@ def is_sound(path: str) -> bool:
 
 
 def has_sounds(path: str | Path) -> bool:
-    """Whether a folder holds sounds rather than images or videos: most of these kinds among its first 1000 files.
+    """Whether a folder holds sounds rather than images or videos: most of the first 1000 files of these kinds.
 
     Args:
         path: the folder; need not exist.
@@ -40,13 +41,14 @@ def has_sounds(path: str | Path) -> bool:
     place = Path(path)
     if not place.is_dir():
         return False
-    files = list(islice((name for _, _, names in walk(place) for name in names), LOOKED_AT))
-    sounds = sum(map(is_sound, files))
-    if not sounds:
+    files = list(islice((name for _, _, names in walk(place) for name in names), LISTED))
+    if not any(map(is_sound, files)):
         return False
     from vitdistill.data.folders import is_image
 
-    return sounds > sum(is_video(name) or is_image(name) for name in files)
+    media = (is_sound(name) for name in files if is_sound(name) or is_image(name) or is_video(name))
+    found = list(islice(media, LOOKED_AT))
+    return 2 * sum(found) > len(found)
 
 
 def walk(root: Path, leave_out: tuple[str, ...] = ()) -> Iterator[tuple[str, list[str], list[str]]]:

@@ -59,7 +59,10 @@ class ClassNames:
 
     def of_network(self, network: Network) -> list[str]:
         """Names of the classes of the network that was matched last, in its own order."""
-        return list(self.names) if self._order is None else class_names(network)
+        if self._order is None:
+            return list(self.names)
+        # A fresh network has no names yet: those that its outputs are read as.
+        return class_names(network) or [name for _, name in sorted(zip(self._order.tolist(), self.names, strict=True))]
 
     def ordered(self, network: Network, prediction: Tensor) -> Tensor:
         """A prediction of the network that was matched last, in the order of the data's classes."""

@@ -188,7 +188,10 @@ def _decay_epochs_errors(optim: Optim, epochs: int) -> list[str]:
         needs, fits = "epochs above 0 in ascending order ([10,20])", fits and given != () and given == _ascending(given)
     elif kind == "wsd" and given:
         left = epochs - optim.warmup_epochs
-        needs, fits = f"at most the {left:g} epochs behind the warm-up", fits and len(given) == 1 and given[0] <= left
+        needs, fits = (
+            f"at most the {left:g} epochs behind the warm-up, or null",
+            fits and len(given) == 1 and given[0] <= left,
+        )
     else:
         return []
     return [] if fits else [f"--optim.decay_epochs of the schedule {kind} must be {needs}, not {optim.decay_epochs}"]

@@ -87,7 +87,7 @@ def check(
     except UserError as error:
         if not labels or task != "classification":
             raise
-        if (other := task_by_its_looks(data)) is not None:
+        if (other := task_by_its_looks(data)) not in (None, task):
             raise UserError(str(error), remedy=f"It looks like data of --task {other}") from error
         open_source(data, labels=False)  # what is wrong with it even then is said
         raise UserError(str(error), remedy="To check it without labels, give --labels false") from error

@@ -177,8 +177,8 @@ def _said(words: list[str]) -> dict[str, Any]:
         if name == "--config":
             content = check_yaml(value)
             found |= {key: content[key] for key in DECIDING if key in content}
-        elif name.removeprefix("--") in DECIDING:
-            found[name.removeprefix("--")] = value
+        elif name.startswith("--") and name[2:] in DECIDING:
+            found[name[2:]] = value
     return found
 
 

@@ -82,7 +82,7 @@ def options_for(verb: str, said: Mapping[str, Any]) -> dict[str, Option]:
     if verb not in TRAINING or "task" not in options:
         return options
     task = said.get("task", options["task"].default)
-    if task not in TASKS:
+    if not isinstance(task, str) or task not in TASKS:
         return options  # refused by whoever reads its value
     own = default_options(task, said.get("data"))
     return {

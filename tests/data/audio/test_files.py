@@ -1,6 +1,7 @@
 """Sounds on disk: what is read, resampled and kept, and one line for everything that is wrong with a file."""
 
 import os
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,11 @@ def test_class_folders_of_any_format_and_rate(folder: Path) -> None:
     write(folder / "train/low/more.flac", tone(400, 1, rate=44_100), 44_100)
     write(folder / "train/low/other.OGG", tone(400, 2, rate=8_000), 8_000, format="OGG", subtype="VORBIS")
     (folder / "train/low/notes.txt").write_text("of the recordings")
+    (folder / "notes").mkdir()
+    for number in range(1001):  # before the sounds
+        (folder / "notes" / f"{number}.json").touch()
     assert has_sounds(folder)
+    shutil.rmtree(folder / "notes")
     source = open_source(str(folder))
     assert source.classes == ["high", "low"] and len(source.train) == 6 and len(source.val) == 2
     assert source.train.word == "sound" and source.train.labels == [0, 0, 1, 1, 1, 1]

@@ -294,6 +294,11 @@ def test_missing_years_lists_and_folders(tmp_path: Path) -> None:
         open_boxes(tmp_path / "coco", BoxFiles(val="x.json"))
 
 
+def test_sizes_and_weight_of_a_run_hold_on_other_data() -> None:
+    recorded = {"split": "VOC2007", "resize": "voc", "class_weight": 5.0, "det_tokens": 8}
+    assert BoxFiles().over(recorded, elsewhere=True) == BoxFiles(resize="voc", class_weight=5.0)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -344,3 +349,6 @@ def test_very_many_patches_are_said(tmp_path: Path, caplog: pytest.LogCaptureFix
     source.train.check(InputSpec((3, 48, 48), (0.5,) * 3, (0.5,) * 3, patch=(1, 6, 6)), options)
     assert "600x798 pixels are 13300 patches of 6x6" in caplog.text
     assert "smaller --boxes.sides and --boxes.eval_side" in caplog.text
+    caplog.clear()
+    source.val.check(InputSpec((3, 48, 48), (0.5,) * 3, (0.5,) * 3, patch=(1, 6, 6)), options)
+    assert "480x798 pixels are 10640 patches of 6x6" in caplog.text and "smaller --boxes.eval_side" in caplog.text

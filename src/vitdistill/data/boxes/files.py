@@ -75,12 +75,12 @@ class BoxFiles:
 
         Args:
             recorded: of the run.
-            elsewhere: whether they are of other data, so that only the recorded sizes hold.
+            elsewhere: whether they are of other data, so that only the recorded sizes and weight hold.
 
         Example:
             >>> BoxFiles(split="VOC2007").over({"resize": "voc"})
             BoxFiles(split='VOC2007', ..., resize='voc', ...)
         """
         given = {name: value for name, value in asdict(self).items() if value is not None}
-        kept = {name: value for name, value in recorded.items() if not elsewhere or name in SIZES}
+        kept = {name: value for name, value in recorded.items() if not elsewhere or name in (*SIZES, "class_weight")}
         return BoxFiles(**{**kept, **given})

@@ -33,6 +33,7 @@ class BoxImages(Samples):
         resizing: how images become inputs; None brings all to the network's size.
         hflip: probability of a flip, where the recipe says none.
         shift: pixels by which images are moved at most.
+        trains: whether a network is trained on them, at the sizes of training.
     """
 
     word: ClassVar[str] = "image"
@@ -46,8 +47,10 @@ class BoxImages(Samples):
         *,
         hflip: float = HFLIP,
         shift: int = 0,
+        trains: bool = False,
     ) -> None:
         self.boxes, self.category_ids, self.resizing = boxes, category_ids, resizing
+        self.trains = trains
         self.hflip, self.shift = hflip, shift
 
     def __len__(self) -> int:
@@ -128,10 +131,11 @@ class BoxImages(Samples):
         size = spec.size
         if self.resizing is not None and spec.patch is not None and len(self):
             sizes, patch, how = np.unique(self.boxes.sizes, axis=0).tolist(), spec.patch[1:], self.resizing
-            of_use = ((max(how.sides), how.longest), (how.eval_side, how.eval_longest))
+            of_use = [(how.eval_side, how.eval_longest)]
+            of_use += [(max(how.sides), how.longest)] if self.trains else []
             found = [resized((rows, columns), *limits, patch) for rows, columns in sizes for limits in of_use]
             size = max(found, key=math.prod)
-        say_many_patches(size, spec, "smaller --boxes.sides and --boxes.eval_side")
+        say_many_patches(size, spec, f"smaller {'--boxes.sides and ' if self.trains else ''}--boxes.eval_side")
 
     def preprocessing(self, spec: InputSpec, options: ViewOptions) -> dict[str, Any]:
         fixed = {"crop_pct": 1.0, "interpolation": "bilinear", "crop_mode": "squash"}

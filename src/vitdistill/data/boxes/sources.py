@@ -78,8 +78,15 @@ def open_boxes(data: Any, files: BoxFiles = BoxFiles(), *, lenient: bool = False
         if boxes.ignored.all():  # also when there is none
             purpose = PURPOSES[split]
             raise UserError(f"There must be at least one box to {purpose} on", f"none in {len(boxes)} images of {root}")
-    sets = {split: read.sets[split] if split in splits else Gathering().finish() for split in PURPOSES}
-    train, val = (BoxImages(boxes, read.category_ids, resizing) for boxes in sets.values())
+    train, val = (
+        BoxImages(
+            read.sets[split] if split in splits else Gathering().finish(),
+            read.category_ids,
+            resizing,
+            trains=split == "train",
+        )
+        for split in PURPOSES
+    )
     name = f"{root.name} {files.split or 'VOC2012'}" if devkit is not None else root.name
     return DataSource(name, train, val, read.classes)
 
