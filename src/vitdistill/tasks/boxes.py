@@ -1,7 +1,7 @@
 """Which objects are where in an image: a box and a class for each."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, ClassVar
@@ -116,8 +116,8 @@ class Boxes(Task):
         refuse_without_effect(given, {"pool": "auto", "dropout": 0.0}, given, "with --task boxes")
         return self._detector(body, new_head=new_head, drop_path=drop_path)
 
-    def keeps(self, body: Network) -> bool:
-        return body.detections > 0
+    def keeps(self, body: Callable[[], Network]) -> bool:
+        return body().detections > 0
 
     def _detector(self, body: Network, **options: Any) -> Network:
         if body.detections:

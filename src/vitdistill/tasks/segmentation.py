@@ -127,8 +127,8 @@ class Segmentation(Task):
             return body
         return self._made(body, drop_path)
 
-    def keeps(self, body: Network) -> bool:
-        return isinstance(body, PixelViT)
+    def keeps(self, body: Callable[[], Network]) -> bool:
+        return isinstance(body(), PixelViT)
 
     @classmethod
     def of(cls, network: Network, *, smoothing: float = 0.0) -> "Segmentation":

@@ -1,6 +1,7 @@
 """What the training verbs share: from arguments to a prepared run, a student and a teacher."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def make_student(
     pretrained: bool = False,
     drop_path: float = 0.0,
     classes: int | None = None,
-    keeps: Callable[[Network], bool] | None = None,
+    keeps: Callable[[Callable[[], Network]], bool] | None = None,
 ) -> Network:
     """The student with a head for the data's classes (or `classes`), at the data's or the given image size.
 
@@ -66,7 +67,7 @@ def make_student(
         pretrained: download weights for a bare name.
         drop_path: stochastic depth rate.
         classes: of the head; None is as many as the data has.
-        keeps: whether the head of a network, built without weights, is one for the task; None is yes.
+        keeps: whether the head of a network is one for the task, as `Task.keeps`; None is yes.
 
     Raises:
         UserError: when a module object has another number of classes than the data, or `args` ask for another.
@@ -84,7 +85,8 @@ def make_student(
     classes = len(source.classes) if classes is None else classes
     refuse_classes(args, "student_args", classes)
     size, loaded = image_size or source.image_size, isinstance(spec, str) and (pretrained or not is_fresh(spec))
-    kept = not loaded or keeps is None or keeps(build(spec, args=options, image_size=size, meta=True))
+    sketch = partial(build, spec, args=options, image_size=size, meta=True)
+    kept = not loaded or keeps is None or keeps(sketch)
     student = build(
         spec,
         args=options,

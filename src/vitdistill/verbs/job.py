@@ -254,10 +254,8 @@ class Job:
         options = {**_options(student), **changes}
         options["args"] = self.with_frames(student.student, options["args"], "student_args")
         task = self.labelled if options.get("classes") != 0 else None
-        # A classifier is always one for classification.
-        keeps = None if task is None or self.values.get("task", "classification") == "classification" else task.keeps
         try:
-            network = make_student(student.student, self.data, keeps=keeps, **options)
+            network = make_student(student.student, self.data, keeps=None if task is None else task.keeps, **options)
         except UserError:
             self._refuse_kind(student.student, options["args"])
             raise
