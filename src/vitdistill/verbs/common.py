@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from vitdistill.data.images.augment import Augment
+from vitdistill.data.samples import ViewOptions
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.models.backbone import Backbone
@@ -16,7 +18,7 @@ from vitdistill.models.classes import class_order, compare, published_classes
 from vitdistill.models.families.linear_only import FrozenBody
 from vitdistill.models.merged import Merged
 from vitdistill.models.names import HUBS, OURS
-from vitdistill.models.network import Network
+from vitdistill.models.network import Network, to_its_task
 from vitdistill.models.presets import BUNDLED, PRESETS
 from vitdistill.models.record import record_of
 from vitdistill.models.surgery.classes import match_head, renew_head, starts_trained
@@ -110,6 +112,27 @@ def make_student(
             if kind == "different":
                 renew_head(student)
     return student
+
+
+def refuse_kind(spec: Model, args: dict[str, Any] | None, task: str, source: DataSource) -> None:
+    """Say that a student is of another kind than the task or the data, rather than which size it cannot take.
+
+    Args:
+        spec: as `build` takes it.
+        args: further arguments of the architecture.
+        task: the name of the task that it was to be trained for.
+        source: the data.
+
+    Raises:
+        UserError: naming what it needs.
+    """
+    if not isinstance(spec, str):
+        return
+    sketch = build(spec, args=args, meta=True)
+    if sketch.purpose and sketch.task != task:
+        rule = f"--task {task} trains no network that {sketch.purpose}"
+        raise UserError(rule, sketch.name, to_its_task(sketch))
+    source.train.transform(sketch.input, ViewOptions(augment=Augment(recipe="none")), train=False)
 
 
 def make_teacher(
