@@ -102,7 +102,7 @@ class Segmentation(Task):
 
     @classmethod
     def tested_files(
-        cls, given: SegmentFiles, network: Network, config: Mapping[str, Any], *, elsewhere: bool = False
+        cls, given: SegmentTest, network: Network, config: Mapping[str, Any], *, elsewhere: bool = False
     ) -> SegmentTest:
         unread = {"segments.head": given.head is not None, "segments.ratio": given.ratio is not None}
         refuse_given(unread, "in a test, but in training alone")
