@@ -201,7 +201,9 @@ def test_what_needs_the_head_of_a_masked_network_is_refused_before_the_first_ste
 
 
 def test_it_is_no_classifier_of_images(network: PixelViT) -> None:
-    with pytest.raises(UserError, match="must say what a whole image shows; got .*, which labels pixels"):
+    with pytest.raises(
+        UserError, match="must say what a whole image shows; got .*, which labels pixels. Give --task segm"
+    ):
         Supervised(network)
     for refused in (
         lambda: finetunable(network, 5, new_head=True),

@@ -183,6 +183,11 @@ def test_boxes_need_a_detector_of_the_data(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.equal(read[..., 0], output.prediction[..., 1]) and torch.equal(
         read[..., 2:], output.prediction[..., 2:]
     )
+    unknown = Boxes()  # of a training loop of one's own
+    unknown.check(detector)
+    assert unknown.names is None and torch.equal(
+        unknown.read(detector, output, torch.zeros(1, 1, 5)), output.prediction
+    )
     monkeypatch.setattr("vitdistill.tasks.boxes.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"Boxes need scipy and faster-coco-eval. Run: pip install 'vitdistill\[detec"):
         task.check(detector)

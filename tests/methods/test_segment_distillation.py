@@ -139,7 +139,9 @@ def test_class_scores_of_pixels_are_not_compared_as_those_of_inputs() -> None:
 
 @pytest.mark.parametrize("method", [DINO, MAE, lambda student: TinyMIM(student, network())])
 def test_pretraining_is_of_networks_without_such_a_head(method: Any) -> None:
-    with pytest.raises(UserError, match="got segmenter_tiny, which labels pixels"):
+    with pytest.raises(
+        UserError, match=r"got segmenter_tiny, which labels pixels\. Choose the ViT that it was made of$"
+    ):
         method(network())
 
 

@@ -155,8 +155,8 @@ def test_a_number_of_classes_is_one_whatever_the_order_of_options() -> None:
 
 def test_a_classifier_gives_way_without_a_word_on_its_classes() -> None:
     vit, pixels = build("digits_vit_small"), build("scenes_segmenter_small", num_classes=11)
-    assert not Segmentation(11).keeps(vit) and Segmentation(11).keeps(pixels)
-    assert not Boxes(classes=5).keeps(vit) and Classification(10).keeps(vit)
+    assert not Segmentation(11).keeps(lambda: vit) and Segmentation(11).keeps(lambda: pixels)
+    assert not Boxes(classes=5).keeps(lambda: vit) and Classification(10).keeps(lambda: vit)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from vitdistill.data.loader import BAD_SHARE, CorruptLog
 from vitdistill.errors import UserError
 from vitdistill.evaluation.loading import Reader, made_ready
 from vitdistill.files import write_atomically
-from vitdistill.models.classes import class_order
+from vitdistill.models.classes import class_order, compare
 from vitdistill.models.network import Network
 from vitdistill.runs.directory import list_in_run
 from vitdistill.tasks import task_class
@@ -52,11 +52,14 @@ def evaluate_task(
     Raises:
         UserError: when the network is not for the data, too much is unreadable, or the loss is not finite.
     """
-    source, task = task_class(task_name).open_tested(data, files=files)
     if batch_size < 1:
         raise UserError("batch_size must be at least 1", batch_size)
+    source, task = task_class(task_name).open_tested(data, files=files)
     task = task.tested(files, batch_size)
     task.check(network)
+    if task.names is None and compare(network, source.classes, source.name).order is not None:
+        rule = f"The classes of {source.name} must be in the order of those of {network.name}"
+        raise UserError(rule, f"{', '.join(source.classes[:3])}, ...", "Give them in the order of the training")
     class_order(network, source.classes, source.name)  # says what the task does about it
     subject = made_ready(network, source, dict(config), task.views, None)
     read_at_once = 1 if task.one_by_one else batch_size

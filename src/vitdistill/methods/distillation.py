@@ -81,8 +81,6 @@ class Distillation(Method):
                 or a teacher cannot see the student's inputs.
         """
         super().__init__(as_network(student), task)
-        if task is not None:
-            task.check(self.student)
         self.lessons = list(lessons)
         self.terms = nn.ModuleList(term for lesson in self.lessons for term in lesson.terms)
         self.selector = selector or Selector()

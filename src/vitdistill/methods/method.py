@@ -73,7 +73,13 @@ class Method(nn.Module, ABC):
     decays_positions = False
 
     def __init__(self, student: Network, task: Task | None = None) -> None:
+        """
+        Raises:
+            UserError: when the student cannot be trained for the task.
+        """
         super().__init__()
+        if task is not None:
+            task.check(student)
         self.student, self.task = student, task
         self.clock: Callable[[str], AbstractContextManager[object]] = nullcontext  # of the part's name
 

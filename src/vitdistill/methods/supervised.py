@@ -48,7 +48,6 @@ class Supervised(Method):
         """
         network = as_network(student)
         goal = task or Classification(network.num_classes)
-        goal.check(network)
         super().__init__(network, goal)
         check_patch_drop(patch_drop)
         if patch_drop:

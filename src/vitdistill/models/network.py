@@ -34,6 +34,7 @@ class Network(nn.Module, ABC):
             the bottom.
         reads_grid: whether the head reads the whole grid of patches, so that a pass up to it can leave none out.
         purpose: what it does other than naming the class of an input, after "which"; empty of all others.
+        task: the name of the task that its head is for.
     """
 
     maskable = False
@@ -42,6 +43,7 @@ class Network(nn.Module, ABC):
     padded = False
     reads_grid = False
     purpose = ""
+    task = "classification"
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -252,16 +254,19 @@ def check_names_inputs(network: Network, rule: str, remedy: str | None = None) -
     Args:
         network: that shall have a classifier, or is one.
         rule: what must hold.
-        remedy: what to do; by default to name the task that it is for.
+        remedy: what to do; None is to choose what it was made of, and of verbs with `--task` see `to_its_task`.
 
     Raises:
         UserError: when it does something else, as detectors do.
     """
     if network.purpose:
-        if remedy is None:
-            own = "boxes" if network.detections else "segmentation"
-            remedy = f"Give --task {own}, or choose the ViT that it was made of"
+        remedy = "Choose the ViT that it was made of" if remedy is None else remedy
         raise UserError(rule, f"{network.name}, which {network.purpose}", remedy)
+
+
+def to_its_task(network: Network) -> str:
+    """What to do with a network of another purpose, where a verb has `--task`."""
+    return f"Give --task {network.task}, or choose the ViT that it was made of"
 
 
 def fit_all(networks: Iterable[Network], inputs: Tensor) -> ExitStack:

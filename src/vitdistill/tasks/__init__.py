@@ -147,6 +147,4 @@ def task_of(network: "Network") -> str:
         >>> task_of(build("yolos_tiny", meta=True))
         'boxes'
     """
-    if network.detections:
-        return "boxes"
-    return "segmentation" if getattr(network, "reads_grid", False) else "classification"
+    return network.task

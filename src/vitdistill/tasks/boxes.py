@@ -1,7 +1,7 @@
 """Which objects are where in an image: a box and a class for each."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, ClassVar
@@ -48,7 +48,6 @@ class Boxes(Task):
     score: ClassVar[str] = "ap"
     columns: ClassVar[dict[str, str]] = {"ap": "AP %", "ap50": "AP50 %", "ap75": "AP75 %"}
     per_sample: ClassVar[bool] = False
-    names: ClassNames
 
     def __init__(
         self,
@@ -68,7 +67,7 @@ class Boxes(Task):
         self.det_tokens = det_tokens
         self.source = source
         self.classes = classes if source is None or classes is not None else len(source.classes)
-        self.names = ClassNames.of(source, self.classes or 0)
+        self.names = None if self.classes is None else ClassNames.of(source, self.classes)
         self._first: BoxAP | None = None
 
     @classmethod
@@ -116,8 +115,8 @@ class Boxes(Task):
         refuse_without_effect(given, {"pool": "auto", "dropout": 0.0}, given, "with --task boxes")
         return self._detector(body, new_head=new_head, drop_path=drop_path)
 
-    def keeps(self, body: Network) -> bool:
-        return body.detections > 0
+    def keeps(self, body: Callable[[], Network]) -> bool:
+        return body().detections > 0
 
     def _detector(self, body: Network, **options: Any) -> Network:
         if body.detections:
@@ -147,11 +146,12 @@ class Boxes(Task):
         require_detection()
         if not network.detections:
             raise UserError("Boxes need a detector", network.name, "Use yolos_tiny, or another YOLOS")
-        self.names.match(network)
+        if self.names is not None:
+            self.names.match(network)
 
     def read(self, network: Network, output: Output, targets: Tensor) -> Float[Tensor, "b q _"]:
         assert output.prediction is not None
-        return self.names.ordered(network, output.prediction)
+        return output.prediction if self.names is None else self.names.ordered(network, output.prediction)
 
     def loss(
         self, prediction: Float[Tensor, "b q _"], targets: Float[Tensor, "b boxes 5"]

@@ -11,7 +11,7 @@ from vitdistill.data.open import open_source
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.losses.logits import cross_entropy
-from vitdistill.models.network import Network, check_names_inputs
+from vitdistill.models.network import Network, check_names_inputs, to_its_task
 from vitdistill.models.surgery.classifier import finetunable
 from vitdistill.tasks.confusion import FILE, MOST_CLASSES, Confusion, MeanPerClass, uneven
 from vitdistill.tasks.task import Task
@@ -79,7 +79,7 @@ class Classification(Task):
         return cls(network.num_classes, smoothing)
 
     def check(self, network: Network) -> None:
-        check_names_inputs(network, "A classifier must say what a whole image shows")
+        check_names_inputs(network, "A classifier must say what a whole image shows", to_its_task(network))
         if network.num_classes != self.classes:
             raise UserError(
                 f"The network must have the {self.classes} classes of the task; {network.name} has "

@@ -102,7 +102,7 @@ class Segmentation(Task):
 
     @classmethod
     def tested_files(
-        cls, given: SegmentFiles, network: Network, config: Mapping[str, Any], *, elsewhere: bool = False
+        cls, given: SegmentTest, network: Network, config: Mapping[str, Any], *, elsewhere: bool = False
     ) -> SegmentTest:
         unread = {"segments.head": given.head is not None, "segments.ratio": given.ratio is not None}
         refuse_given(unread, "in a test, but in training alone")
@@ -127,8 +127,8 @@ class Segmentation(Task):
             return body
         return self._made(body, drop_path)
 
-    def keeps(self, body: Network) -> bool:
-        return isinstance(body, PixelViT)
+    def keeps(self, body: Callable[[], Network]) -> bool:
+        return isinstance(body(), PixelViT)
 
     @classmethod
     def of(cls, network: Network, *, smoothing: float = 0.0) -> "Segmentation":

@@ -6,7 +6,7 @@ reports know no task by name.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Float
@@ -157,8 +157,12 @@ class Task(ABC):
         """Which of several tests this is, in words; None where there is one."""
         return None
 
-    def keeps(self, body: Network) -> bool:
-        """Whether `with_head` can keep the head that a network has: a classifier is none for boxes or pixels."""
+    def keeps(self, body: Callable[[], Network]) -> bool:
+        """Whether `with_head` can keep the head that a network has: a classifier is none for boxes or pixels.
+
+        Args:
+            body: makes the network, of which weights do not matter; called only where the answer depends on it.
+        """
         return not self.always_fresh
 
     @abstractmethod

@@ -1,12 +1,15 @@
 """What the training verbs share: from arguments to a prepared run, a student and a teacher."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from vitdistill.data.images.augment import Augment
+from vitdistill.data.samples import ViewOptions
 from vitdistill.data.source import DataSource
 from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.models.backbone import Backbone
@@ -15,7 +18,7 @@ from vitdistill.models.classes import class_order, compare, published_classes
 from vitdistill.models.families.linear_only import FrozenBody
 from vitdistill.models.merged import Merged
 from vitdistill.models.names import HUBS, OURS
-from vitdistill.models.network import Network
+from vitdistill.models.network import Network, to_its_task
 from vitdistill.models.presets import BUNDLED, PRESETS
 from vitdistill.models.record import record_of
 from vitdistill.models.surgery.classes import match_head, renew_head, starts_trained
@@ -52,7 +55,7 @@ def make_student(
     pretrained: bool = False,
     drop_path: float = 0.0,
     classes: int | None = None,
-    keeps: Callable[[Network], bool] | None = None,
+    keeps: Callable[[Callable[[], Network]], bool] | None = None,
 ) -> Network:
     """The student with a head for the data's classes (or `classes`), at the data's or the given image size.
 
@@ -66,7 +69,7 @@ def make_student(
         pretrained: download weights for a bare name.
         drop_path: stochastic depth rate.
         classes: of the head; None is as many as the data has.
-        keeps: whether the head of a network, built without weights, is one for the task; None is yes.
+        keeps: whether the head of a network is one for the task, as `Task.keeps`; None is yes.
 
     Raises:
         UserError: when a module object has another number of classes than the data, or `args` ask for another.
@@ -84,7 +87,8 @@ def make_student(
     classes = len(source.classes) if classes is None else classes
     refuse_classes(args, "student_args", classes)
     size, loaded = image_size or source.image_size, isinstance(spec, str) and (pretrained or not is_fresh(spec))
-    kept = not loaded or keeps is None or keeps(build(spec, args=options, image_size=size, meta=True))
+    sketch = partial(build, spec, args=options, image_size=size, meta=True)
+    kept = not loaded or keeps is None or keeps(sketch)
     student = build(
         spec,
         args=options,
@@ -108,6 +112,27 @@ def make_student(
             if kind == "different":
                 renew_head(student)
     return student
+
+
+def refuse_kind(spec: Model, args: dict[str, Any] | None, task: str, source: DataSource) -> None:
+    """Say that a student is of another kind than the task or the data, rather than which size it cannot take.
+
+    Args:
+        spec: as `build` takes it.
+        args: further arguments of the architecture.
+        task: the name of the task that it was to be trained for.
+        source: the data.
+
+    Raises:
+        UserError: naming what it needs.
+    """
+    if not isinstance(spec, str):
+        return
+    sketch = build(spec, args=args, meta=True)
+    if sketch.purpose and sketch.task != task:
+        rule = f"--task {task} trains no network that {sketch.purpose}"
+        raise UserError(rule, sketch.name, to_its_task(sketch))
+    source.train.transform(sketch.input, ViewOptions(augment=Augment(recipe="none")), train=False)
 
 
 def make_teacher(

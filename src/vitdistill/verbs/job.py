@@ -13,7 +13,6 @@ from inspect import Parameter, isclass, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitdistill.data.images.augment import Augment
 from vitdistill.errors import UserError, refuse_without_effect
 from vitdistill.files import is_first_process
 from vitdistill.models.names import LinearFeatures
@@ -247,40 +246,19 @@ class Job:
 
     def student(self, student: Student, **changes: Any) -> "Network":
         """The network to train, with a head for the task."""
-        from vitdistill.verbs.common import make_student
+        from vitdistill.verbs.common import make_student, refuse_kind
 
         if self.rebuilding is not None:
             return self.rebuilding.student()
         options = {**_options(student), **changes}
         options["args"] = self.with_frames(student.student, options["args"], "student_args")
         task = self.labelled if options.get("classes") != 0 else None
-        # A classifier is always one for classification.
-        keeps = None if task is None or self.values.get("task", "classification") == "classification" else task.keeps
         try:
-            network = make_student(student.student, self.data, keeps=keeps, **options)
+            network = make_student(student.student, self.data, keeps=None if task is None else task.keeps, **options)
         except UserError:
-            self._refuse_kind(student.student, options["args"])
+            refuse_kind(student.student, options["args"], self.values.get("task", "classification"), self.data)
             raise
         return network if task is None else task.student(network)
-
-    def _refuse_kind(self, spec: Any, args: dict[str, Any] | None) -> None:
-        """Say that a network is of another kind than the data and the task, rather than which size it cannot take.
-
-        Raises:
-            UserError: naming what it needs.
-        """
-        from vitdistill.data.samples import ViewOptions
-        from vitdistill.models.build import build
-        from vitdistill.tasks import task_of
-
-        if not isinstance(spec, str):
-            return
-        sketch = build(spec, args=args, meta=True)
-        task = self.values.get("task", "classification")
-        if sketch.purpose and task_of(sketch) != task:
-            rule, what = f"--task {task} trains no network that {sketch.purpose}", sketch.name
-            raise UserError(rule, what, f"Give --task {task_of(sketch)}, or choose the ViT that it was made of")
-        self.data.train.transform(sketch.input, ViewOptions(augment=Augment(recipe="none")), train=False)
 
     def linear_student(self, student: Student, features: LinearFeatures) -> "Network":
         """A frozen body with a classifier for the data's classes, of which the classifier alone will be trained."""

@@ -61,7 +61,7 @@ def tuned_network(job: Job) -> "Network":
     if isinstance(model, str) and "num_classes" in (values["model_args"] or {}):
         refuse_classes(values["model_args"], "model_args", len(job.data.classes))
     body = build(model, args=values["model_args"], image_size=size, pretrained=pretrained)
-    fresh_head = values["new_head"] or not job.task.keeps(body) or not body.num_classes or from_scratch
+    fresh_head = values["new_head"] or not job.task.keeps(lambda: body) or not body.num_classes or from_scratch
     if not fresh_head:
         fresh_head = _is_for_others(body, job)
     if not fresh_head:

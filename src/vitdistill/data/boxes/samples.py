@@ -16,7 +16,8 @@ from vitdistill.data.bundled import scenes
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.images.decode import read_image
 from vitdistill.data.images.samples import refuse_clips
-from vitdistill.data.samples import Facts, Problem, Samples, ViewOptions, digest_of, refuse_sound, say_many_patches
+from vitdistill.data.patches import say_many_patches
+from vitdistill.data.samples import Facts, Problem, Samples, ViewOptions, digest_of, refuse_sound
 from vitdistill.errors import UserError
 from vitdistill.types import InputSpec
 

@@ -51,11 +51,6 @@ class SegmentFiles:
         if isinstance(self.classes, int) and not 2 <= self.classes <= MOST_CLASSES:
             raise UserError(f"--segments.classes must be 2 to {MOST_CLASSES}, or a file of names", self.classes)
 
-    def over(self, recorded: Mapping[str, Any]) -> "SegmentTest":
-        """These options, and for what is not given those of a run's configuration."""
-        given = {name: value for name, value in asdict(self).items() if value is not None}
-        return SegmentTest(**_restored({**recorded, **given}))
-
     @classmethod
     def recorded(cls, config: Mapping[str, Any] | None) -> "SegmentFiles":
         """The options in a run's configuration, where tuples are lists."""
@@ -84,6 +79,11 @@ class SegmentTest(SegmentFiles):
         if not ratios or not in_range or len(set(ratios)) < len(ratios):
             rule = f"--segments.test_ratios must be factors between {RATIOS[0]:g} and {RATIOS[1]:g}, each once"
             raise UserError(rule, ", ".join(f"{ratio:g}" for ratio in ratios) or "none")
+
+    def over(self, recorded: Mapping[str, Any]) -> "SegmentTest":
+        """These options, and for what is not given those of a run's configuration."""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return SegmentTest(**_restored({**recorded, **given}))
 
 
 def _restored(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Every image has a mask of the same name, but for the ending, at the same place b
 import os
 import unicodedata
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -137,7 +138,7 @@ def segment_folder(path: str | Path, files: SegmentFiles = SegmentFiles()) -> Da
             raise UserError(f"{root} must have folders of images and of masks", f"no {missing}", LAYOUT)
         is_ade = ADE in (root.name, root.resolve().name)
         if is_ade and files.reduce_zero_label is None:
-            files = files.over({"reduce_zero_label": True})
+            files = replace(files, reduce_zero_label=True)
             say_once(f"{root}: masks count classes from 1, and 0 is ignored (--segments.reduce_zero_label true)")
         classes = _classes(root, files, is_ade)
         train, val = (

@@ -10,7 +10,8 @@ from PIL import Image
 from vitdistill.data.device import OnDevice
 from vitdistill.data.images.augment import Augment
 from vitdistill.data.images.samples import refuse_clips
-from vitdistill.data.samples import Facts, Samples, ViewOptions, digest_of, refuse_sound, say_many_patches
+from vitdistill.data.patches import say_many_patches
+from vitdistill.data.samples import Facts, Samples, ViewOptions, digest_of, refuse_sound
 from vitdistill.data.segments.device import SegmentsOnDevice
 from vitdistill.data.segments.transforms import COMMON, TrainTransform, ValTransform
 from vitdistill.errors import UserError

@@ -115,6 +115,8 @@ class ValTransform:
 def tested(image: Any, crop: tuple[int, int], ratio: float) -> UInt8[Tensor, "3 height width"]:
     """An image at the size at which it is tested. At a ratio below 1 it is made so small first, and then enlarged.
 
+    At other ratios only a panorama would need two steps, and takes one.
+
     Args:
         image: as torchvision's transforms take it.
         crop: height and width of the network's input.

@@ -154,6 +154,7 @@ class PixelViT(ViT):
 
     reads_grid = True
     purpose = "labels pixels"
+    task = "segmentation"
 
     net: PixelNetwork
 

@@ -28,6 +28,7 @@ class YolosViT(ViT):
     sized = False
     padded = True
     purpose = "finds objects"
+    task = "boxes"
     saliency_by_default: SaliencyKind = "det"
 
     def __init__(self, net: nn.Module) -> None:

@@ -11,7 +11,7 @@ from vitdistill.models.build import rebuild
 from vitdistill.models.families.linear_only import FrozenBody
 from vitdistill.models.families.video_vit import VideoViT
 from vitdistill.models.families.vit import ViT
-from vitdistill.models.network import Network, check_names_inputs
+from vitdistill.models.network import Network, check_names_inputs, to_its_task
 from vitdistill.models.record import record_of
 from vitdistill.models.surgery.classes import classifiers
 from vitdistill.models.surgery.drop_path import set_drop_path
@@ -50,7 +50,7 @@ def finetunable(
             rule = "Fine-tuning trains the whole network, and a linear-only student is a frozen body with a classifier"
             raise UserError(rule, body.name, "Fine-tune its body with --new_head")
         body = body.body
-    check_names_inputs(body, "A classifier of images is put on a ViT")
+    check_names_inputs(body, "A classifier of images is put on a ViT", to_its_task(body))
     if pool != "auto" and not isinstance(body, ViT):
         raise UserError(f"Only a ViT's pooling can be chosen, and {body.name} is none", pool, "Leave --pool out")
     own_pool = body.net.global_pool if isinstance(body, ViT) else None
