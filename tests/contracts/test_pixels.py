@@ -76,7 +76,7 @@ def test_keeping_every_patch_changes_nothing_and_fewer_are_refused(network: Pixe
     every = torch.arange(16).expand(3, -1)
     whole = network(images).prediction
     assert torch.equal(network(images, keep=every).prediction, whole)
-    torch.testing.assert_close(network(images, keep=every.flip(1)).prediction, whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(network(images, keep=every.flip(1)).prediction, whole, rtol=1e-4, atol=3e-5)
     with pytest.raises(UserError, match="reads the whole grid of patches.*got 5 of 16 patches") as caught:
         network(images, keep=KEEP)
     assert "\n" not in str(caught.value)

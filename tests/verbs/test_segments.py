@@ -57,7 +57,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Segmenter on ADE20K's layout in miniature, whose classes have a grey each."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    options = {**TRAINING, "epochs": 6, "student_args": {**NET, "decoder": "linear"}}
+    optim = Optim(lr=1e-3, lr_batch=0, warmup_epochs=0)
+    options = {**TRAINING, "epochs": 10, "optim": optim, "student_args": {**NET, "decoder": "linear"}}
     with reports():
         supervised(student="segmenter_tiny", data=str(folder), out=str(out), **options)
     return out

@@ -21,7 +21,7 @@ class DetectionsTerm(Term):
     What class scores are to a classifier (`Logits`), this is to a detector.
 
     Example:
-        >>> Distillation(student, [Lesson(teacher, [DetectionsTerm(student, teacher)])], task=Boxes(20))
+        >>> Distillation(student, [Lesson(teacher, [DetectionsTerm(student, teacher)])], task=Boxes(classes=20))
     """
 
     compares_predictions: ClassVar[bool] = True

@@ -29,7 +29,7 @@ class TokensTerm(Term):
     Tokens are those behind the final norm. The class token is not compared: nothing trains it in a detector.
 
     Example:
-        >>> Distillation(student, [Lesson(teacher, [TokensTerm(student, teacher)])], task=Boxes(20))
+        >>> Distillation(student, [Lesson(teacher, [TokensTerm(student, teacher)])], task=Boxes(classes=20))
     """
 
     def __init__(
