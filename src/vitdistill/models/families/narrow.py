@@ -7,8 +7,8 @@ Segmenter, had an AP50 of 0.5% after 30 epochs, and more than 60% with both mend
 bundled sounds: 85.2 ± 4.6% begun as published, 90.3 ± 0.8% begun as here (five seeds).
 
 So the blocks of AST, Segmenter, UperNet and YOLOS begin otherwise, and the positions of AST, of YOLOS, and of detectors
-made of any narrow ViT. Segmenters get no waves: they learned no better with them. timm's own ViTs begin as timm has
-it, the small networks of the bundled digits among them.
+made of any narrow ViT. Segmenters get no waves: with them they learned later. timm's own ViTs begin as timm has it,
+the small networks of the bundled digits among them.
 """
 
 import math
