@@ -3,8 +3,8 @@
 ViTs begin with weights and positions of a standard deviation of 0.02. Over 64 channels a linear map then leaves a sixth
 of its input, so that attention is even for long, and positions are a twenty-fifth of the patches that they join: a
 detector does not learn where anything is. On the bundled scenes a detector 64 wide, begun with the encoder of a
-Segmenter, had an AP50 of 0.5% after 30 epochs, and more than 60% with both mended (one seed, a plain loop). An AST 48 wide on the
-bundled sounds: 85.2 ± 4.6% begun as published, 90.3 ± 0.8% begun as here (five seeds).
+Segmenter, had an AP50 of 0.5% after 30 epochs, and more than 60% with both mended (one seed, a plain loop). An AST 48
+wide on the bundled sounds: 85.2 ± 4.6% begun as published, 90.3 ± 0.8% begun as here (five seeds).
 
 So the blocks of AST, Segmenter, UperNet and YOLOS begin otherwise, and the positions of AST, of YOLOS, and of detectors
 made of any narrow ViT. Segmenters get no waves: with them they learned later. timm's own ViTs begin as timm has it,
